@@ -1,0 +1,224 @@
+"""The `aigi` command: arguments in, a run, a table or an error with its remedy out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline import AigiError, __version__
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pipeline.workflow import Workflow
+
+app = typer.Typer(
+    help="Build, publish and measure datasets of AI-generated images.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Override = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace one value, e.g. plan.limit=8."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")]
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Print errors that the user can act on without a traceback."""
+    try:
+        yield
+    except AigiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("\nstopped. Finished shards are kept; run again to go on.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    # A pipe has no width of its own; never cut a number there.
+    Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True).print(table)
+
+
+def _execute(workflow: Workflow, quiet: bool) -> None:
+    from pipeline.dataset.stages import stages
+    from pipeline.progress import Progress
+    from pipeline.run import run_stages
+    from pipeline.tables import Store
+
+    run_stages(stages(workflow), Store(workflow.run), workflow.compute, Progress(quiet=quiet))
+
+
+def _print_estimate(workflow: Workflow) -> None:
+    from rich.table import Table
+
+    from pipeline.dataset.stages import estimate
+
+    table = Table("source", "split", "size", title=f"Plan of {workflow.run}")
+    for heading in ("images", "with margin", "prompts", "shards", "GB", "GPU-hours"):
+        table.add_column(heading, justify="right")
+    lines = estimate(workflow)
+    for line in lines:
+        table.add_row(
+            line.title,
+            line.split,
+            line.size,
+            f"{line.images:,}",
+            f"{line.planned:,}",
+            f"{line.prompts:,}" if line.prompts else "imported",
+            f"{line.shards:,}",
+            f"{line.gigabytes:,.1f}",
+            f"{line.gpu_hours:,.1f}",
+        )
+    table.add_section()
+    table.add_row(
+        "all",
+        "",
+        "",
+        f"{sum(line.images for line in lines):,}",
+        f"{sum(line.planned for line in lines):,}",
+        "",
+        f"{sum(line.shards for line in lines):,}",
+        f"{sum(line.gigabytes for line in lines):,.1f}",
+        f"{sum(line.gpu_hours for line in lines):,.1f}",
+    )
+    _print(table)
+    for split in ("train", "validation", "test"):
+        images = sum(line.images for line in lines if line.split == split)
+        print(f"{split}: {images:,} images")
+    print(
+        f"GPU-hours: one GPU at {workflow.compute.gpu_tflops:g} TFLOP/s sustained "
+        "(compute.gpu_tflops); nothing was made."
+    )
+
+
+@app.command()
+def run(
+    workflow_file: Annotated[str, typer.Argument(help="Workflow file, see workflows/.")],
+    overrides: Override = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print counts, disk and GPU-hours, then stop.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the stages of a workflow; finished work is kept, so the same command resumes."""
+    with _explained():
+        from pipeline import workflow as workflows
+
+        workflow = workflows.load(workflow_file, overrides or ())
+        if dry_run:
+            _print_estimate(workflow)
+            return
+        _execute(workflow, quiet)
+        if workflow.release is not None:
+            folder = workflow.run.rstrip("/") + "/release"
+            print(f"release: {folder}", flush=True)
+            print(f"next: aigi verify {folder}", file=sys.stderr)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
+    overrides: Override = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make a small dataset with embedded models: no network, no GPU, a few minutes."""
+    with _explained():
+        from pipeline.demo import run_demo
+
+        run_demo(out, overrides or (), lambda workflow: _execute(workflow, quiet), _print)
+
+
+@app.command()
+def status(
+    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show every stage of a run: shards done, failed and missing, rows, bytes, time."""
+    with _explained():
+        from dataclasses import asdict
+
+        from pipeline.progress import duration
+        from pipeline.run import status as stage_status
+        from pipeline.tables import Store
+
+        found = stage_status(Store(run_folder))
+        if as_json:
+            print(json.dumps([asdict(stage) for stage in found], indent=1))
+            return
+        from rich.table import Table
+
+        table = Table("stage", "state")
+        for heading in ("done", "failed", "missing", "rows", "MB", "time"):
+            table.add_column(heading, justify="right")
+        for stage in found:
+            table.add_row(
+                stage.table,
+                stage.state,
+                f"{stage.done:,}",
+                f"{stage.failed:,}",
+                f"{stage.missing:,}",
+                f"{stage.rows:,}",
+                f"{stage.bytes / 1e6:,.1f}",
+                duration(stage.seconds),
+            )
+        _print(table)
+
+
+@app.command()
+def verify(
+    folder: Annotated[str, typer.Argument(help="Release folder or URL (RUN/release).")],
+) -> None:
+    """Compare a release with its manifest: files, sha256, rows. Exit code 1 on a difference."""
+    with _explained():
+        from pipeline.dataset.manifest import verify as compare
+
+        manifest, differences = compare(folder)
+        for line in differences:
+            print(line)
+        if differences:
+            print(f"error: {len(differences)} differences from the manifest", file=sys.stderr)
+            raise typer.Exit(1)
+        rows = sum(file["rows"] for file in manifest["files"])
+        print(
+            f"{manifest['name']} {manifest['version']}: {len(manifest['files'])} files, "
+            f"{rows:,} rows, all as in the manifest"
+        )
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a workflow file, for editors."""
+    from pipeline.workflow import Workflow
+
+    print(json.dumps(Workflow.model_json_schema(), indent=1))
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"aigi {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Build, publish and measure datasets of AI-generated images."""
+
+
+if __name__ == "__main__":
+    app()

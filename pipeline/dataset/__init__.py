@@ -1,0 +1,1 @@
+"""Captions in, a release out: the building side, one module for each table."""

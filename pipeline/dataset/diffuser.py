@@ -1,0 +1,301 @@
+"""Plan rows of one source in, PNG pictures and their provenance out, by a diffusers pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import AigiError
+from pipeline.dataset.pictures import pixels_sha256, png_bytes
+from pipeline.dataset.specification import SCHEDULERS, DiffusersSpec
+from pipeline.dataset.watermark import EMBED, Rgb
+from pipeline.device import device_name, pick_device
+from pipeline.tables import IMAGES
+from pipeline.workflow import DiffusersSource
+
+if TYPE_CHECKING:
+    import torch
+
+# Above this many pixels a side the VAE's activations dominate memory: decode in tiles.
+TILE_FROM = 1536
+
+
+def file_sha256(path: str) -> str:
+    """sha256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hub_sha256(name: str, spec: DiffusersSpec) -> dict[str, str | None]:
+    """sha256 of the weight files as the Hub states them, without a download."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        infos = HfApi().get_paths_info(
+            spec.model, list(spec.sha256), revision=spec.revision, repo_type="model"
+        )
+    except (HfHubHTTPError, OSError) as error:
+        raise AigiError(
+            f"sources.{name}: cannot look up {spec.model} at revision {spec.revision}: {error}\n"
+            f"Download it elsewhere and set sources.{name}.folder to the copy."
+        ) from error
+    lfs = {info.path: getattr(info, "lfs", None) for info in infos}
+    return {path: None if blob is None else str(blob.sha256) for path, blob in lfs.items()}
+
+
+def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> None:
+    """Check that the model is there and its weights are the expected ones, before any work.
+
+    Raises:
+        AigiError: the folder is missing or no pipeline, or a weight file is missing or changed.
+    """
+    found: dict[str, str | None]
+    if local.folder is not None:
+        index = os.path.join(local.folder, "model_index.json")
+        if not os.path.isfile(index):
+            raise AigiError(
+                f"sources.{name}.folder: {local.folder} holds no diffusers pipeline "
+                "(model_index.json is missing)"
+            )
+        found = {
+            file: file_sha256(path)
+            for file in spec.sha256
+            if os.path.isfile(path := os.path.join(local.folder, file))
+        }
+    elif spec.sha256:
+        found = _hub_sha256(name, spec)
+    else:
+        found = {}
+    where = local.folder or f"{spec.model}@{spec.revision}"
+    for file, expected in spec.sha256.items():
+        if file not in found:
+            raise AigiError(f"sources.{name}: {where} has no {file}")
+        if found[file] != expected:
+            raise AigiError(
+                f"sources.{name}: {where}: {file} has sha256 {found[file]}, the specification "
+                f"expects {expected}. Get the right revision, or correct the specification."
+            )
+
+
+@dataclass
+class _Picture:
+    """One generation: uint8 HxWx3 RGB or an error, and the batch that it was made in."""
+
+    rgb: Rgb | None
+    error: str | None
+    batch_size: int
+
+
+def _versions() -> str:
+    import diffusers
+    import torch
+    import transformers
+
+    found = {
+        "diffusers": diffusers.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    return json.dumps(found, sort_keys=True)
+
+
+class Diffuser:
+    """A loaded text-to-image pipeline.
+
+    Every image has a generator of its own, seeded on the CPU. Batches are cut from the rows as
+    they come; their size is recorded, since it moves the last bit of some pixels.
+
+    Args:
+        name: the source, for messages.
+        spec: what the model is.
+        local: where it lies on this machine and how it is run.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        png_level: zlib level, 0 to 9.
+        encode_threads: threads that compress PNG while the next batch is made.
+
+    Raises:
+        AigiError: the model is missing or cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: DiffusersSpec,
+        local: DiffusersSource,
+        device: str = "auto",
+        png_level: int = 6,
+        encode_threads: int = 2,
+    ) -> None:
+        import diffusers
+        import torch
+        import transformers
+
+        # The stage has a progress line of its own.
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        self.name, self.spec, self.local = name, spec, local
+        self.device = pick_device(device)
+        self.png_level, self.encode_threads = png_level, encode_threads
+        dtype = getattr(torch, spec.dtype)
+        kind: Any = {
+            "sd": diffusers.StableDiffusionPipeline,
+            "sdxl": diffusers.StableDiffusionXLPipeline,
+        }[spec.pipeline]
+        options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+        # Blank pictures are our own filters' business, and so are watermarks.
+        if spec.pipeline == "sd":
+            options |= {"safety_checker": None, "requires_safety_checker": False}
+        else:
+            options |= {"add_watermarker": False}
+        if local.folder is None:
+            options |= {"revision": spec.revision}
+        if local.vae is not None:
+            options["vae"] = diffusers.AutoencoderKL.from_pretrained(
+                local.vae, torch_dtype=dtype, use_safetensors=True
+            )
+        source = local.folder or spec.model
+        try:
+            pipe = kind.from_pretrained(source, **options)
+        except (OSError, ValueError) as error:
+            raise AigiError(f"sources.{name}: cannot load {source}: {error}") from error
+        scheduler: Any = getattr(diffusers, SCHEDULERS[spec.scheduler])
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+        pipe.set_progress_bar_config(disable=True)
+        pipe = pipe.to(self.device)
+        if local.attention_slicing:
+            pipe.enable_attention_slicing()
+        if local.compile:
+            pipe.unet.compile(dynamic=False)
+        self.pipe: Any = pipe
+        self.provenance = {"device": device_name(self.device), "versions": _versions()}
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """Yield IMAGES rows in the order of the PLAN rows, a chunk a batch."""
+        plan = rows.to_pylist()
+        # Variants of one generation stand side by side and share their seed.
+        groups = [
+            list(group)
+            for _, group in groupby(plan, key=lambda row: row["pair_id"] or row["image_id"])
+        ]
+        size = self.local.batch_size
+        with ThreadPoolExecutor(self.encode_threads, "png") as pool:
+            before: list[Future[dict[str, Any]]] = []
+            errors: list[str] = []
+            for start in range(0, len(groups), size):
+                batch = groups[start : start + size]
+                pictures = self.generate([group[0] for group in batch])
+                errors += [picture.error for picture in pictures if picture.error]
+                if len(errors) == len(groups) > 1:
+                    # Not bad rows but a bad set-up: a finished shard would hide it.
+                    raise AigiError(f"sources.{self.name}: every picture failed: {errors[0]}")
+                if before:
+                    yield self._chunk(before)
+                before = [
+                    pool.submit(self._encode, row, picture)
+                    for group, picture in zip(batch, pictures, strict=True)
+                    for row in group
+                ]
+            if before:
+                yield self._chunk(before)
+
+    @staticmethod
+    def _chunk(futures: list[Future[dict[str, Any]]]) -> pa.Table:
+        return pa.Table.from_pylist([future.result() for future in futures], schema=IMAGES)
+
+    def _encode(self, row: dict[str, Any], picture: _Picture) -> dict[str, Any]:
+        made = {
+            "image_id": row["image_id"],
+            "error": picture.error,
+            "batch_size": picture.batch_size,
+            **self.provenance,
+        }
+        if picture.rgb is None:
+            return made
+        rgb = EMBED[row["watermark"]](picture.rgb)
+        return made | {
+            "image": {
+                "bytes": png_bytes(rgb, self.png_level),
+                "path": f"{row['image_id']}.png",
+            },
+            "width": rgb.shape[1],
+            "height": rgb.shape[0],
+            "pixels_sha256": pixels_sha256(rgb),
+        }
+
+    def generate(self, rows: list[dict[str, Any]]) -> list[_Picture]:
+        """Make one picture a row, in one batch; out of memory halves it, and says so in the row.
+
+        A batch that fails for another reason is made again one by one, so that a bad row fails
+        alone.
+        """
+        import torch
+
+        try:
+            tensors = self._infer(rows)
+        except torch.OutOfMemoryError:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(rows) == 1:
+                return [
+                    _Picture(None, "out of memory at batch size 1: try vae_tiling or bfloat16", 1)
+                ]
+            half = len(rows) // 2
+            return self.generate(rows[:half]) + self.generate(rows[half:])
+        except (TypeError, ValueError, RuntimeError) as error:
+            if len(rows) == 1:
+                return [_Picture(None, f"{type(error).__name__}: {error}"[:500], 1)]
+            return [picture for row in rows for picture in self.generate([row])]
+        return [self._picture(tensor, len(rows)) for tensor in tensors]
+
+    def _infer(self, rows: list[dict[str, Any]]) -> list[torch.Tensor]:
+        """float32 3xHxW tensors on the CPU, nominally 0 to 1."""
+        import torch
+
+        first = rows[0]
+        width, height = first["width"], first["height"]
+        tiling = self.local.vae_tiling
+        if tiling is None:
+            tiling = max(width, height) >= TILE_FROM
+        if tiling:
+            self.pipe.vae.enable_tiling()
+        else:
+            self.pipe.vae.disable_tiling()
+        images = self.pipe(
+            prompt=[row["text"] for row in rows],
+            negative_prompt=[row["negative_prompt"] or "" for row in rows],
+            width=width,
+            height=height,
+            num_inference_steps=first["steps"],
+            guidance_scale=first["guidance_scale"],
+            generator=[torch.Generator("cpu").manual_seed(row["seed"]) for row in rows],
+            output_type="pt",
+        ).images
+        return list(images.float().cpu())
+
+    @staticmethod
+    def _picture(tensor: torch.Tensor, batch_size: int) -> _Picture:
+        import torch
+
+        if not bool(torch.isfinite(tensor).all()):
+            error = (
+                "not a number in the decoded picture: this VAE overflows in this dtype; use "
+                "bfloat16 or float32, or set vae to one that is safe in float16"
+            )
+            return _Picture(None, error, batch_size)
+        rgb: Rgb = np.ascontiguousarray(
+            (tensor * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+        )
+        if not rgb.any():
+            error = "all black: the VAE overflowed, or the model made nothing"
+            return _Picture(None, error, batch_size)
+        return _Picture(rgb, None, batch_size)

@@ -1,0 +1,100 @@
+"""Prompts in; near-duplicates found, and a diverse subset chosen.
+
+Two prompts are near duplicates if the sets of their character 5-grams have a Jaccard similarity
+of at least a threshold. Candidates come from MinHash LSH (`datasketch`); every one is checked
+exactly, so nothing is dropped by mistake, and pairs just above the threshold may be missed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+SHINGLE = 5
+PERMUTATIONS = 64
+_NOT_WORD = re.compile(r"[\W_]+")
+
+
+def shingles(text: str) -> set[str]:
+    """Character 5-grams of the lower-cased words; the whole text where it is shorter."""
+    plain = f" {_NOT_WORD.sub(' ', text.casefold()).strip()} "
+    return {plain[i : i + SHINGLE] for i in range(max(1, len(plain) - SHINGLE + 1))}
+
+
+def jaccard(a: set[str], b: set[str]) -> float:
+    """Shared over all: 0 (nothing) to 1 (equal sets)."""
+    return len(a & b) / len(a | b) if a or b else 1.0
+
+
+class NearDuplicates:
+    """Texts added one by one; tells the earlier text that a new one is too close to.
+
+    Args:
+        threshold: Jaccard similarity, 0 to 1, from which two texts are one.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        from datasketch import MinHash, MinHashLSH
+
+        self.threshold = threshold
+        # A missed pair is worse than a candidate more: each is checked exactly.
+        self.lsh: Any = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
+        # Copies share the permutations, which take longer to draw than a text to hash.
+        self.empty: Any = MinHash(num_perm=PERMUTATIONS)
+        self.texts: list[str] = []
+
+    def add(self, text: str) -> str | None:
+        """Add a text, unless an earlier one is near: then that one is returned."""
+        mine = shingles(text)
+        hashed = self.empty.copy()
+        hashed.update_batch([piece.encode() for piece in mine])
+        for number in sorted(self.lsh.query(hashed)):
+            if jaccard(mine, shingles(self.texts[number])) >= self.threshold:
+                return str(self.texts[number])
+        self.lsh.insert(len(self.texts), hashed, check_duplication=False)
+        self.texts.append(text)
+        return None
+
+
+def features(text: str) -> list[str]:
+    """Distinct words and word pairs of a text, in order of appearance."""
+    words = _NOT_WORD.sub(" ", text.casefold()).split()
+    pairs = [f"{a} {b}" for a, b in pairwise(words)]
+    return list(dict.fromkeys(words + pairs))
+
+
+def most_diverse(texts: Sequence[str], count: int) -> list[int]:
+    """Indices of `count` texts that spread over the vocabulary, in the order of choice.
+
+    Greedy maximum of the sum over words and word pairs of sqrt(times chosen), each text weighed
+    by the root of its length, else the longest would win. The gain of a text only falls as others
+    are chosen (the sum is submodular), so a stale upper bound in a heap is looked at again only
+    when it comes to the top (Minoux 1978).
+    """
+    found = [features(text) for text in texts]
+    chosen_count: Counter[str] = Counter()
+
+    def gain(i: int) -> float:
+        total = math.fsum(
+            math.sqrt(chosen_count[f] + 1) - math.sqrt(chosen_count[f]) for f in found[i]
+        )
+        return total / math.sqrt(max(1, len(found[i])))
+
+    heap = [(-gain(i), i) for i in range(len(texts))]
+    heapq.heapify(heap)
+    chosen: list[int] = []
+    while heap and len(chosen) < count:
+        _, i = heap[0]
+        fresh = -gain(i)
+        if len(heap) > 1 and (fresh, i) > min(heap[1:3]):
+            heapq.heapreplace(heap, (fresh, i))
+            continue
+        heapq.heappop(heap)
+        chosen.append(i)
+        chosen_count.update(found[i])
+    return chosen

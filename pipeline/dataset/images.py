@@ -1,0 +1,114 @@
+"""The `plan` table in, the `images` table out: generated or imported PNG pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import AigiError
+from pipeline.dataset import specification
+from pipeline.dataset.diffuser import Diffuser, check_weights
+from pipeline.dataset.importer import Importer
+from pipeline.dataset.plan import chosen, local_import
+from pipeline.dataset.specification import Dataset, DiffusersSpec
+from pipeline.run import Map
+from pipeline.tables import IMAGES, Store
+from pipeline.workflow import DiffusersSource, ImportSource, Workflow
+
+VERSION = 1
+
+
+def local_diffusers(workflow: Workflow, name: str) -> DiffusersSource:
+    """How a generated source runs on this machine; defaults where the workflow is silent."""
+    source = workflow.sources.get(name, DiffusersSource())
+    if isinstance(source, ImportSource):
+        raise AigiError(f"sources.{name}.kind: the specification says diffusers, not import")
+    return source
+
+
+class ImageMaker:
+    """Plan rows of one shard in, images out; holds the model of one source at a time."""
+
+    def __init__(self, workflow: Workflow, dataset: Dataset) -> None:
+        import torch
+
+        torch.set_num_threads(workflow.compute.threads)
+        self.workflow, self.dataset = workflow, dataset
+        self.held: tuple[str, str] | None = None
+        self.maker: Diffuser | Importer | None = None
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """Yield IMAGES chunks in row order."""
+        wanted = (rows["source"][0].as_py(), rows["revision"][0].as_py())
+        if self.maker is None or self.held != wanted:
+            # The old model goes first: two do not fit on a GPU.
+            self.maker = None
+            self.maker, self.held = self._make(*wanted), wanted
+        yield from self.maker(rows)
+
+    def _make(self, name: str, revision: str) -> Diffuser | Importer:
+        settings = self.workflow.images
+        assert settings is not None
+        spec = self.dataset.sources[name]
+        if isinstance(spec, DiffusersSpec):
+            return Diffuser(
+                name,
+                # The plan pinned the revision; the specification may say `main`.
+                spec.model_copy(update={"revision": revision}),
+                local_diffusers(self.workflow, name),
+                self.workflow.compute.device,
+                settings.png_level,
+                settings.encode_threads,
+            )
+        return Importer(local_import(self.workflow, name), settings.png_level)
+
+
+def _read(store: Store, shard: str) -> pa.Table:
+    return store.read("plan", shard)
+
+
+def _names(store: Store) -> list[str]:
+    return list(store.shards("plan"))
+
+
+def _check(workflow: Workflow) -> None:
+    assert workflow.plan is not None
+    dataset = specification.load(workflow.plan.dataset)
+    for name in chosen(dataset, workflow.plan):
+        spec = dataset.sources[name]
+        if isinstance(spec, DiffusersSpec):
+            check_weights(name, spec, local_diffusers(workflow, name))
+
+
+def stage(workflow: Workflow) -> Map:
+    """The images stage of a workflow that has plan and images sections."""
+    assert workflow.plan is not None
+    assert workflow.images is not None
+    dataset = specification.load(workflow.plan.dataset)
+    sources: dict[str, Any] = {}
+    for name in chosen(dataset, workflow.plan):
+        spec = dataset.sources[name]
+        if isinstance(spec, DiffusersSpec):
+            # The folder is only where a copy lies; the specification pins what it must hold.
+            local = local_diffusers(workflow, name)
+            sources[name] = {**local.model_dump(mode="json", exclude={"folder"})}
+        else:
+            sources[name] = local_import(workflow, name).model_dump(mode="json")
+    return Map(
+        table="images",
+        version=VERSION,
+        schema=IMAGES,
+        settings={
+            "png_level": workflow.images.png_level,
+            "threads": workflow.compute.threads,
+            "sources": sources,
+        },
+        inputs=("plan",),
+        names=_names,
+        read=_read,
+        make_worker=partial(ImageMaker, workflow, dataset),
+        check=partial(_check, workflow),
+    )

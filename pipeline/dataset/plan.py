@@ -1,0 +1,435 @@
+"""Dataset specification, prompts and import lists in, the `plan` table out: one row an image.
+
+A plan shard has one source, one split and one size. Seeds and ids are hashes of what they stand
+for, so the same specification and prompts give the same plan anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import AigiError
+from pipeline.dataset import specification
+from pipeline.dataset.importer import list_captions
+from pipeline.dataset.specification import Dataset, DiffusersSpec, ImportSpec, SplitSpec
+from pipeline.dataset.text import normalise, prompt_id, split_of
+from pipeline.progress import Progress
+from pipeline.run import Build
+from pipeline.tables import PLAN, REJECTS, Shard, Store
+from pipeline.workflow import ImportSource, SplitShares, Workflow
+from pipeline.workflow import Plan as PlanSettings
+
+VERSION = 1
+# The published release is about 455 GB of PNG for 3.0e11 pixels.
+BYTES_PER_PIXEL = 1.5
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What is wanted of one source and split, and what is planned for it."""
+
+    source: str
+    split: str
+    spec: SplitSpec
+    generations: int
+    planned: int
+    prompts: int
+    shards: int
+
+    @property
+    def images(self) -> int:
+        """Images wanted in the release."""
+        return self.generations * len(self.spec.watermarks)
+
+
+def seed_of(prompt: str, source: str, index: int, salt: int) -> int:
+    """63-bit seed of one generation: a hash of prompt id, source and index."""
+    digest = hashlib.sha256(f"seed:{salt}:{prompt}:{source}:{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _image_id(fields: dict[str, Any]) -> str:
+    text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _generations(spec: SplitSpec, plan: PlanSettings) -> int:
+    count = spec.count or 0
+    return count if plan.limit is None else min(count, plan.limit)
+
+
+def shard_rows(width: int, height: int, variants: int, shard_mb: int) -> int:
+    """Generations a shard: about `shard_mb` of PNG, in multiples of 16 where that many fit."""
+    fit = int(shard_mb * 1e6 / (BYTES_PER_PIXEL * width * height * variants))
+    return max(1, fit - fit % 16 if fit >= 16 else fit)
+
+
+def chosen(dataset: Dataset, plan: PlanSettings) -> list[str]:
+    """Names of the sources to plan.
+
+    Raises:
+        AigiError: a name that the specification does not have.
+    """
+    for name in plan.sources or ():
+        if name not in dataset.sources:
+            raise AigiError(
+                f"plan.sources: {name!r} is not in {plan.dataset}, which has "
+                + ", ".join(dataset.sources)
+            )
+    return [name for name in dataset.sources if plan.sources is None or name in plan.sources]
+
+
+def quotas(dataset: Dataset, plan: PlanSettings) -> list[Quota]:
+    """Counts of every source and split, from the specification alone (for `--dry-run`)."""
+    found = []
+    for name in chosen(dataset, plan):
+        source = dataset.sources[name]
+        for split in specification.SPLITS:
+            spec = source.splits.get(split)
+            if spec is None:
+                continue
+            wanted = _generations(spec, plan)
+            planned = math.ceil(wanted * (1 + plan.margin))
+            each = source.images_per_prompt if isinstance(source, DiffusersSpec) else 1
+            rows = shard_rows(
+                spec.width or 1024, spec.height or 1024, len(spec.watermarks), plan.shard_mb
+            )
+            found.append(
+                Quota(
+                    source=name,
+                    split=split,
+                    spec=spec,
+                    generations=wanted,
+                    planned=planned,
+                    prompts=math.ceil(planned / each),
+                    shards=math.ceil(planned / rows),
+                )
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    prompt_id: str
+    text: str
+    source: str
+    split: str
+
+
+def _read_prompts(store: Store) -> Iterator[_Prompt]:
+    for shard in store.shards("prompts"):
+        table = store.read("prompts", shard, ["prompt_id", "text", "source", "split"])
+        for row in table.to_pylist():
+            yield _Prompt(**row)
+
+
+def _table(rows: Iterable[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=PLAN)
+
+
+def _generated(
+    name: str, spec: DiffusersSpec, split: str, prompts: list[_Prompt], plan: PlanSettings
+) -> Iterator[pa.Table]:
+    """Shards of one generated source and split, prompt after prompt."""
+    size = spec.splits[split]  # type: ignore[index]
+    wanted = _generations(size, plan)
+    planned = math.ceil(wanted * (1 + plan.margin))
+    need = math.ceil(planned / spec.images_per_prompt)
+    if len(prompts) < need:
+        raise AigiError(
+            f"plan: {name} {split}: needs {need:,} {split} prompts "
+            f"({planned:,} images, {spec.images_per_prompt} a prompt), the prompts table has "
+            f"{len(prompts):,} that it may use. Raise prompts.select.count or split.{split}, "
+            "add caption sources, or lower plan.limit."
+        )
+    fixed = {
+        "split": split,
+        "source": name,
+        "model": spec.model,
+        "revision": spec.revision,
+        "steps": spec.steps,
+        "guidance_scale": spec.guidance_scale,
+        "negative_prompt": spec.negative_prompt,
+        "scheduler": spec.scheduler,
+        "dtype": spec.dtype,
+        "width": size.width,
+        "height": size.height,
+        "path": None,
+        "round": 0,
+    }
+    deciding = {key: value for key, value in fixed.items() if key not in ("split", "path", "round")}
+    each = shard_rows(size.width or 0, size.height or 0, len(size.watermarks), plan.shard_mb)
+    rows: list[dict[str, Any]] = []
+    for rank in range(planned):
+        prompt, index = prompts[rank // spec.images_per_prompt], rank % spec.images_per_prompt
+        seed = seed_of(prompt.prompt_id, name, index, plan.seed)
+        ids = {
+            watermark: _image_id(
+                {**deciding, "text": prompt.text, "seed": seed, "watermark": watermark}
+            )
+            for watermark in size.watermarks
+        }
+        for watermark, image_id in ids.items():
+            rows.append(
+                {
+                    **fixed,
+                    "image_id": image_id,
+                    "prompt_id": prompt.prompt_id,
+                    "text": prompt.text,
+                    "seed": seed,
+                    "watermark": watermark,
+                    "pair_id": ids[size.watermarks[0]] if len(ids) > 1 else None,
+                    "index": index,
+                    "rank": rank,
+                }
+            )
+        if (rank + 1) % each == 0 or rank + 1 == planned:
+            yield _table(rows)
+            rows = []
+
+
+@dataclass(frozen=True)
+class _Import:
+    path: str
+    prompt_id: str
+    text: str
+    split: str
+
+
+def _imports(
+    name: str, source: ImportSource, shares: SplitShares, rejects: list[dict[str, Any]]
+) -> list[_Import]:
+    """Pictures of an import with caption and split, in the order of their prompts' hashes."""
+    found = []
+    where = source.captions or source.path
+    for line, (path, caption, stated, problem) in enumerate(list_captions(source), start=1):
+        text = normalise(caption) if caption is not None else ""
+        if problem is None and not text:
+            problem = "no caption"
+        if problem is None and stated is not None and stated not in specification.SPLITS:
+            problem = f"unknown split: {stated}"
+        if problem is not None:
+            rejects.append(
+                {
+                    "source": name,
+                    "file": f"{where}:{path}",
+                    "line": line,
+                    "reason": problem,
+                    "text": text,
+                }
+            )
+            continue
+        identity = prompt_id(text)
+        found.append(_Import(path, identity, text, stated or split_of(identity, shares)))
+    return sorted(found, key=lambda item: (item.prompt_id, item.path))
+
+
+def _imported(
+    name: str,
+    spec: ImportSpec,
+    source: ImportSource,
+    split: str,
+    pictures: list[_Import],
+    plan: PlanSettings,
+) -> Iterator[pa.Table]:
+    size = spec.splits[split]  # type: ignore[index]
+    wanted = _generations(size, plan) if size.count is not None else len(pictures)
+    if size.count is None and plan.limit is not None:
+        wanted = min(wanted, plan.limit)
+    planned = min(len(pictures), math.ceil(wanted * (1 + plan.margin)))
+    keep = source.fit == "keep"
+    # Pictures that keep their size are not opened here: 4 megapixels bounds them well enough.
+    each = shard_rows(
+        2048 if keep else size.width or 2048,
+        2048 if keep else size.height or 2048,
+        1,
+        plan.shard_mb,
+    )
+    seen: dict[str, int] = defaultdict(int)
+    rows: list[dict[str, Any]] = []
+    for rank, picture in enumerate(pictures[:planned]):
+        index = seen[picture.prompt_id]
+        seen[picture.prompt_id] += 1
+        rows.append(
+            {
+                "image_id": _image_id({"source": name, "path": picture.path, "text": picture.text}),
+                "prompt_id": picture.prompt_id,
+                "text": picture.text,
+                "split": split,
+                "source": name,
+                "model": spec.model,
+                "revision": spec.revision,
+                "width": None if keep else size.width,
+                "height": None if keep else size.height,
+                "watermark": "none",
+                "path": picture.path,
+                "index": index,
+                "rank": rank,
+                "round": 0,
+            }
+        )
+        if (rank + 1) % each == 0 or rank + 1 == planned:
+            yield _table(rows)
+            rows = []
+
+
+def _stated_splits(
+    imports: dict[str, list[_Import]], rejects: list[dict[str, Any]]
+) -> dict[str, str]:
+    """Splits that import lists state; they win over the hash, for every source alike.
+
+    Two lists that disagree over one prompt are settled for the held-out side, test first.
+    """
+    order = {split: rank for rank, split in enumerate(("test", "validation", "train"))}
+    stated: dict[str, str] = {}
+    for pictures in imports.values():
+        for picture in pictures:
+            old = stated.get(picture.prompt_id)
+            if old is None or order[picture.split] < order[old]:
+                stated[picture.prompt_id] = picture.split
+    for name, pictures in imports.items():
+        for picture in pictures:
+            if stated[picture.prompt_id] != picture.split:
+                rejects.append(
+                    {
+                        "source": name,
+                        "file": picture.path,
+                        "line": None,
+                        "reason": f"split: listed as {picture.split}, but its prompt is in "
+                        f"{stated[picture.prompt_id]}",
+                        "text": picture.text,
+                    }
+                )
+        imports[name] = [p for p in pictures if stated[p.prompt_id] == p.split]
+    return stated
+
+
+def _pinned(name: str, spec: DiffusersSpec, source: object) -> str:
+    """The commit that a branch name of the specification stands for now.
+
+    Raises:
+        AigiError: the Hub does not answer, or has no such model.
+    """
+    local = getattr(source, "folder", None) is not None
+    if local or re.fullmatch(r"[0-9a-f]{40}", spec.revision):
+        return spec.revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        commit = HfApi().model_info(spec.model, revision=spec.revision).sha
+    except (HfHubHTTPError, OSError) as error:
+        raise AigiError(
+            f"sources.{name}: cannot look up revision {spec.revision!r} of {spec.model}: {error}\n"
+            f"Give a commit hash in the specification, or a local copy: sources.{name}.folder"
+        ) from error
+    if not commit:
+        raise AigiError(f"sources.{name}: {spec.model} has no commit at {spec.revision!r}")
+    return str(commit)
+
+
+def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
+    assert workflow.plan is not None
+    plan = workflow.plan
+    dataset = specification.load(plan.dataset)
+    names = chosen(dataset, plan)
+    rejects: list[dict[str, Any]] = []
+    imports: dict[str, list[_Import]] = {}
+    for name in names:
+        if isinstance(dataset.sources[name], ImportSpec):
+            source = local_import(workflow, name)
+            imports[name] = _imports(name, source, workflow.split, rejects)
+    stated = _stated_splits(imports, rejects)
+    prompts: list[_Prompt] = []
+    if any(isinstance(dataset.sources[name], DiffusersSpec) for name in names):
+        prompts = [
+            _Prompt(p.prompt_id, p.text, p.source, stated.get(p.prompt_id, p.split))
+            for p in _read_prompts(store)
+        ]
+    made = []
+    for name in names:
+        spec = dataset.sources[name]
+        if isinstance(spec, DiffusersSpec):
+            revision = _pinned(name, spec, workflow.sources.get(name))
+            spec = spec.model_copy(update={"revision": revision})
+        for split in specification.SPLITS:
+            if split not in spec.splits:
+                continue
+            if isinstance(spec, DiffusersSpec):
+                usable = [
+                    p
+                    for p in prompts
+                    if p.split == split and (spec.captions is None or p.source in spec.captions)
+                ]
+                shards = _generated(name, spec, split, usable, plan)
+            else:
+                mine = [p for p in imports[name] if p.split == split]
+                wanted = spec.splits[split].count
+                if wanted is not None and len(mine) < min(wanted, plan.limit or wanted):
+                    progress.say(
+                        f"plan: {name} {split}: {len(mine):,} pictures found, "
+                        f"{min(wanted, plan.limit or wanted):,} wanted"
+                    )
+                shards = _imported(name, spec, local_import(workflow, name), split, mine, plan)
+            for number, table in enumerate(shards):
+                made.append(store.write("plan", f"{name}-{split}-{number:05d}", table, PLAN))
+    if not made:
+        raise AigiError("plan: nothing to make; look at plan.sources, plan.limit and the rejects")
+    store.write("rejects", "plan", pa.Table.from_pylist(rejects, schema=REJECTS), REJECTS)
+    if rejects:
+        progress.say(f"plan: {len(rejects):,} pictures rejected, see rejects/plan.parquet")
+    return made
+
+
+def local_import(workflow: Workflow, name: str) -> ImportSource:
+    """The place of an imported source on this machine.
+
+    Raises:
+        AigiError: the workflow does not say where its pictures lie.
+    """
+    source = workflow.sources.get(name)
+    if not isinstance(source, ImportSource):
+        raise AigiError(
+            f"sources.{name}: this source is imported; say where its pictures lie, for example "
+            f"--set sources.{name}.kind=import --set sources.{name}.path=FOLDER_OR_ZIP, "
+            "or leave it out with plan.sources"
+        )
+    return source
+
+
+def stage(workflow: Workflow) -> Build:
+    """The plan stage of a workflow that has a plan section."""
+    assert workflow.plan is not None
+    dataset = specification.load(workflow.plan.dataset)
+    names = chosen(dataset, workflow.plan)
+    generated = any(isinstance(dataset.sources[name], DiffusersSpec) for name in names)
+    settings = {
+        "dataset": {
+            name: dataset.sources[name].model_dump(mode="json", exclude={"title", "licence"})
+            for name in names
+        },
+        **workflow.plan.model_dump(mode="json", exclude={"dataset", "sources"}),
+        "split": workflow.split.model_dump(mode="json"),
+        "imports": {
+            name: local_import(workflow, name).model_dump(mode="json")
+            for name in names
+            if isinstance(dataset.sources[name], ImportSpec)
+        },
+    }
+    return Build(
+        table="plan",
+        version=VERSION,
+        schema=PLAN,
+        settings=settings,
+        inputs=("prompts",) if generated else (),
+        build=lambda store, progress: _build(workflow, store, progress),
+    )

@@ -1,0 +1,248 @@
+"""Plan, images and selection in, release out: parquet per source and split, card, manifest.
+
+The release folder holds nothing else and loads as it is: `datasets.load_dataset(FOLDER, "sdxl",
+split="test")`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache, partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from pipeline import AigiError, __version__
+from pipeline.dataset import specification
+from pipeline.dataset.manifest import MANIFEST, FileRecord, git_commit, library_versions
+from pipeline.dataset.plan import chosen, quotas
+from pipeline.dataset.specification import SPLITS, Dataset
+from pipeline.progress import Progress
+from pipeline.run import Build, Map
+from pipeline.tables import RELEASE, Shard, Store
+from pipeline.workflow import Workflow
+
+VERSION = 1
+FILE_BYTES = 500_000_000
+ROWS_A_CHUNK = 16
+
+
+@cache
+def release_schema() -> pa.Schema:
+    """RELEASE with the features that `datasets` reads: the image column is an `Image`."""
+    from datasets import Features, Image, Value
+
+    features = Features(
+        {
+            field.name: Image() if field.name == "image" else Value(str(field.type))
+            for field in RELEASE
+        }
+    )
+    info = {"info": {"features": features.to_dict()}}
+    return RELEASE.with_metadata({"huggingface": json.dumps(info)})
+
+
+def _files(store: Store) -> dict[str, str]:
+    files = store.read_json("selection", "_files.json")
+    if files is None:
+        raise AigiError(f"{store.path('selection', '_files.json')}: missing; delete selection")
+    return files
+
+
+def _names(store: Store) -> list[str]:
+    return list(_files(store))
+
+
+def _read(store: Store, name: str) -> pa.Table:
+    """Kept rows of one image shard, with everything that is known of them."""
+    shard = _files(store)[name]
+    plan = store.read("plan", shard)
+    images = store.read("images", shard)
+    selection = store.read("selection", shard, ["image_id", "keep"])
+    for other, table in (("images", images), ("selection", selection)):
+        if plan["image_id"] != table["image_id"]:
+            raise AigiError(f"{store.path(other, shard)}.parquet: rows differ from the plan's")
+    columns = [
+        images[field.name] if field.name in images.column_names else plan[field.name]
+        for field in RELEASE
+    ]
+    return pa.table(columns, schema=RELEASE).filter(selection["keep"])
+
+
+def _chunks(rows: pa.Table) -> Iterator[pa.Table]:
+    for start in range(0, rows.num_rows, ROWS_A_CHUNK):
+        yield rows.slice(start, ROWS_A_CHUNK)
+
+
+def _worker() -> Any:
+    return _chunks
+
+
+def stage(workflow: Workflow) -> Map:
+    """The release stage: one parquet file for every image shard with kept rows."""
+    return Map(
+        table="release",
+        version=VERSION,
+        schema=release_schema(),
+        settings={},
+        inputs=("plan", "images", "selection"),
+        names=_names,
+        read=_read,
+        make_worker=_worker,
+    )
+
+
+def card(dataset: Dataset, files: list[FileRecord]) -> str:
+    """Minimal dataset card: configs and splits for `datasets`, and a table of what is there."""
+    configs: dict[str, dict[str, int]] = defaultdict(dict)
+    for file in files:
+        splits = configs[file["config"]]
+        splits[file["split"]] = splits.get(file["split"], 0) + file["rows"]
+    meta = {
+        "pretty_name": dataset.title,
+        "license": "other",
+        "license_name": "see-sources",
+        "task_categories": ["text-to-image"],
+        "tags": ["image-compression", "ai-generated-images"],
+        "configs": [
+            {
+                "config_name": config,
+                "data_files": [
+                    {"split": split, "path": f"{config}/{split}-*.parquet"}
+                    for split in SPLITS
+                    if split in splits
+                ],
+            }
+            for config, splits in configs.items()
+        ],
+    }
+    lines = [
+        "---",
+        yaml.safe_dump(meta, sort_keys=False, allow_unicode=True).strip(),
+        "---",
+        "",
+        f"# {dataset.title}",
+        "",
+        dataset.description.strip(),
+        "",
+        "| config | source | licence | " + " | ".join(SPLITS) + " |",
+        "|---|---|---|" + "---:|" * len(SPLITS),
+    ]
+    for config, splits in configs.items():
+        source = dataset.sources[config]
+        counts = " | ".join(f"{splits.get(split, 0):,}" for split in SPLITS)
+        lines.append(f"| `{config}` | {source.title} | {source.licence} | {counts} |")
+    lines += [
+        "",
+        "```python",
+        "from datasets import load_dataset",
+        "",
+        f'images = load_dataset(FOLDER_OR_NAME, "{next(iter(configs), "")}", split="test")',
+        "```",
+        "",
+        f"Made with aigi {__version__}; `{MANIFEST}` lists every file with rows and sha256.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _check_splits(store: Store, names: list[str]) -> None:
+    """No prompt stands in two splits, whatever the source."""
+    split_of: dict[str, str] = {}
+    for name in names:
+        rows = store.read("release", name, ["prompt_id"])
+        split = name.split("/")[1].split("-")[0]
+        for prompt in pc.unique(rows["prompt_id"]).to_pylist():
+            if split_of.setdefault(prompt, split) != split:
+                raise AigiError(
+                    f"release: prompt {prompt} is in {split_of[prompt]} and in {split} ({name}); "
+                    "the plan must keep a prompt in one split"
+                )
+
+
+def _build_manifest(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
+    assert workflow.plan is not None
+    assert workflow.release is not None
+    dataset = specification.load(workflow.plan.dataset)
+    sizes = store.shards("release")
+    names = [name for name in _names(store) if name in sizes]
+    _check_splits(store, names)
+    hashes = (store.read_json("_stages", "release.json") or {}).get("sha256", {})
+    files: list[FileRecord] = []
+    for name in names:
+        if sizes[name] > FILE_BYTES:
+            raise AigiError(
+                f"release: {name}.parquet has {sizes[name]:,} bytes, more than {FILE_BYTES:,}: "
+                "make the plan with a smaller plan.shard_mb"
+            )
+        config, rest = name.split("/")
+        files.append(
+            {
+                "path": f"{name}.parquet",
+                "config": config,
+                "split": rest.split("-")[0],
+                "rows": store.rows("release", name) or 0,
+                "bytes": sizes[name],
+                "sha256": hashes.get(name) or store.sha256("release", f"{name}.parquet"),
+            }
+        )
+    names_made = chosen(dataset, workflow.plan)
+    text = card(dataset, files)
+    store.write_bytes(text.encode(), "release", "README.md")
+    manifest = {
+        "name": dataset.name,
+        "version": workflow.release.version,
+        "files": files,
+        "card": {"path": "README.md", "sha256": store.sha256("release", "README.md")},
+        "schema": release_schema().to_string(show_schema_metadata=False).splitlines(),
+        "specification": {
+            **dataset.model_dump(mode="json", exclude={"sources"}),
+            "sources": {name: dataset.sources[name].model_dump(mode="json") for name in names_made},
+        },
+        # Where it ran and on how many workers does not change a byte; threads can.
+        "workflow": {
+            **workflow.model_dump(mode="json", exclude={"run", "compute", "release"}),
+            "compute": {"threads": workflow.compute.threads},
+        },
+        "wanted": {
+            f"{quota.source}/{quota.split}": quota.images
+            for quota in quotas(dataset, workflow.plan)
+        },
+        "tables": {
+            table: (store.read_json("_stages", f"{table}.json") or {}).get("fingerprint")
+            for table in ("prompts", "plan", "images", "selection", "release")
+        },
+        "aigi": {"version": __version__, "commit": git_commit()},
+        "versions": library_versions(),
+    }
+    store.write_json(manifest, "release", MANIFEST)
+    if workflow.release.record is not None:
+        record = Store(workflow.release.record)
+        record.write_json(manifest, f"{dataset.name}-{workflow.release.version}.json")
+    progress.say(
+        f"release: {sum(file['rows'] for file in files):,} images in {len(files):,} files, "
+        f"{sum(file['bytes'] for file in files) / 1e6:,.1f} MB: {store.path('release')}"
+    )
+    return []
+
+
+def manifest_stage(workflow: Workflow) -> Build:
+    """Card and manifest, once every file of the release is there."""
+    assert workflow.plan is not None
+    assert workflow.release is not None
+    dataset = specification.load(workflow.plan.dataset)
+    return Build(
+        table="manifest",
+        version=VERSION,
+        schema=pa.schema([]),
+        settings={
+            **workflow.release.model_dump(mode="json"),
+            "texts": [dataset.title, dataset.description, dataset.licence, dataset.citation],
+        },
+        inputs=("release",),
+        build=partial(_build_manifest, workflow),
+    )

@@ -1,0 +1,1 @@
+"""Embedded models: real pipelines, small enough to run anywhere in seconds."""

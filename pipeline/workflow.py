@@ -1,0 +1,386 @@
+"""Workflow file (YAML) in, one frozen, checked `Workflow` out.
+
+A workflow holds parameters only. Unknown keys are errors, a stage runs if its section is
+present, relative paths are taken from the folder of the YAML file, and `--set a.b=c` replaces
+one value (a relative path given that way is taken from the current folder, as a shell user
+expects).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from pipeline import AigiError
+
+M = TypeVar("M", bound=BaseModel)
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _FromCommandLine(str):
+    """A `--set` value: relative paths in it start at the current folder."""
+
+
+def _locate(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str) or "://" in value:
+        return value
+    base = Path.cwd() if isinstance(value, _FromCommandLine) else (info.context or {}).get("base")
+    return str((Path(base or Path.cwd()) / Path(value).expanduser()).resolve())
+
+
+Location = Annotated[str, BeforeValidator(_locate)]
+"""A local path (made absolute) or an fsspec URL (`s3://…`, kept as written)."""
+
+
+class Settings(BaseModel):
+    """Base of every section: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Compute(Settings):
+    """Where the work runs. Nothing here changes a byte of the output but `threads` (on CPU)."""
+
+    ray: str | None = Field(None, description="null: in this process; local; or a Ray address")
+    workers: Count = Field(1, description="Ray actors for each stage")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, description="null: 1 where Ray sees a GPU, else 0"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    gpu_tflops: float = Field(
+        125.0, gt=0, description="TFLOP/s that one GPU sustains; for the estimates of --dry-run"
+    )
+    threads: Count = Field(
+        1, description="torch threads a worker; float sums on CPU depend on it, so it is recorded"
+    )
+
+
+class SplitShares(Settings):
+    """Shares of all prompts that go to each held-out split; the rest is train.
+
+    They are reserves, not quotas: the plan takes exactly the published counts from each.
+    """
+
+    validation: Share = 0.005
+    test: Share = 0.01
+
+    @model_validator(mode="after")
+    def _leave_train(self) -> SplitShares:
+        if self.validation + self.test >= 1:
+            raise ValueError("validation + test must leave a share for train (sum below 1)")
+        return self
+
+
+class _Captions(Settings):
+    name: str | None = Field(None, description="value of the `source` column; default: the kind")
+
+
+class Cc12mCaptions(_Captions):
+    """CC12M layout: `url<TAB>caption` a line, no header, no quoting, plain or .gz."""
+
+    kind: Literal["cc12m"]
+    path: Location
+
+
+class CocoCaptions(_Captions):
+    """The official COCO captions JSON (`annotations: [{id, image_id, caption}]`)."""
+
+    kind: Literal["coco"]
+    path: Location
+
+
+class TableCaptions(_Captions):
+    """A CSV, JSON-lines or parquet file with one caption column."""
+
+    kind: Literal["csv", "jsonl", "parquet"]
+    path: Location
+    column: str
+
+
+class TextCaptions(_Captions):
+    """A text file with one caption a line, plain or .gz."""
+
+    kind: Literal["text"]
+    path: Location
+
+
+class HubCaptions(_Captions):
+    """A dataset on the Hugging Face Hub, or a local dataset folder, streamed by `datasets`."""
+
+    kind: Literal["hub"]
+    dataset: str
+    config: str | None = None
+    split: str = "train"
+    column: str
+    revision: str | None = None
+
+
+class GrammarCaptions(_Captions):
+    """Our own generator: `count` distinct sentences of a grammar file."""
+
+    kind: Literal["grammar"]
+    path: Location
+    count: Count
+    seed: int = 0
+
+
+class BlipCaptions(_Captions):
+    """Photos captioned by a BLIP model (folder, zip or parquet of photos, or a dataset)."""
+
+    kind: Literal["blip"]
+    photos: Location | None = None
+    dataset: str | None = None
+    dataset_split: str = "train"
+    column: str = "image"
+    model: str = "Salesforce/blip-image-captioning-large"
+    revision: str | None = None
+    folder: Location | None = Field(None, description="a local copy of the model")
+    batch_size: Count = 16
+    shard_rows: Count = 512
+    max_new_tokens: Count = 40
+    num_beams: Count = 3
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> BlipCaptions:
+        if (self.photos is None) == (self.dataset is None):
+            raise ValueError("give either photos (folder, zip, parquet) or dataset")
+        return self
+
+
+CaptionSource = Annotated[
+    Cc12mCaptions
+    | CocoCaptions
+    | TableCaptions
+    | TextCaptions
+    | HubCaptions
+    | GrammarCaptions
+    | BlipCaptions,
+    Field(discriminator="kind"),
+]
+
+
+class PromptFilters(Settings):
+    """What a caption must be to become a prompt. Every refusal is a row of the rejects table."""
+
+    min_words: Count = 3
+    max_words: Count = 77
+    max_tokens: Count | None = Field(
+        None, description="CLIP tokens, ends included; null: keep and mark `truncated` above 77"
+    )
+    min_ascii_letters: Share = Field(0.9, description="share of ASCII among the letters")
+    max_noise: Share = Field(
+        0.2, description="share of words that are URLs, hashtags, handles or digits and signs"
+    )
+    person: str | None = Field(
+        "person", description="what <PERSON> becomes; null: such captions are rejected"
+    )
+    blocklist: Location | None = Field(None, description="text file, one word or phrase a line")
+
+
+class PromptSelection(Settings):
+    """How many prompts to keep, and which."""
+
+    count: Count | None = Field(None, description="null: all that pass")
+    method: Literal["random", "diverse"] = "random"
+    seed: int = 0
+    pool: float = Field(4.0, ge=1, description="diverse: candidates looked at, times count")
+
+
+class Prompts(Settings):
+    """Captions in, the `prompts` table out."""
+
+    sources: tuple[CaptionSource, ...] = Field(min_length=1)
+    filters: PromptFilters = PromptFilters()
+    near_duplicates: Share | None = Field(
+        0.8, description="Jaccard similarity of character 5-grams at which two prompts are one"
+    )
+    select: PromptSelection = PromptSelection()
+
+
+class Plan(Settings):
+    """Dataset specification and prompts in, the `plan` table out: one row an image."""
+
+    dataset: Location = Field(description="dataset specification, see manifests/")
+    sources: tuple[str, ...] | None = Field(None, description="null: all of the specification")
+    limit: Count | None = Field(None, description="at most this many images a source and split")
+    margin: float = Field(0.0, ge=0, le=1, description="share of extra images, for the filters")
+    seed: int = 0
+    shard_mb: Annotated[int, Field(ge=1, le=200)] = 200
+
+
+class DiffusersSource(Settings):
+    """How this machine runs a text-to-image source of the specification."""
+
+    kind: Literal["diffusers"] = "diffusers"
+    folder: Location | None = Field(None, description="local copy; null: download from the Hub")
+    batch_size: Count = 4
+    vae: Location | str | None = Field(None, description="another VAE (folder or Hub id)")
+    vae_tiling: bool | None = Field(None, description="null: from 1536 pixels a side")
+    attention_slicing: bool = False
+    compile: bool = False
+
+
+class ImportSource(Settings):
+    """Where the pictures and captions of a closed model lie."""
+
+    kind: Literal["import"]
+    path: Location = Field(description="folder, .zip or .parquet of pictures")
+    captions: Location | None = Field(
+        None, description="CSV or JSONL; null: sidecar .txt, else PNG `parameters` text"
+    )
+    file_column: str = "file"
+    text_column: str = "text"
+    split_column: str | None = Field(
+        None, description="column with train, validation or test; null: a hash of the prompt"
+    )
+    fit: Literal["reject", "crop", "keep"] = Field(
+        "reject", description="a picture of another size than the specification's"
+    )
+    max_pixels: Count = 64_000_000
+
+
+def _kind(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return str(kind or "diffusers")
+
+
+LocalSource = Annotated[
+    Annotated[DiffusersSource, Tag("diffusers")] | Annotated[ImportSource, Tag("import")],
+    Discriminator(_kind),
+]
+
+
+class Images(Settings):
+    """The `plan` table in, the `images` table out (PNG bytes and provenance)."""
+
+    png_level: Annotated[int, Field(ge=0, le=9)] = 6
+    encode_threads: Count = 2
+
+
+class Release(Settings):
+    """All tables in, parquet files, card and manifest out."""
+
+    version: str = Field("1.0.0", pattern=r"^\d+\.\d+\.\d+$")
+    record: Location | None = Field(None, description="folder that gets a copy of the manifest")
+
+
+class Workflow(Settings):
+    """One run: a run directory and the sections of the stages that it makes."""
+
+    run: Location
+    compute: Compute = Compute()
+    split: SplitShares = SplitShares()
+    prompts: Prompts | None = None
+    sources: dict[str, LocalSource] = Field(default_factory=dict)
+    plan: Plan | None = None
+    images: Images | None = None
+    release: Release | None = None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without silent loss: a key that stands twice in one mapping is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str) -> Mapping[str, Any]:
+    """Read a YAML mapping from a local path or fsspec URL.
+
+    Raises:
+        AigiError: no such file, not YAML, not a mapping, or a key that stands twice.
+    """
+    import fsspec
+
+    try:
+        with fsspec.open(path, "rt", encoding="utf-8") as file:
+            data = yaml.load(file, _Loader)  # a SafeLoader
+    except FileNotFoundError:
+        raise AigiError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AigiError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise AigiError(f"{path}: expected a mapping of sections, found {type(data).__name__}")
+    return data
+
+
+def check(model: type[M], data: Mapping[str, Any], path: str) -> M:
+    """Check `data`, read from `path`, against a pydantic model.
+
+    Raises:
+        AigiError: names the file and every wrong field.
+    """
+    base = None if "://" in path else Path(path).resolve().parent
+    try:
+        return model.model_validate(data, context={"base": base})
+    except ValidationError as error:
+        lines = [
+            f"{path}: {'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            for item in error.errors()
+        ]
+        raise AigiError("\n".join(lines)) from None
+
+
+def _with_override(data: Any, override: str) -> Any:
+    """Return `data` with one `a.b=value` (value in YAML) replaced; missing sections are made."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise AigiError(f"--set {override}: expected KEY=VALUE, for example plan.limit=8")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise AigiError(f"--set {override}: the value is not YAML: {error}") from error
+    if isinstance(value, str):
+        value = _FromCommandLine(value)
+
+    def replaced(node: Any, keys: list[str]) -> Any:
+        if not keys:
+            return value
+        key, rest = keys[0], keys[1:]
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise AigiError(
+                    f"--set {override}: {key!r} is not an index below {len(node)} of the list"
+                )
+            return [replaced(item, rest) if i == int(key) else item for i, item in enumerate(node)]
+        if node is not None and not isinstance(node, dict):
+            raise AigiError(f"--set {override}: {key!r} lies below a plain value")
+        return {**(node or {}), key: replaced((node or {}).get(key), rest)}
+
+    return replaced(data, dotted.split("."))
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Workflow:
+    """Read a workflow file and apply `KEY=VALUE` overrides.
+
+    Raises:
+        AigiError: names the file, the field and what was expected.
+    """
+    data: Any = read_yaml(str(path))
+    for override in overrides:
+        data = _with_override(data, override)
+    return check(Workflow, data, str(path))
