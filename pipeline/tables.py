@@ -163,13 +163,27 @@ def _space(where: str) -> Iterator[None]:
 
 
 class _Hashing:
-    """A write-only file that keeps the sha256 and the length of what goes through it."""
+    """A write-only file that keeps the sha256 and the length of what goes through it.
+
+    With content-defined chunking, Arrow 26 ends the whole process where a write fails. So a
+    failure is kept, and `check` raises it outside of Arrow.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.sha, self.bytes, self.closed = file, hashlib.sha256(), 0, False
+        self.failure: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the first failure of a write, if there was one."""
+        if self.failure is not None:
+            raise self.failure
 
     def write(self, data: Any) -> int:
-        self.file.write(data)
+        if self.failure is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.failure = error
         self.sha.update(data)
         self.bytes += memoryview(data).nbytes
         return memoryview(data).nbytes
@@ -178,7 +192,7 @@ class _Hashing:
         return self.bytes
 
     def flush(self) -> None:
-        self.file.flush()
+        """Nothing to do: `_replace` flushes the file itself."""
 
     def close(self) -> None:
         self.closed = True
@@ -248,12 +262,14 @@ def _write_parquet(sink: _Hashing, chunks: Iterable[pa.Table], schema: pa.Schema
         for group in _row_groups(chunks, schema):
             if pending is not None:
                 pending.result()
+                sink.check()
             pending = thread.submit(
                 writer.write_table, group.cast(schema), row_group_size=group.num_rows
             )
             rows += group.num_rows
         if pending is not None:
             pending.result()
+    sink.check()
     return rows
 
 
@@ -371,6 +387,7 @@ class Store:
         def fill(file: IO[bytes]) -> _Hashing:
             sink = _Hashing(file)
             sink.write(data)
+            sink.check()
             return sink
 
         self._replace(self.path(*parts), fill)

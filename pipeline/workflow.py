@@ -221,7 +221,7 @@ class Plan(Settings):
     limit: Count | None = Field(None, description="at most this many images a source and split")
     margin: float = Field(0.0, ge=0, le=1, description="share of extra images, for the filters")
     seed: int = 0
-    shard_mb: Annotated[int, Field(ge=1, le=200)] = 200
+    shard_mb: Annotated[float, Field(gt=0, le=200)] = 200
 
 
 class DiffusersSource(Settings):

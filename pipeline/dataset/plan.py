@@ -67,7 +67,7 @@ def _generations(spec: SplitSpec, plan: PlanSettings) -> int:
     return count if plan.limit is None else min(count, plan.limit)
 
 
-def shard_rows(width: int, height: int, variants: int, shard_mb: int) -> int:
+def shard_rows(width: int, height: int, variants: int, shard_mb: float) -> int:
     """Generations a shard: about `shard_mb` of PNG, in multiples of 16 where that many fit."""
     fit = int(shard_mb * 1e6 / (BYTES_PER_PIXEL * width * height * variants))
     return max(1, fit - fit % 16 if fit >= 16 else fit)

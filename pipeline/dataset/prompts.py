@@ -132,7 +132,9 @@ def _gather(
             if text is not None:
                 cleaned, problem = clean(text)
             if cleaned is None:
-                rejects.append(name, place, line, problem or "empty", text)
+                # A raw caption may hold half a surrogate pair, which no UTF-8 file can.
+                shown = None if text is None else text.encode(errors="replace").decode()
+                rejects.append(name, place, line, problem or "empty", shown)
             else:
                 identity = prompt_id(cleaned)
                 digest = hashlib.sha256((salt + identity).encode()).digest()

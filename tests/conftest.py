@@ -1,0 +1,112 @@
+"""Fixtures: tiny models made once, a small specification, and runs of them."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PROMPTS = [
+    f"{count} {color} {thing} {place}"
+    for count, plural in (("one", ""), ("two", "s"))
+    for color in ("red", "blue", "green", "yellow")
+    for thing in (f"boat{plural}", f"house{plural}", f"tree{plural}")
+    for place in ("on a calm lake at dawn", "under heavy clouds", "beside an old stone wall")
+]
+
+SPECIFICATION = """
+name: test-set
+title: Test set
+licence: Apache-2.0
+sources:
+  sd:
+    title: Tiny SD
+    licence: Apache-2.0
+    kind: diffusers
+    pipeline: sd
+    model: test/tiny-sd
+    revision: seed-0
+    scheduler: ddim
+    steps: 2
+    guidance_scale: 5.0
+    images_per_prompt: 2
+    splits:
+      train: {count: 24, width: 64, height: 64}
+      test: {count: 2, width: 96, height: 64}
+  sdxl:
+    title: Tiny SDXL
+    licence: Apache-2.0
+    kind: diffusers
+    pipeline: sdxl
+    model: test/tiny-sdxl
+    revision: seed-1
+    scheduler: euler
+    steps: 2
+    guidance_scale: 5.0
+    splits:
+      train: {count: 4, width: 64, height: 64}
+      test: {count: 3, width: 64, height: 96, watermarks: [none, dwt-dct]}
+"""
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the pipelines `sd` and `sdxl`."""
+    from pipeline.tiny.models import save_sd, save_sdxl
+
+    folder = tmp_path_factory.mktemp("models")
+    save_sd(folder / "sd", PROMPTS, seed=0, v_prediction=False)
+    save_sdxl(folder / "sdxl", PROMPTS, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real input beside the checkout; tests that need it skip without it."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real input is not here: {folder}")
+    return folder
+
+
+WorkflowMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def make_workflow(tmp_path: Path, models: Path) -> WorkflowMaker:
+    """Write a workflow over the tiny models; keyword arguments replace sections."""
+
+    def make(name: str = "workflow", **sections: object) -> Path:
+        (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+        (tmp_path / "dataset.yaml").write_text(textwrap.dedent(SPECIFICATION))
+        data: dict[str, object] = {
+            "run": str(tmp_path / "run"),
+            "split": {"validation": 0.0, "test": 0.3},
+            "prompts": {
+                "sources": [{"kind": "text", "path": "prompts.txt"}],
+                "near_duplicates": None,
+            },
+            # 64x64 pixels at 1.5 bytes: eight generations a shard.
+            "plan": {"dataset": "dataset.yaml", "shard_mb": 0.05},
+            "sources": {
+                "sd": {"folder": str(models / "sd"), "batch_size": 3},
+                "sdxl": {"folder": str(models / "sdxl"), "batch_size": 2},
+            },
+            "images": {},
+            "release": {"version": "1.2.3"},
+        }
+        data |= sections
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({k: v for k, v in data.items() if v is not None}))
+        return path
+
+    return make

@@ -1,0 +1,97 @@
+"""Ray only schedules: the same bytes as a serial run, whatever the workers do or suffer."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.run import status
+from pipeline.tables import Store
+from tests import toy
+from tests.conftest import ROOT
+from tests.test_run import files, start, times, wait_for_shards
+
+pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("serial")
+    toy.make(str(root))
+    return root
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_same_bytes_as_serial(tmp_path: Path, serial: Path, workers: int) -> None:
+    process = start(tmp_path, "--ray", "local", "--workers", str(workers))
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert files(tmp_path) == files(serial)
+
+
+def test_killed_worker_is_replaced_within_the_run(tmp_path: Path, serial: Path) -> None:
+    marker = tmp_path / "killed"
+    root = tmp_path / "run"
+    process = start(
+        root, "--ray", "local", "--workers", "2", "--seconds", "0.1", "--kill-once", str(marker)
+    )
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert marker.exists(), "the worker did kill itself"
+    assert files(root) == files(serial)
+
+
+def test_killed_driver_resumes_with_other_workers(tmp_path: Path, serial: Path) -> None:
+    process = start(tmp_path, "--ray", "local", "--workers", "2", "--seconds", "0.4")
+    wait_for_shards(tmp_path, 3, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    # The orphaned actors may finish the shard that they hold; let them, or they die.
+    time.sleep(2)
+    kept = times(tmp_path)
+    assert 3 <= len(kept) < toy.SHARDS
+    done = start(tmp_path)
+    assert done.wait() == 0, done.communicate()[0]
+    assert files(tmp_path) == files(serial)
+    assert {name: when for name, when in times(tmp_path).items() if name in kept} == kept
+
+
+def test_a_shard_that_always_kills_its_worker_is_named(tmp_path: Path) -> None:
+    script = tmp_path / "fatal.py"
+    script.write_text(
+        "import os, sys, signal\n"
+        "from dataclasses import replace\n"
+        "from tests import toy\n"
+        "from pipeline.progress import Progress\n"
+        "from pipeline.run import run_stages\n"
+        "from pipeline.tables import Store\n"
+        "from pipeline.workflow import Compute\n"
+        "class Fatal(toy.Squarer):\n"
+        "    def __call__(self, rows):\n"
+        "        if rows['number'][0].as_py() == 5 * toy.ROWS:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        yield from super().__call__(rows)\n"
+        "def worker():\n"
+        "    return Fatal(0.0, None, None, None)\n"
+        "numbers, squares = toy.stages()\n"
+        "run_stages([numbers, replace(squares, make_worker=worker)], Store(sys.argv[1]),\n"
+        "           Compute(ray='local', workers=1), Progress(quiet=True))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "run")],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode != 0
+    assert "part-00005" in done.stderr
+    assert "its worker died" in done.stderr
+    squares = status(Store(str(tmp_path / "run")))[1]
+    assert squares.done == toy.SHARDS - 1

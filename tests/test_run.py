@@ -1,0 +1,237 @@
+"""The spine: resume after kill -9, bad rows and shards, changed settings, full disks, status."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from pipeline import AigiError
+from pipeline.run import status
+from pipeline.tables import Store
+from tests import toy
+from tests.conftest import ROOT
+
+
+def files(root: Path, table: str = "squares") -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((root / table).glob("*.parquet"))}
+
+
+def times(root: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (root / "squares").glob("*.parquet")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("undisturbed")
+    toy.make(str(root))
+    return root
+
+
+def start(root: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.toy", str(root), *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_shards(root: Path, count: int, process: subprocess.Popen[str]) -> None:
+    while len(list((root / "squares").glob("*.parquet"))) < count:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("after", [1, 5, 11])
+def test_kill_driver_then_the_same_command_finishes(
+    tmp_path: Path, undisturbed: Path, after: int
+) -> None:
+    process = start(tmp_path, "--seconds", "0.2")
+    wait_for_shards(tmp_path, after, process)
+    time.sleep(0.05)  # into the middle of the next shard
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = times(tmp_path)
+    assert len(kept) >= after
+    done = start(tmp_path)
+    assert done.wait() == 0, done.communicate()[0]
+    assert files(tmp_path) == files(undisturbed)
+    assert {name: when for name, when in times(tmp_path).items() if name in kept} == kept
+    assert not list((tmp_path / "squares").glob(".*")), "the half-written file is swept"
+
+
+def test_a_second_run_does_nothing(tmp_path: Path) -> None:
+    toy.make(str(tmp_path))
+    before = times(tmp_path)
+    assert "already made" in toy.make(str(tmp_path))
+    assert times(tmp_path) == before
+
+
+@pytest.mark.parametrize("keep", [0, 40, -1])
+def test_a_shard_cut_short_is_made_again(tmp_path: Path, undisturbed: Path, keep: int) -> None:
+    toy.make(str(tmp_path))
+    path = tmp_path / "squares" / "part-00003.parquet"
+    path.write_bytes(path.read_bytes()[:keep])
+    toy.make(str(tmp_path))
+    assert files(tmp_path) == files(undisturbed)
+
+
+def test_a_lost_shard_is_made_again_and_a_stray_one_removed(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    toy.make(str(tmp_path))
+    (tmp_path / "squares" / "part-00003.parquet").unlink()
+    stray = tmp_path / "squares" / "part-99999.parquet"
+    stray.write_bytes((tmp_path / "squares" / "part-00001.parquet").read_bytes())
+    toy.make(str(tmp_path))
+    assert files(tmp_path) == files(undisturbed)
+
+
+def test_one_bad_row_fails_alone(tmp_path: Path) -> None:
+    toy.make(str(tmp_path), bad_row=77)
+    rows = Store(str(tmp_path)).read_all("squares").to_pylist()
+    assert len(rows) == toy.SHARDS * toy.ROWS
+    assert [row["number"] for row in rows if row["error"]] == [77]
+    assert all(row["square"] == row["number"] ** 2 for row in rows if not row["error"])
+
+
+def test_one_bad_shard_fails_alone_and_is_named(tmp_path: Path, undisturbed: Path) -> None:
+    with pytest.raises(AigiError) as error:
+        toy.make(str(tmp_path), bad_shard=130)
+    text = str(error.value)
+    assert "1 of 12 shards failed" in text
+    assert "part-00003: ValueError: cannot square 130" in text
+    assert "run the same command again" in text
+    assert len(files(tmp_path)) == toy.SHARDS - 1
+    state = {stage.table: stage for stage in status(Store(str(tmp_path)))}["squares"]
+    assert (state.state, state.done, state.failed, state.missing) == ("failed", 11, 1, 1)
+    toy.make(str(tmp_path))
+    assert files(tmp_path) == files(undisturbed)
+
+
+def test_failing_everywhere_stops_early(tmp_path: Path) -> None:
+    class Broken:
+        def __call__(self, rows: object) -> object:
+            raise RuntimeError("no CUDA here")
+
+    from dataclasses import replace
+
+    from pipeline.progress import Progress
+    from pipeline.run import Map, run_stages
+    from pipeline.workflow import Compute
+
+    numbers, squares = toy.stages(shards=30)
+    assert isinstance(squares, Map)
+    broken = replace(squares, make_worker=Broken)
+    with pytest.raises(AigiError, match=r"8 of 30 shards failed \(stopped after 8 in a row\)"):
+        run_stages([numbers, broken], Store(str(tmp_path)), Compute(), Progress(quiet=True))
+
+
+def test_a_changed_setting_is_refused_by_name(tmp_path: Path) -> None:
+    toy.make(str(tmp_path), settings={"model": {"steps": 50, "name": "a"}})
+    before = files(tmp_path)
+    with pytest.raises(AigiError) as error:
+        toy.make(str(tmp_path), settings={"model": {"steps": 30, "name": "a"}})
+    text = str(error.value)
+    assert "squares: made with other settings" in text
+    assert "model.steps: 50 -> 30" in text
+    assert "name" not in text.split("\n")[1]
+    assert str(tmp_path / "squares") in text, "says what to delete"
+    assert files(tmp_path) == before
+
+
+def test_a_changed_input_is_refused_by_name(tmp_path: Path) -> None:
+    toy.make(str(tmp_path))
+    record = tmp_path / "_stages" / "numbers.json"
+    data = json.loads(record.read_text())
+    record.write_text(json.dumps(data | {"fingerprint": "other", "settings": {"shards": 11}}))
+    with pytest.raises(AigiError, match="shards: 11 -> 12"):
+        toy.make(str(tmp_path))
+    record.unlink()
+    (tmp_path / "numbers" / "part-00011.parquet").unlink()
+    with pytest.raises(AigiError, match=r"squares: .*\n.*input table numbers is another one"):
+        toy.make(str(tmp_path), shards=11)
+
+
+def test_a_missing_input_table_is_named(tmp_path: Path) -> None:
+    from pipeline.progress import Progress
+    from pipeline.run import run_stages
+    from pipeline.workflow import Compute
+
+    with pytest.raises(AigiError, match="squares: needs the numbers table"):
+        run_stages(toy.stages()[1:], Store(str(tmp_path)), Compute(), Progress(quiet=True))
+
+
+def test_object_store_without_rename(undisturbed: Path) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    toy.make(url)
+    store = Store(url)
+    for name, data in files(undisturbed).items():
+        assert store.fs.cat_file(store.path("squares", name)) == data
+    store.fs.pipe_file(store.path("squares", "part-00002.parquet"), b"PAR1half")
+    toy.make(url)
+    expected = files(undisturbed)["part-00002.parquet"]
+    assert store.fs.cat_file(store.path("squares", "part-00002.parquet")) == expected
+
+
+def test_full_disk_stops_cleanly_and_goes_on_with_space(tmp_path: Path, undisturbed: Path) -> None:
+    """In a mount namespace with a tmpfs too small for all shards, then a larger one."""
+    size = sum(len(data) for data in files(undisturbed).values())
+    script = (
+        f"mount -t tmpfs -o size={size // 2} tmpfs {tmp_path} && "
+        f"{{ {sys.executable} -m tests.toy {tmp_path}; echo code $?; "
+        f"ls -A {tmp_path}/squares; "
+        f"mount -o remount,size=64m {tmp_path} && {sys.executable} -m tests.toy {tmp_path}; "
+        f"echo code $?; sha256sum {tmp_path}/squares/*; }}"
+    )
+    try:
+        done = subprocess.run(
+            ["unshare", "-rm", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        pytest.skip("no `unshare` here")
+    if "mount:" in done.stderr or "unshare:" in done.stderr:
+        pytest.skip(f"may not mount here: {done.stderr.strip()}")
+    _, second = done.stdout.split("code 1")
+    assert "no space left on the device" in done.stderr
+    assert ".tmp" not in second, "nothing half-written stays"
+    assert "code 0" in second, done.stderr
+    import hashlib
+
+    for name, data in files(undisturbed).items():
+        assert f"{hashlib.sha256(data).hexdigest()}  {tmp_path}/squares/{name}" in second
+
+
+def test_status_tells_where_a_run_stands(tmp_path: Path) -> None:
+    process = start(tmp_path, "--seconds", "0.3")
+    wait_for_shards(tmp_path, 3, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    numbers, squares = status(Store(str(tmp_path)))
+    assert (numbers.table, numbers.state, numbers.done) == ("numbers", "done", 12)
+    assert squares.table == "squares"
+    assert squares.state == "running", "a killed driver cannot say that it stopped"
+    assert squares.done >= 3
+    assert squares.done + squares.missing == 12
+    assert squares.rows == squares.done * toy.ROWS
+    assert squares.bytes == sum(len(data) for data in files(tmp_path).values())
+    with pytest.raises(AigiError, match="no run here"):
+        status(Store(str(tmp_path / "elsewhere")))
+
+
+def test_interrupt_is_recorded(tmp_path: Path) -> None:
+    process = start(tmp_path, "--seconds", "0.3")
+    wait_for_shards(tmp_path, 2, process)
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    squares = status(Store(str(tmp_path)))[1]
+    assert squares.state == "stopped"
+    assert squares.seconds > 0
