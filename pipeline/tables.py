@@ -76,6 +76,13 @@ PLAN = pa.schema(
         ("round", pa.int32()),  # 0: first plan; 1…: top-up
     ]
 )
+PHOTOS = pa.schema(
+    [
+        ("source", pa.int32()),  # which of prompts.sources
+        ("photo", pa.string()),
+        ("row", pa.int64()),  # 1-based
+    ]
+)
 CAPTIONS = pa.schema(
     [("photo", pa.string()), ("row", pa.int64()), ("text", pa.string()), ("error", pa.string())]
 )

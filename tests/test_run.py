@@ -119,7 +119,7 @@ def test_one_bad_shard_fails_alone_and_is_named(tmp_path: Path, undisturbed: Pat
 
 def test_failing_everywhere_stops_early(tmp_path: Path) -> None:
     class Broken:
-        def __call__(self, rows: object) -> object:
+        def __call__(self, rows: object) -> list[object]:
             raise RuntimeError("no CUDA here")
 
     from dataclasses import replace

@@ -10,7 +10,7 @@ import io
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def stages(
     shards: int = SHARDS,
 ) -> list[Stage]:
     """Numbers and their squares."""
-    worker: partial[Worker] = partial(Squarer, seconds, bad_row, bad_shard, kill_once)
+    worker: Callable[[], Worker] = partial(Squarer, seconds, bad_row, bad_shard, kill_once)
     return [
         Build("numbers", 1, NUMBERS, {"shards": shards}, (), partial(numbers, shards=shards)),
         Map("squares", 1, SQUARES, settings or {}, ("numbers",), _names, _read, worker),

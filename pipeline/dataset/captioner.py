@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import AigiError
-from pipeline.dataset.pictures import BadPicture, Escapes, Pictures, decode, open_pictures
+from pipeline.dataset.pictures import Escapes, Pictures, open_pictures
+from pipeline.dataset.pixels import BadPicture, decode
 from pipeline.device import pick_device
-from pipeline.tables import CAPTIONS
-from pipeline.workflow import BlipCaptions
+from pipeline.progress import Progress
+from pipeline.run import Build, Map, Stage
+from pipeline.tables import CAPTIONS, PHOTOS, Shard, Store
+from pipeline.workflow import BlipCaptions, Workflow
 
+VERSION = 1
 MAX_PIXELS = 64_000_000
 THREADS = 4  # photos decoded at once, ahead of the model
 
@@ -214,3 +219,85 @@ class Captioner:
             ) from error
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
+
+
+class _Captioners:
+    """Rows of one `photos` shard in, captions out; holds the model of one source at a time."""
+
+    def __init__(self, sources: dict[int, BlipCaptions], device: str, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.sources, self.device = sources, device
+        self.held: int | None = None
+        self.captioner: Captioner | None = None
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        number = rows["source"][0].as_py()
+        if self.captioner is None or self.held != number:
+            self.captioner = None
+            self.captioner, self.held = Captioner(self.sources[number], self.device), number
+        yield from self.captioner(rows)
+
+
+def _list_photos(sources: dict[int, BlipCaptions], store: Store, progress: Progress) -> list[Shard]:
+    made = []
+    for number, source in sources.items():
+        names = photo_names(source)
+        for shard, start in enumerate(range(0, len(names), source.shard_rows)):
+            part = names[start : start + source.shard_rows]
+            rows = pa.table(
+                [
+                    pa.array([number] * len(part), pa.int32()),
+                    pa.array(part, pa.string()),
+                    pa.array(range(start + 1, start + len(part) + 1), pa.int64()),
+                ],
+                schema=PHOTOS,
+            )
+            made.append(store.write("photos", f"{number:02d}-{shard:05d}", rows, PHOTOS))
+    return made
+
+
+def _names(store: Store) -> list[str]:
+    return list(store.shards("photos"))
+
+
+def _read(store: Store, shard: str) -> pa.Table:
+    return store.read("photos", shard)
+
+
+def stages(workflow: Workflow) -> list[Stage]:
+    """The photos of every `blip` caption source, listed; then their captions, shard by shard."""
+    assert workflow.prompts is not None
+    sources = {
+        number: source
+        for number, source in enumerate(workflow.prompts.sources)
+        if isinstance(source, BlipCaptions)
+    }
+    where = {"photos", "dataset", "dataset_split", "column", "shard_rows"}
+    # The folder is only where a copy of the model lies.
+    how = {"model", "revision", "batch_size", "max_new_tokens", "num_beams", "dtype"}
+    compute = workflow.compute
+    return [
+        Build(
+            table="photos",
+            version=VERSION,
+            schema=PHOTOS,
+            settings={str(n): s.model_dump(mode="json", include=where) for n, s in sources.items()},
+            inputs=(),
+            build=partial(_list_photos, sources),
+        ),
+        Map(
+            table="captions",
+            version=VERSION,
+            schema=CAPTIONS,
+            settings={
+                "threads": compute.threads,
+                **{str(n): s.model_dump(mode="json", include=how) for n, s in sources.items()},
+            },
+            inputs=("photos",),
+            names=_names,
+            read=_read,
+            make_worker=partial(_Captioners, sources, compute.device, compute.threads),
+        ),
+    ]

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import AigiError
-from pipeline.dataset.pictures import pixels_sha256, png_bytes
+from pipeline.dataset.pixels import RGB, pixels_sha256, png_bytes
 from pipeline.dataset.specification import SCHEDULERS, DiffusersSpec
-from pipeline.dataset.watermark import EMBED, Rgb
+from pipeline.dataset.watermark import EMBED
 from pipeline.device import device_name, pick_device
 from pipeline.tables import IMAGES
 from pipeline.workflow import DiffusersSource
@@ -91,7 +91,7 @@ def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Non
 class _Picture:
     """One generation: uint8 HxWx3 RGB or an error, and the batch that it was made in."""
 
-    rgb: Rgb | None
+    rgb: RGB | None
     error: str | None
     batch_size: int
 
@@ -292,7 +292,7 @@ class Diffuser:
                 "bfloat16 or float32, or set vae to one that is safe in float16"
             )
             return _Picture(None, error, batch_size)
-        rgb: Rgb = np.ascontiguousarray(
+        rgb: RGB = np.ascontiguousarray(
             (tensor * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
         )
         if not rgb.any():

@@ -14,30 +14,27 @@ import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import PIL
 import pyarrow as pa
 
 from pipeline import AigiError
-from pipeline.dataset.pictures import (
-    RGB,
-    BadPicture,
-    Escapes,
-    ParquetPictures,
-    Pictures,
-    decode,
-    embedded_prompt,
-    escapes,
-    open_pictures,
-    pixels_sha256,
-    png_bytes,
-)
+from pipeline.dataset.pictures import Escapes, ParquetPictures, Pictures, escapes, open_pictures
+from pipeline.dataset.pixels import RGB, BadPicture, decode, pixels_sha256, png_bytes
+from pipeline.dataset.png_prompt import embedded_prompt
 from pipeline.tables import IMAGES
 from pipeline.workflow import ImportSource
 
-Caption = tuple[str, str | None, str | None]
-"""Name of the picture, its caption, and the problem that keeps it out; one of the last is None."""
+
+class Caption(NamedTuple):
+    """A picture of an import list; of caption and problem, exactly one is given."""
+
+    name: str
+    text: str | None
+    problem: str | None
+    split: str | None = None  # where the list has a column for it
+
 
 CHUNK_ROWS, CHUNK_BYTES = 16, 64 << 20
 HEAD_BYTES = 4 << 20  # where a PNG's texts are looked for: they stand before its pixels
@@ -94,8 +91,8 @@ def _no_column(
     )
 
 
-def _caption_rows(source: ImportSource) -> list[tuple[str, str | None]]:
-    """(file, caption) of every row of the captions file, in order."""
+def _caption_rows(source: ImportSource) -> list[tuple[str, str | None, str | None]]:
+    """(file, caption, split) of every row of the captions file, in order."""
     import fsspec
 
     path = str(source.captions)
@@ -103,14 +100,18 @@ def _caption_rows(source: ImportSource) -> list[tuple[str, str | None]]:
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in readers:
         raise AigiError(f"{path}: captions are read from a .csv or .jsonl file")
-    rows: list[tuple[str, str | None]] = []
+    rows: list[tuple[str, str | None, str | None]] = []
     try:
         with fsspec.open(path, "rt", encoding="utf-8-sig", newline="") as file:
             for line, row in readers[suffix](file, source):
                 name, text = row[source.file_column], row.get(source.text_column)
-                if not isinstance(name, str) or not isinstance(text, str | None):
-                    raise AigiError(f"{path}:{line}: the file and its caption must be text")
-                rows.append((name, text))
+                split = row.get(source.split_column) if source.split_column else None
+                if source.split_column and split is None:
+                    raise AigiError(f"{path}:{line}: {source.split_column}: the split is missing")
+                for value in (name, text, split):
+                    if not isinstance(value, str | None) or name is None:
+                        raise AigiError(f"{path}:{line}: file, caption and split must be text")
+                rows.append((name, text, split))
     except FileNotFoundError:
         raise AigiError(f"{path}: no such file") from None
     except (csv.Error, UnicodeDecodeError) as error:
@@ -127,26 +128,28 @@ def _from_table(source: ImportSource, names: list[str]) -> Iterator[Caption]:
     bases = {name: name.rpartition("/")[2] for name in spelled}
     count = Counter(bases.values())
     by_base = {base: spelled[name] for name, base in bases.items() if count[base] == 1}
-    captions: dict[str, str | None] = {}
+    captions: dict[str, tuple[str | None, str | None]] = {}
     problems: list[Caption] = []
-    for file, text in _caption_rows(source):
+    for file, text, split in _caption_rows(source):
         text = text.strip() if text else text
         if file not in known and escapes(file):
-            problems.append((file, text, "escapes the folder"))
+            problems.append(Caption(file, text, "escapes the folder"))
             continue
         plain = _same_name(file)
         found = file if file in known else spelled.get(plain, by_base.get(plain))
         if found is None and count[plain] > 1:
-            problems.append((file, text, f"{count[plain]} pictures have this name; give folders"))
+            problems.append(
+                Caption(file, text, f"{count[plain]} pictures have this name; give folders")
+            )
         elif found is None:
-            problems.append((file, text, "no such picture"))
+            problems.append(Caption(file, text, "no such picture"))
         elif found in captions:
-            problems.append((file, text, "listed twice"))
+            problems.append(Caption(file, text, "listed twice"))
         else:
-            captions[found] = text
+            captions[found] = text, split
     for name in names:
-        text = captions.get(name)
-        yield (name, text, None) if text else (name, None, "no caption")
+        text, split = captions.get(name, (None, None))
+        yield Caption(name, text or None, None if text else "no caption", split)
     yield from problems
 
 
@@ -161,14 +164,14 @@ def _from_file(pictures: Pictures, name: str) -> Caption:
             png = name.lower().endswith(".png")
             text = (embedded_prompt(pictures.head(name, HEAD_BYTES)) if png else None) or ""
     except BadPicture as error:
-        return name, None, str(error)
+        return Caption(name, None, str(error))
     except UnicodeDecodeError:
-        return name, None, "the caption file is not UTF-8"
-    return (name, text, None) if text else (name, None, "no caption")
+        return Caption(name, None, "the caption file is not UTF-8")
+    return Caption(name, text or None, None if text else "no caption")
 
 
 def list_captions(source: ImportSource) -> Iterator[Caption]:
-    """Name, caption and problem of every picture; exactly one of the last two counts.
+    """Name, caption or problem, and stated split of every picture.
 
     Captions come from the captions file; where none is set, from the text column of a parquet
     of pictures, else from `NAME.txt` beside the picture, else from the prompt inside a PNG.
@@ -182,7 +185,7 @@ def list_captions(source: ImportSource) -> Iterator[Caption]:
         if source.captions is None and isinstance(pictures, ParquetPictures):
             for name, text in pictures.texts(source.text_column):
                 text = (text or "").strip()
-                yield (name, text, None) if text else (name, None, "no caption")
+                yield Caption(name, text or None, None if text else "no caption")
             return
         names = pictures.names()
         if not names:

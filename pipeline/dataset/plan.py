@@ -211,7 +211,7 @@ def _imports(
     """Pictures of an import with caption and split, in the order of their prompts' hashes."""
     found = []
     where = source.captions or source.path
-    for line, (path, caption, stated, problem) in enumerate(list_captions(source), start=1):
+    for line, (path, caption, problem, stated) in enumerate(list_captions(source), start=1):
         text = normalise(caption) if caption is not None else ""
         if problem is None and not text:
             problem = "no caption"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Rgb = NDArray[np.uint8]
+from pipeline.dataset.pixels import RGB
 
 SDXL_MESSAGE = 0b101100111110110010010000011110111011000110011110
 BITS = 48
@@ -33,7 +33,7 @@ def _descale(value: NDArray[np.int32]) -> NDArray[np.int32]:
     return (value + (1 << (_SHIFT - 1))) >> _SHIFT
 
 
-def _planes(rgb: Rgb) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+def _planes(rgb: RGB) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
     """Y, U, V planes (int32, 0 to 255), as OpenCV's COLOR_RGB2YUV gives them."""
     red, green, blue = (rgb[..., channel].astype(np.int32) for channel in range(3))
     y = _descale(4899 * red + 9617 * green + 1868 * blue)
@@ -42,7 +42,7 @@ def _planes(rgb: Rgb) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.
     return y, u, v
 
 
-def _rgb(y: NDArray[np.int32], u: NDArray[np.int32], v: NDArray[np.int32]) -> Rgb:
+def _rgb(y: NDArray[np.int32], u: NDArray[np.int32], v: NDArray[np.int32]) -> RGB:
     u, v = u - 128, v - 128
     planes = (y + _descale(18678 * v), y + _descale(-6472 * u - 9519 * v), y + _descale(33292 * u))
     return np.clip(np.stack(planes, axis=-1), 0, 255).astype(np.uint8)
@@ -94,7 +94,7 @@ def _largest(blocks: NDArray[np.float64]) -> NDArray[np.intp]:
     return where
 
 
-def embed_dwt_dct(rgb: Rgb, bits: NDArray[np.uint8] | None = None) -> Rgb:
+def embed_dwt_dct(rgb: RGB, bits: NDArray[np.uint8] | None = None) -> RGB:
     """Embed a message (default: the 48 bits of SDXL) in an HxWx3 uint8 RGB picture.
 
     Pictures below 8x8 pixels hold no bit and come back with their colours rounded only.
@@ -124,7 +124,7 @@ def embed_dwt_dct(rgb: Rgb, bits: NDArray[np.uint8] | None = None) -> Rgb:
     return _rgb(y, u, v)
 
 
-def read_dwt_dct(rgb: Rgb, length: int = BITS) -> NDArray[np.float64]:
+def read_dwt_dct(rgb: RGB, length: int = BITS) -> NDArray[np.float64]:
     """Share of blocks that vote for one, for every bit (float64, 0 to 1; 0.5 where none does)."""
     _, u, _ = _planes(rgb)
     height, width = (size // 4 * 4 for size in u.shape)

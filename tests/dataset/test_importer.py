@@ -23,7 +23,7 @@ from PIL import Image, PngImagePlugin
 from pipeline import AigiError
 from pipeline.dataset import importer
 from pipeline.dataset.importer import CHUNK_ROWS, Importer, list_captions
-from pipeline.dataset.pictures import decode, pixels_sha256
+from pipeline.dataset.pixels import decode, pixels_sha256
 from pipeline.tables import IMAGES, PLAN
 from pipeline.workflow import ImportSource
 
@@ -35,6 +35,11 @@ def source(path: Path | str, **settings: Any) -> ImportSource:
     return ImportSource.model_validate(values)
 
 
+def triples(given: ImportSource) -> list[tuple[str, str | None, str | None]]:
+    """Name, caption and problem of every picture."""
+    return [(found.name, found.text, found.problem) for found in list_captions(given)]
+
+
 def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
     picture.save(out, kind, **options)
@@ -42,6 +47,19 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 PNG = encoded(Image.fromarray(NOISE), "PNG", compress_level=0)  # we would not write it so
+
+
+def test_splits_of_the_list(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, {"a.png": PNG, "b.png": PNG})
+    table = tmp_path / "c.csv"
+    table.write_text("file,text,part\na.png,one,test\nb.png,two,train\n")
+    given = source(folder, captions=str(table), split_column="part")
+    assert [(found.name, found.split) for found in list_captions(given)] == [
+        ("a.png", "test"),
+        ("b.png", "train"),
+    ]
+    with pytest.raises(AigiError, match=r"c\.csv:2: half: the split is missing"):
+        list(list_captions(source(folder, captions=str(table), split_column="half")))
 
 
 def folder_of(root: Path, files: dict[str, bytes]) -> Path:
@@ -82,9 +100,7 @@ def captions_of(root: Path, files: list[str], text: str, **settings: Any) -> lis
     folder = folder_of(root, dict.fromkeys(files, PNG))
     suffix = "jsonl" if text.startswith("{") else "csv"
     (root / f"captions.{suffix}").write_text(text, encoding="utf-8")
-    return list(
-        list_captions(source(folder, captions=str(root / f"captions.{suffix}"), **settings))
-    )
+    return triples(source(folder, captions=str(root / f"captions.{suffix}"), **settings))
 
 
 def test_every_problem_of_a_captions_file_is_named(tmp_path: Path) -> None:
@@ -151,7 +167,7 @@ def test_two_spellings_of_one_unicode_name(tmp_path: Path) -> None:
         ('{"text": "x"}\n', r"captions\.jsonl:1: file: no such column.*: text"),
         ('{"file": "1.png", "text": "x"}\nnot json\n', r"captions\.jsonl:2: not JSON"),
         ('{"file": "1.png", "text": "x"}\n[1]\n', r"captions\.jsonl:2: expected an object"),
-        ('{"file": "1.png", "text": ["x"]}\n', r"captions\.jsonl:1: the file and its caption"),
+        ('{"file": "1.png", "text": ["x"]}\n', r"captions\.jsonl:1: file, caption and split"),
     ],
 )
 def test_captions_files_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
@@ -162,15 +178,15 @@ def test_captions_files_that_cannot_be_used(tmp_path: Path, text: str, message: 
 def test_captions_file_missing_or_of_another_kind(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, {"1.png": PNG})
     with pytest.raises(AigiError, match=r"gone\.csv: no such file"):
-        list(list_captions(source(folder, captions=str(tmp_path / "gone.csv"))))
+        (triples(source(folder, captions=str(tmp_path / "gone.csv"))))
     with pytest.raises(AigiError, match=r"x\.txt: captions are read from"):
-        list(list_captions(source(folder, captions=str(tmp_path / "x.txt"))))
+        (triples(source(folder, captions=str(tmp_path / "x.txt"))))
     (tmp_path / "l.csv").write_bytes("file,text\n1.png,né\n".encode("latin-1"))
     with pytest.raises(AigiError, match="not readable as UTF-8"):
-        list(list_captions(source(folder, captions=str(tmp_path / "l.csv"))))
+        (triples(source(folder, captions=str(tmp_path / "l.csv"))))
     (tmp_path / "empty").mkdir()
     with pytest.raises(AigiError, match="no pictures in it"):
-        list(list_captions(source(tmp_path / "empty")))
+        (triples(source(tmp_path / "empty")))
 
 
 def test_sidecars_and_embedded_prompts(tmp_path: Path) -> None:
@@ -199,20 +215,20 @@ def test_sidecars_and_embedded_prompts(tmp_path: Path) -> None:
         ("f.png", None, "the caption file is not UTF-8"),
         ("g.png", None, "no caption"),
     ]
-    assert list(list_captions(source(folder_of(tmp_path, files)))) == expected
-    assert list(list_captions(source(zip_of(tmp_path, files)))) == expected
+    assert (triples(source(folder_of(tmp_path, files)))) == expected
+    assert (triples(source(zip_of(tmp_path, files)))) == expected
 
 
 def test_captions_in_the_parquet_of_the_pictures(tmp_path: Path) -> None:
     rows = [{"bytes": PNG, "path": f"{n}.png"} for n in range(3)]
     pq.write_table(pa.table({"image": rows, "text": ["x", " ", None]}), tmp_path / "p.parquet")
-    assert list(list_captions(source(tmp_path / "p.parquet"))) == [
+    assert (triples(source(tmp_path / "p.parquet"))) == [
         ("0.png", "x", None),
         ("1.png", None, "no caption"),
         ("2.png", None, "no caption"),
     ]
     with pytest.raises(AigiError, match="prompt: no such column"):
-        list(list_captions(source(tmp_path / "p.parquet", text_column="prompt")))
+        (triples(source(tmp_path / "p.parquet", text_column="prompt")))
 
 
 # --- pictures -------------------------------------------------------------------------------
@@ -327,7 +343,7 @@ def test_real_pictures(shared: Path) -> None:
     if not manifest.exists():
         pytest.skip(f"real pictures are not here: {folder}")
     settings = source(folder, captions=str(manifest), text_column="prompt", fit="keep")
-    listed = list(list_captions(settings))
+    listed = triples(settings)
     assert len(listed) == 2077
     assert sum(problem is None for *_, problem in listed) == 1745
     assert {problem for *_, problem in listed} == {None, "no caption"}

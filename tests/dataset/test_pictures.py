@@ -22,17 +22,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin
 
 from pipeline import AigiError
-from pipeline.dataset import pictures
-from pipeline.dataset.pictures import (
-    BadPicture,
-    Escapes,
-    decode,
-    embedded_prompt,
-    image_size,
-    open_pictures,
-    pixels_sha256,
-    png_bytes,
-)
+from pipeline.dataset import pictures, pixels
+from pipeline.dataset.pictures import Escapes, open_pictures
+from pipeline.dataset.pixels import BadPicture, decode, image_size, pixels_sha256, png_bytes
+from pipeline.dataset.png_prompt import embedded_prompt
 
 LIMIT = 1_000_000
 NOISE = np.random.default_rng(7).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -379,7 +372,7 @@ def test_size_is_checked_before_pixels() -> None:
     for part, options in parts.items():
         data = encoded(Image.new("RGB", (64, 65)), "WEBP", **options)
         assert data[12:16] == part
-        assert pictures._early_size(data, "WEBP") == (64, 65)
+        assert pixels._early_size(data, "WEBP") == (64, 65)
     canvas = bytearray(data)
     canvas[24:30] = b"\xff\x3f\0\xff\x3f\0"
     assert reason(bytes(canvas)) == "too large: 16384x16384 pixels > 1000000"
@@ -415,7 +408,7 @@ def test_all_that_pillow_raises_is_a_bad_picture(monkeypatch: pytest.MonkeyPatch
         def fail(_: object, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setitem(pictures._OPENERS, "PNG", fail)
+        monkeypatch.setitem(pixels._OPENERS, "PNG", fail)
         reasons.append(reason(NOISE_PNG))
     assert reasons == [
         "too large: out of memory",

@@ -182,7 +182,7 @@ def test_too_few_prompts_say_what_to_do(make_workflow: WorkflowMaker) -> None:
 
 def test_limit_and_sources(make_workflow: WorkflowMaker) -> None:
     rows, _ = planned(make_workflow(), "plan.limit=2", "plan.sources=[sdxl]")
-    counts = defaultdict(int)
+    counts: dict[tuple[str, str], int] = defaultdict(int)
     for row in rows:
         counts[row["source"], row["split"]] += 1
     assert counts == {("sdxl", "train"): 2, ("sdxl", "test"): 4}
@@ -228,7 +228,7 @@ sources:
     kind: diffusers
     pipeline: sd
     model: test/tiny-sd
-    revision: seed-0
+    revision: 0123456789abcdef0123456789abcdef01234567
     scheduler: ddim
     steps: 2
     guidance_scale: 5.0

@@ -16,9 +16,8 @@ def _picture(height: int, width: int, seed: int, kind: str) -> np.ndarray:
         return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     small = rng.integers(0, 256, (max(2, height // 32), max(2, width // 32), 3), dtype=np.uint8)
     smooth = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-    if kind == "extreme":
-        return np.where(smooth > 127, 255, 0).astype(np.uint8)
-    return smooth
+    picture: np.ndarray = np.where(smooth > 127, 255, 0) if kind == "extreme" else smooth
+    return picture.astype(np.uint8)
 
 
 @pytest.mark.parametrize("size", [(256, 256), (512, 384), (333, 517), (1023, 258)])
