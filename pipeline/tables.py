@@ -98,6 +98,7 @@ IMAGES = pa.schema(
         ("device", pa.string()),
         ("versions", pa.string()),  # JSON object of library versions
         ("original_sha256", pa.string()),  # imported pictures: of the file as it came
+        ("note", pa.string()),  # imported pictures: what the conversion to RGB changed
     ]
 )
 SELECTION = pa.schema(
@@ -132,7 +133,14 @@ RELEASE = pa.schema(
         ),
         *(
             IMAGES.field(name)
-            for name in ("pixels_sha256", "original_sha256", "batch_size", "device", "versions")
+            for name in (
+                "pixels_sha256",
+                "original_sha256",
+                "note",
+                "batch_size",
+                "device",
+                "versions",
+            )
         ),
     ]
 )
@@ -302,7 +310,8 @@ class Store:
 
     def __init__(self, url: str) -> None:
         try:
-            self.fs, self.root = fsspec.core.url_to_fs(url)
+            # Other processes write here too: a remembered listing would hide their shards.
+            self.fs, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise AigiError(f"run: {url}: {error}") from error
         self.url = url
@@ -317,7 +326,6 @@ class Store:
     def shards(self, table: str) -> dict[str, int]:
         """Names of the table's shards, sorted, each with its size in bytes."""
         folder = self.path(table)
-        self.fs.invalidate_cache()
         try:
             found = self.fs.find(folder, detail=True)
         except FileNotFoundError:

@@ -284,4 +284,5 @@ class Importer:
             "width": rgb.shape[1],
             "height": rgb.shape[0],
             "pixels_sha256": pixels_sha256(rgb),
+            "note": picture.note,
         }

@@ -1,0 +1,110 @@
+"""The command line: light start, errors without a traceback, demo, and an installed wheel."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def python(*arguments: str, folder: Path = ROOT, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **more},
+    )
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom pipeline.cli import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'ray', 'datasets', 'pyarrow', 'numpy',"
+        " 'pydantic', 'fsspec', 'yaml'}\n"
+        "print('LOADED', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = python("-c", code)
+    assert "LOADED []" in done.stdout, done.stdout + done.stderr
+    for command in ("run", "demo", "status", "verify", "schema"):
+        assert command in done.stdout
+
+
+def test_errors_have_no_traceback(tmp_path: Path) -> None:
+    done = python("-m", "pipeline.cli", "run", str(tmp_path / "absent.yaml"))
+    assert done.returncode == 1
+    assert done.stderr == f"error: {tmp_path}/absent.yaml: no such file\n"
+    done = python("-m", "pipeline.cli", "status", str(tmp_path))
+    assert done.returncode == 1
+    assert "no run here" in done.stderr
+
+
+def test_schema_describes_the_workflow() -> None:
+    done = python("-m", "pipeline.cli", "schema")
+    described = json.loads(done.stdout)
+    assert {"run", "prompts", "plan", "images", "release"} <= set(described["properties"])
+
+
+def check_demo(folder: Path, done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "DIFFERENT" not in done.stdout
+    assert done.stdout.count("as generated") == 15, "five sources, three splits"
+    release = folder / "release"
+    assert {path.name for path in release.iterdir()} >= {"sd21-base", "sd21", "sdxl", "mj52", "mod"}
+    manifest = json.loads((release / "manifest.json").read_text())
+    counts = dict.fromkeys(manifest["wanted"], 0)
+    for file in manifest["files"]:
+        counts[f"{file['config']}/{file['split']}"] += file["rows"]
+    assert counts == manifest["wanted"], "every quota is met exactly"
+    assert sum(counts.values()) >= 100
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    return folder, python("-m", "pipeline.cli", "demo", "--out", str(folder))
+
+
+def test_demo(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = demo
+    check_demo(folder, done)
+    assert str(folder / "release") in done.stdout, "says where to look"
+
+
+def test_demo_again_makes_nothing_anew(
+    demo: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = demo
+    before = {p: p.stat().st_mtime_ns for p in (folder / "images").glob("*.parquet")}
+    done = python("-m", "pipeline.cli", "demo", "--out", str(folder))
+    check_demo(folder, done)
+    assert "already made" in done.stderr
+    assert {p: p.stat().st_mtime_ns for p in (folder / "images").glob("*.parquet")} == before
+
+
+def test_demo_from_an_installed_wheel_in_an_empty_folder(tmp_path: Path) -> None:
+    build = python(
+        "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+        "--wheel-dir", str(tmp_path / "wheels"), str(ROOT),
+    )  # fmt: skip
+    assert build.returncode == 0, build.stderr
+    (wheel,) = (tmp_path / "wheels").glob("aigi-*.whl")
+    site = tmp_path / "site"
+    install = python(
+        "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)
+    )
+    assert install.returncode == 0, install.stderr
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    where = python("-c", "import pipeline; print(pipeline.__file__)", folder=empty,
+                   PYTHONPATH=str(site))  # fmt: skip
+    assert where.stdout.startswith(str(site)), "the wheel runs, not the checkout"
+    done = python("-m", "pipeline.cli", "demo", folder=empty, PYTHONPATH=str(site))
+    check_demo(empty / "runs" / "demo", done)
