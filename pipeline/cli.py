@@ -74,10 +74,10 @@ def _print_estimate(workflow: Workflow) -> None:
             line.title,
             line.split,
             line.size,
-            f"{line.images:,}",
-            f"{line.planned:,}",
+            f"{line.images:,}" if line.counted else "all there are",
+            f"{line.planned:,}" if line.counted else "",
             f"{line.prompts:,}" if line.prompts else "imported",
-            f"{line.shards:,}",
+            f"{line.shards:,}" if line.counted else "",
             f"{line.gigabytes:,.1f}",
             f"{line.gpu_hours:,.1f}",
         )

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import AigiError
-from pipeline.dataset.pixels import RGB, pixels_sha256, png_bytes
+from pipeline.dataset.pixels import RGB, PngEffort, pixels_sha256, png_bytes
 from pipeline.dataset.specification import SCHEDULERS, DiffusersSpec
 from pipeline.dataset.watermark import EMBED
 from pipeline.device import device_name, pick_device
@@ -120,7 +120,7 @@ class Diffuser:
         spec: what the model is.
         local: where it lies on this machine and how it is run.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        png_level: zlib level, 0 to 9.
+        png: `fast` or `small`, as for `png_bytes`.
         encode_threads: threads that compress PNG while the next batch is made.
 
     Raises:
@@ -133,8 +133,8 @@ class Diffuser:
         spec: DiffusersSpec,
         local: DiffusersSource,
         device: str = "auto",
-        png_level: int = 6,
-        encode_threads: int = 2,
+        png: PngEffort = "fast",
+        encode_threads: int | None = None,
     ) -> None:
         import diffusers
         import torch
@@ -145,7 +145,8 @@ class Diffuser:
         transformers.utils.logging.disable_progress_bar()
         self.name, self.spec, self.local = name, spec, local
         self.device = pick_device(device)
-        self.png_level, self.encode_threads = png_level, encode_threads
+        self.png: PngEffort = png
+        self.encode_threads = encode_threads or min(8, os.cpu_count() or 1)
         dtype = getattr(torch, spec.dtype)
         kind: Any = {
             "sd": diffusers.StableDiffusionPipeline,
@@ -224,7 +225,7 @@ class Diffuser:
         rgb = EMBED[row["watermark"]](picture.rgb)
         return made | {
             "image": {
-                "bytes": png_bytes(rgb, self.png_level),
+                "bytes": png_bytes(rgb, self.png),
                 "path": f"{row['image_id']}.png",
             },
             "width": rgb.shape[1],

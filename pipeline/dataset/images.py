@@ -60,10 +60,10 @@ class ImageMaker:
                 spec.model_copy(update={"revision": revision}),
                 local_diffusers(self.workflow, name),
                 self.workflow.compute.device,
-                settings.png_level,
+                settings.png,
                 settings.encode_threads,
             )
-        return Importer(local_import(self.workflow, name), settings.png_level)
+        return Importer(local_import(self.workflow, name), settings.png)
 
 
 def _read(store: Store, shard: str) -> pa.Table:
@@ -102,7 +102,7 @@ def stage(workflow: Workflow) -> Map:
         version=VERSION,
         schema=IMAGES,
         settings={
-            "png_level": workflow.images.png_level,
+            "png": workflow.images.png,
             "threads": workflow.compute.threads,
             "sources": sources,
         },

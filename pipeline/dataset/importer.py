@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from pipeline import AigiError
 from pipeline.dataset.pictures import Escapes, ParquetPictures, Pictures, escapes, open_pictures
-from pipeline.dataset.pixels import RGB, BadPicture, decode, pixels_sha256, png_bytes
+from pipeline.dataset.pixels import RGB, BadPicture, PngEffort, decode, pixels_sha256, png_bytes
 from pipeline.dataset.png_prompt import embedded_prompt
 from pipeline.tables import IMAGES
 from pipeline.workflow import ImportSource
@@ -216,15 +216,16 @@ class Importer:
 
     Args:
         source: where the pictures lie, and what to do with one of another size.
-        png_level: zlib level of pictures that are stored anew.
+        png: `fast` or `small`, for pictures that are stored anew.
         threads: pictures decoded and encoded at once; changes no byte.
 
     Raises:
         AigiError: the folder or archive is missing or refused.
     """
 
-    def __init__(self, source: ImportSource, png_level: int = 6, threads: int = 2) -> None:
-        self.source, self.png_level, self.threads = source, png_level, threads
+    def __init__(self, source: ImportSource, png: PngEffort = "fast", threads: int = 2) -> None:
+        self.source, self.threads = source, threads
+        self.png: PngEffort = png
         self.pictures = open_pictures(source.path)
         self.versions = json.dumps({"pillow": PIL.__version__})
 
@@ -278,7 +279,7 @@ class Importer:
         kept = picture.lossless_png and rgb is picture.rgb
         return row | {
             "image": {
-                "bytes": data if kept else png_bytes(rgb, self.png_level),
+                "bytes": data if kept else png_bytes(rgb, self.png),
                 "path": f"{plan['image_id']}.png",
             },
             "width": rgb.shape[1],

@@ -20,6 +20,8 @@ import pyarrow as pa
 from pipeline import AigiError
 from pipeline.dataset import specification
 from pipeline.dataset.importer import list_captions
+from pipeline.dataset.pictures import ParquetPictures, open_pictures
+from pipeline.dataset.pixels import image_size
 from pipeline.dataset.specification import Dataset, DiffusersSpec, ImportSpec, SplitSpec
 from pipeline.dataset.text import normalise, prompt_id, split_of
 from pipeline.progress import Progress
@@ -31,6 +33,9 @@ from pipeline.workflow import Plan as PlanSettings
 VERSION = 1
 # The published release is about 455 GB of PNG for 3.0e11 pixels.
 BYTES_PER_PIXEL = 1.5
+# Of a picture whose header does not say.
+UNKNOWN_PIXELS = 4_000_000
+HEADER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -246,17 +251,17 @@ def _imported(
     if size.count is None and plan.limit is not None:
         wanted = min(wanted, plan.limit)
     planned = min(len(pictures), math.ceil(wanted * (1 + plan.margin)))
-    keep = source.fit == "keep"
-    # Pictures that keep their size are not opened here: 4 megapixels bounds them well enough.
-    each = shard_rows(
-        2048 if keep else size.width or 2048,
-        2048 if keep else size.height or 2048,
-        1,
-        plan.shard_mb,
-    )
+    width, height = (None, None) if source.fit == "keep" else (size.width, size.height)
+    pixels = _pixels(source, [picture.path for picture in pictures[:planned]], width, height)
     seen: dict[str, int] = defaultdict(int)
     rows: list[dict[str, Any]] = []
+    full = plan.shard_mb * 1e6 / BYTES_PER_PIXEL
+    held = 0
     for rank, picture in enumerate(pictures[:planned]):
+        if rows and held + pixels[rank] > full:
+            yield _table(rows)
+            rows, held = [], 0
+        held += pixels[rank]
         index = seen[picture.prompt_id]
         seen[picture.prompt_id] += 1
         rows.append(
@@ -268,8 +273,8 @@ def _imported(
                 "source": name,
                 "model": spec.model,
                 "revision": spec.revision,
-                "width": None if keep else size.width,
-                "height": None if keep else size.height,
+                "width": width,
+                "height": height,
                 "watermark": "none",
                 "path": picture.path,
                 "index": index,
@@ -277,9 +282,21 @@ def _imported(
                 "round": 0,
             }
         )
-        if (rank + 1) % each == 0 or rank + 1 == planned:
-            yield _table(rows)
-            rows = []
+    if rows:
+        yield _table(rows)
+
+
+def _pixels(
+    source: ImportSource, names: list[str], width: int | None, height: int | None
+) -> list[int]:
+    """Pixels of each picture: what the specification says, else what its file header says."""
+    if width is not None and height is not None:
+        return [width * height] * len(names)
+    with open_pictures(source.path) as pictures:
+        if isinstance(pictures, ParquetPictures):
+            return [UNKNOWN_PIXELS] * len(names)
+        sizes = [image_size(pictures.head(name, HEADER_BYTES)) for name in names]
+    return [UNKNOWN_PIXELS if size is None else size[0] * size[1] for size in sizes]
 
 
 def _stated_splits(

@@ -211,6 +211,7 @@ def _build_manifest(workflow: Workflow, store: Store, progress: Progress) -> lis
         "wanted": {
             f"{quota.source}/{quota.split}": quota.images
             for quota in quotas(dataset, workflow.plan)
+            if quota.spec.count is not None
         },
         "tables": {
             table: (store.read_json("_stages", f"{table}.json") or {}).get("fingerprint")

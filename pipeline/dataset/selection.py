@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline import AigiError
 from pipeline.dataset import specification
 from pipeline.dataset.plan import quotas
+from pipeline.dataset.specification import DiffusersSpec
 from pipeline.progress import Progress
 from pipeline.run import Build
 from pipeline.tables import SELECTION, Shard, Store
@@ -77,9 +78,10 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
         made.append(store.write("selection", shard, table, SELECTION))
     for (source, split), quota in wanted.items():
         if quota is not None and kept[source, split] < quota:
+            made_here = isinstance(dataset.sources[source], DiffusersSpec)
             progress.say(
-                f"selection: {source} {split}: {kept[source, split]:,} of {quota:,} wanted; "
-                "raise plan.margin to have spare ones"
+                f"selection: {source} {split}: {kept[source, split]:,} of {quota:,} wanted"
+                + ("; raise plan.margin to have spare ones" if made_here else "")
             )
     names = {
         release_name(source, split, number, len(shards)): shard

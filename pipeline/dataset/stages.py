@@ -42,6 +42,7 @@ class Estimate:
     title: str
     split: str
     size: str
+    counted: bool  # false: as many as the import finds
     images: int
     planned: int
     prompts: int
@@ -81,6 +82,7 @@ def estimate(workflow: Workflow) -> list[Estimate]:
                 title=source.title,
                 split=quota.split,
                 size=f"{spec.width}x{spec.height}" if spec.width and spec.height else "any",
+                counted=spec.count is not None,
                 images=quota.images,
                 planned=quota.planned * variants,
                 prompts=quota.prompts if isinstance(source, DiffusersSpec) else 0,
