@@ -264,3 +264,38 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device_name(pick_device("cuda:1")) == "GPU 1"
     with pytest.raises(AigiError, match="cuda:2: torch sees 2 CUDA devices"):
         pick_device("cuda:2")
+
+
+def test_captions_become_prompts_through_the_workflow(tmp_path: Path, model: Path) -> None:
+    """Photos, three of them broken, to captions to prompts: shards, rejects, order and all."""
+    from pipeline import workflow as workflows
+    from pipeline.dataset.stages import stages
+    from pipeline.progress import Progress
+    from pipeline.run import run_stages
+    from pipeline.tables import Store
+
+    given = source(model, photos=folder_of(tmp_path, FILES), shard_rows=3)
+    text = tmp_path / "more.txt"
+    text.write_text("a red boat on a calm lake\n")
+    data = {
+        "run": str(tmp_path / "run"),
+        "prompts": {
+            "sources": [{"kind": "text", "path": str(text)}, given.model_dump(mode="json")],
+            "filters": {"min_words": 1, "max_noise": 1.0, "min_ascii_letters": 0.0},
+            "near_duplicates": None,
+        },
+    }
+    workflow = workflows.check(workflows.Workflow, data, str(tmp_path / "flow.yaml"))
+    store = Store(workflow.run)
+    run_stages(stages(workflow), store, workflow.compute, Progress(quiet=True))
+    assert list(store.shards("captions")) == ["01-00000", "01-00001", "01-00002"]
+    expected = {row["text"]: row["row"] for row in captions(given)[::-1] if row["text"]}
+    prompts = {row["text"]: row for row in store.read_all("prompts").to_pylist()}
+    assert set(prompts) == {*expected, "a red boat on a calm lake"}
+    for caption, number in expected.items():
+        assert prompts[caption]["source"] == "blip"
+        assert prompts[caption]["source_ref"] == f"photos:{number + 1}"
+    bad = [row for row in store.read("rejects", "prompts").to_pylist() if row["source"] == "blip"]
+    lines = {row["line"]: row["reason"] for row in bad if row["reason"] != "duplicate"}
+    names = list(FILES)
+    assert {names[line - 1] for line in lines} == set(BAD)
