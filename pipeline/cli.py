@@ -61,6 +61,7 @@ def _execute(workflow: Workflow, quiet: bool) -> None:
 
 
 def _print_estimate(workflow: Workflow) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from pipeline.dataset.stages import estimate
@@ -71,7 +72,7 @@ def _print_estimate(workflow: Workflow) -> None:
     lines = estimate(workflow)
     for line in lines:
         table.add_row(
-            line.title,
+            escape(line.title),
             line.split,
             line.size,
             f"{line.images:,}" if line.counted else "all there are",

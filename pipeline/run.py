@@ -174,14 +174,20 @@ def _with_ray(
 
     if not ray.is_initialized():
         local = compute.ray == "local"
-        ray.init(
-            address=None if local else compute.ray,
-            # An actor asks for one CPU: more workers than cores must still be placed.
-            num_cpus=max(os.cpu_count() or 1, compute.workers) if local else None,
-            include_dashboard=False if local else None,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        try:
+            ray.init(
+                address=None if local else compute.ray,
+                # An actor asks for one CPU: more workers than cores must still be placed.
+                num_cpus=max(os.cpu_count() or 1, compute.workers) if local else None,
+                include_dashboard=False if local else None,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+        except (ConnectionError, ValueError) as error:
+            raise AigiError(
+                f"compute.ray: {compute.ray}: no cluster answers there ({error}). "
+                "Give `local`, `auto` on a machine of the cluster, or its address."
+            ) from error
     gpus = compute.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU") and compute.device != "cpu" else 0.0
@@ -207,7 +213,7 @@ def _run_map(
 ) -> None:
     names = stage.names(store)
     present = store.shards(stage.table)
-    whole = {name: store.rows(stage.table, name) for name in names if name in present}
+    whole = store.rows_of(stage.table, [name for name in names if name in present])
     missing = [name for name in names if whole.get(name) is None]
     if not missing and record.get("status") == "done":
         progress.skip(stage.table, len(names))
@@ -373,7 +379,7 @@ def status(store: Store) -> list[Status]:
     for record in sorted(records, key=lambda r: (depth(r), str(r["table"]))):
         table = str(record["table"])
         sizes = store.shards(table)
-        rows = {name: store.rows(table, name) for name in sizes}
+        rows = store.rows_of(table, list(sizes))
         whole = {name: count for name, count in rows.items() if count is not None}
         expected = int(record.get("expected", len(whole)))
         found.append(

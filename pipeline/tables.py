@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any
 
 import fsspec
@@ -345,6 +346,11 @@ class Store:
                 return int(pq.read_metadata(file).num_rows)
         except (FileNotFoundError, pa.ArrowInvalid, EOFError):
             return None
+
+    def rows_of(self, table: str, shards: list[str]) -> dict[str, int | None]:
+        """`rows` of many shards at once: on an object store each is a round trip."""
+        with ThreadPoolExecutor(16) as pool:
+            return dict(zip(shards, pool.map(partial(self.rows, table), shards), strict=True))
 
     def read(self, table: str, shard: str, columns: list[str] | None = None) -> pa.Table:
         """Read one shard.

@@ -36,19 +36,24 @@ def file_sha256(path: str) -> str:
 
 
 def _hub_sha256(name: str, spec: DiffusersSpec) -> dict[str, str | None]:
-    """sha256 of the weight files as the Hub states them, without a download."""
-    from huggingface_hub import HfApi
+    """sha256 of the weight files as the Hub states them; of the local cache without the Hub."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
+    files = ["model_index.json", *spec.sha256]
     try:
-        infos = HfApi().get_paths_info(
-            spec.model, list(spec.sha256), revision=spec.revision, repo_type="model"
-        )
+        infos = HfApi().get_paths_info(spec.model, files, revision=spec.revision)
     except (HfHubHTTPError, OSError) as error:
-        raise AigiError(
-            f"sources.{name}: cannot look up {spec.model} at revision {spec.revision}: {error}\n"
-            f"Download it elsewhere and set sources.{name}.folder to the copy."
-        ) from error
+        cached = {
+            file: try_to_load_from_cache(spec.model, file, revision=spec.revision) for file in files
+        }
+        if not isinstance(cached["model_index.json"], str):
+            raise AigiError(
+                f"sources.{name}: cannot look up {spec.model} at revision {spec.revision}, and "
+                f"no copy of it is in the cache: {error}\n"
+                f"Download it elsewhere and set sources.{name}.folder to the copy."
+            ) from error
+        return {file: file_sha256(path) for file, path in cached.items() if isinstance(path, str)}
     lfs = {info.path: getattr(info, "lfs", None) for info in infos}
     return {path: None if blob is None else str(blob.sha256) for path, blob in lfs.items()}
 
@@ -72,10 +77,8 @@ def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Non
             for file in spec.sha256
             if os.path.isfile(path := os.path.join(local.folder, file))
         }
-    elif spec.sha256:
-        found = _hub_sha256(name, spec)
     else:
-        found = {}
+        found = _hub_sha256(name, spec)
     where = local.folder or f"{spec.model}@{spec.revision}"
     for file, expected in spec.sha256.items():
         if file not in found:
@@ -143,6 +146,9 @@ class Diffuser:
         # The stage has a progress line of its own.
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
+        # Nor is a prompt above 77 tokens news: the prompts table says `truncated`.
+        diffusers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.set_verbosity_error()
         self.name, self.spec, self.local = name, spec, local
         self.device = pick_device(device)
         self.png: PngEffort = png

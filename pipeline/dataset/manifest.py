@@ -11,6 +11,7 @@ from pipeline import AigiError
 from pipeline.tables import Store
 
 MANIFEST = "manifest.json"
+CARD = "README.md"
 LIBRARIES = (
     "accelerate",
     "datasets",
@@ -88,6 +89,7 @@ def verify(folder: str) -> tuple[dict[str, Any], list[str]]:
     listed = {record["path"]: record for record in manifest["files"]}
     sizes = {f"{name}.parquet": size for name, size in store.shards("").items()}
     for path, record in listed.items():
+        # Only files that were found below the folder are opened: a name cannot lead out of it.
         if path not in sizes:
             found.append(f"{path}: missing")
             continue
@@ -101,9 +103,8 @@ def verify(folder: str) -> tuple[dict[str, Any], list[str]]:
         if rows != record["rows"]:
             found.append(f"{path}: {rows} rows, expected {record['rows']}")
     found += [f"{path}: not in the manifest" for path in sizes if path not in listed]
-    card = manifest["card"]
-    if not store.fs.exists(store.path(card["path"])):
-        found.append(f"{card['path']}: missing")
-    elif store.sha256(card["path"]) != card["sha256"]:
-        found.append(f"{card['path']}: changed since the release")
+    if not store.fs.exists(store.path(CARD)):
+        found.append(f"{CARD}: missing")
+    elif store.sha256(CARD) != manifest["card"]["sha256"]:
+        found.append(f"{CARD}: changed since the release")
     return manifest, found

@@ -18,7 +18,7 @@ import yaml
 
 from pipeline import AigiError, __version__
 from pipeline.dataset import specification
-from pipeline.dataset.manifest import MANIFEST, FileRecord, git_commit, library_versions
+from pipeline.dataset.manifest import CARD, MANIFEST, FileRecord, git_commit, library_versions
 from pipeline.dataset.plan import chosen, quotas
 from pipeline.dataset.specification import SPLITS, Dataset
 from pipeline.progress import Progress
@@ -192,12 +192,12 @@ def _build_manifest(workflow: Workflow, store: Store, progress: Progress) -> lis
         )
     names_made = chosen(dataset, workflow.plan)
     text = card(dataset, files)
-    store.write_bytes(text.encode(), "release", "README.md")
+    store.write_bytes(text.encode(), "release", CARD)
     manifest = {
         "name": dataset.name,
         "version": workflow.release.version,
         "files": files,
-        "card": {"path": "README.md", "sha256": store.sha256("release", "README.md")},
+        "card": {"path": CARD, "sha256": store.sha256("release", CARD)},
         "schema": release_schema().to_string(show_schema_metadata=False).splitlines(),
         "specification": {
             **dataset.model_dump(mode="json", exclude={"sources"}),

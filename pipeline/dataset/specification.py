@@ -117,7 +117,7 @@ SourceSpec = Annotated[DiffusersSpec | ImportSpec, Field(discriminator="kind")]
 class Dataset(Settings):
     """What a dataset is: name, licence, citation and its sources."""
 
-    name: str
+    name: Name
     title: str
     licence: str
     description: str = ""
