@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import socket
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -163,6 +165,20 @@ class _ShardMaker:
         return _make_shard(self.stage, self.store, self.worker, row["name"])
 
 
+def _check_address(address: str) -> None:
+    """Refuse an address where nothing listens; Ray itself would try for minutes."""
+    found = re.fullmatch(r"(?:ray://)?(?P<host>[^/:]+):(?P<port>\d+)", address)
+    if found is None:  # `local`, `auto`
+        return
+    try:
+        socket.create_connection((found["host"], int(found["port"])), timeout=10).close()
+    except OSError as error:
+        raise AigiError(
+            f"compute.ray: {address}: no cluster answers there ({error}). Give `local`, `auto` "
+            "on a machine of the cluster, or the address that `ray start --head` printed."
+        ) from error
+
+
 def _with_ray(
     stage: Map, store: Store, names: list[str], compute: Compute
 ) -> Iterator[dict[str, Any]]:
@@ -172,6 +188,7 @@ def _with_ray(
 
     import ray
 
+    _check_address(str(compute.ray))
     if not ray.is_initialized():
         local = compute.ray == "local"
         try:
@@ -184,10 +201,7 @@ def _with_ray(
                 log_to_driver=False,
             )
         except (ConnectionError, ValueError) as error:
-            raise AigiError(
-                f"compute.ray: {compute.ray}: no cluster answers there ({error}). "
-                "Give `local`, `auto` on a machine of the cluster, or its address."
-            ) from error
+            raise AigiError(f"compute.ray: {compute.ray}: {error}") from error
     gpus = compute.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU") and compute.device != "cpu" else 0.0

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import AigiError
 from pipeline.run import status
 from pipeline.tables import Store
+from pipeline.workflow import Compute
 from tests import toy
 from tests.conftest import ROOT
 from tests.test_run import files, start, times, wait_for_shards
@@ -95,3 +97,9 @@ def test_a_shard_that_always_kills_its_worker_is_named(tmp_path: Path) -> None:
     assert "its worker died" in done.stderr
     squares = status(Store(str(tmp_path / "run")))[1]
     assert squares.done == toy.SHARDS - 1
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_an_address_without_a_cluster_is_an_error(tmp_path: Path, address: str) -> None:
+    with pytest.raises(AigiError, match=rf"compute\.ray: {address}: no cluster answers"):
+        toy.make(str(tmp_path), Compute(ray=address))

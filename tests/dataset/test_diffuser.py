@@ -280,3 +280,23 @@ def test_a_hub_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch)
         check_weights("sd", remote, DiffusersSource())
     with pytest.raises(AigiError, match=r"sources\.sd: cannot load test/sd"):
         Diffuser("sd", remote, DiffusersSource(), "cpu")
+
+
+@pytest.mark.slow
+def test_compiled_pictures_are_nearly_the_same(models: Path) -> None:
+    made = [
+        run(
+            Diffuser(
+                "sd",
+                spec(),
+                DiffusersSource(folder=str(models / "sd"), batch_size=2, compile=compiled),
+                "cpu",
+            ),
+            plan_rows(2),
+        )
+        for compiled in (False, True)
+    ]
+    for eager, compiled in zip(*made, strict=True):
+        assert eager["error"] is compiled["error"] is None
+        difference = np.abs(pixels(eager).astype(int) - pixels(compiled).astype(int))
+        assert difference.max() <= 2
