@@ -8,13 +8,19 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline import AigiError
-from pipeline.run import status
+from pipeline.progress import Progress
+from pipeline.run import Map, run_stages, status
 from pipeline.tables import Store
+from pipeline.workflow import Compute
 from tests import toy
 from tests.conftest import ROOT
 
@@ -117,16 +123,23 @@ def test_one_bad_shard_fails_alone_and_is_named(tmp_path: Path, undisturbed: Pat
     assert files(tmp_path) == files(undisturbed)
 
 
+def test_a_worker_that_loses_rows_fails_its_shard(tmp_path: Path) -> None:
+    class Loser(toy.Squarer):
+        def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+            yield from list(super().__call__(rows))[1:]
+
+    numbers, squares = toy.stages()
+    assert isinstance(squares, Map)
+    losing = replace(squares, make_worker=partial(Loser, 0.0, None, None, None))
+    with pytest.raises(AigiError, match="30 rows out of 40: the worker lost some"):
+        run_stages([numbers, losing], Store(str(tmp_path)), Compute(), Progress(quiet=True))
+    assert files(tmp_path) == {}
+
+
 def test_failing_everywhere_stops_early(tmp_path: Path) -> None:
     class Broken:
         def __call__(self, rows: object) -> list[object]:
             raise RuntimeError("no CUDA here")
-
-    from dataclasses import replace
-
-    from pipeline.progress import Progress
-    from pipeline.run import Map, run_stages
-    from pipeline.workflow import Compute
 
     numbers, squares = toy.stages(shards=30)
     assert isinstance(squares, Map)
@@ -162,10 +175,6 @@ def test_a_changed_input_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_missing_input_table_is_named(tmp_path: Path) -> None:
-    from pipeline.progress import Progress
-    from pipeline.run import run_stages
-    from pipeline.workflow import Compute
-
     with pytest.raises(AigiError, match="squares: needs the numbers table"):
         run_stages(toy.stages()[1:], Store(str(tmp_path)), Compute(), Progress(quiet=True))
 

@@ -168,7 +168,7 @@ class Diffuser:
             options |= {"revision": spec.revision}
         if local.vae is not None:
             options["vae"] = diffusers.AutoencoderKL.from_pretrained(
-                local.vae, torch_dtype=dtype, use_safetensors=True
+                local.vae, dtype=dtype, use_safetensors=True
             )
         source = local.folder or spec.model
         try:

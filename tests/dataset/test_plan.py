@@ -233,7 +233,7 @@ sources:
     steps: 2
     guidance_scale: 5.0
     splits:
-      train: {count: 4, width: 64, height: 64}
+      train: {count: 8, width: 64, height: 64}
 """
 
 
@@ -284,7 +284,7 @@ def test_stated_splits_win_over_the_hash_for_all_sources(tmp_path: Path) -> None
     mj = {row["path"]: row["split"] for row in rows if row["source"] == "mj"}
     assert mj == {"a.png": "test", "c.png": "test"}, "of two splits, the held-out one"
     sd = [row["text"] for row in rows if row["source"] == "sd"]
-    assert len(sd) == 4
+    assert len(sd) == 8, "all nine but the one that is held out"
     assert shared_prompt not in sd
     reasons = {
         row["file"].rpartition(":")[2]: row["reason"]

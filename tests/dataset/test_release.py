@@ -139,6 +139,17 @@ def test_rows_that_do_not_match_the_plan_are_refused(tmp_path: Path) -> None:
         select(workflow, store)
 
 
+def test_only_kept_rows_are_released(tmp_path: Path) -> None:
+    workflow, store = made(tmp_path, {("train", 1, "none"), ("test", 0, "dwt-dct")})
+    reasons, _ = select(workflow, store)
+    released = [
+        row["image_id"]
+        for name in release._names(store)
+        for row in release._read(store, name).to_pylist()
+    ]
+    assert sorted(released) == sorted(name for name, why in reasons.items() if why is None)
+
+
 def test_a_prompt_in_two_splits_is_refused(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     for split, prompts in (("test", ["a", "b"]), ("train", ["c", "b"])):
