@@ -1,0 +1,140 @@
+"""The benchmarks run end to end at small sizes. No time is looked at here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.perf import captions
+from tests.perf.report import Measurement, machine, machine_line, number, table
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str) -> str:
+    """Run a module of tests.perf as people do; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        # One thread: on a busy machine, threads that wait for one another take minutes.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    return done.stdout
+
+
+def test_captions_reports_rates_and_memory(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    said = run("tests.perf", "captions", "--quick", "--rows", "12000", "--json", str(out))
+    assert "### captions" in said and "Machine: " in said and "at most 2 GiB" in said
+    found = json.loads(out.read_text())
+    assert found["machine"]["cores"] == os.cpu_count()
+    rate, memory = found["benchmarks"]["captions"]
+    detail = rate["detail"]
+    assert detail["rows"] == 12_000
+    assert [side["rows"] for side in detail["peers"]] == [12_000, 12_000]
+    assert detail["ours"]["kept"] == detail["wanted"] == 3_000
+    assert 0.05 < detail["ours"]["rejected"] / 12_000 < 0.2
+    assert rate["ratio"] == pytest.approx(rate["ours"] / rate["peer"])
+    assert 0.1 < memory["ours"] < 8 and memory["peer"] < memory["ours"]
+
+
+def test_captions_are_a_function_of_the_row(tmp_path: Path) -> None:
+    for name, rows in (("a", 30_000), ("b", 30_000), ("short", 10_000)):
+        captions.write_captions(tmp_path / name, rows)
+    whole = (tmp_path / "a").read_bytes()
+    assert whole == (tmp_path / "b").read_bytes()
+    assert whole.startswith((tmp_path / "short").read_bytes())
+    lines = whole.decode().splitlines()
+    assert len(lines) == 30_000
+    texts = [text for url, tab, text in (line.partition("\t") for line in lines) if tab]
+    assert 0 < len(lines) - len(texts) < 100
+    assert len({line.partition("\t")[0] for line in lines}) == len(lines)
+    plain = Counter(text for text in texts if len(text.split()) > 5 and text.isascii())
+    repeated = sum(count - 1 for count in plain.values()) / len(texts)
+    assert 0.03 < repeated < 0.06
+    assert 18 < sum(len(text.split()) for text in texts) / len(texts) < 22
+    assert 0.05 < sum("<PERSON>" in text for text in texts) / len(texts) < 0.1
+
+
+def test_gpu_check_works_without_a_gpu(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    said = run(
+        *("tests.perf.gpu_check", "--tiny", "--no-compile", "--models", "sd21-base", "sdxl"),
+        *("--batch", "2", "--steps", "2", "--seconds", "0", "--out", str(out)),
+    )
+    assert "| sd21-base | eager |" in said
+    found = json.loads(out.read_text())
+    assert found["status"] == "done"
+    assert set(found["models"]) == {"sd21-base", "sdxl"}
+    rows: list[dict[str, Any]] = found["measurements"]
+    assert [(row["model"], row["mode"]) for row in rows] == [
+        ("sd21-base", "eager"),
+        ("sdxl", "eager"),
+    ]
+    for row in rows:
+        assert row["errors"] == []
+        assert row["batch_sizes"] == [2]
+        assert row["images"] == 2 * row["batches"] == 4
+        assert row["bare_images_per_s"] > 0 and row["ours_images_per_s"] > 0
+        assert row["png_bytes"] > 100
+        # Of the published sizes; the tiny ones have none.
+        assert row["ours_tflops"] is None and row["share_of_peak"] is None
+    assert [row["evaluations"] for row in rows] == [3, 2]
+
+
+def test_work_of_an_image_is_counted_from_the_specification() -> None:
+    from pipeline.dataset import specification
+    from pipeline.dataset.specification import DiffusersSpec
+    from tests.perf import gpu_check
+
+    sources = specification.load(str(gpu_check.SPECIFICATION)).sources
+    assert set(gpu_check.BATCH) == {
+        name for name, spec in sources.items() if isinstance(spec, DiffusersSpec)
+    }
+    spec = sources["sdxl"]
+    assert isinstance(spec, DiffusersSpec)
+    train = spec.splits["train"]
+    assert train.unet_tflop is not None and train.vae_tflop is not None
+    found = gpu_check.tflop_an_image(spec, 50)
+    assert found == pytest.approx(100 * train.unet_tflop + train.vae_tflop)
+
+
+def test_published_architectures_have_their_parameters() -> None:
+    import torch
+
+    from pipeline.tiny.models import _tokenizer
+    from tests.perf import bare, published
+
+    tokenizer = _tokenizer(bare.sentences(16))
+    with torch.device("meta"):
+        for architecture in published.PUBLISHED.values():
+            made = published.parts(architecture, tokenizer)
+            assert set(made) == set(architecture.parameters)
+
+
+def test_table_says_what_is_met() -> None:
+    text = table(
+        [
+            Measurement("fast", "rows/s", 12_345.6, 20_000.0, "ratio of at least 0.5", True),
+            Measurement("slow", "rows/s", 1.5, None, "at least 2", False),
+            Measurement("free", "GiB", 0.25),
+        ]
+    ).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text]
+    assert len({len(line) for line in text}) == 1
+    assert cells[2][2:] == ["12,346", "20,000", "0.617", "ratio of at least 0.5", "met"]
+    assert cells[3][2:] == ["1.5", "", "", "at least 2", "NOT MET"]
+    assert cells[4][2:] == ["0.25", "", "", "", ""]
+    assert number(None) == ""
+    assert machine_line(machine()).startswith("Machine: ")
