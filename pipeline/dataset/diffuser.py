@@ -248,7 +248,7 @@ class Diffuser:
         import torch
 
         try:
-            tensors = self._infer(rows)
+            images = self._infer(rows)
         except torch.OutOfMemoryError:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -262,10 +262,10 @@ class Diffuser:
             if len(rows) == 1:
                 return [_Picture(None, f"{type(error).__name__}: {error}"[:500], 1)]
             return [picture for row in rows for picture in self.generate([row])]
-        return [self._picture(tensor, len(rows)) for tensor in tensors]
+        return self._pictures(images)
 
-    def _infer(self, rows: list[dict[str, Any]]) -> list[torch.Tensor]:
-        """float32 3xHxW tensors on the CPU, nominally 0 to 1."""
+    def _infer(self, rows: list[dict[str, Any]]) -> torch.Tensor:
+        """float Bx3xHxW tensor on the device, nominally 0 to 1."""
         import torch
 
         first = rows[0]
@@ -277,7 +277,7 @@ class Diffuser:
             self.pipe.vae.enable_tiling()
         else:
             self.pipe.vae.disable_tiling()
-        images = self.pipe(
+        images: torch.Tensor = self.pipe(
             prompt=[row["text"] for row in rows],
             negative_prompt=[row["negative_prompt"] or "" for row in rows],
             width=width,
@@ -287,22 +287,26 @@ class Diffuser:
             generator=[torch.Generator("cpu").manual_seed(row["seed"]) for row in rows],
             output_type="pt",
         ).images
-        return list(images.float().cpu())
+        return images
 
     @staticmethod
-    def _picture(tensor: torch.Tensor, batch_size: int) -> _Picture:
+    def _pictures(images: torch.Tensor) -> list[_Picture]:
+        """Round to 8 bits on the device, as diffusers does on the CPU, and look for overflow."""
         import torch
 
-        if not bool(torch.isfinite(tensor).all()):
-            error = (
-                "not a number in the decoded picture: this VAE overflows in this dtype; use "
-                "bfloat16 or float32, or set vae to one that is safe in float16"
-            )
-            return _Picture(None, error, batch_size)
-        rgb: RGB = np.ascontiguousarray(
-            (tensor * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-        )
-        if not rgb.any():
-            error = "all black: the VAE overflowed, or the model made nothing"
-            return _Picture(None, error, batch_size)
-        return _Picture(rgb, None, batch_size)
+        images = images.float()
+        finite = torch.isfinite(images).flatten(1).all(1).tolist()
+        pixels = (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        found = []
+        for rgb, whole in zip(pixels.cpu().numpy(), finite, strict=True):
+            error = None
+            if not whole:
+                error = (
+                    "not a number in the decoded picture: this VAE overflows in this dtype; use "
+                    "bfloat16 or float32, or set vae to one that is safe in float16"
+                )
+            elif not rgb.any():
+                error = "all black: the VAE overflowed, or the model made nothing"
+            kept = np.ascontiguousarray(rgb) if error is None else None
+            found.append(_Picture(kept, error, len(images)))
+        return found

@@ -10,7 +10,8 @@ from __future__ import annotations
 import heapq
 import math
 import re
-from collections import Counter
+import zlib
+from array import array
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -45,7 +46,8 @@ class NearDuplicates:
         # A missed pair is worse than a candidate more: each is checked exactly.
         self.lsh: Any = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
         # Copies share the permutations, which take longer to draw than a text to hash.
-        self.empty: Any = MinHash(num_perm=PERMUTATIONS)
+        # The scheme is pinned, and the hash is one that no release of the library can change.
+        self.empty: Any = MinHash(num_perm=PERMUTATIONS, scheme="affine32", hashfunc=zlib.crc32)
         self.texts: list[str] = []
 
     def add(self, text: str) -> str | None:
@@ -76,13 +78,16 @@ def most_diverse(texts: Sequence[str], count: int) -> list[int]:
     are chosen (the sum is submodular), so a stale upper bound in a heap is looked at again only
     when it comes to the top (Minoux 1978).
     """
-    found = [features(text) for text in texts]
-    chosen_count: Counter[str] = Counter()
+    # Numbers for features: half a million texts hold tens of millions of them.
+    numbers: dict[str, int] = {}
+    found = [
+        array("I", (numbers.setdefault(feature, len(numbers)) for feature in features(text)))
+        for text in texts
+    ]
+    times = array("I", bytes(4 * len(numbers)))
 
     def gain(i: int) -> float:
-        total = math.fsum(
-            math.sqrt(chosen_count[f] + 1) - math.sqrt(chosen_count[f]) for f in found[i]
-        )
+        total = math.fsum(math.sqrt(times[f] + 1) - math.sqrt(times[f]) for f in found[i])
         return total / math.sqrt(max(1, len(found[i])))
 
     heap = [(-gain(i), i) for i in range(len(texts))]
@@ -96,5 +101,6 @@ def most_diverse(texts: Sequence[str], count: int) -> list[int]:
             continue
         heapq.heappop(heap)
         chosen.append(i)
-        chosen_count.update(found[i])
+        for feature in found[i]:
+            times[feature] += 1
     return chosen

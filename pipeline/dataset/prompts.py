@@ -1,8 +1,8 @@
 """Caption sources in, the `prompts` table and its rejects out: cleaned, distinct, selected.
 
-Memory stays bounded at any input size: candidates are spread over buckets on disk by a hash of
-their text, so equal texts meet in one bucket, and the buckets, read in order, give the prompts in
-one fixed random order. `random` selection takes the first of that order.
+Memory grows with what is selected, not with the input: candidates are spread over buckets on disk
+by a hash of their text, so equal texts meet in one bucket, and the buckets, read in order, give
+the prompts in one fixed random order. `random` selection takes the first of that order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import posixpath
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -45,6 +45,13 @@ _CANDIDATE = pa.schema(
         ("text", pa.string()),
         ("origin", pa.int32()),  # index of the caption source
         ("line", pa.int64()),
+    ]
+)
+
+_ACCEPTED = pa.schema(
+    [
+        *(_CANDIDATE.field(name) for name in ("prompt_id", "text", "origin", "line")),
+        ("tokens", pa.int32()),
     ]
 )
 
@@ -181,26 +188,26 @@ def _distinct(
 def _accepted(
     candidates: Iterator[pa.RecordBatch],
     settings: PromptSettings,
+    accepted: _Spool,
     rejects: _Spool,
     limit: int | None,
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[int, int]:
     """The first `limit` candidates with few enough tokens that are near no accepted one.
 
     Tokens and near-duplicates are looked at only until enough are found: they cost far more than
-    everything before. Returns the accepted ones and how many were left unread.
+    everything before. Returns how many were accepted, and how many were left unread.
     """
     near = None if settings.near_duplicates is None else NearDuplicates(settings.near_duplicates)
     most = settings.filters.max_tokens
-    accepted: list[dict[str, Any]] = []
-    unread = 0
+    kept = unread = 0
     for batch in candidates:
-        if limit is not None and len(accepted) >= limit:
+        if limit is not None and kept >= limit:
             unread += batch.num_rows
             continue
         block = batch.to_pylist()
         tokens = count_tokens([row["text"] for row in block])
         for row, count in zip(block, tokens, strict=True):
-            if limit is not None and len(accepted) >= limit:
+            if limit is not None and kept >= limit:
                 unread += 1
                 continue
             reason = None
@@ -208,32 +215,54 @@ def _accepted(
                 reason = f"too many tokens: {count} > {most}"
             elif near is not None and (twin := near.add(row["text"])) is not None:
                 reason = f"near duplicate: {twin}"
+            source = settings.sources[row["origin"]]
             if reason is None:
-                accepted.append({**row, "tokens": count})
+                accepted.append(row["prompt_id"], row["text"], row["origin"], row["line"], count)
+                kept += 1
             else:
-                source = settings.sources[row["origin"]]
                 rejects.append(
                     source.name or source.kind, _place(source), row["line"], reason, row["text"]
                 )
-    return accepted, unread
+        for spool in (accepted, rejects):
+            if len(spool) >= HELD:
+                spool.flush()
+    return kept, unread
 
 
-def _table(
-    rows: Iterable[dict[str, Any]], settings: PromptSettings, workflow: Workflow
-) -> pa.Table:
-    found = [
-        {
-            "prompt_id": row["prompt_id"],
-            "text": row["text"],
-            "source": settings.sources[row["origin"]].name or settings.sources[row["origin"]].kind,
-            "source_ref": f"{_place(settings.sources[row['origin']])}:{row['line']}",
-            "split": split_of(row["prompt_id"], workflow.split),
-            "tokens": row["tokens"],
-            "truncated": row["tokens"] > CONTEXT,
-        }
-        for row in rows
-    ]
+def _table(rows: pa.Table, settings: PromptSettings, workflow: Workflow) -> pa.Table:
+    found = []
+    for row in rows.to_pylist():
+        source = settings.sources[row["origin"]]
+        found.append(
+            {
+                "prompt_id": row["prompt_id"],
+                "text": row["text"],
+                "source": source.name or source.kind,
+                "source_ref": f"{_place(source)}:{row['line']}",
+                "split": split_of(row["prompt_id"], workflow.split),
+                "tokens": row["tokens"],
+                "truncated": row["tokens"] > CONTEXT,
+            }
+        )
     return pa.Table.from_pylist(found, schema=PROMPTS)
+
+
+def _shards(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of any size, regrouped to SHARD_ROWS rows; the last may be shorter."""
+    held: pa.Table | None = None
+    for table in tables:
+        held = table if held is None else pa.concat_tables([held, table])
+        while held.num_rows >= SHARD_ROWS:
+            yield held.slice(0, SHARD_ROWS)
+            held = held.slice(SHARD_ROWS)
+    if held is not None and held.num_rows:
+        yield held
+
+
+def _chosen(accepted: _Spool, count: int) -> Iterator[pa.Table]:
+    """The most diverse of the accepted, in their own order."""
+    table = pa.concat_tables(accepted.read())
+    yield table.take(pa.array(sorted(most_diverse(table["text"].to_pylist(), count))))
 
 
 def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
@@ -246,27 +275,24 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
         if limit is not None and select.method == "diverse":
             limit = int(limit * select.pool)
         candidates = _distinct(buckets, settings, rejects)
-        accepted, unread = _accepted(candidates, settings, rejects, limit)
-        if select.count is not None and len(accepted) < select.count:
+        accepted = _Spool(f"{folder}/accepted.arrow", _ACCEPTED)
+        kept, unread = _accepted(candidates, settings, accepted, rejects, limit)
+        if select.count is not None and kept < select.count:
             raise AigiError(
                 f"prompts: {select.count:,} wanted (prompts.select.count), only "
-                f"{len(accepted):,} captions pass. Add sources, relax prompts.filters or "
+                f"{kept:,} captions pass. Add sources, relax prompts.filters or "
                 "prompts.near_duplicates, or ask for fewer."
             )
-        if select.count is not None and select.method == "diverse":
-            chosen = most_diverse([row["text"] for row in accepted], select.count)
-            unread += len(accepted) - len(chosen)
-            accepted = [accepted[i] for i in sorted(chosen)]
-        if not accepted:
+        if not kept:
             raise AigiError("prompts: no caption passes; look at the filters and the sources")
+        tables = accepted.read()
+        if select.count is not None and select.method == "diverse":
+            unread += kept - select.count
+            kept = select.count
+            tables = _chosen(accepted, select.count)
         made = [
-            store.write(
-                "prompts",
-                f"part-{start // SHARD_ROWS:05d}",
-                _table(accepted[start : start + SHARD_ROWS], settings, workflow),
-                PROMPTS,
-            )
-            for start in range(0, len(accepted), SHARD_ROWS)
+            store.write("prompts", f"part-{i:05d}", _table(rows, settings, workflow), PROMPTS)
+            for i, rows in enumerate(_shards(tables))
         ]
         reasons: Counter[str] = Counter()
 
@@ -278,7 +304,7 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
 
         store.write("rejects", "prompts", rejected(), REJECTS)
     progress.say(
-        f"prompts: {len(accepted):,} kept, {unread:,} not needed, {sum(reasons.values()):,} "
+        f"prompts: {kept:,} kept, {unread:,} not needed, {sum(reasons.values()):,} "
         "rejected" + "".join(f", {count:,} {why}" for why, count in reasons.most_common())
     )
     return made

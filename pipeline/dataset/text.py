@@ -163,12 +163,16 @@ class Filter:
 
     def _refused(self, text: str) -> str | None:
         limits = self._filters
-        words = [word for word in text.split(" ") if word.strip(_PUNCTUATION)]
-        if len(words) < limits.min_words:
-            return f"too few words: {len(words)} < {limits.min_words}"
-        if len(words) > limits.max_words:
-            return f"too many words: {len(words)} > {limits.max_words}"
-        if not any(map(str.isalpha, text)):
+        parts = text.split(" ")
+        # Nearly every word is letters alone; only the others need a closer look.
+        odd = [word for word in parts if not word.isalpha()]
+        real = [word for word in odd if word.strip(_PUNCTUATION)]
+        count = len(parts) - len(odd) + len(real)
+        if count < limits.min_words:
+            return f"too few words: {count} < {limits.min_words}"
+        if count > limits.max_words:
+            return f"too many words: {count} > {limits.max_words}"
+        if len(odd) == len(parts) and not any(map(str.isalpha, text)):
             return "not English letters: none"
         if not text.isascii():
             letters = [char for char in text if char.isalpha()]
@@ -176,9 +180,9 @@ class Filter:
             if english / len(letters) < limits.min_ascii_letters:
                 share = 100 * english // len(letters) / 100  # rounded down, so never "0.9 < 0.9"
                 return f"not English letters: {share} < {limits.min_ascii_letters}"
-        noise = sum(not word.isalpha() and _is_noise(word) for word in words)
-        if noise / len(words) > limits.max_noise:
-            share = -(-100 * noise // len(words)) / 100  # rounded up, so never "0.2 > 0.2"
+        noise = sum(map(_is_noise, real))
+        if noise / count > limits.max_noise:
+            share = -(-100 * noise // count) / 100  # rounded up, so never "0.2 > 0.2"
             return f"noise: {share} > {limits.max_noise}"
         entry = self._blocked(text) if self._blocklist else None
         return None if entry is None else f"blocklist: {entry}"

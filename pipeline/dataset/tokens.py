@@ -10,7 +10,7 @@ CONTEXT = 77
 """Tokens that CLIP's text encoder takes, begin and end included; the rest of a prompt is cut."""
 
 MEMORY = 1 << 20
-"""Different words whose tokens are kept, about 0.2 GB of them."""
+"""Different words whose token counts are kept, about 0.2 GB of them."""
 
 
 @cache
@@ -21,6 +21,24 @@ def _tokenizer() -> tuple[Any, dict[str, str]]:
     return tokenizer, dict(tokenizer.cache)
 
 
+_lengths: dict[str, int] = {}
+
+
+def _length(word: str) -> int:
+    """Tokens of one word of the tokenizer's own pattern."""
+    found = _lengths.get(word)
+    if found is None:
+        tokenizer, specials = _tokenizer()
+        if len(_lengths) >= MEMORY:
+            # Twelve million captions hold gigabytes of different words. The tokenizer
+            # remembers them too.
+            _lengths.clear()
+            tokenizer.cache = dict(specials)
+        spelled = "".join(tokenizer.byte_encoder[byte] for byte in word.encode())
+        found = _lengths[word] = len(tokenizer.bpe(spelled).split(" "))
+    return found
+
+
 def count_tokens(texts: Sequence[str]) -> list[int]:
     """Count the tokens of each prompt as open_clip's own tokenizer makes them, none cut off.
 
@@ -28,11 +46,11 @@ def count_tokens(texts: Sequence[str]) -> list[int]:
         One count a text, begin and end tokens included: 2 for an empty text. A prompt whose
         count is above `CONTEXT` reaches the model truncated.
     """
-    tokenizer, specials = _tokenizer()
+    tokenizer, _ = _tokenizer()
     counts = []
     for text in texts:
-        if len(tokenizer.cache) > MEMORY:
-            # It remembers every word it ever saw: gigabytes over twelve million captions.
-            tokenizer.cache = dict(specials)
-        counts.append(len(tokenizer.encode(text)) + 2)
+        # The tokenizer's cleaning repairs encodings and entities; plain ASCII has neither.
+        plain = text.isascii() and "&" not in text
+        words = tokenizer.pat.findall((text if plain else tokenizer.clean_fn(text)).lower())
+        counts.append(2 + sum(map(_length, words)))
     return counts

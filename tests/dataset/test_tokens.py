@@ -37,7 +37,9 @@ def test_forgetting_words_changes_no_count(monkeypatch: pytest.MonkeyPatch) -> N
     texts = [f"unusual {first}{last}qx <start_of_text>" for first in "bcdf" for last in "ghjklm"]
     whole = count_tokens(texts)
     monkeypatch.setattr(tokens, "MEMORY", 5)
+    monkeypatch.setattr(tokens, "_lengths", {})
     assert count_tokens(texts) == whole
+    assert len(tokens._lengths) <= 5
     assert len(tokens._tokenizer()[0].cache) < 10
 
 
