@@ -14,6 +14,7 @@ import re
 import socket
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -30,6 +31,7 @@ Worker = Callable[[pa.Table], Iterable[pa.Table]]
 
 # A model that cannot load fails every shard; there is no use in trying thousands.
 FAILURES_IN_A_ROW = 8
+RAY_ROUNDS = 3
 
 
 def no_check() -> None:
@@ -209,17 +211,28 @@ def _with_ray(
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # a shard that kills its worker is named below, others go on
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    rows = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
-    made = rows.map(
-        _ShardMaker,
-        fn_constructor_args=(stage, store),
-        concurrency=compute.workers,
-        num_cpus=1,
-        num_gpus=gpus,
-        max_restarts=-1,
-        max_task_retries=2,
-    )
-    yield from made.iter_rows()
+    left = dict.fromkeys(names)
+    # A worker or a machine that dies takes the shards with it that wait there: those without an
+    # answer are asked for again, on new workers.
+    for _ in range(RAY_ROUNDS):
+        rows = ray.data.from_items([{"name": name} for name in left], override_num_blocks=len(left))
+        with warnings.catch_warnings():
+            # Retries have no other name yet, and Ray Data's own default tries for ever.
+            warnings.filterwarnings("ignore", message=".*ray_remote_args")
+            made = rows.map(
+                _ShardMaker,
+                fn_constructor_args=(stage, store),
+                concurrency=min(compute.workers, len(left)),
+                num_cpus=1,
+                num_gpus=gpus,
+                max_restarts=-1,
+                max_task_retries=1,
+            )
+        for result in made.iter_rows():
+            left.pop(result["name"], None)
+            yield result
+        if not left:
+            return
 
 
 def _run_map(

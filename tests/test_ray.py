@@ -103,3 +103,20 @@ def test_a_shard_that_always_kills_its_worker_is_named(tmp_path: Path) -> None:
 def test_an_address_without_a_cluster_is_an_error(tmp_path: Path, address: str) -> None:
     with pytest.raises(AigiError, match=rf"compute\.ray: {address}: no cluster answers"):
         toy.make(str(tmp_path), Compute(ray=address))
+
+
+def test_a_lost_machine_of_a_cluster(tmp_path: Path, serial: Path) -> None:
+    """Two nodes by address; one is killed in mid-stage, the other does its work."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        lost = cluster.add_node(num_cpus=1)
+        process = start(tmp_path, "--ray", cluster.address, "--workers", "2", "--seconds", "0.4")
+        wait_for_shards(tmp_path, 4, process)
+        cluster.remove_node(lost, allow_graceful=False)
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+    finally:
+        cluster.shutdown()
+    assert files(tmp_path) == files(serial)
