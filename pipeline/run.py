@@ -195,7 +195,7 @@ def _with_ray(
         local = compute.ray == "local"
         try:
             ray.init(
-                address=None if local else compute.ray,
+                address=compute.ray,  # `local` starts a cluster of its own, whatever runs here
                 # An actor asks for one CPU: more workers than cores must still be placed.
                 num_cpus=max(os.cpu_count() or 1, compute.workers) if local else None,
                 include_dashboard=False if local else None,
