@@ -231,7 +231,9 @@ class DiffusersSource(Settings):
     folder: Location | None = Field(None, description="local copy; null: download from the Hub")
     batch_size: Count = 4
     vae: Location | str | None = Field(None, description="another VAE (folder or Hub id)")
-    vae_tiling: bool | None = Field(None, description="null: from 1536 pixels a side")
+    vae_tiling: bool | None = Field(
+        None, description="decode in tiles, picture by picture; null: from 1536 pixels a side"
+    )
     attention_slicing: bool = False
     compile: bool = False
 

@@ -273,10 +273,12 @@ class Diffuser:
         tiling = self.local.vae_tiling
         if tiling is None:
             tiling = max(width, height) >= TILE_FROM
-        if tiling:
+        if tiling:  # and one picture at a time
             self.pipe.vae.enable_tiling()
+            self.pipe.vae.enable_slicing()
         else:
             self.pipe.vae.disable_tiling()
+            self.pipe.vae.disable_slicing()
         images: torch.Tensor = self.pipe(
             prompt=[row["text"] for row in rows],
             negative_prompt=[row["negative_prompt"] or "" for row in rows],
