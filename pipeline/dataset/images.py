@@ -94,7 +94,7 @@ def stage(workflow: Workflow) -> Map:
         if isinstance(spec, DiffusersSpec):
             # The folder is only where a copy lies; the specification pins what it must hold.
             local = local_diffusers(workflow, name)
-            sources[name] = {**local.model_dump(mode="json", exclude={"folder"})}
+            sources[name] = local.model_dump(mode="json", exclude={"folder"})
         else:
             sources[name] = local_import(workflow, name).model_dump(mode="json")
     return Map(

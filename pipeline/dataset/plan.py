@@ -67,8 +67,9 @@ def _image_id(fields: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _generations(spec: SplitSpec, plan: PlanSettings) -> int:
-    count = spec.count or 0
+def _generations(spec: SplitSpec, plan: PlanSettings, found: int = 0) -> int:
+    """Generations wanted; `found` where the count is open."""
+    count = found if spec.count is None else spec.count
     return count if plan.limit is None else min(count, plan.limit)
 
 
@@ -247,9 +248,7 @@ def _imported(
     plan: PlanSettings,
 ) -> Iterator[pa.Table]:
     size = spec.splits[split]  # type: ignore[index]
-    wanted = _generations(size, plan) if size.count is not None else len(pictures)
-    if size.count is None and plan.limit is not None:
-        wanted = min(wanted, plan.limit)
+    wanted = _generations(size, plan, len(pictures))
     planned = min(len(pictures), math.ceil(wanted * (1 + plan.margin)))
     width, height = (None, None) if source.fit == "keep" else (size.width, size.height)
     pixels = _pixels(source, [picture.path for picture in pictures[:planned]], width, height)
@@ -390,11 +389,10 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
                 shards = _generated(name, spec, split, usable, plan)
             else:
                 mine = [p for p in imports[name] if p.split == split]
-                wanted = spec.splits[split].count
-                if wanted is not None and len(mine) < min(wanted, plan.limit or wanted):
+                wanted = _generations(spec.splits[split], plan)
+                if len(mine) < wanted:
                     progress.say(
-                        f"plan: {name} {split}: {len(mine):,} pictures found, "
-                        f"{min(wanted, plan.limit or wanted):,} wanted"
+                        f"plan: {name} {split}: {len(mine):,} pictures found, {wanted:,} wanted"
                     )
                 shards = _imported(name, spec, local_import(workflow, name), split, mine, plan)
             for number, table in enumerate(shards):

@@ -100,6 +100,11 @@ class _Spool:
                 yield pa.Table.from_batches([batch])
 
 
+def _name(source: CaptionSource) -> str:
+    """What the `source` column calls it."""
+    return source.name or source.kind
+
+
 def _place(source: CaptionSource) -> str:
     """What `source_ref` and the rejects call the origin: its file name or dataset."""
     for field in ("path", "dataset", "photos"):
@@ -131,7 +136,7 @@ def _gather(
     salt = f"{settings.select.seed}:"
     count = held = 0
     for number, source in enumerate(settings.sources):
-        name, place = source.name or source.kind, _place(source)
+        name, place = _name(source), _place(source)
         found = False
         for line, text, problem in _rows(source, number, store):
             found = True
@@ -177,9 +182,7 @@ def _distinct(
         mask = pa.concat_arrays([pa.array([False]), same])
         for row in table.filter(mask).select(["text", "origin", "line"]).to_pylist():
             source = settings.sources[row["origin"]]
-            rejects.append(
-                source.name or source.kind, _place(source), row["line"], "duplicate", row["text"]
-            )
+            rejects.append(_name(source), _place(source), row["line"], "duplicate", row["text"])
         if len(rejects) >= HELD:
             rejects.flush()
         yield from table.filter(pc.invert(mask)).combine_chunks().to_batches(BLOCK)
@@ -220,9 +223,7 @@ def _accepted(
                 accepted.append(row["prompt_id"], row["text"], row["origin"], row["line"], count)
                 kept += 1
             else:
-                rejects.append(
-                    source.name or source.kind, _place(source), row["line"], reason, row["text"]
-                )
+                rejects.append(_name(source), _place(source), row["line"], reason, row["text"])
         for spool in (accepted, rejects):
             if len(spool) >= HELD:
                 spool.flush()
@@ -237,7 +238,7 @@ def _table(rows: pa.Table, settings: PromptSettings, workflow: Workflow) -> pa.T
             {
                 "prompt_id": row["prompt_id"],
                 "text": row["text"],
-                "source": source.name or source.kind,
+                "source": _name(source),
                 "source_ref": f"{_place(source)}:{row['line']}",
                 "split": split_of(row["prompt_id"], workflow.split),
                 "tokens": row["tokens"],
