@@ -103,15 +103,17 @@ class _Compiler:
         self._trail: list[str] = []
         self._rules = {name: self._alternatives(name, rules[name]) for name in rules}
 
-    def start(self) -> _Choice:
+    def start(self, chosen: str) -> _Choice:
         if "start" not in self._rules:
             raise AigiError(f"{self._path}: no rule 'start'; add it, every sentence begins there")
-        start = self._rule("start", many=False)
+        self._rule("start", many=False)
         reached = {name for name, _ in self._built}
         for name in self._rules:
             if name not in reached:
                 raise self._error(name, "never reached from 'start'; refer to it or delete it")
-        return start
+        if chosen not in self._rules:
+            raise AigiError(f"{self._path}: no rule {chosen!r} to start from; name one it has")
+        return self._rule(chosen, many=False)
 
     def _error(self, name: str, problem: str) -> AigiError:
         return AigiError(f"{self._path}: rule {name!r}: {problem}")
@@ -211,8 +213,12 @@ class Grammar:
     _may_repeat: frozenset[str] | None
 
     @classmethod
-    def load(cls, path: str) -> Grammar:
+    def load(cls, path: str, start: str = "start") -> Grammar:
         """Read and check a grammar from a local path or fsspec URL.
+
+        Args:
+            path: of the YAML file.
+            start: the rule that sentences are drawn from.
 
         Raises:
             AigiError: names the file, the rule and the remedy: an undefined, unreachable, empty
@@ -223,7 +229,7 @@ class Grammar:
         left, right = _pairs(path, rules.pop("apart", []))
         repeat = rules.pop("may_repeat", None)
         free = None if repeat is None else frozenset([*_words(path, "may_repeat", repeat), ""])
-        return cls(path, _Compiler(path, rules).start(), left, right, free)
+        return cls(path, _Compiler(path, rules).start(start), left, right, free)
 
     def sentences(self, count: int, seed: int) -> Iterator[str]:
         """Yield exactly `count` distinct sentences; the first k are the same for any count.

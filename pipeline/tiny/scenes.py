@@ -549,21 +549,46 @@ def looks_night(rgb: NDArray[np.uint8]) -> bool:
 # --- Files -------------------------------------------------------------------------------------
 
 
+def _encoded(rgb: NDArray[np.uint8], ending: str, quality: int = 95) -> bytes:
+    out = io.BytesIO()
+    options: dict[str, dict[str, int]] = {
+        "png": {"optimize": True},
+        "webp": {"lossless": True},
+        "jpg": {"quality": quality},
+    }
+    form = {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}[ending]
+    Image.fromarray(rgb).save(out, form, **options[ending])
+    return out.getvalue()
+
+
+def _planted() -> Iterator[tuple[str, bytes, str]]:
+    """Pictures that a curator should find: file name, bytes and caption, all for training."""
+
+    def drawn(seed: int, jitter: float = 0.0) -> NDArray[np.uint8]:
+        return render(draw_scene(seed), 256, 256, seed, jitter=jitter)
+
+    def said(seed: int, which: int) -> str:
+        return captions(draw_scene(seed), seed)[which]
+
+    grey, black = np.full((256, 256, 3), 128, np.uint8), np.zeros((256, 256, 3), np.uint8)
+    yield "blank-grey.png", _encoded(grey, "png"), said(110, 2)
+    yield "blank-black.png", _encoded(black, "png"), said(111, 2)
+    yield "mismatched.png", _encoded(drawn(112), "png"), said(117, 2)
+    yield "duplicate-of-00.jpg", _encoded(drawn(100), "jpg", 70), said(100, 1)
+    yield "leak-of-08.png", _encoded(drawn(108, 0.02), "png"), said(108, 1)
+    # A rainy night stands for what a safety filter must find; see the demo's quality section.
+    yield "unsafe.png", _encoded(drawn(343), "png"), said(343, 2)
+
+
 def write_demo_pictures(folder: Path) -> None:
-    """Write `mj52/` with captions.csv, and `mod.zip` with `mod.jsonl`, in mixed file formats."""
+    """Write `mj52/` with captions.csv, and `mod.zip` with `mod.jsonl`, in mixed file formats.
+
+    Some of `mj52/` are planted faults: see their file names.
+    """
 
     def picture(number: int, width: int, height: int, ending: str) -> tuple[bytes, str]:
         scene = draw_scene(number)
-        out = io.BytesIO()
-        options: dict[str, dict[str, int]] = {
-            "png": {"optimize": True},
-            "webp": {"lossless": True},
-            "jpg": {"quality": 95},
-        }
-        form = {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}[ending]
-        image = Image.fromarray(render(scene, width, height, number))
-        image.save(out, form, **options[ending])
-        return out.getvalue(), captions(scene, number)[2]
+        return _encoded(render(scene, width, height, number), ending), captions(scene, number)[2]
 
     mj = folder / "mj52"
     mj.mkdir(parents=True, exist_ok=True)
@@ -576,6 +601,9 @@ def write_demo_pictures(folder: Path) -> None:
             data, caption = picture(100 + i, 512 if split == "test" else 256, 256, ending)
             (mj / f"{i:02d}.{ending}").write_bytes(data)
             table.writerow([f"{i:02d}.{ending}", caption, split])
+        for name, data, caption in _planted():
+            (mj / name).write_bytes(data)
+            table.writerow([name, caption, "train"])
     lines = []
     with zipfile.ZipFile(folder / "mod.zip", "w") as archive:
         for i in range(8):

@@ -1,0 +1,130 @@
+"""The embedded models: they load as real ones do, are the pinned files, and draw what is said."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors import safe_open
+
+from pipeline.demo import MODELS
+from pipeline.tiny import measure
+from pipeline.tiny.measure import Clip, held_out
+
+ROOT = Path(__file__).parents[2]
+MOST_BYTES = 12_000_000
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return Clip(MODELS / "clip")
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[measure.Case]:
+    return held_out(64)
+
+
+def test_weights_are_small_safetensors() -> None:
+    files = [path for path in MODELS.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".txt"}
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    assert len(weights) == 8
+    parameters = 0
+    for path in weights:
+        with safe_open(path, "np") as file:
+            tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
+        assert {str(t.dtype) for t in tensors} <= {"float16", "int64"}, path
+        parameters += sum(t.nbytes for t in tensors)
+    assert parameters <= MOST_BYTES
+
+
+def test_the_demo_pins_every_weight_file() -> None:
+    sources = yaml.safe_load((ROOT / "manifests" / "demo.yaml").read_text())["sources"]
+    for name, folder in (("sd21-base", "sd"), ("sd21", "sd"), ("sdxl", "sdxl")):
+        weights = (MODELS / folder).rglob("*.safetensors")
+        found = {
+            str(path.relative_to(MODELS / folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in weights
+        }
+        assert sources[name]["sha256"] == found
+    clip = (MODELS / "clip" / "open_clip_model.safetensors").read_bytes()
+    embeddings = yaml.safe_load((ROOT / "workflows" / "demo.yaml").read_text())["embeddings"]
+    assert embeddings["sha256"] == hashlib.sha256(clip).hexdigest()
+
+
+def test_held_out_captions_are_in_no_training_scene(cases: list[measure.Case]) -> None:
+    known = measure._trained_captions()
+    assert len(known) > 100_000
+    assert not known & {case.caption for case in cases}
+    assert len({case.caption for case in cases}) == len(cases)
+
+
+def test_clip_finds_the_caption(clip: Clip, cases: list[measure.Case]) -> None:
+    assert measure.retrieval(clip, cases) >= 0.6
+    # Shuffled captions are found by chance only.
+    wrong = [
+        measure.Case(case.scene, case.seed, other.caption)
+        for case, other in zip(cases, cases[1:] + cases[:1], strict=True)
+    ]
+    assert measure.retrieval(clip, wrong) < 0.2
+
+
+def test_clip_tells_twins_from_others(clip: Clip, cases: list[measure.Case]) -> None:
+    shares = measure.duplicates(clip, cases)
+    assert min(shares.values()) >= 0.95
+    assert shares["different captions, below 0.9"] >= 0.99
+
+
+def test_vae_reconstructs(cases: list[measure.Case]) -> None:
+    pipe = measure.load_pipeline(MODELS / "sd")
+    assert measure.vae_psnr(pipe.vae, cases[:16], 128) >= 26
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_pipelines_draw_what_is_said(name: str, clip: Clip, cases: list[measure.Case]) -> None:
+    """Far above chance; the full measurement is `python -m pipeline.tiny.measure`."""
+    pipe = measure.load_pipeline(MODELS / name)
+    some = cases[:32]
+    pictures = measure.generate(pipe, [case.caption for case in some], measure.PIPELINES[name])
+    shares = measure.rule_shares(pictures, [case.scene for case in some])
+    turned = measure.rule_shares(pictures, [case.scene for case in some[1:] + some[:1]])
+    assert shares["night"] >= 0.85
+    assert shares["all"] >= turned["all"] + 0.15
+    assert measure.best_of(clip, pictures, some) >= 0.25  # by chance 1 in 16
+
+
+def test_size_conditioning_changes_the_picture() -> None:
+    import torch
+
+    pipe = measure.load_pipeline(MODELS / "sdxl")
+    made = [
+        pipe(
+            "two red houses in a green field on a clear day",
+            width=128,
+            height=128,
+            num_inference_steps=6,
+            guidance_scale=3.0,
+            original_size=size,
+            generator=torch.Generator().manual_seed(0),
+            output_type="np",
+        ).images[0]
+        for size in ((192, 192), (64, 64))
+    ]
+    detail = [float(np.abs(np.diff(image, axis=0)).mean()) for image in made]
+    assert detail[0] > detail[1], "said to be enlarged from 64x64, it is not smoother"
+
+
+def test_rules_see_the_object() -> None:
+    grey = np.full((120, 120, 3), 128, np.uint8)
+    assert not measure.object_seen(grey, "red")
+    dotted = grey.copy()
+    dotted[::3, ::3] = (220, 20, 20)  # as many pixels, but nothing compact
+    assert not measure.object_seen(dotted, "red")
+    block = grey.copy()
+    block[40:70, 40:70] = (220, 20, 20)
+    assert measure.object_seen(block, "red")
+    assert not measure.object_seen(block, "blue")
