@@ -16,6 +16,7 @@ from pipeline import AigiError, __version__
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pipeline.dataset.detection import Found
     from pipeline.workflow import Workflow
 
 app = typer.Typer(
@@ -52,12 +53,11 @@ def _print(table: Table) -> None:
 
 
 def _execute(workflow: Workflow, quiet: bool) -> None:
-    from pipeline.dataset.stages import stages
+    from pipeline.dataset.stages import make
     from pipeline.progress import Progress
-    from pipeline.run import run_stages
     from pipeline.tables import Store
 
-    run_stages(stages(workflow), Store(workflow.run), workflow.compute, Progress(quiet=quiet))
+    make(workflow, Store(workflow.run), Progress(quiet=quiet))
 
 
 def _print_estimate(workflow: Workflow) -> None:
@@ -196,6 +196,152 @@ def verify(
             f"{manifest['name']} {manifest['version']}: {len(manifest['files'])} files, "
             f"{rows:,} rows, all as in the manifest"
         )
+
+
+@app.command()
+def sweep(
+    workflow_file: Annotated[str, typer.Argument(help="Workflow of a run with scores.")],
+    overrides: Override = None,
+    examples: Annotated[int, typer.Option(min=0, help="Images shown for each threshold.")] = 3,
+) -> None:
+    """Show how many images each threshold of the selection would drop, with examples."""
+    with _explained():
+        from rich.markup import escape
+        from rich.table import Table
+
+        from pipeline import workflow as workflows
+        from pipeline.dataset.sweep import sweep as sweep_run
+        from pipeline.tables import Store
+
+        loaded = workflows.load(workflow_file, overrides or ())
+        table = Table("setting", title=f"What thresholds would drop in {escape(loaded.run)}")
+        table.add_column("threshold", justify="right")
+        table.add_column("dropped", justify="right")
+        for heading in ("by source", "nearest to the threshold"):
+            table.add_column(heading)
+        for line in sweep_run(loaded, Store(loaded.run), examples):
+            table.add_row(
+                escape(line.setting),
+                f"{line.threshold:.4g}" + (" (now)" if line.current else ""),
+                f"{line.dropped:,} of {line.scored:,}",
+                ", ".join(f"{name} {count:,}" for name, count in line.sources.items()),
+                " ".join(line.examples),
+            )
+        _print(table)
+
+
+watermarks = typer.Typer(
+    help="Read watermarks, and measure what they survive.", no_args_is_help=True
+)
+app.add_typer(watermarks, name="watermark")
+Csv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+
+
+@watermarks.command()
+def detect(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="Pictures, folders, .zip, .parquet, releases."),
+    ],
+    variants: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant",
+            help="Look for this one, e.g. 'visible:text=AI'; default: dwt-dct, dwt-dct-svd and "
+            "what a release states.",
+        ),
+    ] = None,
+    logos: Annotated[
+        list[Path] | None,
+        typer.Option("--logo", help="PNG of a visible mark that a release states."),
+    ] = None,
+    as_csv: Csv = False,
+) -> None:
+    """Look for watermarks: bit accuracy, and the chance of it without a mark.
+
+    Exit code 1 where a file could not be read.
+    """
+    with _explained():
+        from pipeline.dataset.detection import Found, search, write_csv
+        from pipeline.dataset.watermark import READ, parse, read_logo
+
+        try:
+            for logo in logos or ():
+                read_logo(logo)
+            wanted = tuple(str(parse(name, Path.cwd())) for name in variants or READ)
+        except ValueError as error:
+            raise AigiError(str(error)) from None
+        failed = total = 0
+
+        def counted() -> Iterator[Found]:
+            nonlocal failed, total
+            for found in search(paths, wanted):
+                total, failed = total + 1, failed + bool(found.error)
+                yield found
+
+        if as_csv:
+            write_csv(counted(), Found, sys.stdout)
+        else:
+            _print_found(counted())
+        if failed:
+            print(f"error: {failed} of {total} lines have an error", file=sys.stderr)
+            raise typer.Exit(1)
+
+
+def _print_found(lines: Iterator[Found]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("file", "stated", "variant")
+    for heading in ("bit accuracy", "match", "p-value"):
+        table.add_column(heading, justify="right")
+    table.add_column("whole message")
+    for found in lines:
+        numbers = (
+            "" if number is None else f"{number:{form}}"
+            for number, form in (
+                (found.bit_accuracy, ".3f"),
+                (found.match, ".3f"),
+                (found.p_value, ".2g"),
+            )
+        )
+        whole = {True: "yes", False: "no", None: found.error}[found.whole]
+        texts = (escape(text) for text in (found.file, found.stated, found.variant))
+        table.add_row(*texts, *numbers, escape(whole))
+    _print(table)
+
+
+@watermarks.command()
+def robustness(
+    folder: Annotated[str, typer.Argument(help="Folder, .zip or .parquet of pictures.")],
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many, spread evenly over the folder.")
+    ] = None,
+    as_csv: Csv = False,
+) -> None:
+    """Mark pictures, harm them, and count how many messages are still read back whole."""
+    with _explained():
+        from pipeline.dataset.detection import Survival, write_csv
+        from pipeline.dataset.detection import robustness as measure
+
+        lines = measure(folder, limit, lambda text: print(text, file=sys.stderr))
+        if as_csv:
+            write_csv(lines, Survival, sys.stdout)
+            return
+        from rich.table import Table
+
+        table = Table("variant", "after")
+        for heading in ("pictures", "read back whole", "mean bit accuracy"):
+            table.add_column(heading, justify="right")
+        for line in lines:
+            table.add_row(
+                line.variant,
+                line.after,
+                f"{line.pictures:,}",
+                f"{line.whole:.1%}",
+                f"{line.bit_accuracy:.3f}",
+            )
+        _print(table)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""An empty folder in, a small finished release out: the demo makes its models and runs them."""
+"""An empty folder in, a small finished release out: the demo runs the embedded tiny models."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from pipeline.workflow import Workflow
 if TYPE_CHECKING:
     from rich.table import Table
 
+TINY = Path(__file__).resolve().parent / "tiny"
+MODELS = TINY / "weights"
+"""Folders `sd`, `sdxl` and `clip` of the embedded models; the model card lies beside them."""
+
 
 def resource(name: str) -> Path:
     """A file of `prompts/`, `manifests/` or `workflows/`, in a checkout or in an installed wheel.
@@ -29,30 +33,19 @@ def resource(name: str) -> Path:
     raise AigiError(f"{name}: not in this installation; install aigi again")
 
 
-def make_models(folder: Path) -> None:
-    """Write the demo's three pipelines; the same bytes at every call."""
-    from pipeline.dataset.grammar import Grammar
-    from pipeline.tiny.models import save_sd, save_sdxl
-
-    sentences = list(Grammar.load(str(resource("prompts/grammar.yaml"))).sentences(2_000, seed=0))
-    save_sd(folder / "sd21-base", sentences, seed=0, v_prediction=False)
-    save_sd(folder / "sd21", sentences, seed=1, v_prediction=True)
-    save_sdxl(folder / "sdxl", sentences, seed=2)
-
-
 def demo_workflow(out: Path, overrides: Iterable[str]) -> Workflow:
-    """The demo's workflow, with run directory and models below `out`."""
-    pictures = Path(__file__).resolve().parent / "tiny" / "pictures"
+    """The demo's workflow, with its run directory in `out` and the embedded models and pictures."""
+    pictures = TINY / "pictures"
     places = [
         f"run={out.resolve()}",
-        *(
-            f"sources.{name}.folder={out.resolve() / 'models' / name}"
-            for name in ("sd21-base", "sd21", "sdxl")
-        ),
+        f"sources.sd21-base.folder={MODELS / 'sd'}",
+        f"sources.sd21.folder={MODELS / 'sd'}",
+        f"sources.sdxl.folder={MODELS / 'sdxl'}",
         f"sources.mj52.path={pictures / 'mj52'}",
         f"sources.mj52.captions={pictures / 'mj52' / 'captions.csv'}",
         f"sources.mod.path={pictures / 'mod.zip'}",
         f"sources.mod.captions={pictures / 'mod.jsonl'}",
+        f"embeddings.folder={MODELS / 'clip'}",
     ]
     return workflows.load(resource("workflows/demo.yaml"), [*places, *overrides])
 
@@ -89,21 +82,40 @@ def load_back(release: Path) -> list[dict[str, Any]]:
     return found
 
 
+def findings(run: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Images by the reason that they were dropped for; imported files with theirs."""
+    from pipeline.tables import Store
+
+    store = Store(str(run))
+    counts: dict[str, int] = {}
+    files = []
+    for shard in store.shards("selection"):
+        rows = store.read("selection", shard).to_pylist()
+        plan = store.read("plan", shard, ["path", "image_id"]).to_pylist()
+        for row, planned in zip(rows, plan, strict=True):
+            if row["keep"]:
+                continue
+            counts[row["reason"]] = counts.get(row["reason"], 0) + 1
+            if planned["path"] is not None:
+                files.append((planned["path"], row["reason"]))
+    return counts, sorted(files)
+
+
 def run_demo(
     out: Path,
     overrides: Iterable[str],
     execute: Callable[[Workflow], None],
     show: Callable[[Table], None],
 ) -> None:
-    """Make models, run every stage, load the release back and print what there is.
+    """Run every stage, load the release back and print what there is.
 
     Raises:
         AigiError: a stage failed, or a picture differs after loading.
     """
+    from rich.markup import escape
     from rich.table import Table
 
     started = time.perf_counter()
-    make_models(out / "models")
     execute(demo_workflow(out, overrides))
     release = out / "release"
     lines = load_back(release)
@@ -119,6 +131,12 @@ def run_demo(
             "as generated" if line["same"] else "DIFFERENT",
         )
     show(table)
+    counts, files = findings(out)
+    dropped = Table("reason", "images", "imported files", title="Dropped, and why")
+    for reason, count in counts.items():
+        names = ", ".join(escape(name) for name, why in files if why == reason)
+        dropped.add_row(reason, str(count), names)
+    show(dropped)
     if not all(line["same"] for line in lines):
         raise AigiError(f"{release}: pictures differ from those that were generated")
     images = sum(line["images"] for line in lines)

@@ -40,9 +40,22 @@ def no_check() -> None:
     """The check of a stage that needs none."""
 
 
+def no_state(store: Store) -> Any:
+    """The state of a stage that depends on settings and input tables alone."""
+    return None
+
+
 @dataclass(frozen=True)
 class Build:
-    """A stage that writes its whole table: `build` gets the store, and returns the shards."""
+    """A stage that writes its whole table: `build` gets the store, and returns the shards.
+
+    It is built again when an input table has got other shards, or when `state` has changed.
+
+    Attributes:
+        state: what the table depends on beside settings and inputs, as JSON knows it.
+        remake: other settings make the table anew, where it would else be refused: for tables
+            that cost seconds.
+    """
 
     table: str
     version: int
@@ -50,6 +63,8 @@ class Build:
     settings: Mapping[str, Any]
     inputs: tuple[str, ...]
     build: Callable[[Store, Progress], list[Shard]]
+    state: Callable[[Store], Any] = field(default=no_state)
+    remake: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,8 @@ class Map:
         read: rows of one shard, for the worker.
         make_worker: loads the models; called once in every worker process.
         check: called once by the driver before any work, to refuse early.
+        state: what the table depends on beside settings and inputs; part of its fingerprint.
+        remake: other settings or inputs make the table anew, where it would else be refused.
     """
 
     table: str
@@ -74,6 +91,8 @@ class Map:
     read: Callable[[Store, str], pa.Table]
     make_worker: Callable[[], Worker]
     check: Callable[[], None] = field(default=no_check)
+    state: Callable[[Store], Any] = field(default=no_state)
+    remake: bool = False
 
 
 Stage = Build | Map
@@ -315,9 +334,16 @@ def _run_map(
 
 def _run_build(stage: Build, store: Store, record: dict[str, Any], progress: Progress) -> None:
     present = store.shards(stage.table)
-    if record.get("status") == "done" and present == record.get("sizes"):
+    seen = {
+        "shards": {name: sorted(store.shards(name)) for name in stage.inputs},
+        "state": json.loads(json.dumps(stage.state(store))),
+    }
+    digest = hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
+    same = record.get("seen") == digest and present == record.get("sizes")
+    if record.get("status") == "done" and same:
         progress.skip(stage.table, len(present))
         return
+    record["seen"] = digest
     store.write_json({**record, "status": "running"}, "_stages", f"{stage.table}.json")
     started = time.perf_counter()
     made = stage.build(store, progress)
@@ -350,10 +376,18 @@ def run_stages(stages: Iterable[Stage], store: Store, compute: Compute, progress
                     f"Add the {name} section to the workflow, or use the run that has it."
                 )
             inputs[name] = str(made["fingerprint"])
+        if isinstance(stage, Map) and (state := stage.state(store)) is not None:
+            inputs["(state)"] = str(state)
         digest = fingerprint(stage, inputs)
         record = store.read_json("_stages", f"{stage.table}.json") or {}
         if record and record.get("fingerprint") != digest:
-            _refuse(stage, record, inputs, store)
+            if not stage.remake:
+                _refuse(stage, record, inputs, store)
+            progress.say(f"{stage.table}: its settings or inputs have changed, made anew")
+            record = {}
+            if isinstance(stage, Map):
+                for name in store.shards(stage.table):
+                    store.remove(stage.table, f"{name}.parquet")
         record |= {
             "table": stage.table,
             "version": stage.version,

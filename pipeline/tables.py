@@ -102,6 +102,23 @@ IMAGES = pa.schema(
         ("note", pa.string()),  # imported pictures: what the conversion to RGB changed
     ]
 )
+QUALITY = pa.schema(
+    # All but image_id are null where the image failed.
+    [
+        ("image_id", pa.string()),
+        ("nsfw", pa.float32()),  # above 0: the safety checker flags it; null: none was asked for
+        ("concepts", pa.map_(pa.string(), pa.float32())),  # probability of each, 0 to 1
+        ("width_ok", pa.bool_()),  # width and height are those of the plan, where it gives them
+        ("black", pa.float32()),  # share of nearly black pixels
+        ("blank", pa.float32()),  # share of the commonest colour of 16 levels a channel
+        ("luminance_mean", pa.float32()),  # 0 to 255
+        ("luminance_std", pa.float32()),
+        ("entropy", pa.float32()),  # of the luminance histogram: bits, 0 to 8
+        ("blockiness", pa.float32()),  # 1: no 8x8 grid; rises as the quality of a JPEG falls
+        ("png_bpp", pa.float32()),  # bits of the PNG a pixel
+        ("perceptual_hash", pa.uint64()),  # nearly the same after re-encoding or resizing
+    ]
+)
 SELECTION = pa.schema(
     [
         ("image_id", pa.string()),
@@ -109,6 +126,16 @@ SELECTION = pa.schema(
         ("split", pa.string()),
         ("keep", pa.bool_()),
         ("reason", pa.string()),  # null where kept
+        ("duplicate_of", pa.string()),  # image_id of the kept one, where the reason is duplicate
+        ("similarity", pa.float32()),  # to it, or to the nearest of the group
+    ]
+)
+DUPLICATES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("other_id", pa.string()),  # comes later in the plan
+        ("kind", pa.string()),  # pixels, hash or vector
+        ("similarity", pa.float32()),  # 1; share of equal bits; cosine
     ]
 )
 RELEASE = pa.schema(
@@ -145,6 +172,24 @@ RELEASE = pa.schema(
         ),
     ]
 )
+
+
+def embeddings_schema(size: int) -> pa.Schema:
+    """Schema of the embeddings table of a model whose vectors hold `size` numbers.
+
+    Vectors have length 1, to the rounding of float16; all but image_id is null where the image
+    failed.
+    """
+    vector = pa.list_(pa.float16(), size)
+    return pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("image_vector", vector),
+            ("text_vector", vector),
+            ("clip_score", pa.float32()),  # cosine of the two before that rounding, -1 to 1
+        ]
+    )
+
 
 # Small row groups let a reader skip to one picture; narrow tables want long ones.
 IMAGE_ROWS, IMAGE_BYTES = 100, 64 << 20

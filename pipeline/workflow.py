@@ -135,6 +135,7 @@ class GrammarCaptions(_Captions):
 
     kind: Literal["grammar"]
     path: Location
+    start: str = Field("start", description="the rule that sentences are drawn from")
     count: Count
     seed: int = 0
 
@@ -277,6 +278,100 @@ class Images(Settings):
     encode_threads: Count | None = Field(None, description="null: all cores, up to 8")
 
 
+class Embeddings(Settings):
+    """The `images` and `plan` tables in, the `embeddings` table out: CLIP vectors and scores."""
+
+    model: str = Field("ViT-B-32", description="name in open_clip, or hf-hub:ORG/NAME")
+    pretrained: str = Field(
+        "laion2b_s34b_b79k", description="open_clip's tag of the weights; not used with hf-hub:"
+    )
+    folder: Location | None = Field(
+        None, description="a model on this machine in open_clip's layout; replaces the two above"
+    )
+    sha256: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="of the weight file, checked before any work: open_clip takes no revision",
+    )
+    batch_size: Count = 64
+    decode_threads: Count | None = Field(None, description="null: all cores, up to 8")
+    precision: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="of the computation (autocast); the weights stay float32"
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Embeddings:
+        if self.model.startswith("local-dir:"):
+            raise ValueError("give a model on this machine as folder, not as model: local-dir:")
+        return self
+
+
+class SafetyChecker(Settings):
+    """The safety checker that Stable Diffusion was published with, for its scores alone."""
+
+    model: str = "CompVis/stable-diffusion-safety-checker"
+    revision: str = Field("main", description="commit of the model repository")
+    folder: Location | None = Field(None, description="local copy; null: download from the Hub")
+
+
+class Concept(Settings):
+    """Something that a picture may show, in sentences, beside sentences of pictures without it."""
+
+    texts: tuple[str, ...] = Field(min_length=1)
+    neutral: tuple[str, ...] = Field(min_length=1)
+
+
+class Quality(Settings):
+    """The `images` table in, the `quality` table out: scores; thresholds are the selection's."""
+
+    safety_checker: SafetyChecker | None = None
+    concepts: dict[str, Concept] = Field(
+        default_factory=dict, description="by name; they need the embeddings section"
+    )
+    batch_size: Count = 16
+    decode_threads: Count | None = Field(None, description="null: all cores, up to 8")
+
+
+class Duplicates(Settings):
+    """Embeddings, hashes and pixels in, the `duplicates` table out: pairs of near pictures.
+
+    What is found here bounds what the selection may ask for; its thresholds can only be higher.
+    """
+
+    scope: Literal["source", "all"] = Field(
+        "source",
+        description="pairs inside a source, or anywhere; those of a training picture with a "
+        "test or validation picture are always found anywhere",
+    )
+    min_similarity: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        0.9, description="least cosine of image vectors; null: do not compare vectors"
+    )
+    min_hash_similarity: Annotated[float, Field(ge=0.75, le=1)] | None = Field(
+        None, description="least share of equal bits of perceptual hashes (quality section)"
+    )
+
+
+class Selection(Settings):
+    """All scores in, the `selection` table out. Null: this reason is not asked for."""
+
+    planned_size: bool = Field(True, description="drop what is not of the planned size")
+    max_black: Share | None = Field(0.98, description="share of nearly black pixels")
+    max_blank: Share | None = Field(0.98, description="share of the commonest colour")
+    min_luminance_std: float | None = Field(None, ge=0, le=128)
+    min_entropy: float | None = Field(None, ge=0, le=8, description="bits")
+    max_blockiness: float | None = Field(None, description="1: no grid")
+    max_nsfw: float | None = Field(None, description="0: what the safety checker flags")
+    max_concepts: dict[str, Share] = Field(default_factory=dict)
+    min_clip_score: float | None = Field(None, ge=-1, le=1)
+    exact_duplicates: bool = Field(True, description="drop pictures of equal pixels")
+    min_similarity: float | None = Field(None, gt=0, le=1, description="cosine of duplicates")
+    min_hash_similarity: float | None = Field(None, ge=0.75, le=1)
+    review: Location | None = Field(None, description="CSV or parquet: image_id, decision")
+    rounds: Annotated[int, Field(ge=0, le=9)] = Field(
+        0, description="top-up rounds: new generations for what was dropped, until quotas are met"
+    )
+
+
 class Release(Settings):
     """All tables in, parquet files, card and manifest out."""
 
@@ -294,6 +389,10 @@ class Workflow(Settings):
     sources: dict[str, LocalSource] = Field(default_factory=dict)
     plan: Plan | None = None
     images: Images | None = None
+    embeddings: Embeddings | None = None
+    quality: Quality | None = None
+    duplicates: Duplicates | None = None
+    selection: Selection | None = None
     release: Release | None = None
 
 

@@ -1,4 +1,4 @@
-"""Fixtures: tiny models made once, a small specification, and runs of them."""
+"""Fixtures: the embedded models, a small specification, and runs of them."""
 
 from __future__ import annotations
 
@@ -59,14 +59,11 @@ sources:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the pipelines `sd` and `sdxl`."""
-    from pipeline.tiny.models import save_sd, save_sdxl
+def models() -> Path:
+    """Folder with the embedded models `sd`, `sdxl` and `clip`."""
+    from pipeline.demo import MODELS
 
-    folder = tmp_path_factory.mktemp("models")
-    save_sd(folder / "sd", PROMPTS, seed=0, v_prediction=False)
-    save_sdxl(folder / "sdxl", PROMPTS, seed=1)
-    return folder
+    return MODELS
 
 
 @pytest.fixture(scope="session")

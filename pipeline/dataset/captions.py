@@ -285,5 +285,6 @@ def _hub(source: workflow.HubCaptions) -> Iterator[Row]:
 def _grammar(source: workflow.GrammarCaptions) -> Iterator[Row]:
     from pipeline.dataset.grammar import Grammar
 
-    for line, text in enumerate(Grammar.load(source.path).sentences(source.count, source.seed), 1):
+    grammar = Grammar.load(source.path, source.start)
+    for line, text in enumerate(grammar.sentences(source.count, source.seed), 1):
         yield line, text, None

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline import AigiError
 from pipeline.dataset.pixels import RGB, PngEffort, pixels_sha256, png_bytes
 from pipeline.dataset.specification import SCHEDULERS, DiffusersSpec
-from pipeline.dataset.watermark import EMBED
+from pipeline.dataset.watermark import embed
 from pipeline.device import device_name, pick_device
 from pipeline.tables import IMAGES
 from pipeline.workflow import DiffusersSource
@@ -228,7 +228,7 @@ class Diffuser:
         }
         if picture.rgb is None:
             return made
-        rgb = EMBED[row["watermark"]](picture.rgb)
+        rgb = embed(picture.rgb, row["watermark"])
         return made | {
             "image": {
                 "bytes": png_bytes(rgb, self.png),

@@ -23,6 +23,7 @@ from pipeline import AigiError
 from pipeline.dataset.pictures import Escapes, ParquetPictures, Pictures, escapes, open_pictures
 from pipeline.dataset.pixels import RGB, BadPicture, PngEffort, decode, pixels_sha256, png_bytes
 from pipeline.dataset.png_prompt import embedded_prompt
+from pipeline.dataset.watermark import embed
 from pipeline.tables import IMAGES
 from pipeline.workflow import ImportSource
 
@@ -233,7 +234,8 @@ class Importer:
         """Import the pictures of `rows`, up to 16 rows or 64 MiB a chunk.
 
         Args:
-            rows: `image_id`, `path` (name of the picture), `width`, `height` (null: any).
+            rows: `image_id`, `path` (name of the picture), `width`, `height` (null: any),
+                `watermark` (null: none).
 
         Yields:
             `IMAGES` chunks. A picture that cannot be used is a row whose `image` is null and
@@ -242,7 +244,7 @@ class Importer:
         Raises:
             OSError: the folder or archive itself cannot be read.
         """
-        plan = rows.select(["image_id", "path", "width", "height"]).to_pylist()
+        plan = rows.select(["image_id", "path", "width", "height", "watermark"]).to_pylist()
         waiting: deque[Future[dict[str, Any]]] = deque()
         done: list[dict[str, Any]] = []
         size = 0
@@ -276,6 +278,7 @@ class Importer:
                 raise BadPicture(misfit)
         except (BadPicture, Escapes) as error:
             return row | {"error": str(error)}
+        rgb = embed(rgb, plan["watermark"] or "none")
         kept = picture.lossless_png and rgb is picture.rgb
         return row | {
             "image": {

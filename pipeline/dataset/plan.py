@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,15 @@ def seed_of(prompt: str, source: str, index: int, salt: int) -> int:
 def _image_id(fields: dict[str, Any]) -> str:
     text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _pair_id(ids: dict[str, str]) -> str | None:
+    """The unmarked variant's id, where there is one; null where a picture has no variants.
+
+    Args:
+        ids: image id of every watermark of one picture, in the order of the specification.
+    """
+    return ids.get("none", next(iter(ids.values()))) if len(ids) > 1 else None
 
 
 def _generations(spec: SplitSpec, plan: PlanSettings, found: int = 0) -> int:
@@ -142,10 +151,28 @@ def _table(rows: Iterable[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=PLAN)
 
 
+def rank_of(rank: int, prompts: int, each: int) -> tuple[int, int]:
+    """Which prompt, and its how-manyth image, a rank stands for.
+
+    Every prompt gets `each` images in turn; ranks beyond the last one begin again at the first
+    prompt, with new seeds.
+    """
+    lap, rest = divmod(rank, prompts * each)
+    return rest // each, lap * each + rest % each
+
+
 def _generated(
-    name: str, spec: DiffusersSpec, split: str, prompts: list[_Prompt], plan: PlanSettings
-) -> Iterator[pa.Table]:
-    """Shards of one generated source and split, prompt after prompt."""
+    name: str,
+    spec: DiffusersSpec,
+    split: str,
+    prompts: list[_Prompt],
+    plan: PlanSettings,
+    rounds: list[int],
+) -> Iterator[tuple[int, pa.Table]]:
+    """Shards of one generated source and split, prompt after prompt, with their rounds.
+
+    `rounds` says how many generations each top-up round adds.
+    """
     size = spec.splits[split]  # type: ignore[index]
     wanted = _generations(size, plan)
     planned = math.ceil(wanted * (1 + plan.margin))
@@ -170,37 +197,47 @@ def _generated(
         "width": size.width,
         "height": size.height,
         "path": None,
-        "round": 0,
     }
-    deciding = {key: value for key, value in fixed.items() if key not in ("split", "path", "round")}
+    deciding = {key: value for key, value in fixed.items() if key not in ("split", "path")}
     each = shard_rows(size.width or 0, size.height or 0, len(size.watermarks), plan.shard_mb)
     rows: list[dict[str, Any]] = []
-    for rank in range(planned):
-        prompt, index = prompts[rank // spec.images_per_prompt], rank % spec.images_per_prompt
-        seed = seed_of(prompt.prompt_id, name, index, plan.seed)
-        ids = {
-            watermark: _image_id(
-                {**deciding, "text": prompt.text, "seed": seed, "watermark": watermark}
-            )
-            for watermark in size.watermarks
-        }
-        for watermark, image_id in ids.items():
-            rows.append(
-                {
-                    **fixed,
-                    "image_id": image_id,
-                    "prompt_id": prompt.prompt_id,
-                    "text": prompt.text,
-                    "seed": seed,
-                    "watermark": watermark,
-                    "pair_id": ids[size.watermarks[0]] if len(ids) > 1 else None,
-                    "index": index,
-                    "rank": rank,
-                }
-            )
-        if (rank + 1) % each == 0 or rank + 1 == planned:
-            yield _table(rows)
-            rows = []
+    for number, first, last in _spans([planned, *rounds]):
+        for rank in range(first, last):
+            at, index = rank_of(rank, len(prompts), spec.images_per_prompt)
+            prompt = prompts[at]
+            seed = seed_of(prompt.prompt_id, name, index, plan.seed)
+            ids = {
+                watermark: _image_id(
+                    {**deciding, "text": prompt.text, "seed": seed, "watermark": watermark}
+                )
+                for watermark in size.watermarks
+            }
+            for watermark, image_id in ids.items():
+                rows.append(
+                    {
+                        **fixed,
+                        "image_id": image_id,
+                        "prompt_id": prompt.prompt_id,
+                        "text": prompt.text,
+                        "seed": seed,
+                        "watermark": watermark,
+                        "pair_id": _pair_id(ids),
+                        "index": index,
+                        "rank": rank,
+                        "round": number,
+                    }
+                )
+            if (rank + 1 - first) % each == 0 or rank + 1 == last:
+                yield number, _table(rows)
+                rows = []
+
+
+def _spans(counts: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Number of each round with the first rank and the end of its ranks."""
+    end = 0
+    for number, count in enumerate(counts):
+        yield number, end, end + count
+        end += count
 
 
 @dataclass(frozen=True)
@@ -246,10 +283,15 @@ def _imported(
     split: str,
     pictures: list[_Import],
     plan: PlanSettings,
-) -> Iterator[pa.Table]:
+    rounds: list[int],
+) -> Iterator[tuple[int, pa.Table]]:
     size = spec.splits[split]  # type: ignore[index]
     wanted = _generations(size, plan, len(pictures))
-    planned = min(len(pictures), math.ceil(wanted * (1 + plan.margin)))
+    first = min(len(pictures), math.ceil(wanted * (1 + plan.margin)))
+    planned = min(len(pictures), first + sum(rounds))
+    round_of = [
+        number for number, start, end in _spans([first, *rounds]) for _ in range(start, end)
+    ]
     width, height = (None, None) if source.fit == "keep" else (size.width, size.height)
     pixels = _pixels(source, [picture.path for picture in pictures[:planned]], width, height)
     seen: dict[str, int] = defaultdict(int)
@@ -257,32 +299,43 @@ def _imported(
     full = plan.shard_mb * 1e6 / BYTES_PER_PIXEL
     held = 0
     for rank, picture in enumerate(pictures[:planned]):
-        if rows and held + pixels[rank] > full:
-            yield _table(rows)
+        each = pixels[rank] * len(size.watermarks)
+        if rows and (held + each > full or round_of[rank] != rows[-1]["round"]):
+            yield rows[-1]["round"], _table(rows)
             rows, held = [], 0
-        held += pixels[rank]
+        held += each
         index = seen[picture.prompt_id]
         seen[picture.prompt_id] += 1
-        rows.append(
-            {
-                "image_id": _image_id({"source": name, "path": picture.path, "text": picture.text}),
-                "prompt_id": picture.prompt_id,
-                "text": picture.text,
-                "split": split,
-                "source": name,
-                "model": spec.model,
-                "revision": spec.revision,
-                "width": width,
-                "height": height,
-                "watermark": "none",
-                "path": picture.path,
-                "index": index,
-                "rank": rank,
-                "round": 0,
-            }
-        )
+        deciding = {"source": name, "path": picture.path, "text": picture.text}
+        ids = {
+            # Without a watermark the id is what it was before imports could have one.
+            watermark: _image_id(
+                deciding if watermark == "none" else {**deciding, "watermark": watermark}
+            )
+            for watermark in size.watermarks
+        }
+        for watermark, image_id in ids.items():
+            rows.append(
+                {
+                    "image_id": image_id,
+                    "prompt_id": picture.prompt_id,
+                    "text": picture.text,
+                    "split": split,
+                    "source": name,
+                    "model": spec.model,
+                    "revision": spec.revision,
+                    "width": width,
+                    "height": height,
+                    "watermark": watermark,
+                    "pair_id": _pair_id(ids),
+                    "path": picture.path,
+                    "index": index,
+                    "rank": rank,
+                    "round": round_of[rank],
+                }
+            )
     if rows:
-        yield _table(rows)
+        yield rows[-1]["round"], _table(rows)
 
 
 def _pixels(
@@ -353,6 +406,34 @@ def _pinned(name: str, spec: DiffusersSpec, source: object) -> str:
     return str(commit)
 
 
+_ROUNDS = "_rounds.json"
+
+
+def _extra(store: Store) -> dict[str, Any]:
+    """Commits that the first round pinned, and generations that each top-up round adds."""
+    return store.read_json("plan", _ROUNDS) or {"pins": {}, "rounds": []}
+
+
+def top_up(store: Store, short: Mapping[str, int]) -> None:
+    """Ask for one more round: generations to add to each `source/split`.
+
+    The plan is a function of its settings and these numbers; its next build adds the shards.
+    """
+    extra = _extra(store)
+    extra["rounds"].append(dict(short))
+    store.write_json(extra, "plan", _ROUNDS)
+
+
+def rounds_made(store: Store) -> int:
+    """Top-up rounds that the plan has had."""
+    return len(_extra(store)["rounds"])
+
+
+def shard_name(source: str, split: str, number: int, shard: int) -> str:
+    """Name of a plan shard; those of a top-up round sort after those of the rounds before."""
+    return f"{source}-{split}-" + (f"round{number}-" if number else "") + f"{shard:05d}"
+
+
 def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
     assert workflow.plan is not None
     plan = workflow.plan
@@ -372,21 +453,25 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
             for p in _read_prompts(store)
         ]
     made = []
+    extra = _extra(store)
     for name in names:
         spec = dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
-            revision = _pinned(name, spec, workflow.sources.get(name))
-            spec = spec.model_copy(update={"revision": revision})
+            # A later round is made by the same commit as the first one, wherever a branch went.
+            pins = extra["pins"]
+            pins[name] = pins.get(name) or _pinned(name, spec, workflow.sources.get(name))
+            spec = spec.model_copy(update={"revision": pins[name]})
         for split in specification.SPLITS:
             if split not in spec.splits:
                 continue
+            rounds = [more.get(f"{name}/{split}", 0) for more in extra["rounds"]]
             if isinstance(spec, DiffusersSpec):
                 usable = [
                     p
                     for p in prompts
                     if p.split == split and (spec.captions is None or p.source in spec.captions)
                 ]
-                shards = _generated(name, spec, split, usable, plan)
+                shards = _generated(name, spec, split, usable, plan, rounds)
             else:
                 mine = [p for p in imports[name] if p.split == split]
                 wanted = _generations(spec.splits[split], plan)
@@ -394,9 +479,14 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
                     progress.say(
                         f"plan: {name} {split}: {len(mine):,} pictures found, {wanted:,} wanted"
                     )
-                shards = _imported(name, spec, local_import(workflow, name), split, mine, plan)
-            for number, table in enumerate(shards):
-                made.append(store.write("plan", f"{name}-{split}-{number:05d}", table, PLAN))
+                source = local_import(workflow, name)
+                shards = _imported(name, spec, source, split, mine, plan, rounds)
+            numbers: dict[int, int] = defaultdict(int)
+            for number, table in shards:
+                shard = shard_name(name, split, number, numbers[number])
+                made.append(store.write("plan", shard, table, PLAN))
+                numbers[number] += 1
+    store.write_json(extra, "plan", _ROUNDS)
     if not made:
         raise AigiError("plan: nothing to make; look at plan.sources, plan.limit and the rejects")
     store.write("rejects", "plan", pa.Table.from_pylist(rejects, schema=REJECTS), REJECTS)
@@ -447,4 +537,5 @@ def stage(workflow: Workflow) -> Build:
         settings=settings,
         inputs=("prompts",) if generated else (),
         build=lambda store, progress: _build(workflow, store, progress),
+        state=lambda store: _extra(store)["rounds"],
     )

@@ -29,6 +29,9 @@ from pipeline.workflow import Workflow
 VERSION = 1
 FILE_BYTES = 500_000_000
 ROWS_A_CHUNK = 16
+TABLES = (
+    "prompts", "plan", "images", "embeddings", "quality", "duplicates", "selection", "release",
+)  # fmt: skip
 
 
 @cache
@@ -50,7 +53,12 @@ def _files(store: Store) -> dict[str, str]:
     files = store.read_json("selection", "_files.json")
     if files is None:
         raise AigiError(f"{store.path('selection', '_files.json')}: missing; delete selection")
-    return files
+    return dict(files["files"])
+
+
+def _state(store: Store) -> str | None:
+    files = store.read_json("selection", "_files.json")
+    return None if files is None else str(files["sha256"])
 
 
 def _names(store: Store) -> list[str]:
@@ -93,6 +101,8 @@ def stage(workflow: Workflow) -> Map:
         names=_names,
         read=_read,
         make_worker=_worker,
+        state=_state,
+        remake=True,  # a copy of what is kept: another selection asks for another one
     )
 
 
@@ -214,16 +224,17 @@ def _build_manifest(workflow: Workflow, store: Store, progress: Progress) -> lis
             if quota.spec.count is not None
         },
         "tables": {
-            table: (store.read_json("_stages", f"{table}.json") or {}).get("fingerprint")
-            for table in ("prompts", "plan", "images", "selection", "release")
+            table: record["fingerprint"]
+            for table in TABLES
+            if (record := store.read_json("_stages", f"{table}.json")) is not None
         },
         "aigi": {"version": __version__, "commit": git_commit()},
         "versions": library_versions(),
     }
     store.write_json(manifest, "release", MANIFEST)
     if workflow.release.record is not None:
-        record = Store(workflow.release.record)
-        record.write_json(manifest, f"{dataset.name}-{workflow.release.version}.json")
+        records = Store(workflow.release.record)
+        records.write_json(manifest, f"{dataset.name}-{workflow.release.version}.json")
     progress.say(
         f"release: {sum(file['rows'] for file in files):,} images in {len(files):,} files, "
         f"{sum(file['bytes'] for file in files) / 1e6:,.1f} MB: {store.path('release')}"
@@ -246,4 +257,5 @@ def manifest_stage(workflow: Workflow) -> Build:
         },
         inputs=("release",),
         build=partial(_build_manifest, workflow),
+        remake=True,
     )

@@ -1,13 +1,37 @@
-"""`plan` and `images` in, the `selection` table out: keep, or the one reason against it.
+"""Plan, images and scores in, the `selection` table out: keep, or the one reason against it.
 
-Thresholds live here alone, so that a new one costs seconds. Dropping is giving a reason.
+Thresholds live here alone, so that a new one costs seconds: the table is made anew whenever they
+change, and nothing that cost a GPU is touched. Dropping is giving a reason. The reasons, in the
+order in which they are asked for:
+
+failed       no picture was made
+review       a person said drop; a person's keep overrules the scores below, not the rest
+size         not of the planned size
+blank        black, of one colour, or with hardly any information
+compressed   the 8x8 grid of a JPEG of low quality shows
+nsfw         the safety checker's score
+concept      a zero-shot concept's probability
+clip_score   the picture does not show its prompt
+duplicate    near another picture that is kept (`duplicate_of`), or on the wrong side of a split
+surplus      the quota is full
+
+The variants of one generation stand or fall together.
 """
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import fsspec
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline import AigiError
 from pipeline.dataset import specification
@@ -16,9 +40,14 @@ from pipeline.dataset.specification import DiffusersSpec
 from pipeline.progress import Progress
 from pipeline.run import Build
 from pipeline.tables import SELECTION, Shard, Store
-from pipeline.workflow import Workflow
+from pipeline.workflow import Selection, Workflow
 
-VERSION = 1
+VERSION = 2
+REASONS = (
+    "failed", "review", "size", "blank", "compressed", "nsfw", "concept", "clip_score",
+    "duplicate", "surplus",
+)  # fmt: skip
+DECISIONS = ("keep", "drop", "unsure")
 
 
 def release_name(source: str, split: str, number: int, total: int) -> str:
@@ -26,72 +55,398 @@ def release_name(source: str, split: str, number: int, total: int) -> str:
     return f"{source}/{split}-{number:05d}-of-{total:05d}"
 
 
-def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
+# --- What is known of every image --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """All planned images in plan order; arrays of equal length, NaN where nothing is known.
+
+    `unit` numbers the generations: variants of one generation share it. `scores` has `clip_score`
+    and the numeric columns of the quality table, `concepts` a probability for each concept.
+    """
+
+    image_id: list[str]
+    source: list[str]
+    split: list[str]
+    shard: list[str]
+    unit: NDArray[np.int64]
+    failed: NDArray[np.bool_]
+    scores: Mapping[str, NDArray[np.float64]]
+    concepts: Mapping[str, NDArray[np.float64]]
+
+
+_QUALITY = (
+    "nsfw", "width_ok", "black", "blank", "luminance_std", "entropy", "blockiness",
+)  # fmt: skip
+
+
+def _same_rows(store: Store, table: str, shard: str, ids: list[str], rows: pa.Table) -> None:
+    if rows["image_id"].to_pylist() != ids:
+        raise AigiError(
+            f"{store.path(table, shard)}.parquet does not have the rows of the plan. "
+            "Delete it and run again to make it anew."
+        )
+
+
+def candidates(store: Store) -> Candidates:
+    """Read plan, errors and scores of a run; tables that it does not have give NaN.
+
+    Raises:
+        AigiError: a shard has other rows than the plan.
+    """
+    ids: list[str] = []
+    source: list[str] = []
+    split: list[str] = []
+    shards: list[str] = []
+    units: list[int] = []
+    failed: list[bool] = []
+    parts: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
+    concepts: list[dict[str, float]] = []
+    number: dict[str, int] = {}
+    have = {name: store.shards(name) for name in ("embeddings", "quality")}
+    for shard in store.shards("plan"):
+        plan = store.read("plan", shard, ["image_id", "source", "split", "pair_id"])
+        mine = plan["image_id"].to_pylist()
+        images = store.read("images", shard, ["image_id", "error"])
+        _same_rows(store, "images", shard, mine, images)
+        ids += mine
+        source += plan["source"].to_pylist()
+        split += plan["split"].to_pylist()
+        shards += [shard] * len(mine)
+        failed += [error is not None for error in images["error"].to_pylist()]
+        for own, pair in zip(mine, plan["pair_id"].to_pylist(), strict=True):
+            units.append(number.setdefault(pair or own, len(number)))
+        for table, columns in (("embeddings", ("clip_score",)), ("quality", _QUALITY)):
+            if shard not in have[table]:
+                for column in columns:
+                    parts[column].append(np.full(len(mine), np.nan))
+                continue
+            extra = ["concepts"] if table == "quality" else []
+            rows = store.read(table, shard, ["image_id", *columns, *extra])
+            _same_rows(store, table, shard, mine, rows)
+            for column in columns:
+                values = rows[column].cast(pa.float64() if column != "width_ok" else pa.int8())
+                parts[column].append(np.array(values.to_pylist(), dtype=np.float64))
+            if extra:
+                concepts += [dict(row or {}) for row in rows["concepts"].to_pylist()]
+        if shard not in have["quality"]:
+            concepts += [{}] * len(mine)
+    names = sorted({name for row in concepts for name in row})
+    return Candidates(
+        ids,
+        source,
+        split,
+        shards,
+        np.array(units, dtype=np.int64),
+        np.array(failed, dtype=np.bool_),
+        {name: np.concatenate(part) if part else np.empty(0) for name, part in parts.items()},
+        {name: np.array([row.get(name, np.nan) for row in concepts]) for name in names},
+    )
+
+
+# --- Rules -------------------------------------------------------------------------------------
+
+
+def read_review(path: str) -> dict[str, str]:
+    """Decisions of people (`image_id,decision`) from a CSV or parquet file, local or fsspec URL.
+
+    Raises:
+        AigiError: no such file, a missing column, an unknown decision, or one image twice with
+            different decisions; names file and row.
+    """
+    try:
+        with fsspec.open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        raise AigiError(f"selection.review: {path}: no such file") from None
+    rows: Iterable[Mapping[str, Any]]
+    if path.endswith(".parquet"):
+        import pyarrow.parquet as pq
+
+        rows = pq.read_table(io.BytesIO(data)).to_pylist()
+    else:
+        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+    found: dict[str, str] = {}
+    for line, row in enumerate(rows, start=2):
+        image, decision = row.get("image_id"), row.get("decision")
+        if not image or decision not in DECISIONS:
+            raise AigiError(
+                f"selection.review: {path}: row {line}: expected image_id and decision "
+                f"({', '.join(DECISIONS)}), found {image!r} and {decision!r}"
+            )
+        if found.setdefault(image, decision) != decision:
+            raise AigiError(
+                f"selection.review: {path}: row {line}: {image} is {decision} here and "
+                f"{found[image]} further up; settle which"
+            )
+    return found
+
+
+def flags(known: Candidates, rules: Selection) -> dict[str, NDArray[np.bool_]]:
+    """Which images each score-based reason speaks against, by thresholds alone.
+
+    A missing score speaks against nothing.
+    """
+    score = known.scores
+
+    def below(name: str, least: float | None) -> NDArray[np.bool_]:
+        return score[name] < (-np.inf if least is None else least)
+
+    def above(name: str, most: float | None) -> NDArray[np.bool_]:
+        return score[name] > (np.inf if most is None else most)
+
+    concept = np.zeros(len(known.image_id), np.bool_)
+    for name, most in rules.max_concepts.items():
+        if name not in known.concepts and len(known.image_id):
+            raise AigiError(
+                f"selection.max_concepts.{name}: no such concept was scored; "
+                f"quality.concepts has {', '.join(known.concepts) or 'none'}"
+            )
+        concept |= known.concepts[name] > most
+    return {
+        "size": score["width_ok"] == 0 if rules.planned_size else concept & False,
+        "blank": above("black", rules.max_black)
+        | above("blank", rules.max_blank)
+        | below("luminance_std", rules.min_luminance_std)
+        | below("entropy", rules.min_entropy),
+        "compressed": above("blockiness", rules.max_blockiness),
+        "nsfw": above("nsfw", rules.max_nsfw),
+        "concept": concept,
+        "clip_score": below("clip_score", rules.min_clip_score),
+    }
+
+
+def _by_unit(known: Candidates, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Units of which any variant is marked."""
+    units = int(known.unit.max()) + 1 if len(known.unit) else 0
+    found = np.zeros(units, np.bool_)
+    found[known.unit[marked]] = True
+    return found
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A reason (or none) for every image, and of which image it is a near duplicate."""
+
+    reason: list[str | None]
+    duplicate_of: list[str | None]
+    similarity: list[float | None]
+
+
+def select(
+    known: Candidates,
+    rules: Selection,
+    wanted: Mapping[tuple[str, str], int | None],
+    pairs: pa.Table,
+    review: Mapping[str, str],
+) -> Selected:
+    """Give every image its reason.
+
+    Args:
+        known: images in plan order; quotas are filled in this order.
+        rules: thresholds.
+        wanted: generations of each source and split; none: all.
+        pairs: DUPLICATES rows; those below the thresholds are passed over.
+        review: decision by image id.
+    """
+    units = int(known.unit.max()) + 1 if len(known.unit) else 0
+    reason: list[str | None] = [None] * units
+    decision = np.array([review.get(i, "") for i in known.image_id], dtype=object)
+    asked = {"failed": known.failed, "review": decision == "drop"}
+    asked |= flags(known, rules)
+    spared = _by_unit(known, decision == "keep")
+    for why, marked in asked.items():
+        for unit in np.flatnonzero(_by_unit(known, marked)).tolist():
+            if why not in ("failed", "review") and spared[unit]:
+                continue
+            if reason[unit] is None:
+                reason[unit] = why
+    first = np.full(units, -1, np.int64)  # the first image of each unit
+    first[known.unit[::-1]] = np.arange(len(known.unit))[::-1]
+    twin, near = _duplicates(known, rules, pairs, reason, first)
+    kept: Counter[tuple[str, str]] = Counter()
+    for unit in range(units):
+        at = first[unit]
+        key = (known.source[at], known.split[at])
+        if reason[unit] is not None:
+            continue
+        quota = wanted.get(key)
+        if quota is not None and kept[key] >= quota:
+            reason[unit] = "surplus"
+        else:
+            kept[key] += 1
+    return Selected(
+        [reason[unit] for unit in known.unit],
+        [known.image_id[twin[unit]] if unit in twin else None for unit in known.unit.tolist()],
+        [near.get(int(unit)) for unit in known.unit],
+    )
+
+
+def _duplicates(
+    known: Candidates,
+    rules: Selection,
+    pairs: pa.Table,
+    reason: list[str | None],
+    first: NDArray[np.int64],
+) -> tuple[dict[int, int], dict[int, float]]:
+    """Drop all but one unit of every group; return the kept image and the similarity of each."""
+    from pipeline.dataset.pairs import SPLIT_RANK, Pairs, components, kept
+
+    row_of = {image: i for i, image in enumerate(known.image_id)}
+    least = {
+        "pixels": 0.0 if rules.exact_duplicates else np.inf,
+        "hash": np.inf if rules.min_hash_similarity is None else rules.min_hash_similarity,
+        "vector": np.inf if rules.min_similarity is None else rules.min_similarity,
+    }
+    edges: dict[tuple[int, int], float] = {}
+    for row in pairs.to_pylist():
+        one, other = row_of.get(row["image_id"]), row_of.get(row["other_id"])
+        if one is None or other is None or row["similarity"] < least[row["kind"]]:
+            continue
+        a, b = sorted((int(known.unit[one]), int(known.unit[other])))
+        if a != b and reason[a] is None and reason[b] is None:
+            edges[a, b] = max(edges.get((a, b), -1.0), row["similarity"])
+    if not edges:
+        return {}, {}
+    one, other = np.array(list(edges), dtype=np.int64).T
+    group = components(len(first), [Pairs(one, other, np.array(list(edges.values())))])
+    units = np.unique(np.concatenate([one, other]))
+    at = first[units]
+    stays = kept(
+        group[units],
+        [
+            np.array([SPLIT_RANK[known.split[i]] for i in at]),
+            -known.scores["clip_score"][at],
+            np.array([known.image_id[i] for i in at]),
+        ],
+    )
+    keeper = dict(zip(group[units[stays]].tolist(), units[stays].tolist(), strict=True))
+    best: dict[int, float] = {}
+    for pair, similarity in edges.items():
+        for unit in pair:
+            best[unit] = max(best.get(unit, -1.0), similarity)
+    twin: dict[int, int] = {}
+    near: dict[int, float] = {}
+    for unit in units[~stays].tolist():
+        keeps = keeper[int(group[unit])]
+        reason[unit] = "duplicate"
+        twin[unit] = int(first[keeps])
+        near[unit] = edges.get((min(keeps, unit), max(keeps, unit)), best[unit])
+    return twin, near
+
+
+# --- The stage ---------------------------------------------------------------------------------
+
+
+def _wanted(workflow: Workflow) -> dict[tuple[str, str], int | None]:
     assert workflow.plan is not None
     dataset = specification.load(workflow.plan.dataset)
-    wanted = {
+    return {
         (quota.source, quota.split): None if quota.spec.count is None else quota.generations
         for quota in quotas(dataset, workflow.plan)
     }
+
+
+def near_pairs_of(store: Store) -> pa.Table:
+    """The duplicates table of a run; empty where it has none."""
+    from pipeline.tables import DUPLICATES
+
+    shards = store.shards("duplicates")
+    parts = [store.read("duplicates", shard) for shard in shards]
+    return pa.concat_tables(parts) if parts else DUPLICATES.empty_table()
+
+
+def shortage(workflow: Workflow, store: Store) -> dict[str, int]:
+    """Generations that each `source/split` lacks, made up for the share that was dropped so far.
+
+    Imports count only while there are pictures left that the plan has not taken.
+    """
     kept: Counter[tuple[str, str]] = Counter()
-    reasons: Counter[str] = Counter()
+    made: Counter[tuple[str, str]] = Counter()
+    seen: set[tuple[str, str, str]] = set()
+    for shard in store.shards("selection"):
+        plan = store.read("plan", shard, ["image_id", "source", "split", "pair_id"]).to_pylist()
+        keep = store.read("selection", shard, ["keep"])["keep"].to_pylist()
+        for row, good in zip(plan, keep, strict=True):
+            key = (row["source"], row["split"])
+            unit = (*key, row["pair_id"] or row["image_id"])
+            if unit not in seen:
+                seen.add(unit)
+                made[key] += 1
+                kept[key] += good
+    short = {}
+    for key, quota in _wanted(workflow).items():
+        lacking = 0 if quota is None else quota - kept[key]
+        if lacking > 0:
+            share = max(0.1, kept[key] / made[key] if made[key] else 1.0)
+            short["/".join(key)] = int(np.ceil(lacking / share))
+    return short
+
+
+def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
+    assert workflow.plan is not None
+    rules = workflow.selection or Selection()
+    dataset = specification.load(workflow.plan.dataset)
+    wanted = _wanted(workflow)
+    known = candidates(store)
+    review = {} if rules.review is None else read_review(rules.review)
+    strangers = set(review) - set(known.image_id)
+    if strangers:
+        progress.say(
+            f"selection: {len(strangers):,} reviewed images are not in this run, "
+            f"first {min(strangers)}"
+        )
+    chosen = select(known, rules, wanted, near_pairs_of(store), review)
     files: dict[tuple[str, str], list[str]] = defaultdict(list)
     made = []
-    # Shards of a source and split come in the order of their ranks, so the first good ones
-    # fill the quota and the rest is surplus.
-    for shard in store.shards("plan"):
-        plan = store.read("plan", shard, ["image_id", "source", "split", "pair_id"]).to_pylist()
-        images = store.read("images", shard, ["image_id", "error"]).to_pylist()
-        if [row["image_id"] for row in plan] != [row["image_id"] for row in images]:
-            raise AigiError(
-                f"{store.path('images', shard)}.parquet does not have the rows of the plan. "
-                "Delete it and run again to make it anew."
-            )
-        groups: dict[str, list[int]] = defaultdict(list)
-        for i, row in enumerate(plan):
-            groups[row["pair_id"] or row["image_id"]].append(i)
-        reason: list[str | None] = [None] * len(plan)
-        for members in groups.values():
-            key = (plan[members[0]]["source"], plan[members[0]]["split"])
-            why = None
-            if any(images[i]["error"] is not None for i in members):
-                why = "failed"  # a pair stays a pair
-            elif (quota := wanted[key]) is not None and kept[key] >= quota:
-                why = "surplus"
-            else:
-                kept[key] += 1
-            for i in members:
-                reason[i] = why
-        reasons.update(why for why in reason if why is not None)
-        if None in reason:
-            files[plan[0]["source"], plan[0]["split"]].append(shard)
+    start = 0
+    kept: Counter[tuple[str, str]] = Counter()
+    units: set[int] = set()
+    while start < len(known.image_id):
+        shard = known.shard[start]
+        end = start
+        while end < len(known.shard) and known.shard[end] == shard:
+            end += 1
+        part = slice(start, end)
         table = pa.table(
             [
-                pa.array([row["image_id"] for row in plan], pa.string()),
-                pa.array([row["source"] for row in plan], pa.string()),
-                pa.array([row["split"] for row in plan], pa.string()),
-                pa.array([why is None for why in reason], pa.bool_()),
-                pa.array(reason, pa.string()),
+                pa.array(known.image_id[part], pa.string()),
+                pa.array(known.source[part], pa.string()),
+                pa.array(known.split[part], pa.string()),
+                pa.array([why is None for why in chosen.reason[part]], pa.bool_()),
+                pa.array(chosen.reason[part], pa.string()),
+                pa.array(chosen.duplicate_of[part], pa.string()),
+                pa.array(chosen.similarity[part], pa.float32()),
             ],
             schema=SELECTION,
         )
         made.append(store.write("selection", shard, table, SELECTION))
+        key = (known.source[start], known.split[start])
+        good = {int(known.unit[i]) for i in range(start, end) if chosen.reason[i] is None}
+        kept[key] += len(good - units)
+        units |= good
+        if good:
+            files[key].append(shard)
+        start = end
     for (source, split), quota in wanted.items():
         if quota is not None and kept[source, split] < quota:
             made_here = isinstance(dataset.sources[source], DiffusersSpec)
             progress.say(
                 f"selection: {source} {split}: {kept[source, split]:,} of {quota:,} wanted"
-                + ("; raise plan.margin to have spare ones" if made_here else "")
+                + ("; raise plan.margin or selection.rounds" if made_here else "")
             )
     names = {
         release_name(source, split, number, len(shards)): shard
         for (source, split), shards in files.items()
         for number, shard in enumerate(shards)
     }
-    store.write_json(names, "selection", "_files.json")
+    digest = hashlib.sha256(repr([(shard.name, shard.sha256) for shard in made]).encode())
+    store.write_json({"files": names, "sha256": digest.hexdigest()}, "selection", "_files.json")
+    reasons = Counter(why for why in chosen.reason if why is not None)
     progress.say(
-        f"selection: {sum(kept.values()):,} generations kept"
-        + "".join(f", {count:,} {why}" for why, count in sorted(reasons.items()))
+        f"selection: {chosen.reason.count(None):,} of {len(chosen.reason):,} images kept"
+        + "".join(f", {reasons[why]:,} {why}" for why in REASONS if reasons[why])
     )
     return made
 
@@ -99,17 +454,20 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
 def stage(workflow: Workflow) -> Build:
     """The selection stage of a workflow that has plan and images sections."""
     assert workflow.plan is not None
-    dataset = specification.load(workflow.plan.dataset)
+    rules = workflow.selection or Selection()
+    scores = [name for name in ("embeddings", "quality", "duplicates") if getattr(workflow, name)]
+    settings = rules.model_dump(mode="json", exclude={"rounds"})
+    if rules.review is not None:
+        settings["review"] = read_review(rules.review)
     return Build(
         table="selection",
         version=VERSION,
         schema=SELECTION,
         settings={
-            "quotas": {
-                f"{quota.source} {quota.split}": quota.generations
-                for quota in quotas(dataset, workflow.plan)
-            }
+            **settings,
+            "quotas": {"/".join(key): quota for key, quota in _wanted(workflow).items()},
         },
-        inputs=("plan", "images"),
+        inputs=("plan", "images", *scores),
         build=lambda store, progress: _build(workflow, store, progress),
+        remake=True,
     )

@@ -6,16 +6,25 @@ a machine, and how they are run there, is said in the workflow.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
+from pipeline.dataset import watermark
 from pipeline.workflow import Count, Settings, check, read_yaml
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
-Watermark = Literal["none", "dwt-dct"]
+
+
+def _watermark(name: str, info: ValidationInfo) -> str:
+    """The one spelling of a variant; a logo file lies beside the specification."""
+    return str(watermark.parse(name, Path((info.context or {}).get("base") or Path.cwd())))
+
+
+Watermark = Annotated[str, AfterValidator(_watermark)]
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -40,9 +49,26 @@ class SplitSpec(Settings):
     count: int | None = Field(None, ge=0, description="null: as many as there are (imports)")
     width: Count | None = None
     height: Count | None = None
-    watermarks: tuple[Watermark, ...] = Field(("none",), min_length=1)
+    watermarks: tuple[Watermark, ...] = Field(
+        ("none",), min_length=1, description="none, dwt-dct, dwt-dct-svd, visible:…"
+    )
     unet_tflop: float | None = Field(None, gt=0, description="one image, one UNet evaluation")
     vae_tflop: float | None = Field(None, gt=0, description="one image, decoding")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> SplitSpec:
+        for name in self.watermarks:
+            if self.watermarks.count(name) > 1:
+                raise ValueError(f"watermarks: {name} stands twice; leave one out")
+        return self
+
+    # Rows name a logo by its hash; its content goes along to every process that makes pictures.
+    def __getstate__(self) -> dict[Any, Any]:
+        return super().__getstate__() | {"logos": watermark.known_logos(self.watermarks)}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        watermark.keep_logos(state.pop("logos"))
+        super().__setstate__(state)
 
     @property
     def images(self) -> int:
@@ -102,13 +128,6 @@ class ImportSpec(_SourceSpec):
     kind: Literal["import"]
     model: str
     revision: str = ""
-
-    @model_validator(mode="after")
-    def _no_variants(self) -> ImportSpec:
-        for split, spec in self.splits.items():
-            if spec.watermarks != ("none",):
-                raise ValueError(f"splits.{split}: imported pictures have no watermark variants")
-        return self
 
 
 SourceSpec = Annotated[DiffusersSpec | ImportSpec, Field(discriminator="kind")]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline import AigiError
-from pipeline.run import Stage
+from pipeline.progress import Progress
+from pipeline.run import Stage, run_stages
+from pipeline.tables import Store
 from pipeline.workflow import BlipCaptions, Workflow
 
 
@@ -15,7 +17,17 @@ def stages(workflow: Workflow) -> list[Stage]:
     Raises:
         AigiError: a section needs another one that is missing.
     """
-    from pipeline.dataset import captioner, images, plan, prompts, release, selection
+    from pipeline.dataset import (
+        captioner,
+        duplicates,
+        embeddings,
+        images,
+        plan,
+        prompts,
+        quality,
+        release,
+        selection,
+    )
 
     found: list[Stage] = []
     if workflow.prompts is not None:
@@ -27,11 +39,53 @@ def stages(workflow: Workflow) -> list[Stage]:
     for name in ("images", "release"):
         if getattr(workflow, name) is not None and workflow.plan is None:
             raise AigiError(f"{name}: this section needs a plan section in the workflow")
+    if workflow.selection is not None and workflow.images is None:
+        raise AigiError("selection: this section needs an images section in the workflow")
     if workflow.images is not None:
-        found += [images.stage(workflow), selection.stage(workflow)]
+        found.append(images.stage(workflow))
+    if workflow.embeddings is not None:
+        found.append(embeddings.stage(workflow))
+    if workflow.quality is not None:
+        found.append(quality.stage(workflow))
+    if workflow.duplicates is not None:
+        found.append(duplicates.stage(workflow))
+    if workflow.images is not None:
+        found.append(selection.stage(workflow))
     if workflow.release is not None:
         found += [release.stage(workflow), release.manifest_stage(workflow)]
     return found
+
+
+def make(workflow: Workflow, store: Store, progress: Progress) -> None:
+    """Run all stages; before the release, as many top-up rounds as quotas ask for.
+
+    A round plans new generations (or further pictures of an import) for what the selection
+    dropped, and runs the stages over the new shards alone.
+
+    Raises:
+        AigiError: as `run_stages`.
+    """
+    from pipeline.dataset import plan, selection
+
+    found = stages(workflow)
+    tables = [stage.table for stage in found]
+    cut = tables.index("selection") + 1 if "selection" in tables else len(found)
+    run_stages(found[:cut], store, workflow.compute, progress)
+    rounds = workflow.selection.rounds if workflow.selection is not None else 0
+    while plan.rounds_made(store) < rounds:
+        short = selection.shortage(workflow, store)
+        before = store.shards("plan")
+        if not short:
+            break
+        plan.top_up(store, short)
+        progress.say(
+            f"round {plan.rounds_made(store)}: "
+            + ", ".join(f"{count:,} more of {name}" for name, count in short.items())
+        )
+        run_stages(found[:cut], store, workflow.compute, progress)
+        if store.shards("plan") == before:  # imports that have no picture left
+            break
+    run_stages(found[cut:], store, workflow.compute, progress)
 
 
 @dataclass(frozen=True)

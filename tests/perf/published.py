@@ -211,11 +211,11 @@ def save(
     import torch
     import transformers
 
-    from pipeline.tiny.models import _tokenizer
+    from pipeline.tiny import models
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    tokenizer = _tokenizer(sentences)
+    tokenizer = models.tokenizer(sentences)
     name, settings = architecture.scheduler
     scheduler: Any = getattr(diffusers, name)
     with _made_as(getattr(torch, dtype), seed), torch.device(device):

@@ -113,10 +113,10 @@ def test_work_of_an_image_is_counted_from_the_specification() -> None:
 def test_published_architectures_have_their_parameters() -> None:
     import torch
 
-    from pipeline.tiny.models import _tokenizer
+    from pipeline.tiny import models
     from tests.perf import bare, published
 
-    tokenizer = _tokenizer(bare.sentences(16))
+    tokenizer = models.tokenizer(bare.sentences(16))
     with torch.device("meta"):
         for architecture in published.PUBLISHED.values():
             made = published.parts(architecture, tokenizer)

@@ -1,0 +1,224 @@
+"""Image vectors, perceptual hashes and pixel hashes in, the `duplicates` table out: near pairs.
+
+Pairs, not verdicts: which picture of a pair stays is the selection's to say. A training picture
+is compared with the test and validation pictures of every source, whatever the scope. Variants of
+one generation are no pair. New shards (a top-up round, one more source) are joined with the old
+ones; what was joined before is not joined again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import AigiError
+from pipeline.dataset.pairs import Pairs, gathered, hash_pairs, near_pairs, same
+from pipeline.progress import Progress
+from pipeline.run import Build
+from pipeline.tables import DUPLICATES, Shard, Store
+from pipeline.workflow import Duplicates, Workflow
+
+VERSION = 1
+COVERED = "_covered.json"
+HASH_BITS = 64
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Images in the order in which they are joined: old shards first."""
+
+    image_id: list[str]
+    unit: list[str]  # pair id, or the image's own
+    pixels: list[str | None]
+    scope: NDArray[np.int64]
+    held: NDArray[np.bool_]
+    old: int
+
+
+def _rows(store: Store, shards: list[str], old: int, scope: str) -> _Rows:
+    """`old` is a number of shards here, and of rows in the answer."""
+    found = _Rows([], [], [], np.empty(0, np.int64), np.empty(0, np.bool_), 0)
+    source: list[str] = []
+    split: list[str] = []
+    before = 0
+    for number, shard in enumerate(shards):
+        plan = store.read("plan", shard, ["image_id", "source", "split", "pair_id"])
+        images = store.read("images", shard, ["image_id", "pixels_sha256"])
+        if plan["image_id"] != images["image_id"]:
+            raise AigiError(f"{store.path('images', shard)}.parquet: rows differ from the plan's")
+        ids = plan["image_id"].to_pylist()
+        found.image_id.extend(ids)
+        pairs = plan["pair_id"].to_pylist()
+        found.unit.extend(pair or own for pair, own in zip(pairs, ids, strict=True))
+        found.pixels.extend(images["pixels_sha256"].to_pylist())
+        source += plan["source"].to_pylist()
+        split += plan["split"].to_pylist()
+        if number < old:
+            before += len(ids)
+    names = {name: i for i, name in enumerate(dict.fromkeys(source))}
+    scopes = np.array([names[name] if scope == "source" else 0 for name in source], np.int64)
+    held = np.array([name != "train" for name in split], np.bool_)
+    return _Rows(found.image_id, found.unit, found.pixels, scopes, held, before)
+
+
+def _counts(pairs: Pairs, rows: _Rows) -> NDArray[np.bool_]:
+    """Which pairs are of one scope or across the held-out line, new, and of two generations."""
+    a, b = pairs.first, pairs.second
+    unit = np.array(rows.unit, dtype=object)
+    near = (rows.scope[a] == rows.scope[b]) | (rows.held[a] != rows.held[b])
+    counted: NDArray[np.bool_] = near & (b >= rows.old) & (unit[a] != unit[b])
+    return counted
+
+
+def _pixel_pairs(rows: _Rows) -> Pairs:
+    """Every picture with the first one of the same pixels, and with the first new one of them."""
+    groups = same(rows.pixels)
+    second = np.flatnonzero(groups != np.arange(len(groups)))
+    first = groups[second]
+    return Pairs(first, second, np.ones(len(first)))
+
+
+def _vectors(
+    store: Store, shards: list[str], rows: _Rows, folder: Path
+) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
+    """Vectors of all pictures that have one, memory-mapped, and the row of each."""
+    which: list[int] = []
+    start = 0
+    size = 0
+    path = folder / "vectors.f16"
+    with path.open("wb") as file:
+        for shard in shards:
+            table = store.read("embeddings", shard, ["image_id", "image_vector"])
+            ids = table["image_id"].to_pylist()
+            if ids != rows.image_id[start : start + len(ids)]:
+                raise AigiError(
+                    f"{store.path('embeddings', shard)}.parquet: rows differ from the plan's"
+                )
+            column = table["image_vector"].combine_chunks()
+            which += [start + int(i) for i in np.flatnonzero(column.is_valid())]
+            present = column.drop_null()
+            size = column.type.list_size
+            if len(present):
+                file.write(present.flatten().to_numpy(zero_copy_only=False).tobytes())
+            start += len(ids)
+    if not which:
+        return np.empty((0, max(size, 1)), np.float16), np.empty(0, np.int64)
+    found = np.memmap(path, np.float16, "r", shape=(len(which), size))
+    return found, np.array(which, np.int64)
+
+
+def _hashes(store: Store, shards: list[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    parts: list[int | None] = []
+    for shard in shards:
+        table = store.read("quality", shard, ["perceptual_hash"])
+        parts += table["perceptual_hash"].to_pylist()
+    which = np.array([i for i, value in enumerate(parts) if value is not None], np.int64)
+    return np.array([value for value in parts if value is not None], np.uint64), which
+
+
+def _moved(pairs: Iterable[Pairs], which: NDArray[np.int64]) -> Iterator[Pairs]:
+    for part in pairs:
+        yield Pairs(which[part.first], which[part.second], part.measure)
+
+
+def _find(
+    settings: Duplicates, store: Store, shards: list[str], old: int, device: str, folder: Path
+) -> Iterator[pa.Table]:
+    rows = _rows(store, shards, old, settings.scope)
+    found: list[tuple[str, Pairs]] = [("pixels", _pixel_pairs(rows))]
+    if settings.min_hash_similarity is not None:
+        hashes, which = _hashes(store, shards)
+        most = int((1 - settings.min_hash_similarity) * HASH_BITS + 1e-9)
+        near = gathered(_moved(hash_pairs(hashes, most), which))
+        found.append(("hash", Pairs(near.first, near.second, 1 - near.measure / HASH_BITS)))
+    if settings.min_similarity is not None:
+        vectors, which = _vectors(store, shards, rows, folder)
+        join = near_pairs(
+            vectors,
+            settings.min_similarity,
+            scopes=rows.scope[which],
+            held=rows.held[which],
+            old=int(np.searchsorted(which, rows.old)),
+            device=device,
+        )
+        found.append(("vector", gathered(_moved(join, which))))
+    for kind, pairs in found:
+        counts = _counts(pairs, rows)
+        a, b, measure = (x[counts] for x in (pairs.first, pairs.second, pairs.measure))
+        yield pa.table(
+            [
+                pa.array([rows.image_id[i] for i in a], pa.string()),
+                pa.array([rows.image_id[i] for i in b], pa.string()),
+                pa.array([kind] * len(a), pa.string()),
+                pa.array(measure, pa.float32()),
+            ],
+            schema=DUPLICATES,
+        )
+
+
+def _build(settings: Duplicates, device: str, store: Store, progress: Progress) -> list[Shard]:
+    now = sorted(store.shards("plan"))
+    before = store.read_json("duplicates", COVERED) or {"shards": [], "made": []}
+    kept = [Shard(**made) for made in before["made"]]
+    present = store.shards("duplicates")
+    whole = all(present.get(shard.name) == shard.bytes for shard in kept)
+    if not whole or not set(before["shards"]) <= set(now):
+        before, kept = {"shards": [], "made": []}, []
+    new = [name for name in now if name not in set(before["shards"])]
+    if not new and kept:
+        return kept
+    name = f"pairs-{len(kept):05d}"
+    with tempfile.TemporaryDirectory() as folder:
+        tables = _find(
+            settings,
+            store,
+            [*before["shards"], *new],
+            len(before["shards"]),
+            device,
+            Path(folder),
+        )
+        shard = store.write("duplicates", name, tables, DUPLICATES)
+    made = [*kept, shard]
+    store.write_json(
+        {"shards": [*before["shards"], *new], "made": [vars(one) for one in made]},
+        "duplicates",
+        COVERED,
+    )
+    progress.say(f"duplicates: {shard.rows:,} pairs found in {len(new):,} new shards")
+    return made
+
+
+def stage(workflow: Workflow) -> Build:
+    """The duplicates stage of a workflow that has that section.
+
+    Raises:
+        AigiError: the section needs another one that is missing.
+    """
+    settings = workflow.duplicates
+    assert settings is not None
+    needs = ["plan", "images"]
+    if settings.min_similarity is not None:
+        needs.append("embeddings")
+    if settings.min_hash_similarity is not None:
+        needs.append("quality")
+    for name in needs:
+        if getattr(workflow, name) is None:
+            raise AigiError(
+                f"duplicates: this section needs the {name} section in the workflow"
+                + (", or min_similarity: null" if name == "embeddings" else "")
+            )
+    return Build(
+        table="duplicates",
+        version=VERSION,
+        schema=DUPLICATES,
+        settings=settings.model_dump(mode="json"),
+        inputs=tuple(needs),
+        build=partial(_build, settings, workflow.compute.device),
+    )

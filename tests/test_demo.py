@@ -1,0 +1,67 @@
+"""What the demo promises: planted faults are found, quotas are met all the same, nothing leaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.dataset.stages import make
+from pipeline.demo import demo_workflow, findings
+from pipeline.progress import Progress
+from pipeline.tables import Store
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's imported sources alone; the README's test runs the whole demo."""
+    out = tmp_path_factory.mktemp("demo")
+    workflow = demo_workflow(out, ["plan.sources=[mj52, mod]"])
+    make(workflow, Store(workflow.run), Progress(quiet=True))
+    return out
+
+
+def test_planted_faults_are_found_with_the_right_reason(run: Path) -> None:
+    _, files = findings(run)
+    reasons = dict(files)
+    assert reasons.pop("blank-grey.png") == "blank"
+    assert reasons.pop("blank-black.png") == "blank"
+    assert reasons.pop("mismatched.png") == "clip_score"
+    assert reasons.pop("unsafe.png") == "concept"
+    assert reasons.pop("leak-of-08.png") == "duplicate"
+    twins = {"00.png", "duplicate-of-00.jpg"} & set(reasons)
+    assert len(twins) == 1
+    assert reasons.pop(twins.pop()) == "duplicate"
+    assert reasons == {}, "a good picture was dropped"
+
+
+def test_quotas_are_met_by_further_rounds(run: Path) -> None:
+    store = Store(str(run))
+    rows = {
+        name: sum(
+            store.rows("release", s) or 0 for s in store.shards("release") if s.startswith(name)
+        )
+        for name in ("mj52/train", "mj52/validation", "mj52/test", "mod/train")
+    }
+    assert rows == {"mj52/train": 8, "mj52/validation": 1, "mj52/test": 1, "mod/train": 6}
+    rounds = {
+        row["round"] for s in store.shards("plan") for row in store.read("plan", s).to_pylist()
+    }
+    assert max(rounds) >= 1
+
+
+def test_the_kept_twin_of_a_leak_is_the_held_out_one(run: Path) -> None:
+    store = Store(str(run))
+    plan = {
+        r["image_id"]: r for s in store.shards("plan") for r in store.read("plan", s).to_pylist()
+    }
+    dropped = [
+        row
+        for shard in store.shards("selection")
+        for row in store.read("selection", shard).to_pylist()
+        if row["reason"] == "duplicate"
+    ]
+    twins = {plan[row["image_id"]]["path"]: plan[row["duplicate_of"]] for row in dropped}
+    assert twins["leak-of-08.png"]["path"] == "08.png"
+    assert twins["leak-of-08.png"]["split"] == "validation"
+    assert all(row["similarity"] >= 0.96 for row in dropped)
