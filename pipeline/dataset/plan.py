@@ -429,6 +429,20 @@ def rounds_made(store: Store) -> int:
     return len(_extra(store)["rounds"])
 
 
+def exhausted(store: Store, name: str) -> bool:
+    """Whether the last round asking for more of `source/split` got less: an import's end."""
+    asked = [(i, more[name]) for i, more in enumerate(_extra(store)["rounds"], 1) if name in more]
+    if not asked:
+        return False
+    number, count = asked[-1]
+    source, split = name.split("/")
+    prefix = shard_name(source, split, number, 0).removesuffix("00000")
+    found = sum(
+        store.rows("plan", shard) or 0 for shard in store.shards("plan") if shard.startswith(prefix)
+    )
+    return bool(found < count)
+
+
 def shard_name(source: str, split: str, number: int, shard: int) -> str:
     """Name of a plan shard; those of a top-up round sort after those of the rounds before."""
     return f"{source}-{split}-" + (f"round{number}-" if number else "") + f"{shard:05d}"

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from pipeline import AigiError
 from pipeline.dataset import specification
-from pipeline.dataset.plan import quotas
+from pipeline.dataset.plan import exhausted, quotas, rounds_made
 from pipeline.dataset.specification import DiffusersSpec
 from pipeline.progress import Progress
 from pipeline.run import Build
@@ -360,7 +360,7 @@ def near_pairs_of(store: Store) -> pa.Table:
 def shortage(workflow: Workflow, store: Store) -> dict[str, int]:
     """Generations that each `source/split` lacks, made up for the share that was dropped so far.
 
-    Imports count only while there are pictures left that the plan has not taken.
+    Imports count only until a round found fewer pictures than it asked for.
     """
     kept: Counter[tuple[str, str]] = Counter()
     made: Counter[tuple[str, str]] = Counter()
@@ -378,7 +378,7 @@ def shortage(workflow: Workflow, store: Store) -> dict[str, int]:
     short = {}
     for key, quota in _wanted(workflow).items():
         lacking = 0 if quota is None else quota - kept[key]
-        if lacking > 0:
+        if lacking > 0 and not exhausted(store, "/".join(key)):
             share = max(0.1, kept[key] / made[key] if made[key] else 1.0)
             short["/".join(key)] = int(np.ceil(lacking / share))
     return short
@@ -432,9 +432,10 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
     for (source, split), quota in wanted.items():
         if quota is not None and kept[source, split] < quota:
             made_here = isinstance(dataset.sources[source], DiffusersSpec)
+            last = made_here and rounds_made(store) >= rules.rounds
             progress.say(
                 f"selection: {source} {split}: {kept[source, split]:,} of {quota:,} wanted"
-                + ("; raise plan.margin or selection.rounds" if made_here else "")
+                + ("; raise plan.margin or selection.rounds" if last else "")
             )
     names = {
         release_name(source, split, number, len(shards)): shard

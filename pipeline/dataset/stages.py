@@ -74,7 +74,6 @@ def make(workflow: Workflow, store: Store, progress: Progress) -> None:
     rounds = workflow.selection.rounds if workflow.selection is not None else 0
     while plan.rounds_made(store) < rounds:
         short = selection.shortage(workflow, store)
-        before = store.shards("plan")
         if not short:
             break
         plan.top_up(store, short)
@@ -83,8 +82,6 @@ def make(workflow: Workflow, store: Store, progress: Progress) -> None:
             + ", ".join(f"{count:,} more of {name}" for name, count in short.items())
         )
         run_stages(found[:cut], store, workflow.compute, progress)
-        if store.shards("plan") == before:  # imports that have no picture left
-            break
     run_stages(found[cut:], store, workflow.compute, progress)
 
 

@@ -28,8 +28,8 @@ from tests.conftest import PROMPTS
 
 WEIGHTS = "open_clip_model.safetensors"
 # Half a step of float16 for numbers below 1, and what another batch size moves.
-STORED = 2**-12 + 1e-5
-SUMS = 1e-5
+STORED = 2**-12 + 5e-5
+SUMS = 5e-5
 
 INPUT = pa.schema([*(IMAGES.field(i) for i in range(4)), PLAN.field("text")])
 

@@ -96,7 +96,7 @@ def test_spare_images_replace_failed_ones_and_the_rest_is_surplus(tmp_path: Path
         assert [reasons[f"test{i}{mark}"] for i in range(6)] == [
             "failed", None, None, None, "surplus", "surplus",
         ]  # fmt: skip
-    assert "7 generations kept, 3 failed, 5 surplus" in said
+    assert "10 of 18 images kept, 3 failed, 5 surplus" in said
     assert "wanted" not in said
 
 

@@ -295,7 +295,7 @@ def test_demo_pictures_are_the_same_twice(tmp_path: Path) -> None:
         "mj52/captions.csv",
         "mj52/02.webp",
     }
-    assert len(first) == 13
+    assert len(first) == 19
 
 
 def test_contact_sheet(tmp_path: Path) -> None:
