@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 
+from pipeline.dataset.plan import rounds_made
 from pipeline.dataset.stages import make
 from pipeline.demo import demo_workflow, findings
 from pipeline.progress import Progress
@@ -65,3 +67,18 @@ def test_the_kept_twin_of_a_leak_is_the_held_out_one(run: Path) -> None:
     assert twins["leak-of-08.png"]["path"] == "08.png"
     assert twins["leak-of-08.png"]["split"] == "validation"
     assert all(row["similarity"] >= 0.96 for row in dropped)
+
+
+def test_an_import_at_its_end_is_asked_once(tmp_path: Path) -> None:
+    """Six pictures cannot meet a quota that most of them fail; another run asks no more."""
+    said = io.StringIO()
+    rules = ["plan.sources=[mod]", "selection.min_clip_score=0.7"]
+    workflow = demo_workflow(tmp_path, rules)
+    store = Store(workflow.run)
+    make(workflow, store, Progress(said))
+    assert rounds_made(store) == 1
+    assert "round 1:" in said.getvalue() and "round 2:" not in said.getvalue()
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.parquet")}
+    make(workflow, store, Progress(quiet=True))
+    assert rounds_made(store) == 1
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.parquet")} == before
