@@ -533,7 +533,9 @@ def stage(workflow: Workflow) -> Build:
     generated = any(isinstance(dataset.sources[name], DiffusersSpec) for name in names)
     settings = {
         "dataset": {
-            name: dataset.sources[name].model_dump(mode="json", exclude={"title", "licence"})
+            name: dataset.sources[name].model_dump(
+                mode="json", exclude={"title", "licence", "licence_url"}
+            )
             for name in names
         },
         **workflow.plan.model_dump(mode="json", exclude={"dataset", "sources"}),
