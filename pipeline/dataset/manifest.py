@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,6 +35,14 @@ class FileRecord(TypedDict):
     config: str
     split: str
     rows: int
+    bytes: int
+    sha256: str
+
+
+class DocumentRecord(TypedDict):
+    """One file of a release that is no table: card, metadata, picture."""
+
+    path: str
     bytes: int
     sha256: str
 
@@ -103,8 +112,12 @@ def verify(folder: str) -> tuple[dict[str, Any], list[str]]:
         if rows != record["rows"]:
             found.append(f"{path}: {rows} rows, expected {record['rows']}")
     found += [f"{path}: not in the manifest" for path in sizes if path not in listed]
-    if not store.fs.exists(store.path(CARD)):
-        found.append(f"{CARD}: missing")
-    elif store.sha256(CARD) != manifest["card"]["sha256"]:
-        found.append(f"{CARD}: changed since the release")
+    for record in manifest["documents"]:
+        path = record["path"]
+        if posixpath.basename(path) != path or path in ("", ".", ".."):
+            found.append(f"{path}: not a file beside {MANIFEST}")
+        elif not store.fs.exists(store.path(path)):
+            found.append(f"{path}: missing")
+        elif (digest := store.sha256(path)) != record["sha256"]:
+            found.append(f"{path}: sha256 {digest}, expected {record['sha256']}")
     return manifest, found
