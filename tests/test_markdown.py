@@ -53,6 +53,7 @@ HOSTILE = [
     "\\",
     "\\|",
     "~~~",
+    "x\n```\n# out of the fence\n````\n",
     "{{ jinja }} {% raw %}",
 ]
 
