@@ -16,6 +16,7 @@ from pipeline import AigiError, __version__
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pipeline.dataset.audit import Remade
     from pipeline.dataset.detection import Found
     from pipeline.workflow import Workflow
 
@@ -177,15 +178,44 @@ def status(
         _print(table)
 
 
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="Release folder, run, or hf://datasets/ORG/NAME@REVISION.",
+    ),
+]
+
+
 @app.command()
 def verify(
-    folder: Annotated[str, typer.Argument(help="Release folder or URL (RUN/release).")],
+    target: Target,
+    pixels: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Make N rows again and compare the pictures.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Which N rows.")] = 0,
+    min_psnr: Annotated[
+        float | None,
+        typer.Option(help="dB from which a picture counts as the same; default: equal pixels."),
+    ] = None,
+    workflow_file: Annotated[
+        str | None,
+        typer.Option(
+            "--workflow",
+            help="Says where models and pictures lie here; default: the run's own.",
+        ),
+    ] = None,
+    overrides: Override = None,
 ) -> None:
-    """Compare a release with its manifest: files, sha256, rows. Exit code 1 on a difference."""
-    with _explained():
-        from pipeline.dataset.manifest import verify as compare
+    """Compare a release with its manifest, and rows of it with rows made again.
 
-        manifest, differences = compare(folder)
+    Exit code 1 where a file, its rows or its columns differ, or a picture does.
+    """
+    with _explained():
+        from pipeline.dataset.manifest import compare, open_release
+
+        store, manifest = open_release(target)
+        differences = compare(store, manifest)
         for line in differences:
             print(line)
         if differences:
@@ -196,6 +226,91 @@ def verify(
             f"{manifest['name']} {manifest['version']}: {len(manifest['files'])} files, "
             f"{rows:,} rows, all as in the manifest"
         )
+        if pixels:
+            from pipeline import workflow as workflows
+            from pipeline.dataset.audit import audit, places_of
+
+            if workflow_file is not None:
+                mine = workflows.load(workflow_file, overrides or ())
+            else:
+                known = places_of(target) or {"run": target}
+                known = workflows.overridden(known, overrides or ())
+                mine = workflows.check(workflows.Workflow, known, target)
+            places = mine.model_dump(mode="json")
+            made = audit(store, manifest, places, pixels, seed, _talk)
+            _print_remade(list(made), min_psnr)
+
+
+def _talk(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _print_remade(rows: list[Remade], min_psnr: float | None) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("image", "source", "made again")
+    for heading in ("PSNR, dB", "CLIP similarity"):
+        table.add_column(heading, justify="right")
+    said = {"bytes": "equal bytes", "pixels": "equal pixels", "different": "different"}
+    for row in rows:
+        table.add_row(
+            row.image_id,
+            row.source,
+            escape(row.error or said[row.same]),
+            "" if row.psnr is None else f"{row.psnr:.2f}",
+            "" if row.clip_similarity is None else f"{row.clip_similarity:.4f}",
+        )
+    _print(table)
+    for there, here in dict.fromkeys((row.there, row.here) for row in rows):
+        print(f"made with:       {there}\nmade again with: {here}")
+    least = float("inf") if min_psnr is None else min_psnr
+    bad = [row for row in rows if row.same == "different" and (row.psnr or 0.0) < least]
+    if bad:
+        print(f"error: {len(bad)} of {len(rows)} pictures differ", file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"{len(rows)} pictures made again, none differs" + (" by more" if min_psnr else ""))
+
+
+@app.command()
+def diff(
+    first: Target,
+    second: Target,
+    limit: Annotated[int, typer.Option(min=0, help="Rows named of each kind.")] = 20,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print every row as CSV.")] = False,
+) -> None:
+    """Show the rows that were added, removed or changed between two releases.
+
+    Exit code 1 where there are any.
+    """
+    with _explained():
+        from collections import Counter
+
+        from pipeline.dataset.detection import write_csv
+        from pipeline.dataset.diff import Difference
+        from pipeline.dataset.diff import diff as compare
+
+        counts: Counter[tuple[str, str, str]] = Counter()
+        named: Counter[str] = Counter()
+
+        def counted() -> Iterator[Difference]:
+            for found in compare(first, second):
+                counts[found.what, found.config, found.split] += 1
+                named[found.what] += 1
+                yield found
+
+        if as_csv:
+            write_csv(counted(), Difference, sys.stdout)
+        else:
+            for found in counted():
+                if named[found.what] <= limit:
+                    what = f": {found.columns}" if found.columns else ""
+                    print(f"{found.what} {found.config}/{found.split} {found.image_id}{what}")
+        for (what, config, split), count in sorted(counts.items()):
+            print(f"{config}/{split}: {count:,} {what}", file=sys.stderr)
+        if counts:
+            raise typer.Exit(1)
+        print("no row differs", file=sys.stderr)
 
 
 @app.command()

@@ -386,9 +386,14 @@ class Store:
 
     def rows(self, table: str, shard: str) -> int | None:
         """Rows of a shard, read from its footer; None where it is missing or cut short."""
+        metadata = self.metadata(table, shard)
+        return None if metadata is None else int(metadata.num_rows)
+
+    def metadata(self, table: str, shard: str) -> pq.FileMetaData | None:
+        """The footer of a shard; None where it is missing or cut short."""
         try:
             with self.fs.open(self.path(table, f"{shard}.parquet"), "rb") as file:
-                return int(pq.read_metadata(file).num_rows)
+                return pq.read_metadata(file)
         except (FileNotFoundError, pa.ArrowInvalid, EOFError):
             return None
 
@@ -447,6 +452,20 @@ class Store:
         sink = self._replace(self.path(table, f"{shard}.parquet"), fill)
         return Shard(shard, rows, sink.bytes, sink.sha.hexdigest())
 
+    def write_arrow(self, tables: Iterable[pa.Table], schema: pa.Schema, *parts: str) -> None:
+        """Write an Arrow file of one record batch a table, whole or not at all."""
+
+        def fill(file: IO[bytes]) -> None:
+            sink = _Hashing(file)
+            options = pa.ipc.IpcWriteOptions(compression="zstd")
+            with pa.ipc.new_file(sink, schema, options=options) as writer:
+                for table in tables:
+                    # Without a limit, one batch: strings of a shard stay below 2 GiB.
+                    writer.write_table(table.combine_chunks())
+            sink.check()
+
+        self._replace(self.path(*parts), fill)
+
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Write a small file whole or not at all."""
 
@@ -459,8 +478,11 @@ class Store:
         self._replace(self.path(*parts), fill)
 
     def sha256(self, *parts: str) -> str:
-        """sha256 of a file, in hex."""
+        """sha256 of a file, in hex; of large files on the Hub, as the Hub states it."""
         digest = hashlib.sha256()
+        stated = getattr(self.fs.info(self.path(*parts)).get("lfs"), "sha256", None)
+        if stated is not None:
+            return str(stated)
         with self.fs.open(self.path(*parts), "rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)

@@ -1,4 +1,4 @@
-"""A release folder and its manifest in, a list of every difference out (`aigi verify`)."""
+"""A release and its manifest in, a list of every difference out (`aigi verify`)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from pipeline import AigiError
+from pipeline.dataset.pictures import escapes
 from pipeline.tables import Store
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
+RUN_WORKFLOW = "_workflow.json"
+"""In a run directory: the workflow of its last run, places included. It is not published."""
+PLAN_FILE = "plan.arrow"
+"""Every planned image, kept or not, with its shard: with it, batches can be made again."""
 LIBRARIES = (
     "accelerate",
     "datasets",
@@ -70,24 +75,39 @@ def git_commit() -> str | None:
     return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
 
-def verify(folder: str) -> tuple[dict[str, Any], list[str]]:
-    """Compare a release folder (or URL) with the manifest inside it.
+def open_release(target: str) -> tuple[Store, dict[str, Any]]:
+    """The files and the manifest of a release.
 
-    Returns:
-        The manifest, and one line for every file that is missing, extra or different.
+    Args:
+        target: a release folder, the run directory above it, or an fsspec URL of one; a Hub
+            dataset is `hf://datasets/ORG/NAME@REVISION`.
 
     Raises:
         AigiError: there is no manifest.
     """
-    store = Store(folder)
-    manifest = store.read_json(MANIFEST)
-    if manifest is None:
-        raise AigiError(
-            f"{folder}: no {MANIFEST}: not a release. Give the release folder, RUN/release"
-        )
+    for url in (target, target.rstrip("/") + "/release"):
+        store = Store(url)
+        try:
+            manifest = store.read_json(MANIFEST)
+        except OSError as error:
+            raise AigiError(f"{target}: cannot be read: {error}") from error
+        if manifest is not None:
+            return store, manifest
+    raise AigiError(
+        f"{target}: no {MANIFEST}: not a release. Give a release folder, a run, or "
+        "hf://datasets/ORG/NAME@REVISION"
+    )
+
+
+def compare(store: Store, manifest: dict[str, Any]) -> list[str]:
+    """One line for every file of a release that is missing, extra or differs from its manifest.
+
+    Of files on the Hub the sha256 is the one that the Hub states, where it states one.
+    """
     found = []
     listed = {record["path"]: record for record in manifest["files"]}
     sizes = {f"{name}.parquet": size for name, size in store.shards("").items()}
+    schema = manifest["schema"]
     for path, record in listed.items():
         # Only files that were found below the folder are opened: a name cannot lead out of it.
         if path not in sizes:
@@ -98,13 +118,27 @@ def verify(folder: str) -> tuple[dict[str, Any], list[str]]:
         digest = store.sha256(path)
         if digest != record["sha256"]:
             found.append(f"{path}: sha256 {digest}, expected {record['sha256']}")
+        metadata = store.metadata("", path.removesuffix(".parquet"))
+        if metadata is None:
+            found.append(f"{path}: not readable as parquet")
             continue
-        rows = store.rows("", path.removesuffix(".parquet"))
-        if rows != record["rows"]:
-            found.append(f"{path}: {rows} rows, expected {record['rows']}")
+        if metadata.num_rows != record["rows"]:
+            found.append(f"{path}: {metadata.num_rows:,} rows, expected {record['rows']:,}")
+        columns = metadata.schema.to_arrow_schema().to_string(show_schema_metadata=False)
+        found += [
+            f"{path}: column {line}: {what}"
+            for what, lines, others in (
+                ("missing", schema, columns.splitlines()),
+                ("not expected", columns.splitlines(), schema),
+            )
+            for line in lines
+            if line not in others
+        ]
     found += [f"{path}: not in the manifest" for path in sizes if path not in listed]
-    if not store.fs.exists(store.path(CARD)):
-        found.append(f"{CARD}: missing")
-    elif store.sha256(CARD) != manifest["card"]["sha256"]:
-        found.append(f"{CARD}: changed since the release")
-    return manifest, found
+    for record in manifest["documents"]:
+        path = record["path"]
+        if escapes(path) or not store.fs.exists(store.path(path)):
+            found.append(f"{path}: missing")
+        elif store.sha256(path) != record["sha256"]:
+            found.append(f"{path}: changed since the release")
+    return found

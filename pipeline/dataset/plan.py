@@ -13,13 +13,15 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline import AigiError
-from pipeline.dataset import specification
+from pipeline.dataset import regenerate, specification
 from pipeline.dataset.importer import list_captions
+from pipeline.dataset.manifest import PLAN_FILE
 from pipeline.dataset.pictures import ParquetPictures, open_pictures
 from pipeline.dataset.pixels import image_size
 from pipeline.dataset.specification import Dataset, DiffusersSpec, ImportSpec, SplitSpec
@@ -409,9 +411,47 @@ def _pinned(name: str, spec: DiffusersSpec, source: object) -> str:
 _ROUNDS = "_rounds.json"
 
 
-def _extra(store: Store) -> dict[str, Any]:
-    """Commits that the first round pinned, and generations that each top-up round adds."""
-    return store.read_json("plan", _ROUNDS) or {"pins": {}, "rounds": []}
+def _extra(store: Store, rounds: Iterable[Mapping[str, int]] = ()) -> dict[str, Any]:
+    """Commits that the first round pinned, and generations that each top-up round adds.
+
+    Args:
+        rounds: those that a plan begins with (that of a manifest).
+    """
+    return store.read_json("plan", _ROUNDS) or {"pins": {}, "rounds": list(rounds)}
+
+
+def added(store: Store) -> list[dict[str, int]]:
+    """Generations that each top-up round added to each `source/split`."""
+    return list(_extra(store)["rounds"])
+
+
+def pinned(dataset: Dataset, store: Store) -> Dataset:
+    """The specification with the commits that the plan's rows were given."""
+    pins = _extra(store)["pins"]
+    sources = {
+        name: spec.model_copy(update={"revision": pins[name]}) if name in pins else spec
+        for name, spec in dataset.sources.items()
+    }
+    return dataset.model_copy(update={"sources": sources})
+
+
+def shards(store: Store) -> Iterator[pa.Table]:
+    """The plan shard by shard, with its name in a column `shard`: what a release carries along."""
+    for name in store.shards("plan"):
+        table = store.read("plan", name)
+        yield table.append_column("shard", pa.array([name] * table.num_rows, pa.string()))
+
+
+def summary(store: Store) -> dict[str, Any]:
+    """Shards, rows, and a sha256 over the names of shards and the images that they plan."""
+    digest = hashlib.sha256()
+    names = list(store.shards("plan"))
+    rows = 0
+    for name in names:
+        ids = store.read("plan", name, ["image_id"])["image_id"].to_pylist()
+        digest.update(f"{name}:{','.join(ids)}\n".encode())
+        rows += len(ids)
+    return {"shards": len(names), "rows": rows, "sha256": digest.hexdigest()}
 
 
 def top_up(store: Store, short: Mapping[str, int]) -> None:
@@ -467,7 +507,8 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
             for p in _read_prompts(store)
         ]
     made = []
-    extra = _extra(store)
+    manifest = None if plan.manifest is None else regenerate.read_manifest(plan.manifest)
+    extra = _extra(store, [] if manifest is None else manifest["plan"]["rounds"])
     for name in names:
         spec = dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
@@ -506,6 +547,46 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
     store.write("rejects", "plan", pa.Table.from_pylist(rejects, schema=REJECTS), REJECTS)
     if rejects:
         progress.say(f"plan: {len(rejects):,} pictures rejected, see rejects/plan.parquet")
+    if manifest is not None:
+        _check_same(store, manifest)
+    return made
+
+
+def _check_same(store: Store, manifest: Mapping[str, Any]) -> None:
+    """Refuse a plan that was made anew and is not the one of the manifest."""
+    found, expected = summary(store), manifest["plan"]
+    if all(found[key] == expected[key] for key in found):
+        return
+    here = (store.read_json("_stages", "prompts.json") or {}).get("settings", {})
+    contents = [source.get("content") for source in here.get("sources", [])]
+    captions = [
+        f"  {line['file']}: other content than the file of that name had there"
+        for line, content in zip(manifest["captions"], contents, strict=False)
+        if line["content"] != content
+    ]
+    raise AigiError(
+        f"plan: {found['rows']:,} images in {found['shards']:,} shards, and not those of "
+        f"{manifest['name']} {manifest['version']} ({expected['rows']:,} in "
+        f"{expected['shards']:,}).\n"
+        + "\n".join(captions or ["  The captions are the same: is it the same version of aigi?"])
+        + f"\nThe release itself carries its plan: take the manifest beside {PLAN_FILE}."
+    )
+
+
+def _copy(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
+    """The plan that lies beside a manifest, as it is; of the sources that are asked for."""
+    assert workflow.plan is not None
+    assert workflow.plan.manifest is not None
+    location = workflow.plan.manifest
+    manifest = regenerate.read_manifest(location)
+    made = []
+    for table in regenerate.read_plan(location, manifest):
+        source, name = table["source"][0].as_py(), table["shard"][0].as_py()
+        if workflow.plan.sources is None or source in workflow.plan.sources:
+            made.append(store.write("plan", name, table.drop_columns(["shard"]), PLAN))
+    if not made:
+        raise AigiError(f"plan.sources: {location} has no image of these sources")
+    store.write_json(_extra(store, manifest["plan"]["rounds"]), "plan", _ROUNDS)
     return made
 
 
@@ -531,12 +612,25 @@ def stage(workflow: Workflow) -> Build:
     dataset = specification.load(workflow.plan.dataset)
     names = chosen(dataset, workflow.plan)
     generated = any(isinstance(dataset.sources[name], DiffusersSpec) for name in names)
+    location, rounds = workflow.plan.manifest, []
+    if location is not None:
+        manifest = regenerate.read_manifest(location)
+        if regenerate.plan_beside(location, manifest) is not None:
+            return Build(
+                table="plan",
+                version=VERSION,
+                schema=PLAN,
+                settings={"plan": manifest["plan"], "sources": names},
+                inputs=(),
+                build=partial(_copy, workflow),
+            )
+        rounds = manifest["plan"]["rounds"]
     settings = {
         "dataset": {
             name: dataset.sources[name].model_dump(mode="json", exclude={"title", "licence"})
             for name in names
         },
-        **workflow.plan.model_dump(mode="json", exclude={"dataset", "sources"}),
+        **workflow.plan.model_dump(mode="json", exclude={"dataset", "sources", "manifest"}),
         "split": workflow.split.model_dump(mode="json"),
         "imports": {
             name: local_import(workflow, name).model_dump(mode="json")
@@ -550,6 +644,6 @@ def stage(workflow: Workflow) -> Build:
         schema=PLAN,
         settings=settings,
         inputs=("prompts",) if generated else (),
-        build=lambda store, progress: _build(workflow, store, progress),
-        state=lambda store: _extra(store)["rounds"],
+        build=partial(_build, workflow),
+        state=lambda store: _extra(store, rounds)["rounds"],
     )
