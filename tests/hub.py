@@ -257,15 +257,21 @@ def xet_files(cas: Path) -> dict[str, tuple[str, int]]:
 @lru_cache(maxsize=4096)
 def read_shard(path: Path) -> dict[str, tuple[str, int]]:
     data, at, found = path.read_bytes(), 48, {}
+
+    def number(at: int) -> int:
+        return int.from_bytes(data[at : at + 4], "little")
+
+    def digits(at: int) -> str:  # both hashes are four little-endian u64
+        return "".join(data[i : i + 8][::-1].hex() for i in range(at, at + 32, 8))
+
     while data[at : at + 32] != b"\xff" * 32:
-        words = [int.from_bytes(data[at + i : at + i + 8], "little") for i in range(0, 32, 8)]
-        flags, count = (int.from_bytes(data[at + i : at + i + 4], "little") for i in (32, 36))
-        segments = range(at + 48, at + 48 * (count + 1), 48)
-        size = sum(int.from_bytes(data[s + 36 : s + 40], "little") for s in segments)
-        at += 48 * (1 + count * (2 if flags >> 31 else 1))
+        flags, count = number(at + 32), number(at + 36)
+        size = sum(number(at + 48 * n + 36) for n in range(1, count + 1))
+        end = at + 48 * (1 + count * (2 if flags >> 31 else 1))
         if flags >> 30 & 1:
-            found[data[at : at + 32].hex()] = ("".join(f"{word:016x}" for word in words), size)
-            at += 48
+            found[digits(end)] = (digits(at), size)
+            end += 48
+        at = end
     return found
 
 
