@@ -107,16 +107,15 @@ class Store:
 
     objects/SHA256    bytes of a file        repos/KIND/NAMESPACE/NAME/repository.json
     parts/SHA256/N    of a large upload      repos/KIND/NAMESPACE/NAME/commits/ID.json
-    uploads.txt       one sha256 for each time its bytes came in whole
-    cas/              written by the Xet client itself
+    xorbs/HASH        chunks of files        shards/SHA256     which chunks make which files
+    uploads.txt       one sha256 or xorb hash for each time its bytes came in whole
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.lock = threading.RLock()
-        self.cas = folder / "cas"
         shutil.rmtree(folder / "tmp", ignore_errors=True)
-        for name in ("objects", "parts", "repos", "tmp"):
+        for name in ("objects", "parts", "repos", "shards", "tmp", "xorbs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
     def object(self, sha256: str) -> Path:
@@ -150,24 +149,35 @@ class Store:
 
     def add_large(self, sha256: str) -> File:
         """The entry of a large file whose bytes were sent before the commit names them."""
-        path, xet = self.object(sha256), xet_files(self.cas).get(sha256)
+        path, xet = self.object(sha256), self.xet_file(sha256)
         if not path.exists() and xet is None:
             raise Refused(400, f"LFS pointer names {sha256}, which was never uploaded")
-        size = path.stat().st_size if path.exists() else xet[1] if xet else 0
+        size = path.stat().st_size if xet is None else xet.size
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
-        return File(git_oid(pointer.encode()), size, sha256, lfs=True, xet=xet[0] if xet else None)
+        return File(
+            git_oid(pointer.encode()), size, sha256, lfs=True, xet=xet.hash if xet else None
+        )
 
-    def bytes(self, file: File) -> Path:
-        """Where a file's bytes lie; those in the Xet store are rebuilt once, by its own library."""
-        path = self.object(file.sha256)
-        if not path.exists() and file.xet:
-            from hf_xet import XetFileInfo, XetSession  # type: ignore[import-untyped]
-
-            temporary = self.folder / "tmp" / uuid.uuid4().hex
-            with XetSession().new_file_download_group(endpoint=f"local://{self.cas}") as group:
-                group.start_download_file(XetFileInfo(file.xet, file.size), str(temporary))
-            temporary.replace(path)
+    def content(self, sha256: str) -> Path:
+        """Where a file's bytes lie; one in the Xet store is put together when first asked for."""
+        path = self.object(sha256)
+        if not path.exists():
+            xet = self.xet_file(sha256)
+            if xet is None:
+                raise Refused(404, f"{sha256} is not here")
+            chunks = (self.xorb(t.xorb).chunks(t.start, t.stop) for t in xet.terms)
+            self.write(path, (chunk for term in chunks for chunk in term), expected=sha256)
         return path
+
+    def xet_file(self, digits: str) -> XetFile | None:
+        """Find a file in the shards by its Xet hash or its sha256."""
+        for path in (self.folder / "shards").iterdir():
+            if file := read_shard(path).files.get(digits):
+                return file
+        return None
+
+    def xorb(self, hash: str) -> Xorb:
+        return read_xorb(self.folder / "xorbs" / hash)
 
     def count_upload(self, sha256: str) -> None:
         with (self.folder / "uploads.txt").open("a") as log:
@@ -241,38 +251,111 @@ def read_commit(path: Path) -> Commit:
     return Commit(**record)
 
 
-def xet_files(cas: Path) -> dict[str, tuple[str, int]]:
-    """Read a Xet store's shards: {sha256: (xet hash, bytes)}.
+# --- the Xet store --------------------------------------------------------------------------------
+# Files are made of terms, terms are chunks in a row of a xorb, and shards tell which. The formats
+# and calls are those of https://huggingface.co/docs/xet.
 
-    A shard is 48-byte records: a header, then for each file one record (hash, flags, number of
-    segments), its segments (the third and fourth u32 after a 32-byte hash are flags and bytes),
-    a record for each segment if flag 31 is set, and one with the sha256 if flag 30 is set.
-    """
-    found: dict[str, tuple[str, int]] = {}
-    for path in sorted(cas.glob("xet/xorbs/shards/*.mdb")):
-        found |= read_shard(path)
-    return found
+
+@dataclass(frozen=True)
+class Term:
+    """Chunks `start` to `stop` of a xorb, `size` bytes once unpacked."""
+
+    xorb: str
+    start: int
+    stop: int
+    size: int
+
+
+@dataclass(frozen=True)
+class XetFile:
+    hash: str
+    sha256: str
+    terms: list[Term]
+
+    @property
+    def size(self) -> int:
+        return sum(term.size for term in self.terms)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The files a shard tells of, by hash and by sha256, and its xorbs: (record, chunk hashes)."""
+
+    files: dict[str, XetFile]
+    xorbs: list[tuple[bytes, set[str]]]
 
 
 @lru_cache(maxsize=4096)
-def read_shard(path: Path) -> dict[str, tuple[str, int]]:
-    data, at, found = path.read_bytes(), 48, {}
+def read_shard(path: Path) -> Shard:
+    """Both sections of a shard are records of 48 bytes and end with one that starts with 32 FF."""
+    data, at = path.read_bytes(), 48
+    shard, end = Shard({}, []), b"\xff" * 32
 
     def number(at: int) -> int:
         return int.from_bytes(data[at : at + 4], "little")
 
-    def digits(at: int) -> str:  # both hashes are four little-endian u64
-        return "".join(data[i : i + 8][::-1].hex() for i in range(at, at + 32, 8))
-
-    while data[at : at + 32] != b"\xff" * 32:
+    while data[at : at + 32] != end:
         flags, count = number(at + 32), number(at + 36)
-        size = sum(number(at + 48 * n + 36) for n in range(1, count + 1))
-        end = at + 48 * (1 + count * (2 if flags >> 31 else 1))
+        terms = [
+            Term(hash_digits(data, t), number(t + 40), number(t + 44), number(t + 36))
+            for t in range(at + 48, at + 48 * (count + 1), 48)
+        ]
+        hash, at = hash_digits(data, at), at + 48 * (1 + count * (2 if flags >> 31 else 1))
+        sha256 = ""
         if flags >> 30 & 1:
-            found[digits(end)] = (digits(at), size)
-            end += 48
-        at = end
-    return found
+            sha256, at = hash_digits(data, at), at + 48
+        shard.files[hash] = shard.files[sha256] = XetFile(hash, sha256, terms)
+    at += 48
+    while data[at : at + 32] != end:
+        stop = at + 48 * (1 + number(at + 36))
+        chunks = {hash_digits(data, c) for c in range(at + 48, stop, 48)}
+        shard.xorbs.append((data[at:stop], chunks))
+        at = stop
+    return shard
+
+
+def hash_digits(data: bytes, at: int) -> str:
+    """A hash is four little-endian u64, sha256 too."""
+    return "".join(data[i : i + 8][::-1].hex() for i in range(at, at + 32, 8))
+
+
+@dataclass(frozen=True)
+class Xorb:
+    """A file of packed chunks; `offsets` has the start of each and the end of the last."""
+
+    path: Path
+    offsets: list[int]
+
+    def chunks(self, start: int, stop: int) -> Iterator[bytes]:
+        """Unpack chunks: 8 bytes of header each, then plain, LZ4, or LZ4 of regrouped bytes."""
+        import pyarrow as pa
+
+        with self.path.open("rb") as file:
+            file.seek(self.offsets[start])
+            for _ in range(start, stop):
+                header = file.read(8)
+                packed, size = (int.from_bytes(header[i : i + 3], "little") for i in (1, 5))
+                chunk = file.read(packed)
+                if header[4]:
+                    chunk = pa.decompress(chunk, size, codec="lz4", asbytes=True)
+                if header[4] == 2:  # all first bytes of four, all second ones, ...
+                    whole, at = bytearray(size), 0
+                    for n in range(4):
+                        count = len(whole[n::4])
+                        whole[n::4], at = chunk[at : at + count], at + count
+                    chunk = bytes(whole)
+                yield chunk
+
+
+@lru_cache(maxsize=4096)
+def read_xorb(path: Path) -> Xorb:
+    size, offsets = path.stat().st_size, [0]
+    with path.open("rb") as file:
+        # After the chunks, whose version is 0, there may be a footer, which starts with letters.
+        while (header := file.read(8)) and header[0] == 0 and offsets[-1] < size:
+            offsets.append(offsets[-1] + 8 + int.from_bytes(header[1:4], "little"))
+            file.seek(offsets[-1])
+    return Xorb(path, offsets)
 
 
 def git_oid(data: bytes) -> str:
@@ -460,7 +543,7 @@ class Hub:
         self, repo_id: str, path: str, revision: str = "main", repo_type: str = "dataset"
     ) -> bytes:
         file = self.commits(repo_id, revision, repo_type)[0].files[path]
-        return self.store.bytes(file).read_bytes()
+        return self.store.content(file.sha256).read_bytes()
 
     def tags(self, repo_id: str, repo_type: str = "dataset") -> dict[str, str]:
         """{tag: commit id}."""
@@ -812,7 +895,7 @@ def info(call: Call) -> Answer:
                 sibling["lfs"] = {**entry["lfs"], "sha256": entry["lfs"]["oid"]}
         siblings.append(sibling)
     card = commit.files.get("README.md")
-    metadata, _ = front_matter(call.store.bytes(card).read_text()) if card else ({}, "")
+    metadata, _ = front_matter(call.store.content(card.sha256).read_text()) if card else ({}, "")
     return Answer(
         {
             "_id": hashlib.sha1(repo.id.encode()).hexdigest()[:24],
@@ -1005,7 +1088,7 @@ def change_discussion(call: Call) -> Answer:
 
 def patterns(call: Call, commit: Commit, name: str) -> str:
     file = commit.files.get(name)
-    return call.store.bytes(file).read_text() if file else ""
+    return call.store.content(file.sha256).read_text() if file else ""
 
 
 def fits(path: str, pattern: str) -> bool:
@@ -1122,18 +1205,83 @@ def lfs_verify(call: Call) -> Answer:
 
 
 def xet_token(call: Call) -> Answer:
-    """The Xet store is a folder, which the released client reads and writes without a server."""
-    call.repo(write=call.names["what"] == "write")
+    write = call.names["what"] == "write"
+    call.repo(write=write)
     if not call.hub.xet:
         raise Refused(404, "this hub has no Xet store")
-    call.store.cas.mkdir(exist_ok=True)
-    url, expires = f"local://{call.store.cas}", int(time.time()) + 3600
-    headers = {
-        "X-Xet-Cas-Url": url,
-        "X-Xet-Access-Token": "xet",
-        "X-Xet-Token-Expiration": str(expires),
-    }
-    return Answer({"casUrl": url, "accessToken": "xet", "exp": expires}, headers=headers)
+    token = call.hub.token if write else call.hub.read_token
+    url, expires = call.hub.storage, int(time.time()) + 3600
+    headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": token}
+    headers["X-Xet-Token-Expiration"] = str(expires)
+    return Answer({"casUrl": url, "accessToken": token, "exp": expires}, headers=headers)
+
+
+def put_xorb(call: Call) -> Answer:
+    call.must_write()
+    path = call.store.folder / "xorbs" / call.names["sha"]
+    known = path.exists()
+    call.store.write(path, flipped(call.chunks) if call.corrupt else call.chunks)
+    call.store.count_upload(path.name)
+    return Answer({"was_inserted": not known})
+
+
+def put_shard(call: Call) -> Answer:
+    call.must_write()
+    data = b"".join(call.chunks)
+    temporary = call.store.folder / "tmp" / uuid.uuid4().hex
+    name = call.store.write(temporary, [data])
+    for file in read_shard(temporary).files.values():
+        for term in file.terms:
+            if not (call.store.folder / "xorbs" / term.xorb).exists():
+                raise Refused(400, f"xorb {term.xorb} was never uploaded")
+    temporary.replace(call.store.folder / "shards" / name)
+    if call.names["url"].startswith("/v2"):
+        return Answer(b'{"type": "result"}\n', headers={"Content-Type": "application/x-ndjson"})
+    return Answer({"result": 1})
+
+
+def known_chunk(call: Call) -> Answer:
+    """A shard of the xorbs that hold this chunk, so that the client need not send them again."""
+    for path in (call.store.folder / "shards").iterdir():
+        found = [raw for raw, chunks in read_shard(path).xorbs if call.names["sha"] in chunks]
+        if found:
+            end = b"\xff" * 32 + bytes(16)
+            header = path.read_bytes()[:40] + (200).to_bytes(8, "little")
+            body = header + end + b"".join(found) + end
+            footer = [1, 48, 96, *[0] * 6, *[0] * 4, int(time.time()), int(time.time()) + 3600]
+            footer += [*[0] * 9, len(body)]
+            return Answer(body + b"".join(n.to_bytes(8, "little") for n in footer))
+    raise Refused(404, "no such chunk")
+
+
+def reconstruction(call: Call) -> Answer:
+    """How to put a file, or the terms that a range of it touches, together."""
+    file = call.store.xet_file(call.names["sha"])
+    if call.role is None or file is None:
+        raise Refused(401 if call.role is None else 404, "no such file")
+    wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", call.headers.get("Range", ""))
+    start, stop = (int(wanted[1]), int(wanted[2]) + 1) if wanted else (0, file.size)
+    if start >= file.size:
+        raise Refused(416, "past the end of the file")
+    terms: list[dict[str, Any]] = []
+    fetch: dict[str, list[dict[str, Any]]] = {}
+    at = skipped = 0
+    for term in file.terms:
+        if at < stop and at + term.size > start:
+            skipped = start - at if not terms else skipped
+            chunks = {"start": term.start, "end": term.stop}
+            terms.append({"hash": term.xorb, "unpacked_length": term.size, "range": chunks})
+            offsets = call.store.xorb(term.xorb).offsets
+            span = {"start": offsets[term.start], "end": offsets[term.stop] - 1}
+            url = call.hub.signed(f"/xorbs/{term.xorb}")
+            fetch.setdefault(term.xorb, []).append({"range": chunks, "url": url, "url_range": span})
+        at += term.size
+    return Answer({"offset_into_first_range": skipped, "terms": terms, "fetch_info": fetch})
+
+
+def get_xorb(call: Call) -> Answer:
+    must_be_signed(call)
+    return Answer(call.store.folder / "xorbs" / call.names["sha"])
 
 
 def make_commit(call: Call) -> Answer:
@@ -1182,7 +1330,7 @@ def apply(call: Call, files: dict[str, File], key: str, value: dict[str, Any]) -
         files[path] = call.store.add_large(value["oid"])
         if call.corrupt:
             other = call.store.folder / "tmp" / uuid.uuid4().hex
-            sha256 = call.store.write(other, flipped(blocks(call.store.bytes(files[path]))))
+            sha256 = call.store.write(other, flipped(blocks(call.store.content(value["oid"]))))
             other.replace(call.store.object(sha256))
             files[path] = call.store.add_large(sha256)
     elif key == "deletedFile":
@@ -1302,7 +1450,7 @@ def resolve(call: Call) -> Answer:
         return Answer({"error": "Entry not found"}, 404, headers | missing)
     headers["ETag"] = f'"{file.oid}"'
     if not file.lfs:
-        return Answer(call.store.bytes(file), headers=headers)
+        return Answer(call.store.content(file.sha256), headers=headers)
     headers |= {
         "X-Linked-Size": str(file.size),
         "X-Linked-ETag": f'"{file.sha256}"',
@@ -1317,13 +1465,7 @@ def resolve(call: Call) -> Answer:
 
 def get_object(call: Call) -> Answer:
     must_be_signed(call)
-    path = call.store.object(call.names["sha"])
-    if not path.exists():
-        with call.store.lock:
-            xet = xet_files(call.store.cas).get(path.name)
-            if xet is None:
-                raise Refused(404, "NoSuchKey")
-            call.store.bytes(File("", xet[1], path.name, lfs=True, xet=xet[0]))
+    path = call.store.content(call.names["sha"])
     return Answer(
         path, headers={"ETag": f'"{path.name}"', "Content-Type": "application/octet-stream"}
     )
@@ -1364,6 +1506,11 @@ ROUTES: list[Route] = [
     ("PUT", f"/objects/{SHA}", put_object),
     ("PUT", rf"/parts/{SHA}/(?P<num>\d+)", put_part),
     ("POST", f"/complete/{SHA}", complete),
+    ("POST", f"/v1/xorbs/default/{SHA}", put_xorb),
+    ("POST", "/v[12]/shards", put_shard),
+    ("GET", f"/v1/chunks/[^/]+/{SHA}", known_chunk),
+    ("GET", f"/v1/reconstructions/{SHA}", reconstruction),
+    ("GET", f"/xorbs/{SHA}", get_xorb),
 ]
 
 
