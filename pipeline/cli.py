@@ -273,6 +273,63 @@ def _print_remade(rows: list[Remade], min_psnr: float | None) -> None:
 
 
 @app.command()
+def publish(
+    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run or release folder.")],
+    to: Annotated[str, typer.Option(help="hf://datasets/ORG/NAME, a folder, or an fsspec URL.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would change there, then stop.")
+    ] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Create a public repository; default: private.")
+    ] = False,
+    pull_request: Annotated[
+        bool, typer.Option("--pull-request", help="Open a pull request instead of committing.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch or refs/pr/N to commit to; default: main.")
+    ] = None,
+) -> None:
+    """Publish a release, compare what arrived with the manifest, tag it, and load it back."""
+    with _explained():
+        from rich.table import Table
+
+        from pipeline.dataset.publish import publish as send
+
+        changes, published = send(
+            run_folder,
+            to,
+            dry_run=dry_run,
+            public=public,
+            pull_request=pull_request,
+            revision=revision,
+            say=_talk,
+        )
+        table = Table("files", title="What would change" if dry_run else "What was done")
+        for heading in ("number", "MB"):
+            table.add_column(heading, justify="right")
+        table.add_column("first")
+        for what in ("new", "changed", "removed", "same"):
+            mine = [change for change in changes if change.what == what]
+            size = sum(change.bytes for change in mine) / 1e6
+            table.add_row(what, f"{len(mine):,}", f"{size:,.1f}", mine[0].path if mine else "")
+        _print(table)
+        if published is None:
+            print("nothing was sent", file=sys.stderr)
+            return
+        for (config, split), rows in published.rows.items():
+            print(f"{config}/{split}: {rows:,} rows load")
+        print(published.page or published.url)
+        if published.revision is not None and not published.rows:
+            print(
+                "next: merge it, then run the same command without --pull-request and --revision: "
+                "it sends nothing again, and tags the version",
+                file=sys.stderr,
+            )
+        else:
+            print(f"next: aigi verify {published.url}", file=sys.stderr)
+
+
+@app.command()
 def diff(
     first: Target,
     second: Target,

@@ -477,6 +477,15 @@ class Store:
 
         self._replace(self.path(*parts), fill)
 
+    def copy(self, source: IO[bytes], *parts: str) -> None:
+        """Write all that is left of an open file, block by block, whole or not at all."""
+
+        def fill(file: IO[bytes]) -> None:
+            while block := source.read(1 << 22):
+                file.write(block)
+
+        self._replace(self.path(*parts), fill)
+
     def sha256(self, *parts: str) -> str:
         """sha256 of a file, in hex; of large files on the Hub, as the Hub states it."""
         digest = hashlib.sha256()
