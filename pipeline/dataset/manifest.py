@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypedDict
@@ -99,41 +100,49 @@ def open_release(target: str) -> tuple[Store, dict[str, Any]]:
     )
 
 
+def _compare_file(
+    store: Store, schema: list[str], record: FileRecord, size: int | None
+) -> list[str]:
+    path = record["path"]
+    # Only files that were found below the folder are opened: a name cannot lead out of it.
+    if size is None:
+        return [f"{path}: missing"]
+    found = []
+    if size != record["bytes"]:
+        found.append(f"{path}: {size:,} bytes, expected {record['bytes']:,}")
+    digest = store.sha256(path)
+    if digest != record["sha256"]:
+        found.append(f"{path}: sha256 {digest}, expected {record['sha256']}")
+    metadata = store.metadata("", path.removesuffix(".parquet"))
+    if metadata is None:
+        return [*found, f"{path}: not readable as parquet"]
+    if metadata.num_rows != record["rows"]:
+        found.append(f"{path}: {metadata.num_rows:,} rows, expected {record['rows']:,}")
+    columns = metadata.schema.to_arrow_schema().to_string(show_schema_metadata=False).splitlines()
+    for what, lines, others in (
+        ("missing", schema, columns),
+        ("not expected", columns, schema),
+    ):
+        found += [f"{path}: column {line}: {what}" for line in lines if line not in others]
+    return found
+
+
 def compare(store: Store, manifest: dict[str, Any]) -> list[str]:
     """One line for every file of a release that is missing, extra or differs from its manifest.
 
     Of files on the Hub the sha256 is the one that the Hub states, where it states one.
     """
-    found = []
-    listed = {record["path"]: record for record in manifest["files"]}
     sizes = {f"{name}.parquet": size for name, size in store.shards("").items()}
-    schema = manifest["schema"]
-    for path, record in listed.items():
-        # Only files that were found below the folder are opened: a name cannot lead out of it.
-        if path not in sizes:
-            found.append(f"{path}: missing")
-            continue
-        if sizes[path] != record["bytes"]:
-            found.append(f"{path}: {sizes[path]:,} bytes, expected {record['bytes']:,}")
-        digest = store.sha256(path)
-        if digest != record["sha256"]:
-            found.append(f"{path}: sha256 {digest}, expected {record['sha256']}")
-        metadata = store.metadata("", path.removesuffix(".parquet"))
-        if metadata is None:
-            found.append(f"{path}: not readable as parquet")
-            continue
-        if metadata.num_rows != record["rows"]:
-            found.append(f"{path}: {metadata.num_rows:,} rows, expected {record['rows']:,}")
-        columns = metadata.schema.to_arrow_schema().to_string(show_schema_metadata=False)
-        found += [
-            f"{path}: column {line}: {what}"
-            for what, lines, others in (
-                ("missing", schema, columns.splitlines()),
-                ("not expected", columns.splitlines(), schema),
+    with ThreadPoolExecutor(8) as pool:  # round trips on the Hub, hashes on a disk
+        found = [
+            line
+            for lines in pool.map(
+                lambda r: _compare_file(store, manifest["schema"], r, sizes.get(r["path"])),
+                manifest["files"],
             )
             for line in lines
-            if line not in others
         ]
+    listed = {record["path"] for record in manifest["files"]}
     found += [f"{path}: not in the manifest" for path in sizes if path not in listed]
     for record in manifest["documents"]:
         path = record["path"]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.perf import captions, embeddings, images, pairs, watermark
+from tests.perf import captions, embeddings, images, pairs, publish, watermark
 from tests.perf.report import Measurement, machine, machine_line, table
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Measurement]]] = {
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Measurement]]] = {
     "images": lambda given: images.run(given.quick),
     "embeddings": lambda given: embeddings.run(given.quick),
     "pairs": lambda given: pairs.run(given.quick),
+    "publish": lambda given: publish.run(given.quick),
     "watermark": lambda given: watermark.run(given.quick),
 }
 
