@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import AigiError
 from pipeline.dataset.manifest import MANIFEST, compare, open_release
+from pipeline.dataset.pictures import escapes
 from pipeline.tables import Store
 
 if TYPE_CHECKING:
@@ -85,6 +86,12 @@ def _equal(store: Store, path: str, here: File, there: File) -> bool:
     return there.blob is not None and _blob(store, path) == there.blob
 
 
+def _owned(before: Mapping[str, Any] | None) -> set[str]:
+    """Files that a manifest lists; names that lead out of its folder are nobody's."""
+    records = [] if before is None else [*before["files"], *before["documents"]]
+    return {record["path"] for record in records if not escapes(record["path"])}
+
+
 def changes(
     store: Store,
     manifest: Mapping[str, Any],
@@ -106,7 +113,7 @@ def changes(
         else:
             what = "same" if _equal(store, path, file, there[path]) else "changed"
         found.append(Change(what, path, file.bytes))
-    owned = {r["path"] for r in [*before["files"], *before["documents"]]} if before else set()
+    owned = _owned(before)
     shards = {(r["config"], r["split"]) for r in manifest["files"]}
     for path, other in there.items():
         matched = re.fullmatch(r"([^/]+)/([a-z]+)-[^/]*\.parquet", path)
@@ -165,8 +172,7 @@ def _to_folder(
     files = release_files(store, manifest)
     paths = [f"{name}.parquet" for name in target.shards("")]
     paths += [path for path in files if not path.endswith(".parquet")]
-    if before is not None:
-        paths += [record["path"] for record in before["documents"]]
+    paths += sorted(_owned(before))
     there = {}
     for path in dict.fromkeys(paths):
         if target.fs.exists(target.path(path)):

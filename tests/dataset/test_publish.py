@@ -329,6 +329,26 @@ def test_published_to_a_folder_and_on(release: Path, tmp_path: Path) -> None:
         pipeline.load(str(target), "sd", "test", revision="v1")
 
 
+def test_a_manifest_cannot_reach_out_of_its_folder(release: Path, tmp_path: Path) -> None:
+    """Neither the one that is published nor the one that lies at the target."""
+    target, outside = tmp_path / "a" / "there", tmp_path / "a" / "mine.txt"
+    publish(str(release), str(target))
+    outside.write_text("mine")
+    there = json.loads((target / MANIFEST).read_text())
+    there["documents"].append({"path": "../mine.txt", "sha256": "0"})
+    (target / MANIFEST).write_text(json.dumps(there))
+    found, _ = publish(str(release), str(target))
+    assert outside.read_text() == "mine"
+    assert "../mine.txt" not in {change.path for change in found}
+    here = json.loads((release / MANIFEST).read_text())
+    here["documents"].append({"path": "../mine.txt", "sha256": "0"})
+    (release / MANIFEST).write_text(json.dumps(here))
+    (tmp_path / "mine.txt").write_text("other")
+    with pytest.raises(AigiError, match=r"\.\./mine\.txt: missing"):
+        publish(str(release), str(target))
+    assert outside.read_text() == "mine"
+
+
 def test_published_to_a_url(release: Path) -> None:
     url = f"memory://{release.parent.name}/there"
     _, published = publish(str(release), url)
