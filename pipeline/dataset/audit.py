@@ -153,7 +153,7 @@ def audit(
 
     from pipeline.dataset.images import ImageMaker, check_sources, local_diffusers
 
-    location = f"{store.url.rstrip('/')}/{MANIFEST}"
+    location = store.path(MANIFEST) if store.local else f"{store.url.rstrip('/')}/{MANIFEST}"
     dataset = specification.load(location)
     given = mine.get("sources") or {}
     sources = {
@@ -173,7 +173,9 @@ def audit(
     else:
         say(f"no CLIP similarity: the model was in a folder, {model['folder']} (embeddings.folder)")
     plan = {"sources": [name for name in dataset.sources if name in sources]}
-    data = regenerate.merged(location, {**mine, "run": store.url, "plan": plan}, sections)
+    data = regenerate.merged(
+        location, {**mine, "run": os.path.dirname(location), "plan": plan}, sections
+    )
     workflow = check(Workflow, data, location)
     check_sources(workflow)
     drawn = draw(store, manifest, sources, count, seed)
