@@ -367,9 +367,10 @@ def now() -> str:
 
 
 def flipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, but the first one."""
+    """The same bytes but one, which lies behind what a format's own header has room for."""
     for index, chunk in enumerate(chunks):
-        yield chunk if index or not chunk else bytes([chunk[0] ^ 1]) + chunk[1:]
+        at = min(100, len(chunk) - 1)
+        yield chunk if index else chunk[:at] + bytes([chunk[at] ^ 1]) + chunk[at + 1 :]
 
 
 def blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
@@ -429,8 +430,8 @@ class Faults:
         so many bytes of the request's body (the default side of a PUT or POST; nothing is done) or
         of the answer's (all is done; 0 sends nothing at all). delay: seconds before anything else.
         corrupt: a PUT stores other bytes under the name it was given; a commit stores other bytes
-        of its large files and names them; a listing tells a wrong sha256; a download sends a wrong
-        first byte.
+        of its large files and names them; a listing tells a wrong sha256; a download sends one
+        wrong byte.
         """
         side = side or (
             "request" if re.match(method, "PUT") or re.match(method, "POST") else "answer"
@@ -1248,8 +1249,10 @@ def known_chunk(call: Call) -> Answer:
             end = b"\xff" * 32 + bytes(16)
             header = path.read_bytes()[:40] + (200).to_bytes(8, "little")
             body = header + end + b"".join(found) + end
-            footer = [1, 48, 96, *[0] * 6, *[0] * 4, int(time.time()), int(time.time()) + 3600]
-            footer += [*[0] * 9, len(body)]
+            # Version, the two sections, three empty lookup tables behind them (the client counts
+            # chunks by where they start), a key of zeros, two times, 72 bytes unused, this place.
+            footer = [1, 48, 96, *[len(body), 0] * 3, *[0] * 4, int(time.time())]
+            footer += [int(time.time()) + 3600, *[0] * 9, len(body)]
             return Answer(body + b"".join(n.to_bytes(8, "little") for n in footer))
     raise Refused(404, "no such chunk")
 
