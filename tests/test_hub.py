@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import hashlib
 import io
 import json
@@ -631,8 +632,8 @@ def test_a_killed_server_keeps_what_it_answered(
 # --- Xet ------------------------------------------------------------------------------------------
 
 TWICE = """
-import hashlib, pathlib
-from huggingface_hub import constants, snapshot_download
+import array, hashlib, pathlib
+from huggingface_hub import snapshot_download
 folder = sys.argv[1]
 api.create_repo("org/pictures", repo_type="dataset")
 made = api.upload_folder(repo_id="org/pictures", repo_type="dataset", folder_path=folder)
@@ -642,6 +643,10 @@ pull = api.upload_file(
     path_or_fileobj=b"new" * 1000, path_in_repo="new.bin", repo_id="org/pictures",
     repo_type="dataset", create_pr=True)
 assert pull.pr_revision == "refs/pr/1", pull
+numbers = array.array("f", range(99_999)).tobytes() + b"tail"
+api.upload_file(
+    path_or_fileobj=numbers[:-1], path_in_repo="numbers.bin", repo_id="org/pictures",
+    repo_type="dataset", revision="refs/pr/1")
 pathlib.Path(folder, "more.txt").write_text("more")
 drafted = api.upload_folder(
     repo_id="org/pictures", repo_type="dataset", folder_path=folder, create_pr=True)
@@ -671,9 +676,12 @@ def test_xet_stores_each_chunk_once(release: Path, tmp_path: Path) -> None:
         script(hub, UPLOAD.replace("pictures", "copy"), release)
         assert not [r for r in hub.requests if "/v1/xorbs/" in r.path]
         assert hub.files("org/copy") == hub.files(REPO)
-        # What was put together for a download that is not Xet has the right bytes.
+        # What is put together for those who do not speak Xet: plain, LZ4 and regrouped chunks.
         path = "data/sd-train-1.parquet"
         assert hub.read("org/copy", path) == (release / path).read_bytes()
+        assert hub.read(REPO, "new.bin", "refs/pr/1") == b"new" * 1000
+        numbers = array.array("f", range(99_999)).tobytes() + b"tai"
+        assert hub.read(REPO, "numbers.bin", "refs/pr/1") == numbers
 
 
 STORM = """
@@ -751,7 +759,7 @@ def test_xet_goes_on_with_what_its_cache_remembers(tmp_path: Path) -> None:
         hub.faults.add("POST", "/v1/xorbs/", times=99, skip=1, delay=3)
         process = start_upload(hub, folder, environment)
         until(lambda: len(hub.uploads) == 1)
-        time.sleep(0.5)
+        until(lambda: any(Path(environment["HF_HOME"]).rglob("xorb_metadata/*.mdb")))
         process.kill()
         process.wait()
         time.sleep(0.2)
