@@ -704,7 +704,9 @@ class Handler(BaseHTTPRequestHandler):
             if fault:
                 time.sleep(fault.delay)
             if fault and fault.status:
-                answer = Answer({"error": "planted fault"}, fault.status, fault.headers)
+                # A gateway that has no server behind it answers with a page, the Hub with JSON.
+                page = b"<html>planted fault</html>" if fault.status >= 500 else None
+                answer = Answer(page or {"error": "planted fault"}, fault.status, fault.headers)
             else:
                 answer = self.route(token, chunks, fault is not None and fault.corrupt)
             for _ in chunks:  # what the route left unread

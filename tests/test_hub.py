@@ -425,7 +425,8 @@ RAISED = [  # what is asked, what goes wrong, what the exception says
     ("POST", "/commit/", {"cut_after": 100}, GONE),
     ("POST", "/commit/", {"cut_after": 0, "side": "answer"}, GONE),
     ("POST", "/repos/create", {"status": 500}, "500"),
-    ("POST", "/validate-yaml", {"status": 503}, "503"),
+    ("POST", "/validate-yaml", {"status": 429}, "429"),
+    ("POST", "/validate-yaml", {"status": 503}, "Expecting value"),  # reads a page as JSON
     ("POST", "/tag/", {"status": 503}, "503"),
     ("POST", "/tag/", {"cut_after": 0, "side": "answer"}, GONE),
     ("GET", "/objects/", {"status": 503}, "503"),
