@@ -108,6 +108,7 @@ class Store:
     objects/SHA256    bytes of a file        repos/KIND/NAMESPACE/NAME/repository.json
     parts/SHA256/N    of a large upload      repos/KIND/NAMESPACE/NAME/commits/ID.json
     xorbs/HASH        chunks of files        shards/SHA256     which chunks make which files
+    clients/          caches of client processes, until the hub closes
     uploads.txt       one sha256 or xorb hash for each time its bytes came in whole
     """
 
@@ -115,7 +116,7 @@ class Store:
         self.folder = folder
         self.lock = threading.RLock()
         shutil.rmtree(folder / "tmp", ignore_errors=True)
-        for name in ("objects", "parts", "repos", "shards", "tmp", "xorbs"):
+        for name in ("clients", "objects", "parts", "repos", "shards", "tmp", "xorbs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
     def object(self, sha256: str) -> Path:
@@ -294,7 +295,12 @@ def read_shard(path: Path) -> Shard:
     def number(at: int) -> int:
         return int.from_bytes(data[at : at + 4], "little")
 
-    while data[at : at + 32] != end:
+    def more() -> bool:
+        if at + 48 > len(data):
+            raise Refused(400, "the shard ends too early")
+        return data[at : at + 32] != end
+
+    while more():
         flags, count = number(at + 32), number(at + 36)
         terms = [
             Term(hash_digits(data, t), number(t + 40), number(t + 44), number(t + 36))
@@ -306,7 +312,7 @@ def read_shard(path: Path) -> Shard:
             sha256, at = hash_digits(data, at), at + 48
         shard.files[hash] = shard.files[sha256] = XetFile(hash, sha256, terms)
     at += 48
-    while data[at : at + 32] != end:
+    while more():
         stop = at + 48 * (1 + number(at + 36))
         chunks = {hash_digits(data, c) for c in range(at + 48, stop, 48)}
         shard.xorbs.append((data[at:stop], chunks))
@@ -367,9 +373,10 @@ def now() -> str:
 
 
 def flipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, but the first one."""
+    """The same bytes but one, which lies behind what a format's own header has room for."""
     for index, chunk in enumerate(chunks):
-        yield chunk if index or not chunk else bytes([chunk[0] ^ 1]) + chunk[1:]
+        at = min(100, len(chunk) - 1)
+        yield chunk if index else chunk[:at] + bytes([chunk[at] ^ 1]) + chunk[at + 1 :]
 
 
 def blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
@@ -387,19 +394,33 @@ def blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[byte
 
 @dataclass
 class Fault:
-    """What goes wrong for the next `times` calls that match, after `skip` that go well."""
+    """What goes wrong for the next `times` calls that match, after `skip` that go well.
 
-    method: str
-    path: str
-    times: int
-    skip: int
-    status: int | None
-    headers: dict[str, str]
-    cut_after: int | None
-    side: Literal["request", "answer"]
-    delay: float
-    corrupt: bool
+    method, path: expressions; the first must match the method, the second be found in the path or
+    query. status: answer this, with `headers`, and do nothing. cut_after: close the connection
+    after so many bytes of the request's body (nothing is done; the default side of a PUT or POST)
+    or of the answer's (all is done; 0 sends nothing at all). delay: seconds before anything else.
+    corrupt: an upload stores other bytes under the name it was given; a commit stores other bytes
+    of its large files and names them; a listing tells wrong hashes; a download sends one wrong
+    byte.
+    """
+
+    method: str = ".*"
+    path: str = ""
+    times: int = 1
+    skip: int = 0
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    cut_after: int | None = None
+    side: Literal["request", "answer"] | None = None
+    delay: float = 0
+    corrupt: bool = False
     used: int = 0
+
+    def cut(self, side: str, method: str) -> int | None:
+        """After how many bytes of this side the connection ends, if it does."""
+        usual = "request" if method in ("PUT", "POST") else "answer"
+        return self.cut_after if side == (self.side or usual) else None
 
 
 class Faults:
@@ -409,37 +430,10 @@ class Faults:
         self.planted: list[Fault] = []
         self._lock = threading.Lock()
 
-    def add(
-        self,
-        method: str = ".*",
-        path: str = "",
-        *,
-        times: int = 1,
-        skip: int = 0,
-        status: int | None = None,
-        headers: dict[str, str] | None = None,
-        cut_after: int | None = None,
-        side: Literal["request", "answer"] | None = None,
-        delay: float = 0,
-        corrupt: bool = False,
-    ) -> Fault:
-        """Plant a fault for calls whose method and path (with query) match the two expressions.
-
-        status: answer this, with `headers`, and do nothing. cut_after: close the connection after
-        so many bytes of the request's body (the default side of a PUT or POST; nothing is done) or
-        of the answer's (all is done; 0 sends nothing at all). delay: seconds before anything else.
-        corrupt: a PUT stores other bytes under the name it was given; a commit stores other bytes
-        of its large files and names them; a listing tells a wrong sha256; a download sends a wrong
-        first byte.
-        """
-        side = side or (
-            "request" if re.match(method, "PUT") or re.match(method, "POST") else "answer"
-        )
-        fault = Fault(
-            method, path, times, skip, status, headers or {}, cut_after, side, delay, corrupt
-        )
-        self.planted.append(fault)
-        return fault
+    def add(self, method: str = ".*", path: str = "", **wrong: Any) -> Fault:
+        """Plant a `Fault` and return it; its `used` counts."""
+        self.planted.append(Fault(method, path, **wrong))
+        return self.planted[-1]
 
     def take(self, method: str, path: str) -> Fault | None:
         with self._lock:
@@ -480,40 +474,39 @@ class Hub:
     def __init__(
         self,
         folder: Path,
-        xet: bool,
-        multipart_from: int,
-        part_size: int,
-        page_size: int,
-        lfs_from: int,
+        xet: bool = False,
+        multipart_from: int = 5_000_000_000,
+        part_size: int = 100_000_000,
+        page_size: int = 1000,
+        lfs_from: int = 10_000_000,
     ) -> None:
+        """See `serve`."""
         self.store = Store(folder.resolve())
-        self.xet, self.lfs_from = xet, lfs_from
-        self.multipart_from, self.part_size, self.page_size = multipart_from, part_size, page_size
+        self.xet, self.lfs_from, self.page_size = xet, lfs_from, page_size
+        self.multipart_from, self.part_size = multipart_from, part_size
         self.token, self.read_token = TOKENS
         self.endpoint = self.storage = ""  # set once the port is known
         self.requests: list[Request] = []
         self.faults = Faults()
         self.errors: list[str] = []  # tracebacks of the server's own mistakes
-        self.homes = tempfile.TemporaryDirectory(prefix="hub-clients-")
         self.connections: set[socket.socket] = set()
+
+    def settings(self) -> dict[str, str]:
+        settings = {"HF_ENDPOINT": self.endpoint, "HF_TOKEN": self.token}
+        return settings if self.xet else settings | {"HF_HUB_DISABLE_XET": "1"}
 
     def environment(self, **more: str) -> dict[str, str]:
         """Environment of a client process: this one's, turned to this hub, with an empty cache."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-        return kept | self.settings() | more
-
-    def settings(self) -> dict[str, str]:
-        settings = {
-            "HF_ENDPOINT": self.endpoint,
-            "HF_TOKEN": self.token,
-            "HF_HOME": tempfile.mkdtemp(dir=self.homes.name),
+        switches = {
+            "HF_HOME": tempfile.mkdtemp(dir=self.store.folder / "clients"),
             "HF_HUB_OFFLINE": "0",
             "HF_DATASETS_OFFLINE": "0",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "NO_PROXY": "127.0.0.1,localhost",
         }
-        return settings if self.xet else settings | {"HF_HUB_DISABLE_XET": "1"}
+        return kept | self.settings() | switches | more
 
     def repository(self, repo_id: str, repo_type: str = "dataset") -> Repository:
         repo = self.store.find(f"{repo_type}s", repo_id)
@@ -551,7 +544,7 @@ class Hub:
 
     @property
     def uploads(self) -> Counter[str]:
-        """{sha256: how many times its bytes came in whole}, LFS and multipart."""
+        """{sha256, or hash of a xorb: how many times its bytes came in whole}."""
         log = self.store.folder / "uploads.txt"
         return Counter(log.read_text().split()) if log.exists() else Counter()
 
@@ -564,23 +557,14 @@ class Hub:
 
 
 @contextmanager
-def serve(
-    folder: Path,
-    xet: bool = False,
-    *,
-    port: int = 0,
-    multipart_from: int = 5_000_000_000,
-    part_size: int = 100_000_000,
-    page_size: int = 1000,
-    lfs_from: int = 10_000_000,
-) -> Iterator[Hub]:
-    """Run a hub over `folder`, which may hold one already.
+def serve(folder: Path, xet: bool = False, port: int = 0, **sizes: int) -> Iterator[Hub]:
+    """Run a hub over `folder`, which may hold one already; `xet` gives it a Xet store.
 
-    multipart_from: bytes from which LFS uploads come in parts of `part_size`. page_size: entries
-    in a page of a listing. lfs_from: bytes from which any file is a large file. Raises at the end
-    if the server itself made a mistake.
+    sizes: `multipart_from` bytes (5 GB) LFS uploads come in parts of `part_size` (100 MB); a page
+    of a listing has `page_size` entries (1000); from `lfs_from` bytes (10 MB) any file is a large
+    one. Raises at the end if the server itself made a mistake.
     """
-    hub = Hub(folder, xet, multipart_from, part_size, page_size, lfs_from)
+    hub = Hub(folder, xet, **sizes)
     handler = type("BoundHandler", (Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", port), handler, bind_and_activate=False)
     server.request_queue_size, server.allow_reuse_address, server.daemon_threads = 128, True, True
@@ -600,7 +584,7 @@ def serve(
         thread.join()
         for connection in list(hub.connections):
             hang_up(connection)
-        hub.homes.cleanup()
+        shutil.rmtree(hub.store.folder / "clients", ignore_errors=True)
     if hub.errors:
         raise AssertionError("the test hub failed:\n" + "\n".join(hub.errors))
 
@@ -627,7 +611,6 @@ class Call:
     """What a route needs to know of a call."""
 
     hub: Hub
-    method: str
     names: dict[str, str]
     query: dict[str, list[str]]
     headers: Message
@@ -716,49 +699,51 @@ class Handler(BaseHTTPRequestHandler):
         request = Request(self.command, self.path, authorized=bool(token))
         self.hub.requests.append(request)
         fault = self.hub.faults.take(self.command, self.path)
-        if fault:
-            time.sleep(fault.delay)
         chunks = self.body(request, fault)
         try:
+            if fault:
+                time.sleep(fault.delay)
             if fault and fault.status:
-                answer = Answer({"error": "planted fault"}, fault.status, fault.headers)
+                # A gateway that has no server behind it answers with a page, the Hub with JSON.
+                page = b"<html>planted fault</html>" if fault.status >= 500 else None
+                answer = Answer(page or {"error": "planted fault"}, fault.status, fault.headers)
             else:
                 answer = self.route(token, chunks, fault is not None and fault.corrupt)
-        except Refused as refusal:
-            answer = Answer({"error": str(refusal)}, refusal.status)
-            answer.headers["X-Error-Message"] = str(refusal)
-            if refusal.code:
-                answer.headers["X-Error-Code"] = refusal.code
+            for _ in chunks:  # what the route left unread
+                pass
+            self.send(answer, fault, request)
         except (Cut, ConnectionError):
             raise
         except Exception:
             self.hub.errors.append(f"{self.command} {self.path}\n{traceback.format_exc()}")
-            answer = Answer({"error": "the test hub failed"}, 500)
-        for _ in chunks:  # what the route left unread
-            pass
-        self.send(answer, fault, request)
+            raise Cut from None
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = respond
 
     def route(self, token: str, chunks: Iterator[bytes], corrupt: bool) -> Answer:
-        if token and token not in TOKENS:
-            raise Refused(401, "Invalid credentials in Authorization header")
         path, _, query = self.path.partition("?")
-        method = "GET" if self.command == "HEAD" else self.command
-        for wanted, pattern, function in ROUTES:
-            match = re.fullmatch(pattern, path) if wanted == method else None
-            if match:
-                names = match.groupdict() | {"url": path}
-                call = Call(
-                    self.hub, self.command, names, parse_qs(query), self.headers, chunks,
-                    TOKENS.get(token), corrupt,
-                )  # fmt: skip
-                return function(call)
-        raise Refused(404, f"no such page: {self.command} {path}")
+        method, role = "GET" if self.command == "HEAD" else self.command, TOKENS.get(token)
+        try:
+            if token and role is None:
+                raise Refused(401, "Invalid credentials in Authorization header")
+            for wanted, pattern, function in ROUTES:
+                if wanted == method and (match := re.fullmatch(pattern, path)):
+                    names = match.groupdict() | {"url": path}
+                    asked = parse_qs(query)
+                    return function(
+                        Call(self.hub, names, asked, self.headers, chunks, role, corrupt)
+                    )
+            raise Refused(404, f"no such page: {self.command} {path}")
+        except Refused as refusal:
+            message = str(refusal).encode("ascii", "replace").decode()
+            headers = {"X-Error-Message": message, "X-Error-Code": refusal.code}
+            if not refusal.code:
+                del headers["X-Error-Code"]
+            return Answer({"error": str(refusal)}, refusal.status, headers)
 
     def body(self, request: Request, fault: Fault | None) -> Iterator[bytes]:
         """The request's body as it comes, of known length or chunked."""
-        cut = fault.cut_after if fault and fault.side == "request" else None
+        cut = fault.cut("request", self.command) if fault else None
         for size in self.sizes():
             if cut is not None and request.received + size > cut:
                 self.rfile.read(cut - request.received)
@@ -785,7 +770,7 @@ class Handler(BaseHTTPRequestHandler):
                 left -= BLOCK
 
     def send(self, answer: Answer, fault: Fault | None, request: Request) -> None:
-        cut = fault.cut_after if fault and fault.side == "answer" else None
+        cut = fault.cut("answer", self.command) if fault else None
         if cut == 0:
             raise Cut
         status, headers = answer.status, dict(answer.headers)
@@ -807,7 +792,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             data = answer.body
             if not isinstance(data, bytes):
-                data = b"" if data is None else json.dumps(data).encode()
+                data = b"" if data is None else json.dumps(data, default=str).encode()
                 headers.setdefault("Content-Type", "application/json")
             length, chunks = len(data), [data]
         if fault and fault.corrupt and isinstance(answer.body, Path):
@@ -895,7 +880,11 @@ def info(call: Call) -> Answer:
                 sibling["lfs"] = {**entry["lfs"], "sha256": entry["lfs"]["oid"]}
         siblings.append(sibling)
     card = commit.files.get("README.md")
-    metadata, _ = front_matter(call.store.content(card.sha256).read_text()) if card else ({}, "")
+    metadata, _ = (
+        front_matter(call.store.content(card.sha256).read_text(errors="replace"))
+        if card
+        else ({}, "")
+    )
     return Answer(
         {
             "_id": hashlib.sha1(repo.id.encode()).hexdigest()[:24],
@@ -1005,9 +994,10 @@ def delete_ref(call: Call) -> Answer:
     return Answer({})
 
 
-def open_pull(repo: Repository, title: str, text: str, base: str, head: str) -> dict[str, Any]:
+def open_pull(repo: Repository, title: str, base: str, head: str) -> dict[str, Any]:
+    """Add a pull request: a draft as long as nothing was committed to it."""
     pull = {
-        "num": len(repo.pulls) + 1, "title": title, "description": text, "status": "draft",
+        "num": len(repo.pulls) + 1, "title": title, "status": "draft" if base == head else "open",
         "created": now(), "base": base, "head": head, "merged": None,
     }  # fmt: skip
     repo.pulls.append(pull)
@@ -1021,7 +1011,7 @@ def create_discussion(call: Call) -> Answer:
     with call.store.lock:
         repo = call.repo(write=True)
         main = repo.branches["main"]
-        pull = open_pull(repo, wish["title"], wish.get("description", ""), main, main)
+        pull = open_pull(repo, wish["title"], main, main)
         call.store.save(repo)
     return Answer({"num": pull["num"], "url": f"{call.url(repo)}/discussions/{pull['num']}"})
 
@@ -1220,7 +1210,8 @@ def put_xorb(call: Call) -> Answer:
     call.must_write()
     path = call.store.folder / "xorbs" / call.names["sha"]
     known = path.exists()
-    call.store.write(path, flipped(call.chunks) if call.corrupt else call.chunks)
+    place = call.store.folder / "tmp" / uuid.uuid4().hex if known else path
+    call.store.write(place, flipped(call.chunks) if call.corrupt else call.chunks)
     call.store.count_upload(path.name)
     return Answer({"was_inserted": not known})
 
@@ -1248,8 +1239,10 @@ def known_chunk(call: Call) -> Answer:
             end = b"\xff" * 32 + bytes(16)
             header = path.read_bytes()[:40] + (200).to_bytes(8, "little")
             body = header + end + b"".join(found) + end
-            footer = [1, 48, 96, *[0] * 6, *[0] * 4, int(time.time()), int(time.time()) + 3600]
-            footer += [*[0] * 9, len(body)]
+            # Version, the two sections, three empty lookup tables behind them (the client counts
+            # chunks by where they start), a key of zeros, two times, 72 bytes unused, this place.
+            footer = [1, 48, 96, *[len(body), 0] * 3, *[0] * 4, int(time.time())]
+            footer += [int(time.time()) + 3600, *[0] * 9, len(body)]
             return Answer(body + b"".join(n.to_bytes(8, "little") for n in footer))
     raise Refused(404, "no such chunk")
 
@@ -1301,7 +1294,7 @@ def make_commit(call: Call) -> Answer:
         made = call.store.commit(repo, parent.id, header["summary"], header["description"], files)
         pull = next((p for p in repo.pulls if f"refs/pr/{p['num']}" == revision), None)
         if call.flag("create_pr"):
-            pull = open_pull(repo, header["summary"], header["description"], parent.id, made.id)
+            pull = open_pull(repo, header["summary"], parent.id, made.id)
         elif pull:
             pull["head"] = made.id
         elif revision in repo.branches:
@@ -1523,9 +1516,8 @@ def main() -> None:
     parser.add_argument("--xet", action="store_true", help="take uploads by Xet, not by LFS")
     given = parser.parse_args()
     with serve(given.folder, given.xet, port=given.port) as hub:
-        for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_DISABLE_XET"):
-            if name in hub.settings():
-                print(f"export {name}={hub.settings()[name]}", flush=True)
+        for name, value in hub.settings().items():
+            print(f"export {name}={value}", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
 
