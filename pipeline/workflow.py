@@ -269,13 +269,33 @@ class ImportSource(Settings):
     max_pixels: Count = 64_000_000
 
 
+class OriginalSource(Settings):
+    """Where the original PKU-AIGI-500K release lies, and which source of it this is."""
+
+    kind: Literal["pku"]
+    path: Location = Field(
+        description="folder of the whole release as downloaded: archives, split ones too, or "
+        "what was unpacked from them"
+    )
+    subfolder: Literal["SD-2_1-B", "SD-2_1", "SD-XL", "MJ", "MOD"]
+    fit: Literal["reject", "crop", "keep"] = Field(
+        "reject", description="a picture of another size than the specification's"
+    )
+    max_pixels: Count = 64_000_000
+
+
+ImportedSource = ImportSource | OriginalSource
+
+
 def _kind(value: Any) -> str:
     kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
     return str(kind or "diffusers")
 
 
 LocalSource = Annotated[
-    Annotated[DiffusersSource, Tag("diffusers")] | Annotated[ImportSource, Tag("import")],
+    Annotated[DiffusersSource, Tag("diffusers")]
+    | Annotated[ImportSource, Tag("import")]
+    | Annotated[OriginalSource, Tag("pku")],
     Discriminator(_kind),
 ]
 

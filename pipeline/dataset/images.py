@@ -16,7 +16,7 @@ from pipeline.dataset.plan import chosen, local_import
 from pipeline.dataset.specification import Dataset, DiffusersSpec
 from pipeline.run import Map
 from pipeline.tables import IMAGES, Store
-from pipeline.workflow import DiffusersSource, Images, ImportSource, Workflow
+from pipeline.workflow import DiffusersSource, Images, Workflow
 
 VERSION = 1
 
@@ -24,8 +24,8 @@ VERSION = 1
 def local_diffusers(workflow: Workflow, name: str) -> DiffusersSource:
     """How a generated source runs on this machine; defaults where the workflow is silent."""
     source = workflow.sources.get(name, DiffusersSource())
-    if isinstance(source, ImportSource):
-        raise AigiError(f"sources.{name}.kind: the specification says diffusers, not import")
+    if not isinstance(source, DiffusersSource):
+        raise AigiError(f"sources.{name}.kind: the specification says diffusers, not {source.kind}")
     return source
 
 
