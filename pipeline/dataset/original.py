@@ -373,11 +373,7 @@ class OriginalPictures:
             yield Caption(place, None, reason, None, line)
         for split, text_file in self._texts.items():
             for line, text in enumerate(text_file.lines, start=1):
-                if (
-                    text.strip()
-                    and line not in self._shown[split]
-                    and line not in text_file.problems
-                ):
+                if text.strip() and line not in self._shown[split]:
                     problem = "no picture of this line"
                     yield Caption(text_file.place, text, problem, split, line)
 

@@ -158,16 +158,32 @@ def test_an_archive_in_volumes(tmp_path: Path, zip64: bool) -> None:
 
 
 def test_pictures_come_in_the_order_of_the_archive(tmp_path: Path) -> None:
+    """That of the pictures in it, which need not be the order of its directory."""
     order = [f"train/{n}_0.png" for n in (7, 10, 1, 2)]
-    files = dict.fromkeys(order, b"x")
-    lay(tmp_path, {"MJ/MJ.zip": files | {"train.txt": b"a\n" * 10}})
+    (tmp_path / "MJ").mkdir()
+    with zipfile.ZipFile(tmp_path / "MJ" / "MJ.zip", "w") as archive:
+        for name in order:
+            archive.writestr(name, b"x")
+        archive.writestr("train.txt", b"a\n" * 10)
+        archive.filelist.sort(key=lambda info: info.filename)
     assert [name.removeprefix("MJ/") for name in listed(tmp_path, "MJ")[0]] == order
 
 
 def test_captions_that_are_not_there(tmp_path: Path) -> None:
     """An empty line is a line: those behind it keep their numbers."""
-    text = b"\xef\xbb\xbfone\r\n\r\n  \r\nf\xfcnf\r\nfive \xe2\x80\xa8more\r\nsix\r\nseven"
-    files = {f"train/{n}_0.png": b"%d" % n for n in (0, 1, 2, 3, 4, 5, 7, 8)}
+    lines = [
+        b"one",
+        b"",
+        b"  ",
+        b"f\xfcnf",
+        b"five \xe2\x80\xa8more",
+        b"six",
+        b"seven",
+        b"\t",
+        b"\xfc",
+    ]
+    text = b"\xef\xbb\xbf" + b"\r\n".join(lines)
+    files = {f"train/{n}_0.png": b"%d" % n for n in (0, 1, 2, 3, 4, 5, 7, 10)}
     lay(tmp_path, {"MOD/MOD.zip": {**files, "train.txt": text, "val/1_0.png": b"x"}})
     good, bad = listed(tmp_path, "MOD")
     assert good == {
@@ -177,13 +193,14 @@ def test_captions_that_are_not_there(tmp_path: Path) -> None:
     }
     where = "MOD/MOD.zip/train.txt"
     assert bad == [
-        ("MOD/train/0_0.png", f"no caption: {where} has lines 1 to 7", 0),
+        ("MOD/train/0_0.png", f"no caption: {where} has lines 1 to 9", 0),
         ("MOD/train/2_0.png", f"no caption: {where}: the line is empty", 2),
         ("MOD/train/3_0.png", f"no caption: {where}: the line is empty", 3),
         ("MOD/train/4_0.png", f"no caption: {where}: invalid UTF-8", 4),
-        ("MOD/train/8_0.png", f"no caption: {where} has lines 1 to 7", 8),
+        ("MOD/train/10_0.png", f"no caption: {where} has lines 1 to 9", 10),
         ("MOD/val/1_0.png", "no caption: there is no val.txt", 1),
         (where, "no picture of this line", 6),
+        (where, "no picture of this line", 9),
     ]
 
 
@@ -195,6 +212,8 @@ def test_files_that_do_not_belong_there(tmp_path: Path) -> None:
         "__MACOSX/train/._1_0.png": stray,
         "train/.DS_Store": stray,
         ".hidden/1_0.png": stray,
+        "._MJ.zip": stray,  # beside an archive that was copied on a Mac
+        "__MACOSX/._MJ.z01": stray,
         "notes.txt": "stray file: not train.txt, vaild.txt or test.txt",
         "cover.png": "no split: none of train, val or test on its way",
         "train/1.png": train,

@@ -49,11 +49,11 @@ def split(data: bytes, cuts: list[float], zip64: bool = False) -> list[bytes]:
     """The volumes of a plain archive that is cut at these shares of its length.
 
     Args:
-        zip64: offsets and the place of the central directory stand in Zip64 records.
+        zip64: sizes, offsets and the place of the central directory stand in Zip64 records.
     """
     start, entries = entries_of(data)
     comment = data[data.rindex(b"PK\5\6") + 22 :]
-    growth = 4 + 8 + 4 if zip64 else 0
+    growth = 4 + 3 * 8 + 4 if zip64 else 0
     directory = len(SPANNED) + start
     length = sum(len(entry) + growth for entry in entries)
     # The end records stand in the last volume, whole; anything else may be cut anywhere.
@@ -69,11 +69,14 @@ def split(data: bytes, cuts: list[float], zip64: bool = False) -> list[bytes]:
         volume, offset = place(offset + len(SPANNED))
         names, extras, _ = struct.unpack_from("<3H", entry, 28)
         extra = entry[46 + names : 46 + names + extras]
+        packed, unpacked = struct.unpack_from("<2L", entry, 20)
         if zip64:
-            extra = struct.pack("<2HQL", 1, 12, offset, volume) + extra
-            volume, offset = 0xFFFF, 0xFFFF_FFFF
+            extra = struct.pack("<2H3QL", 1, 28, unpacked, packed, offset, volume) + extra
+            volume, offset, packed, unpacked = 0xFFFF, *[0xFFFF_FFFF] * 3
         moved.append(
-            entry[:30]
+            entry[:20]
+            + struct.pack("<2L", packed, unpacked)
+            + entry[28:30]
             + struct.pack("<2H", len(extra), len(entry) - 46 - names - extras)
             + struct.pack("<H", volume)
             + entry[36:42]
