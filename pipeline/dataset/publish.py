@@ -67,7 +67,7 @@ def release_files(store: Store, manifest: Mapping[str, Any]) -> dict[str, File]:
     files = {r["path"]: File(r["bytes"], r["sha256"]) for r in manifest["files"]}
     for record in [*manifest["documents"], {"path": MANIFEST}]:
         path = record["path"]
-        size = int(store.fs.info(store.path(path))["size"])
+        size = record.get("bytes") or int(store.fs.info(store.path(path))["size"])
         files[path] = File(size, record.get("sha256") or store.sha256(path))
     return files
 
