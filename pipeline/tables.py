@@ -438,8 +438,12 @@ class Store:
         """
         path = self.path(table, f"{shard}.parquet")
         try:
+            if self.local:
+                return pq.read_table(path, columns=columns, partitioning=None)
             with self.fs.open(path, "rb") as file:
-                return pq.read_table(file, columns=columns)
+                # Read ahead, Arrow may let go of the Python file in a thread of its own while
+                # the interpreter ends, which ends the process with SIGABRT.
+                return pq.read_table(file, columns=columns, partitioning=None, pre_buffer=False)
         except FileNotFoundError:
             raise AigiError(f"{path}: missing. Run the {table} stage again.") from None
         except (pa.ArrowInvalid, OSError) as error:

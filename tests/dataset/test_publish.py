@@ -266,6 +266,7 @@ def test_no_token_no_right_no_work(hub: Hub, release: Path) -> None:
         done = aigi("publish", str(release), "--to", TO, **environment)
         assert done.returncode == 1
         assert said in done.stderr, done.stderr
+        assert not token or token not in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
     assert hub.repos() == []
     assert {r.path for r in hub.requests} <= {"/api/whoami-v2", "/api/agent-harnesses"}
@@ -275,7 +276,12 @@ def test_no_token_no_right_no_work(hub: Hub, release: Path) -> None:
 
 
 def test_the_token_is_never_shown(hub: Hub, release: Path) -> None:
-    said = []
+    # Links to the storage are as good as a token.
+    hub.faults.add("PUT", "", times=99, status=400)
+    done = aigi("publish", str(release), "--to", TO, **hub.environment())
+    assert done.returncode == 1 and "signature=" not in done.stdout + done.stderr, done.stderr
+    assert "/objects/" in done.stderr
+    said = [done.stdout, done.stderr]
     for method, path in (("GET", "whoami"), ("POST", "commit"), ("POST", "objects/batch")):
         hub.faults.clear()
         hub.faults.add(method, path, times=99, status=400)
@@ -367,6 +373,8 @@ def test_what_cannot_be_published_says_why(release: Path, tmp_path: Path) -> Non
             publish(str(release), to)
     with pytest.raises(AigiError, match="are the Hub's"):
         publish(str(release), str(tmp_path / "x"), pull_request=True)
+    with pytest.raises(AigiError, match="refs/pr/N alone"):
+        publish(str(release), TO, pull_request=True, revision="refs/pr/1")
     with pytest.raises(AigiError, match="not a release"):
         publish(str(tmp_path / "nothing"), TO)
 
