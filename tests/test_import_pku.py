@@ -162,14 +162,15 @@ def spanned(made: Original) -> dict[str, bytes]:
 
 
 def pairs(made: Original) -> dict[str, bytes]:
-    """Test pictures without and with watermark; text files in the folders of their splits."""
+    """Test pictures without and with watermark, of one of which the marked variant is missing;
+    text files in the folders of their splits."""
     name = "sdxl"
     files = made.pictures(name, "train", 5)
     files["train/train.txt"] = text("train").replace(b"blue", b"bl\xfce")
     reason = "no caption: SD-XL/SD-XL.zip/train/train.txt: invalid UTF-8"
     made.plant(name, "SD-XL/train/3_0.png", 3, reason)
-    for folder, meant in (("no_watermark", ""), ("watermark", "watermark/")):
-        for line in (1, 2):
+    for folder, meant, lines in (("no_watermark", "", (1, 2)), ("watermark", "watermark/", (1,))):
+        for line in lines:
             data = png(f"{folder}{line}", SIZES["test"])
             files[f"test/{folder}/{line}.png"] = data
             made.good[name, f"SD-XL/test/{meant}{line}.png"] = data
@@ -198,8 +199,10 @@ def beside(made: Original) -> dict[str, bytes]:
 
 
 def unpacked(made: Original) -> dict[str, bytes]:
+    """No archive at all; a picture more than the specification asks for."""
     name = "mod"
     files = made.pictures(name, "train", 2) | made.pictures(name, "test", 1)
+    del made.good[name, "MOD/train/2_0.png"]
     files |= {"train.txt": "\n".join(LINES["train"][:2]).encode()}
     files |= {"test.txt": LINES["test"][0].encode()}
     for inside, data in files.items():
@@ -233,6 +236,8 @@ def specification(path: Path) -> Path:
             size = source["splits"][name]
             size["width"], size["height"] = SIZES[part]
             del size["count"]
+    data["sources"]["mod"]["splits"]["train"]["count"] = 1
+    data["sources"]["mod"]["splits"]["validation"]["count"] = 2
     path.write_text(yaml.safe_dump(data))
     return path
 
@@ -280,6 +285,8 @@ def test_every_planted_defect_is_rejected_with_its_reason(finished: Finished) ->
     assert f"{by_reason['no caption']} no caption" in finished.output
     failed = len(store.read("rejects", "images"))
     assert f"{failed} failed" in finished.output
+    for found_, wanted in (("train: 2", 1), ("validation: 1", 2)):
+        assert f"plan: mod {found_} pictures found, {wanted} wanted" in finished.output
 
 
 def test_everything_sound_arrives_as_it_was(finished: Finished) -> None:
@@ -316,7 +323,8 @@ def test_everything_sound_arrives_as_it_was(finished: Finished) -> None:
             assert stored[row["image_id"]]["bytes"] != data, "RGBA is stored anew"
         else:
             assert stored[row["image_id"]]["bytes"] == data
-    assert aigi("verify", str(finished.run / "release")).returncode == 0
+    audited = aigi("verify", str(finished.run), "--pixels", "8")
+    assert audited.returncode == 0, audited.stdout
 
 
 def test_test_pairs_are_pairs_and_keep_their_own_pixels(finished: Finished) -> None:
@@ -329,11 +337,10 @@ def test_test_pairs_are_pairs_and_keep_their_own_pixels(finished: Finished) -> N
         assert (row["source"], row["split"]) == ("sdxl", "test")
         pairs.setdefault(row["pair_id"], {})[row["watermark"]] = row["path"]
         assert (row["watermark"] == "none") == (row["image_id"] == row["pair_id"])
-    assert sorted(pair["none"] for pair in pairs.values()) == [
-        f"SD-XL/test/{line}.png" for line in (1, 2)
-    ]
-    for pair in pairs.values():
-        assert pair["dwt-dct"] == pair["none"].replace("test/", "test/watermark/")
+    both = {"none": "SD-XL/test/1.png", "dwt-dct": "SD-XL/test/watermark/1.png"}
+    assert list(pairs.values()) == [both]
+    alone = [row for row in rows if row["path"] == "SD-XL/test/2.png"]
+    assert [row["watermark"] for row in alone] == ["none"], "nothing is marked by us"
 
 
 def test_shards_read_the_archives_in_their_order(finished: Finished) -> None:

@@ -393,17 +393,16 @@ def _stated_splits(
     for name, pictures in imports.items():
         for picture in pictures:
             if stated[picture.prompt_id] != picture.split:
-                rejects += [
+                rejects.append(
                     {
                         "source": name,
-                        "file": path,
+                        "file": picture.path,
                         "line": None,
                         "reason": f"split: listed as {picture.split}, but its prompt is in "
                         f"{stated[picture.prompt_id]}",
                         "text": picture.text,
                     }
-                    for path in (picture.variants or {"none": picture.path}).values()
-                ]
+                )
         imports[name] = [p for p in pictures if stated[p.prompt_id] == p.split]
     return stated
 
