@@ -59,6 +59,16 @@ def _z_checksum(symbols: Ints) -> int:
     return zlib.crc32(symbols.astype("<i4").tobytes()) & 0xFFFF
 
 
+def words_to_bytes(words: npt.NDArray[np.uint32]) -> bytes:
+    """What a range encoder wrote, big-endian, without the zeros at its end."""
+    return words.astype(">u4").tobytes().rstrip(b"\0")
+
+
+def bytes_to_words(data: bytes) -> npt.NDArray[np.uint32]:
+    """The words again, for a range decoder: it takes what is missing at the end for zeros."""
+    return np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
+
+
 class RangeWriter:
     """Symbols in, bytes out."""
 
@@ -80,8 +90,7 @@ class RangeWriter:
 
     def bytes(self) -> bytes:
         """Everything written; zeros at the end are left out."""
-        words: npt.NDArray[np.uint32] = self.coder.get_compressed()
-        return words.astype(">u4").tobytes().rstrip(b"\0")
+        return words_to_bytes(self.coder.get_compressed())
 
 
 class RangeReader:
@@ -91,8 +100,7 @@ class RangeReader:
         import constriction
 
         self.escape = constriction.stream.model.Uniform(ESCAPES)
-        words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
-        self.coder = constriction.stream.queue.RangeDecoder(words)
+        self.coder = constriction.stream.queue.RangeDecoder(bytes_to_words(data))
 
     def read(self, count: int, model: Any, reach: int) -> Ints:
         """Decode `count` symbols of one table.

@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from pipeline import AigiError
 from pipeline.learned import catc, hyperprior
+from pipeline.learned.bitstream import STRIDE
 from pipeline.learned.coding import Estimate, Read, Write
 from pipeline.learned.entropy import Factorized
 from pipeline.learned.layers import Text
 from pipeline.learned.sizes import Sizes, parse
 
-STRIDE = 64
-"""Width and height of what a network takes are multiples of this; y has 1/16 of it, z 1/64."""
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Y_STRIDE = 16
+"""Pixels of a latent; of a latent of z there are `STRIDE`."""
 
 
 class Output(NamedTuple):
@@ -186,13 +187,56 @@ class Network(nn.Module, PyTorchModelHubMixin):
 
         if not self.frozen:
             self.update()
-        save_file(self.weights(), save_directory / "model.safetensors")
+        save_file(self.weights(), save_directory / WEIGHTS)
 
     @classmethod
-    def _load_as_pickle(cls, *_: Any, **__: Any) -> Any:
-        raise AigiError(
-            "codec: there is no model.safetensors; weights in pickle files are not read"
-        )
+    def _from_pretrained(  # what `from_pretrained` calls with the content of config.json
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        map_location: str = "cpu",
+        strict: bool = True,
+        **sizes: Any,
+    ) -> Network:
+        if Path(model_id).is_dir():
+            path = Path(model_id) / WEIGHTS
+        else:
+            path = Path(
+                hf_hub_download(
+                    model_id,
+                    WEIGHTS,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                )
+            )
+        network = cls(**sizes)
+        network.load_weights(path)
+        return network.to(map_location).eval()
+
+    def load_weights(self, path: Path) -> None:
+        """Take weights from a safetensors file, of any precision.
+
+        Raises:
+            AigiError: it is damaged, or holds the weights of another network.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            self.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise AigiError(
+                f"codec: {path}: not the weights of {self.sizes.name}: "
+                f"{' '.join(str(error).split())[:300]}. Copy the model anew."
+            ) from error
 
 
 def _single(text: Text | None) -> Text | None:

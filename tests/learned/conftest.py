@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline.dataset.pixels import RGB
+from pipeline.learned.codec import LearnedCodec
 from pipeline.learned.network import Network
 from pipeline.learned.sizes import NETWORKS
 
@@ -102,3 +103,14 @@ def text_of(network: Network, prompts: list[str]) -> Any:
     """Features of prompts as this network wants them, float64; None where it wants none."""
     sizes = network.sizes.text
     return None if sizes is None else text_encoder(sizes.features)(prompts)
+
+
+def codec(name: str, seed: int = 0, tile: int | None = None) -> LearnedCodec:
+    """A small codec with weights of that seed."""
+    return LearnedCodec(small(name, seed), "cpu", tile=tile)
+
+
+@lru_cache(maxsize=8)
+def ready(name: str) -> LearnedCodec:
+    """A small codec, made once."""
+    return codec(name)
