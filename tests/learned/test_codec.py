@@ -14,7 +14,7 @@ import torch
 from pipeline import AigiError
 from pipeline.dataset.pixels import RGB, decode, png_bytes
 from pipeline.learned import bitstream
-from pipeline.learned.codec import LearnedCodec, load
+from pipeline.learned.codec import load
 from tests.conftest import ROOT
 from tests.learned.conftest import SMALL, codec, pictures, ready, small, tensor, text_of
 
@@ -157,10 +157,3 @@ def test_tiles_of_wrong_sizes_are_refused() -> None:
     for tile in (0, -64, 100, 2048):
         with pytest.raises(AigiError, match="multiple of 64"):
             codec("mean-scale", tile=tile)
-
-
-def test_a_codec_follows_the_interface() -> None:
-    assert isinstance(ready("catc"), LearnedCodec)
-    data = ready("catc").encode(pictures(1)[0], "")
-    assert isinstance(data, bytes)
-    assert ready("catc").decode(data).shape == (64, 64, 3)
