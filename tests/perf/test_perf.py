@@ -138,3 +138,16 @@ def test_table_says_what_is_met() -> None:
     assert cells[4][2:] == ["0.25", "", "", "", ""]
     assert number(None) == ""
     assert machine_line(machine()).startswith("Machine: ")
+
+
+def test_codecs_exchange_pictures(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    said = run(
+        *("tests.perf.codec_exchange", "--pictures", "3", "--device", "cpu", "--size", "64"),
+        *("--out", str(out)),
+    )
+    assert "cpu to device: 0 of 3 failed" in said and "device to cpu: 0 of 3 failed" in said
+    found = json.loads(out.read_text())
+    assert found["network"] == "catc-small" and found["device"] == "cpu"
+    for total in found["exchanges"].values():
+        assert total["pictures"] == 3 and total["bytes"] > 0 and total["most"] <= 1
