@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from pipeline import AigiError
 from pipeline.learned import catc, hyperprior
 from pipeline.learned.bitstream import STRIDE
+from pipeline.learned.card import card
 from pipeline.learned.coding import Estimate, Read, Write
 from pipeline.learned.entropy import Factorized
 from pipeline.learned.layers import Text
@@ -188,6 +189,14 @@ class Network(nn.Module, PyTorchModelHubMixin):
         if not self.frozen:
             self.update()
         save_file(self.weights(), save_directory / WEIGHTS)
+
+    def generate_model_card(self, *_: Any, **given: Any) -> ModelCard:
+        """The card that `save_pretrained` and `push_to_hub` write where there is none.
+
+        Args:
+            given: arguments of `pipeline.learned.card.card`, through `model_card_kwargs`.
+        """
+        return ModelCard(card(self.sizes, **given))
 
     @classmethod
     def _from_pretrained(  # what `from_pretrained` calls with the content of config.json
