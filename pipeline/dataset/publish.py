@@ -203,6 +203,12 @@ def _to_folder(
 # --- the Hub -----------------------------------------------------------------------------------
 
 
+def _without_secrets(text: str, token: str | None) -> str:
+    """A message without the token and without signatures of links, which open the door as well."""
+    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?...", text)
+    return text.replace(token, "hf_***") if token else text
+
+
 @contextmanager
 def _explained(to: str, token: str | None) -> Iterator[None]:
     """Errors of the client as errors with a remedy, without the token."""
@@ -215,10 +221,7 @@ def _explained(to: str, token: str | None) -> Iterator[None]:
         text = str(error).strip()
         if error.__cause__ is not None:  # of a failed upload, it tells what failed
             text += f"\n{str(error.__cause__).strip()}"
-        # What stands behind the question mark may be a signature that lets anyone in.
-        text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?...", text)
-        if token:
-            text = text.replace(token, "hf_***")
+        text = _without_secrets(text, token)
         response = getattr(error, "response", None)
         status = getattr(response, "status_code", None)
         remedy = RETRY
