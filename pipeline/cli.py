@@ -516,6 +516,97 @@ def robustness(
         _print(table)
 
 
+Codec = Annotated[
+    str | None, typer.Option("--model", "-m", help="Folder or Hub id of a trained codec.")
+]
+Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of the model.")]
+TextFolder = Annotated[
+    Path | None, typer.Option("--text", help="Folder of the text encoder, instead of the Hub's.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+@app.command()
+def encode(
+    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, … ; alpha is laid over white.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+    model: Codec = None,
+    prompt: Annotated[str, typer.Option(help="What it shows; it is stored in the file.")] = "",
+    revision: Revision = None,
+    text_folder: TextFolder = None,
+    device: Device = "auto",
+) -> None:
+    """Code a picture to an .aigi file with a learned codec."""
+    with _explained():
+        from pipeline.dataset.pixels import BadPicture
+        from pipeline.dataset.pixels import decode as decode_picture
+        from pipeline.learned.bitstream import MOST_PIXELS, rates
+        from pipeline.learned.codec import load
+
+        if model is None:
+            raise AigiError("encode: which codec? Give its folder or Hub id as --model.")
+        try:
+            picture = decode_picture(_read(image), MOST_PIXELS)
+        except BadPicture as error:
+            raise AigiError(f"{image}: {error}") from None
+        data = load(model, revision, device, text_folder).encode(picture.rgb, prompt)
+        _write(out, data)
+        found = rates(data)
+        note = f" ({picture.note})" if picture.note else ""
+        print(
+            f"{out}: {len(data):,} bytes, {found.bpp:.4f} bpp, "
+            f"{found.bpp_without_prompt:.4f} without the prompt{note}"
+        )
+        print(
+            f"next: aigi decode {out} --model {model} -o {out.with_suffix('.png')}", file=sys.stderr
+        )
+
+
+@app.command()
+def decode(
+    file: Annotated[Path, typer.Argument(help="An .aigi file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file to write.")],
+    model: Codec = None,
+    revision: Revision = None,
+    text_folder: TextFolder = None,
+    device: Device = "auto",
+) -> None:
+    """Decode an .aigi file to a PNG file, with the model that coded it."""
+    with _explained():
+        from pipeline.dataset.pixels import png_bytes
+        from pipeline.learned.bitstream import unpack
+        from pipeline.learned.codec import load
+
+        data = _read(file)
+        header, _ = unpack(data)
+        if model is None:
+            raise AigiError(
+                f"{file}: made with model {header.model} (weights {header.weights.hex()}). Give "
+                "its folder or Hub id as --model."
+            )
+        picture = load(model, revision, device, text_folder).decode(data)
+        _write(out, png_bytes(picture))
+        print(f"{out}: {header.width}x{header.height}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise AigiError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a whole file or none."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise AigiError(f"{path}: cannot be written: {error.strerror}") from error
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a workflow file, for editors."""

@@ -173,6 +173,34 @@ RELEASE = pa.schema(
     ]
 )
 
+# For the reader of a release, who sees no comments; every column of RELEASE has its words here.
+RELEASE_MEANING = {
+    "image": "the picture, as lossless PNG: 8-bit RGB",
+    "text": "the prompt",
+    "image_id": "hash of everything that decides the pixels; the key of a row",
+    "prompt_id": "hash of the prompt: the first 32 hex digits of sha256(text)",
+    "source": "what made the picture; the same as the config",
+    "width": "pixels",
+    "height": "pixels",
+    "model": "Hub id or name of the model",
+    "revision": "commit of the model's repository, or a name; empty: not stated",
+    "seed": "of the picture's own random generator, on the CPU; null: imported",
+    "steps": "of the scheduler; null: imported",
+    "guidance_scale": "of classifier-free guidance; null: imported",
+    "negative_prompt": "what the guidance leads away from; null: imported",
+    "scheduler": "the sampler; null: imported",
+    "dtype": "number format of the model while it drew; null: imported",
+    "watermark": "which mark the picture carries, `none` where it has none",
+    "pair_id": "image_id of the same picture without a mark, where there are both; else null",
+    "path": "imported pictures: name of the file that it came from",
+    "pixels_sha256": "sha256 of the uint8 RGB array, height x width x 3, row by row",
+    "original_sha256": "imported pictures: sha256 of the file as it came",
+    "note": "imported pictures: what the conversion to 8-bit RGB changed; null: nothing",
+    "batch_size": "pictures drawn at once, which moves the last bit of some pixels; null: imported",
+    "device": "what drew the picture, or decoded an imported one",
+    "versions": "JSON object: versions of the libraries that made the pixels",
+}
+
 
 def embeddings_schema(size: int) -> pa.Schema:
     """Schema of the embeddings table of a model whose vectors hold `size` numbers.
@@ -410,8 +438,12 @@ class Store:
         """
         path = self.path(table, f"{shard}.parquet")
         try:
+            if self.local:
+                return pq.read_table(path, columns=columns, partitioning=None)
             with self.fs.open(path, "rb") as file:
-                return pq.read_table(file, columns=columns)
+                # Read ahead, Arrow may let go of the Python file in a thread of its own while
+                # the interpreter ends, which ends the process with SIGABRT.
+                return pq.read_table(file, columns=columns, partitioning=None, pre_buffer=False)
         except FileNotFoundError:
             raise AigiError(f"{path}: missing. Run the {table} stage again.") from None
         except (pa.ArrowInvalid, OSError) as error:
@@ -452,10 +484,15 @@ class Store:
         sink = self._replace(self.path(table, f"{shard}.parquet"), fill)
         return Shard(shard, rows, sink.bytes, sink.sha.hexdigest())
 
-    def write_arrow(self, tables: Iterable[pa.Table], schema: pa.Schema, *parts: str) -> None:
-        """Write an Arrow file of one record batch a table, whole or not at all."""
+    def write_arrow(
+        self, tables: Iterable[pa.Table], schema: pa.Schema, *parts: str
+    ) -> tuple[int, str]:
+        """Write an Arrow file of one record batch a table, whole or not at all.
 
-        def fill(file: IO[bytes]) -> None:
+        Returns: its bytes and their sha256.
+        """
+
+        def fill(file: IO[bytes]) -> _Hashing:
             sink = _Hashing(file)
             options = pa.ipc.IpcWriteOptions(compression="zstd")
             with pa.ipc.new_file(sink, schema, options=options) as writer:
@@ -463,8 +500,10 @@ class Store:
                     # Without a limit, one batch: strings of a shard stay below 2 GiB.
                     writer.write_table(table.combine_chunks())
             sink.check()
+            return sink
 
-        self._replace(self.path(*parts), fill)
+        sink = self._replace(self.path(*parts), fill)
+        return sink.bytes, sink.sha.hexdigest()
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Write a small file whole or not at all."""

@@ -94,6 +94,9 @@ class SplitShares(Settings):
 
 class _Captions(Settings):
     name: str | None = Field(None, description="value of the `source` column; default: the kind")
+    licence: str | None = Field(
+        None, description="of the captions, for the dataset card; null: not stated"
+    )
 
 
 class Cc12mCaptions(_Captions):

@@ -60,7 +60,7 @@ def test_release_files_are_as_the_hub_expects(finished: tuple[Path, Path]) -> No
     names = [str(path.relative_to(run / "release")) for path in (run / "release").rglob("*")]
     assert "sdxl/test-00000-of-00002.parquet" in names
     assert "sd/train-00002-of-00003.parquet" in names
-    assert {"README.md", MANIFEST} <= set(names)
+    assert {"README.md", "croissant.json", "sheet.webp", MANIFEST} <= set(names)
     for name in names:
         if not name.endswith(".parquet"):
             continue
@@ -203,11 +203,11 @@ def test_verify_names_what_differs(copy: Path) -> None:
     lines = done.stdout.splitlines()
     assert len(lines) == 4
     assert lines[0].startswith("sd/train-00001-of-00003.parquet: sha256 ")
-    assert lines[1:] == [
+    assert lines[1:3] == [
         "sdxl/test-00000-of-00002.parquet: missing",
         "sdxl/extra.parquet: not in the manifest",
-        "README.md: changed since the release",
     ]
+    assert lines[3].startswith("README.md: sha256 ")
     assert aigi("verify", str(copy / "sd")).returncode == 1
 
 

@@ -686,12 +686,26 @@ def test_xet_stores_each_chunk_once(release: Path, tmp_path: Path) -> None:
 
 
 STORM = """
-import hashlib, time
+import hashlib
 api.create_repo("org/pictures", repo_type="dataset")
 made = api.upload_folder(repo_id="org/pictures", repo_type="dataset", folder_path=sys.argv[1])
 path = api.hf_hub_download("org/pictures", "data/sd-train-0.parquet", repo_type="dataset")
 print(json.dumps(hashlib.sha256(open(path, "rb").read()).hexdigest()))
 """
+MIXED = """
+import hashlib, os
+api.create_repo("org/pictures", repo_type="dataset")
+old, fresh = os.urandom(1_500_000), os.urandom(1_400_000)
+made = {"old.bin": old, "mixed.bin": fresh[:700_000] + old + fresh[700_000:]}
+for name, data in made.items():
+    api.upload_file(
+        path_or_fileobj=data, path_in_repo=name, repo_id="org/pictures", repo_type="dataset")
+path = api.hf_hub_download("org/pictures", "mixed.bin", repo_type="dataset")
+assert open(path, "rb").read() == made["mixed.bin"]
+print(json.dumps(hashlib.sha256(made["mixed.bin"]).hexdigest()))
+"""
+# Small steps: a download asks for ranges of the file, most of which start within a term.
+STEPS = {f"HF_XET_RECONSTRUCTION_{end}_RECONSTRUCTION_FETCH_SIZE": "40kb" for end in ("MIN", "MAX")}
 QUICK = {"HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms"}  # three seconds else, and doubled each time
 
 
@@ -711,12 +725,23 @@ def test_xet_arrives_through_a_storm_of_faults(release: Path, tmp_path: Path) ->
             add("GET", "/xorbs/", cut_after=50_000),
             add("GET", "/xorbs/", status=503),
         ]
-        got = script(hub, STORM, release, **QUICK)
+        got = script(hub, STORM, release, **QUICK, **STEPS)
         assert [fault.used for fault in planted] == [fault.times for fault in planted]
         assert got == local(release)["data/sd-train-0.parquet"][1]
         assert remote(hub) == local(release)
         assert set(hub.uploads.values()) == {1}
         assert len(hub.commits(REPO)) == 2
+
+
+def test_xet_puts_a_file_together_from_old_and_new(tmp_path: Path) -> None:
+    with serve(tmp_path / "hub", xet=True) as hub:
+        sha256 = script(hub, MIXED, **STEPS)
+        mixed = hub.store.xet_file(sha256)
+        assert mixed and mixed.size == 2_900_000
+        assert len(mixed.terms) >= 3 and len({term.xorb for term in mixed.terms}) == 2
+        sent = sum(r.received for r in hub.requests if "/v1/xorbs/" in r.path)
+        assert sent < 3_300_000  # of 4,400,000
+        assert hashlib.sha256(hub.read(REPO, "mixed.bin")).hexdigest() == sha256
 
 
 RAISES = """

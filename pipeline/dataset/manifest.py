@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from pipeline import AigiError
-from pipeline.dataset.pictures import escapes
 from pipeline.tables import Store
 
 MANIFEST = "manifest.json"
@@ -40,6 +40,14 @@ class FileRecord(TypedDict):
     config: str
     split: str
     rows: int
+    bytes: int
+    sha256: str
+
+
+class DocumentRecord(TypedDict):
+    """One file of a release that is no table: card, metadata, picture."""
+
+    path: str
     bytes: int
     sha256: str
 
@@ -146,8 +154,10 @@ def compare(store: Store, manifest: dict[str, Any]) -> list[str]:
     found += [f"{path}: not in the manifest" for path in sizes if path not in listed]
     for record in manifest["documents"]:
         path = record["path"]
-        if escapes(path) or not store.fs.exists(store.path(path)):
+        if posixpath.basename(path) != path or path in ("", ".", ".."):
+            found.append(f"{path}: not a file beside {MANIFEST}")
+        elif not store.fs.exists(store.path(path)):
             found.append(f"{path}: missing")
-        elif store.sha256(path) != record["sha256"]:
-            found.append(f"{path}: changed since the release")
+        elif (digest := store.sha256(path)) != record["sha256"]:
+            found.append(f"{path}: sha256 {digest}, expected {record['sha256']}")
     return found

@@ -655,7 +655,9 @@ def stage(workflow: Workflow) -> Build:
         rounds = manifest["plan"]["rounds"]
     settings = {
         "dataset": {
-            name: dataset.sources[name].model_dump(mode="json", exclude={"title", "licence"})
+            name: dataset.sources[name].model_dump(
+                mode="json", exclude={"title", "licence", "licence_url"}
+            )
             for name in names
         },
         **workflow.plan.model_dump(mode="json", exclude={"dataset", "sources", "manifest"}),

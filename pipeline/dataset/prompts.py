@@ -100,12 +100,12 @@ class _Spool:
                 yield pa.Table.from_batches([batch])
 
 
-def _name(source: CaptionSource) -> str:
+def name_of(source: CaptionSource) -> str:
     """What the `source` column calls it."""
     return source.name or source.kind
 
 
-def _place(source: CaptionSource) -> str:
+def place_of(source: CaptionSource) -> str:
     """What `source_ref` and the rejects call the origin: its file name or dataset."""
     for field in ("path", "dataset", "photos"):
         value = getattr(source, field, None)
@@ -136,7 +136,7 @@ def _gather(
     salt = f"{settings.select.seed}:"
     count = held = 0
     for number, source in enumerate(settings.sources):
-        name, place = _name(source), _place(source)
+        name, place = name_of(source), place_of(source)
         found = False
         for line, text, problem in _rows(source, number, store):
             found = True
@@ -182,7 +182,7 @@ def _distinct(
         mask = pa.concat_arrays([pa.array([False]), same])
         for row in table.filter(mask).select(["text", "origin", "line"]).to_pylist():
             source = settings.sources[row["origin"]]
-            rejects.append(_name(source), _place(source), row["line"], "duplicate", row["text"])
+            rejects.append(name_of(source), place_of(source), row["line"], "duplicate", row["text"])
         if len(rejects) >= HELD:
             rejects.flush()
         yield from table.filter(pc.invert(mask)).combine_chunks().to_batches(BLOCK)
@@ -223,7 +223,7 @@ def _accepted(
                 accepted.append(row["prompt_id"], row["text"], row["origin"], row["line"], count)
                 kept += 1
             else:
-                rejects.append(_name(source), _place(source), row["line"], reason, row["text"])
+                rejects.append(name_of(source), place_of(source), row["line"], reason, row["text"])
         for spool in (accepted, rejects):
             if len(spool) >= HELD:
                 spool.flush()
@@ -238,8 +238,8 @@ def _table(rows: pa.Table, settings: PromptSettings, workflow: Workflow) -> pa.T
             {
                 "prompt_id": row["prompt_id"],
                 "text": row["text"],
-                "source": _name(source),
-                "source_ref": f"{_place(source)}:{row['line']}",
+                "source": name_of(source),
+                "source_ref": f"{place_of(source)}:{row['line']}",
                 "split": split_of(row["prompt_id"], workflow.split),
                 "tokens": row["tokens"],
                 "truncated": row["tokens"] > CONTEXT,
@@ -346,10 +346,11 @@ def stage(workflow: Workflow) -> Build:
     settings = workflow.prompts
     sources = []
     for source in settings.sources:
-        described = source.model_dump(mode="json")
+        # What the captions may be used for changes the card, not the prompts.
+        described = source.model_dump(mode="json", exclude={"licence"})
         if not isinstance(source, BlipCaptions) and described.get("path") is not None:
             # The content counts, wherever the file lies.
-            described |= {"path": _place(source), "content": signature(described["path"])}
+            described |= {"path": place_of(source), "content": signature(described["path"])}
         sources.append(described)
     filters = settings.filters.model_dump(mode="json")
     if settings.filters.blocklist is not None:

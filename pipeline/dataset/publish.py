@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -67,7 +68,7 @@ def release_files(store: Store, manifest: Mapping[str, Any]) -> dict[str, File]:
     files = {r["path"]: File(r["bytes"], r["sha256"]) for r in manifest["files"]}
     for record in [*manifest["documents"], {"path": MANIFEST}]:
         path = record["path"]
-        size = int(store.fs.info(store.path(path))["size"])
+        size = record.get("bytes") or int(store.fs.info(store.path(path))["size"])
         files[path] = File(size, record.get("sha256") or store.sha256(path))
     return files
 
@@ -202,6 +203,12 @@ def _to_folder(
 # --- the Hub -----------------------------------------------------------------------------------
 
 
+def _without_secrets(text: str, token: str | None) -> str:
+    """A message without the token and without signatures of links, which open the door as well."""
+    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?...", text)
+    return text.replace(token, "hf_***") if token else text
+
+
 @contextmanager
 def _explained(to: str, token: str | None) -> Iterator[None]:
     """Errors of the client as errors with a remedy, without the token."""
@@ -210,10 +217,11 @@ def _explained(to: str, token: str | None) -> Iterator[None]:
 
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, httpx2.HTTPError, OSError, RuntimeError) as error:
+    except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
         text = str(error).strip()
-        if token:
-            text = text.replace(token, "hf_***")
+        if error.__cause__ is not None:  # of a failed upload, it tells what failed
+            text += f"\n{str(error.__cause__).strip()}"
+        text = _without_secrets(text, token)
         response = getattr(error, "response", None)
         status = getattr(response, "status_code", None)
         remedy = RETRY
@@ -221,7 +229,7 @@ def _explained(to: str, token: str | None) -> Iterator[None]:
             remedy = "Give a token that may write there (HF_TOKEN, or `hf auth login`)."
         elif isinstance(error, HFValidationError):
             remedy = "Give hf://datasets/ORG/NAME."
-        # The cause holds headers; it goes no further.
+        # The cause may hold headers; it goes no further.
         raise AigiError(f"{to}: {text}\n{remedy}") from None
 
 
@@ -271,6 +279,9 @@ def _to_hub(
     revision: str | None,
     say: Say,
 ) -> tuple[list[Change], Published | None]:
+    # Xet keeps a note of what it has sent, by default every 20 seconds: killed, it would send so
+    # much again. Read when an upload begins.
+    os.environ.setdefault("HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_MAX_COUNT", "1")
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -281,6 +292,10 @@ def _to_hub(
         raise AigiError(
             f"{store.url}: the client uploads from a local folder; copy it first, with "
             f"aigi publish {store.url} --to FOLDER, then publish FOLDER"
+        )
+    if pull_request and revision is not None:
+        raise AigiError(
+            "--pull-request opens a new one; to go on with one, give --revision refs/pr/N alone"
         )
     repo, token = matched[1], get_token()
     to = f"hf://datasets/{repo}"
@@ -333,7 +348,7 @@ def _to_hub(
                 allow_patterns=sorted(patterns | documents | {MANIFEST}),
                 delete_patterns=[c.path for c in found if c.what == "removed"] or None,
             )
-            branch = info.pr_revision if pull_request else branch
+            branch = getattr(info, "pr_revision", None) or branch
             arrived = _differences(store, manifest, _listing(api, repo, branch))
             if arrived:
                 raise AigiError(
@@ -344,6 +359,8 @@ def _to_hub(
         if branch == "main":
             with _explained(to, token):
                 api.create_tag(repo, tag=tag, repo_type="dataset", exist_ok=True)
+                if wrong := _differences(store, manifest, _listing(api, repo, tag)):
+                    raise AigiError(f"{to}: somebody else made the tag {tag} meanwhile: {wrong[0]}")
                 say(f"{to}: tagged {tag}")
         else:
             return found, Published(to, branch, getattr(info, "pr_url", None), {})

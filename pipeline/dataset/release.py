@@ -1,4 +1,4 @@
-"""Plan, images and selection in, release out: parquet per source and split, card, manifest.
+"""Plan, images and selection in, release out: parquet per source and split, manifest, card.
 
 The release folder holds nothing else and loads as it is: `datasets.load_dataset(FOLDER, "sdxl",
 split="test")`.
@@ -7,19 +7,16 @@ split="test")`.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 from pipeline import AigiError, __version__
-from pipeline.dataset import specification
+from pipeline.dataset import card, specification
 from pipeline.dataset.manifest import (
-    CARD,
     MANIFEST,
     PLAN_FILE,
     FileRecord,
@@ -29,7 +26,6 @@ from pipeline.dataset.manifest import (
 from pipeline.dataset.plan import added, chosen, pinned, quotas, summary
 from pipeline.dataset.plan import shards as plan_shards
 from pipeline.dataset.regenerate import read_manifest, recorded
-from pipeline.dataset.specification import SPLITS, Dataset
 from pipeline.progress import Progress
 from pipeline.run import Build, Map
 from pipeline.tables import PLAN, RELEASE, Shard, Store
@@ -115,60 +111,6 @@ def stage(workflow: Workflow) -> Map:
     )
 
 
-def card(dataset: Dataset, files: list[FileRecord]) -> str:
-    """Minimal dataset card: configs and splits for `datasets`, and a table of what is there."""
-    configs: dict[str, dict[str, int]] = defaultdict(dict)
-    for file in files:
-        splits = configs[file["config"]]
-        splits[file["split"]] = splits.get(file["split"], 0) + file["rows"]
-    meta = {
-        "pretty_name": dataset.title,
-        "license": "other",
-        "license_name": "see-sources",
-        "task_categories": ["text-to-image"],
-        "tags": ["image-compression", "ai-generated-images"],
-        "configs": [
-            {
-                "config_name": config,
-                "data_files": [
-                    {"split": split, "path": f"{config}/{split}-*.parquet"}
-                    for split in SPLITS
-                    if split in splits
-                ],
-            }
-            for config, splits in configs.items()
-        ],
-    }
-    lines = [
-        "---",
-        yaml.safe_dump(meta, sort_keys=False, allow_unicode=True).strip(),
-        "---",
-        "",
-        f"# {dataset.title}",
-        "",
-        dataset.description.strip(),
-        "",
-        "| config | source | licence | " + " | ".join(SPLITS) + " |",
-        "|---|---|---|" + "---:|" * len(SPLITS),
-    ]
-    for config, splits in configs.items():
-        source = dataset.sources[config]
-        counts = " | ".join(f"{splits.get(split, 0):,}" for split in SPLITS)
-        lines.append(f"| `{config}` | {source.title} | {source.licence} | {counts} |")
-    lines += [
-        "",
-        "```python",
-        "from datasets import load_dataset",
-        "",
-        f'images = load_dataset(FOLDER_OR_NAME, "{next(iter(configs), "")}", split="test")',
-        "```",
-        "",
-        f"Made with aigi {__version__}; `{MANIFEST}` lists every file with rows and sha256.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
 def _check_splits(store: Store, names: list[str]) -> None:
     """No prompt stands in two splits, whatever the source."""
     split_of: dict[str, str] = {}
@@ -221,13 +163,10 @@ def _build_manifest(workflow: Workflow, store: Store, progress: Progress) -> lis
             }
         )
     names_made = chosen(dataset, workflow.plan)
-    text = card(dataset, files)
-    store.write_bytes(text.encode(), "release", CARD)
+    documents = card.write(workflow, dataset, store, files, progress)
     schema = PLAN.append(pa.field("shard", pa.string()))
-    store.write_arrow(plan_shards(store), schema, "release", PLAN_FILE)
-    documents = [
-        {"path": name, "sha256": store.sha256("release", name)} for name in (CARD, PLAN_FILE)
-    ]
+    size, digest = store.write_arrow(plan_shards(store), schema, "release", PLAN_FILE)
+    documents.append({"path": PLAN_FILE, "bytes": size, "sha256": digest})
     manifest = {
         "name": dataset.name,
         "version": workflow.release.version,
@@ -279,11 +218,11 @@ def manifest_stage(workflow: Workflow) -> Build:
     dataset = specification.load(workflow.plan.dataset)
     return Build(
         table="manifest",
-        version=VERSION,
+        version=card.VERSION,
         schema=pa.schema([]),
         settings={
             **workflow.release.model_dump(mode="json"),
-            "texts": [dataset.title, dataset.description, dataset.licence, dataset.citation],
+            "card": card.settings(workflow, dataset),
         },
         inputs=("release",),
         build=partial(_build_manifest, workflow),

@@ -17,6 +17,8 @@ from pipeline.workflow import Count, Settings, check, read_yaml
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$", description="ISO 639 code")]
+Url = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9][\w.~:/?#@!$&*+,;=%-]*$")]
 
 
 def _watermark(name: str, info: ValidationInfo) -> str:
@@ -79,6 +81,7 @@ class SplitSpec(Settings):
 class _SourceSpec(Settings):
     title: str
     licence: str
+    licence_url: Url | None = Field(None, description="where its text stands")
     captions: tuple[str, ...] | None = Field(
         None, description="prompt sources that it may use; null: all"
     )
@@ -139,8 +142,10 @@ class Dataset(Settings):
     name: Name
     title: str
     licence: str
+    licence_url: Url | None = Field(None, description="where its text stands")
+    language: tuple[Language, ...] = Field((), description="of the prompts; none: not stated")
     description: str = ""
-    citation: str = ""
+    citation: str = Field("", description="BibTeX")
     sources: dict[Name, SourceSpec] = Field(min_length=1)
 
 

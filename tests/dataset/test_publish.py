@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import AigiError
+from pipeline.dataset import publish as publishing
 from pipeline.dataset.manifest import MANIFEST, open_release
 from pipeline.dataset.publish import changes, publish, release_files
 from pipeline.tables import RELEASE, Store
@@ -266,6 +267,7 @@ def test_no_token_no_right_no_work(hub: Hub, release: Path) -> None:
         done = aigi("publish", str(release), "--to", TO, **environment)
         assert done.returncode == 1
         assert said in done.stderr, done.stderr
+        assert not token or token not in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
     assert hub.repos() == []
     assert {r.path for r in hub.requests} <= {"/api/whoami-v2", "/api/agent-harnesses"}
@@ -275,7 +277,14 @@ def test_no_token_no_right_no_work(hub: Hub, release: Path) -> None:
 
 
 def test_the_token_is_never_shown(hub: Hub, release: Path) -> None:
-    said = []
+    # Links to the storage are as good as a token.
+    hub.faults.add("PUT", "", times=99, status=400)
+    done = aigi("publish", str(release), "--to", TO, **hub.environment())
+    assert done.returncode == 1 and "signature=" not in done.stdout + done.stderr, done.stderr
+    assert "planted fault" in done.stderr, "it says what failed"
+    text = "PUT 'https://cas/a?X-Amz-Signature=f00&b=1': Bearer hf_x9"
+    assert publishing._without_secrets(text, "hf_x9") == "PUT 'https://cas/a?...': Bearer hf_***"
+    said = [done.stdout, done.stderr]
     for method, path in (("GET", "whoami"), ("POST", "commit"), ("POST", "objects/batch")):
         hub.faults.clear()
         hub.faults.add(method, path, times=99, status=400)
@@ -344,7 +353,7 @@ def test_a_manifest_cannot_reach_out_of_its_folder(release: Path, tmp_path: Path
     here["documents"].append({"path": "../mine.txt", "sha256": "0"})
     (release / MANIFEST).write_text(json.dumps(here))
     (tmp_path / "mine.txt").write_text("other")
-    with pytest.raises(AigiError, match=r"\.\./mine\.txt: missing"):
+    with pytest.raises(AigiError, match=r"\.\./mine\.txt: not a file beside"):
         publish(str(release), str(target))
     assert outside.read_text() == "mine"
 
@@ -367,6 +376,8 @@ def test_what_cannot_be_published_says_why(release: Path, tmp_path: Path) -> Non
             publish(str(release), to)
     with pytest.raises(AigiError, match="are the Hub's"):
         publish(str(release), str(tmp_path / "x"), pull_request=True)
+    with pytest.raises(AigiError, match="refs/pr/N alone"):
+        publish(str(release), TO, pull_request=True, revision="refs/pr/1")
     with pytest.raises(AigiError, match="not a release"):
         publish(str(tmp_path / "nothing"), TO)
 

@@ -9,17 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import AigiError
 from pipeline import workflow as workflows
-from pipeline.dataset import release, selection, specification
-from pipeline.dataset.manifest import FileRecord
+from pipeline.dataset import release, selection
 from pipeline.progress import Progress
 from pipeline.tables import IMAGES, PLAN, RELEASE, Store
-from tests.conftest import ROOT
 
 SPEC = """
 name: small
@@ -160,33 +157,6 @@ def test_a_prompt_in_two_splits_is_refused(tmp_path: Path) -> None:
     release._check_splits(store, names[:1])
     with pytest.raises(AigiError, match="prompt b is in test and in train"):
         release._check_splits(store, names)
-
-
-def test_the_card_loads_and_counts() -> None:
-    dataset = specification.load(str(ROOT / "manifests" / "demo.yaml"))
-    files: list[FileRecord] = [
-        {"path": p, "config": c, "split": s, "rows": n, "bytes": 1, "sha256": ""}
-        for p, c, s, n in [
-            ("sdxl/train-00000-of-00002.parquet", "sdxl", "train", 1000),
-            ("sdxl/train-00001-of-00002.parquet", "sdxl", "train", 234),
-            ("sdxl/test-00000-of-00001.parquet", "sdxl", "test", 8),
-        ]
-    ]
-    text = release.card(dataset, files)
-    meta = yaml.safe_load(text.split("---\n")[1])
-    assert meta["configs"] == [
-        {
-            "config_name": "sdxl",
-            "data_files": [
-                {"split": "train", "path": "sdxl/train-*.parquet"},
-                {"split": "test", "path": "sdxl/test-*.parquet"},
-            ],
-        }
-    ]
-    assert "| 1,234 | 0 | 8 |" in text
-    from huggingface_hub import DatasetCard
-
-    assert DatasetCard(text).data["configs"] == meta["configs"]
 
 
 def test_features_are_those_of_datasets() -> None:
