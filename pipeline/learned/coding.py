@@ -194,7 +194,8 @@ class Estimate:
     """
 
     def __init__(self, y: Tensor, training: bool) -> None:
-        self.y, self.training = y, training
+        # bfloat16 could not tell symbols beyond 128 from their neighbours.
+        self.y, self.training = y if y.dtype == torch.float64 else y.float(), training
         self.likelihoods: list[Tensor] = []
 
     def __call__(self, part: slice, mean: Tensor, scale: Tensor) -> Tensor:

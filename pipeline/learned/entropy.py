@@ -189,10 +189,12 @@ class Factorized(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z_hat (rounded, gradient straight through), and the likelihoods of z."""
-        z = z if z.dtype == torch.float64 else z.float()
-        median = self.median.detach()[:, None, None]
-        z_hat = straight_through(z - median) + median
-        return z_hat, self.likelihood(noise(z) if self.training else z_hat)
+        # Cumulatives of bfloat16 would have no tails.
+        with torch.autocast(z.device.type, enabled=False):
+            z = z if z.dtype == torch.float64 else z.float()
+            median = self.median.detach()[:, None, None]
+            z_hat = straight_through(z - median) + median
+            return z_hat, self.likelihood(noise(z) if self.training else z_hat)
 
     def aux_loss(self) -> Tensor:
         """How far `median` is from the median; its gradient goes to `median` alone."""

@@ -133,6 +133,7 @@ def _claim(width: int, height: int, tile: int) -> bytes:
         (seal(b"\4catc\1\2\3\4\5\5\0" + _varint(2 * 4 + 1) + b"\xff\xfe\xfd\xfc"), "not text"),
         (seal(b"\4catc\1\2\3\4\5\5\0" + _varint(2 * 4 + 1) + b"ab"), "cut short in its prompt"),
     ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )
 def test_what_is_refused_and_why(data: bytes, why: str) -> None:
     with pytest.raises(DamagedStream, match=why):

@@ -151,6 +151,22 @@ def test_lower_bound_leads_back() -> None:
     assert down.tolist() == [0.0, 1.0], "down is refused below"
 
 
+@pytest.mark.parametrize("name", ["mean-scale", "catc"])
+def test_bfloat16_leaves_likelihoods_in_float32(name: str) -> None:
+    network = small(name).train()
+    text = text_of(network, ["a boat"])
+    text = None if text is None else text.to("cpu", torch.float32)
+    x = tensor(pictures(1, 128, 128)[0])
+    bits = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = network(x, text)
+        assert out.y_likelihoods.dtype == out.z_likelihoods.dtype == torch.float32
+        bits.append(float(out.bits().detach()))
+    assert bits[1] == pytest.approx(bits[0], rel=0.03)
+
+
 def test_it_learns() -> None:
     torch.manual_seed(0)
     network = small("mean-scale").train()
