@@ -1,5 +1,13 @@
 """aigi: (re)build, publish and benchmark datasets of AI-generated images."""
 
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
 __version__ = "0.1.0"
 
 
@@ -9,3 +17,43 @@ class AigiError(Exception):
     Raised for bad input, refused settings and failed shards. The command line prints its
     text without a traceback; every other exception is a defect and keeps its traceback.
     """
+
+
+def load(
+    name: str,
+    config: str,
+    split: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    **more: Any,
+) -> Dataset | IterableDataset:
+    """Load a release: `datasets.load_dataset` that also knows runs and the URLs of `aigi`.
+
+    Args:
+        name: `ORG/NAME` on the Hub, `hf://datasets/ORG/NAME[@REVISION]`, a release folder, or a
+            run directory.
+        config: the source, for example `sdxl`.
+        split: train, validation or test; None: a dictionary of all.
+        revision: tag, branch or commit on the Hub. Give one where figures are to be repeated.
+        streaming: read rows as they are asked for, nothing is downloaded first.
+        more: for `load_dataset`, for example `columns=["text", "image_id"]`.
+
+    Returns:
+        A `datasets.Dataset` (`image` is a PIL picture); an `IterableDataset` where streaming.
+
+    Raises:
+        AigiError: two revisions, or one for a folder.
+    """
+    from datasets import load_dataset
+
+    if name.startswith("hf://datasets/"):
+        name, _, stated = name.removeprefix("hf://datasets/").rstrip("/").partition("@")
+        if stated and revision not in (None, stated):
+            raise AigiError(f"{name}: revision {stated} in the URL and {revision} beside it")
+        revision = stated or revision
+    elif os.path.isdir(name):
+        if revision is not None:
+            raise AigiError(f"{name}: a folder has no revision {revision}; leave it out")
+        inside = os.path.join(name, "release")
+        name = inside if os.path.isfile(os.path.join(inside, "manifest.json")) else name
+    return load_dataset(name, config, split=split, revision=revision, streaming=streaming, **more)

@@ -16,6 +16,7 @@ from pipeline import AigiError, __version__
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pipeline.dataset.audit import Remade
     from pipeline.dataset.detection import Found
     from pipeline.workflow import Workflow
 
@@ -177,15 +178,44 @@ def status(
         _print(table)
 
 
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="Release folder, run, or hf://datasets/ORG/NAME@REVISION.",
+    ),
+]
+
+
 @app.command()
 def verify(
-    folder: Annotated[str, typer.Argument(help="Release folder or URL (RUN/release).")],
+    target: Target,
+    pixels: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Make N rows again and compare the pictures.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Which N rows.")] = 0,
+    min_psnr: Annotated[
+        float | None,
+        typer.Option(help="dB from which a picture counts as the same; default: equal pixels."),
+    ] = None,
+    workflow_file: Annotated[
+        str | None,
+        typer.Option(
+            "--workflow",
+            help="Says where models and pictures lie here; default: the run's own.",
+        ),
+    ] = None,
+    overrides: Override = None,
 ) -> None:
-    """Compare a release with its manifest: files, sha256, rows. Exit code 1 on a difference."""
-    with _explained():
-        from pipeline.dataset.manifest import verify as compare
+    """Compare a release with its manifest, and rows of it with rows made again.
 
-        manifest, differences = compare(folder)
+    Exit code 1 where a file, its rows or its columns differ, or a picture does.
+    """
+    with _explained():
+        from pipeline.dataset.manifest import compare, open_release
+
+        store, manifest = open_release(target)
+        differences = compare(store, manifest)
         for line in differences:
             print(line)
         if differences:
@@ -196,6 +226,148 @@ def verify(
             f"{manifest['name']} {manifest['version']}: {len(manifest['files'])} files, "
             f"{rows:,} rows, all as in the manifest"
         )
+        if pixels:
+            from pipeline import workflow as workflows
+            from pipeline.dataset.audit import audit, places_of
+
+            if workflow_file is not None:
+                mine = workflows.load(workflow_file, overrides or ())
+            else:
+                known = places_of(target) or {"run": target}
+                known = workflows.overridden(known, overrides or ())
+                mine = workflows.check(workflows.Workflow, known, target)
+            places = mine.model_dump(mode="json")
+            made = audit(store, manifest, places, pixels, seed, _talk)
+            _print_remade(list(made), min_psnr)
+
+
+def _talk(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _print_remade(rows: list[Remade], min_psnr: float | None) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("image", "source", "made again")
+    for heading in ("PSNR, dB", "CLIP similarity"):
+        table.add_column(heading, justify="right")
+    said = {"bytes": "equal bytes", "pixels": "equal pixels", "different": "different"}
+    for row in rows:
+        table.add_row(
+            row.image_id,
+            row.source,
+            escape(row.error or said[row.same]),
+            "" if row.psnr is None else f"{row.psnr:.2f}",
+            "" if row.clip_similarity is None else f"{row.clip_similarity:.4f}",
+        )
+    _print(table)
+    for there, here in dict.fromkeys((row.there, row.here) for row in rows):
+        print(f"made with:       {there}\nmade again with: {here}")
+    least = float("inf") if min_psnr is None else min_psnr
+    bad = [row for row in rows if row.same == "different" and (row.psnr or 0.0) < least]
+    if bad:
+        print(f"error: {len(bad)} of {len(rows)} pictures differ", file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"{len(rows)} pictures made again, none differs" + (" by more" if min_psnr else ""))
+
+
+@app.command()
+def publish(
+    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run or release folder.")],
+    to: Annotated[str, typer.Option(help="hf://datasets/ORG/NAME, a folder, or an fsspec URL.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would change there, then stop.")
+    ] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Create a public repository; default: private.")
+    ] = False,
+    pull_request: Annotated[
+        bool, typer.Option("--pull-request", help="Open a pull request instead of committing.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch or refs/pr/N to commit to; default: main.")
+    ] = None,
+) -> None:
+    """Publish a release, compare what arrived with the manifest, tag it, and load it back."""
+    with _explained():
+        from rich.table import Table
+
+        from pipeline.dataset.publish import publish as send
+
+        changes, published = send(
+            run_folder,
+            to,
+            dry_run=dry_run,
+            public=public,
+            pull_request=pull_request,
+            revision=revision,
+            say=_talk,
+        )
+        table = Table("files", title="What would change" if dry_run else "What was done")
+        for heading in ("number", "MB"):
+            table.add_column(heading, justify="right")
+        table.add_column("first")
+        for what in ("new", "changed", "removed", "same"):
+            mine = [change for change in changes if change.what == what]
+            size = sum(change.bytes for change in mine) / 1e6
+            table.add_row(what, f"{len(mine):,}", f"{size:,.1f}", mine[0].path if mine else "")
+        _print(table)
+        if published is None:
+            print("nothing was sent", file=sys.stderr)
+            return
+        for (config, split), rows in published.rows.items():
+            print(f"{config}/{split}: {rows:,} rows load")
+        print(published.page or published.url)
+        if published.revision is not None and not published.rows:
+            print(
+                "next: merge it, then run the same command without --pull-request and --revision: "
+                "it sends nothing again, and tags the version",
+                file=sys.stderr,
+            )
+        else:
+            print(f"next: aigi verify {published.url}", file=sys.stderr)
+
+
+@app.command()
+def diff(
+    first: Target,
+    second: Target,
+    limit: Annotated[int, typer.Option(min=0, help="Rows named of each kind.")] = 20,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print every row as CSV.")] = False,
+) -> None:
+    """Show the rows that were added, removed or changed between two releases.
+
+    Exit code 1 where there are any.
+    """
+    with _explained():
+        from collections import Counter
+
+        from pipeline.dataset.detection import write_csv
+        from pipeline.dataset.diff import Difference
+        from pipeline.dataset.diff import diff as compare
+
+        counts: Counter[tuple[str, str, str]] = Counter()
+        named: Counter[str] = Counter()
+
+        def counted() -> Iterator[Difference]:
+            for found in compare(first, second):
+                counts[found.what, found.config, found.split] += 1
+                named[found.what] += 1
+                yield found
+
+        if as_csv:
+            write_csv(counted(), Difference, sys.stdout)
+        else:
+            for found in counted():
+                if named[found.what] <= limit:
+                    what = f": {found.columns}" if found.columns else ""
+                    print(f"{found.what} {found.config}/{found.split} {found.image_id}{what}")
+        for (what, config, split), count in sorted(counts.items()):
+            print(f"{config}/{split}: {count:,} {what}", file=sys.stderr)
+        if counts:
+            raise typer.Exit(1)
+        print("no row differs", file=sys.stderr)
 
 
 @app.command()
@@ -342,6 +514,97 @@ def robustness(
                 f"{line.bit_accuracy:.3f}",
             )
         _print(table)
+
+
+Codec = Annotated[
+    str | None, typer.Option("--model", "-m", help="Folder or Hub id of a trained codec.")
+]
+Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of the model.")]
+TextFolder = Annotated[
+    Path | None, typer.Option("--text", help="Folder of the text encoder, instead of the Hub's.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+@app.command()
+def encode(
+    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, … ; alpha is laid over white.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+    model: Codec = None,
+    prompt: Annotated[str, typer.Option(help="What it shows; it is stored in the file.")] = "",
+    revision: Revision = None,
+    text_folder: TextFolder = None,
+    device: Device = "auto",
+) -> None:
+    """Code a picture to an .aigi file with a learned codec."""
+    with _explained():
+        from pipeline.dataset.pixels import BadPicture
+        from pipeline.dataset.pixels import decode as decode_picture
+        from pipeline.learned.bitstream import MOST_PIXELS, rates
+        from pipeline.learned.codec import load
+
+        if model is None:
+            raise AigiError("encode: which codec? Give its folder or Hub id as --model.")
+        try:
+            picture = decode_picture(_read(image), MOST_PIXELS)
+        except BadPicture as error:
+            raise AigiError(f"{image}: {error}") from None
+        data = load(model, revision, device, text_folder).encode(picture.rgb, prompt)
+        _write(out, data)
+        found = rates(data)
+        note = f" ({picture.note})" if picture.note else ""
+        print(
+            f"{out}: {len(data):,} bytes, {found.bpp:.4f} bpp, "
+            f"{found.bpp_without_prompt:.4f} without the prompt{note}"
+        )
+        print(
+            f"next: aigi decode {out} --model {model} -o {out.with_suffix('.png')}", file=sys.stderr
+        )
+
+
+@app.command()
+def decode(
+    file: Annotated[Path, typer.Argument(help="An .aigi file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file to write.")],
+    model: Codec = None,
+    revision: Revision = None,
+    text_folder: TextFolder = None,
+    device: Device = "auto",
+) -> None:
+    """Decode an .aigi file to a PNG file, with the model that coded it."""
+    with _explained():
+        from pipeline.dataset.pixels import png_bytes
+        from pipeline.learned.bitstream import unpack
+        from pipeline.learned.codec import load
+
+        data = _read(file)
+        header, _ = unpack(data)
+        if model is None:
+            raise AigiError(
+                f"{file}: made with model {header.model} (weights {header.weights.hex()}). Give "
+                "its folder or Hub id as --model."
+            )
+        picture = load(model, revision, device, text_folder).decode(data)
+        _write(out, png_bytes(picture))
+        print(f"{out}: {header.width}x{header.height}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise AigiError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a whole file or none."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise AigiError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 @app.command()

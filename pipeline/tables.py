@@ -414,9 +414,14 @@ class Store:
 
     def rows(self, table: str, shard: str) -> int | None:
         """Rows of a shard, read from its footer; None where it is missing or cut short."""
+        metadata = self.metadata(table, shard)
+        return None if metadata is None else int(metadata.num_rows)
+
+    def metadata(self, table: str, shard: str) -> pq.FileMetaData | None:
+        """The footer of a shard; None where it is missing or cut short."""
         try:
             with self.fs.open(self.path(table, f"{shard}.parquet"), "rb") as file:
-                return int(pq.read_metadata(file).num_rows)
+                return pq.read_metadata(file)
         except (FileNotFoundError, pa.ArrowInvalid, EOFError):
             return None
 
@@ -433,8 +438,12 @@ class Store:
         """
         path = self.path(table, f"{shard}.parquet")
         try:
+            if self.local:
+                return pq.read_table(path, columns=columns, partitioning=None)
             with self.fs.open(path, "rb") as file:
-                return pq.read_table(file, columns=columns)
+                # Read ahead, Arrow may let go of the Python file in a thread of its own while
+                # the interpreter ends, which ends the process with SIGABRT.
+                return pq.read_table(file, columns=columns, partitioning=None, pre_buffer=False)
         except FileNotFoundError:
             raise AigiError(f"{path}: missing. Run the {table} stage again.") from None
         except (pa.ArrowInvalid, OSError) as error:
@@ -475,6 +484,27 @@ class Store:
         sink = self._replace(self.path(table, f"{shard}.parquet"), fill)
         return Shard(shard, rows, sink.bytes, sink.sha.hexdigest())
 
+    def write_arrow(
+        self, tables: Iterable[pa.Table], schema: pa.Schema, *parts: str
+    ) -> tuple[int, str]:
+        """Write an Arrow file of one record batch a table, whole or not at all.
+
+        Returns: its bytes and their sha256.
+        """
+
+        def fill(file: IO[bytes]) -> _Hashing:
+            sink = _Hashing(file)
+            options = pa.ipc.IpcWriteOptions(compression="zstd")
+            with pa.ipc.new_file(sink, schema, options=options) as writer:
+                for table in tables:
+                    # Without a limit, one batch: strings of a shard stay below 2 GiB.
+                    writer.write_table(table.combine_chunks())
+            sink.check()
+            return sink
+
+        sink = self._replace(self.path(*parts), fill)
+        return sink.bytes, sink.sha.hexdigest()
+
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Write a small file whole or not at all."""
 
@@ -486,9 +516,21 @@ class Store:
 
         self._replace(self.path(*parts), fill)
 
+    def copy(self, source: IO[bytes], *parts: str) -> None:
+        """Write all that is left of an open file, block by block, whole or not at all."""
+
+        def fill(file: IO[bytes]) -> None:
+            while block := source.read(1 << 22):
+                file.write(block)
+
+        self._replace(self.path(*parts), fill)
+
     def sha256(self, *parts: str) -> str:
-        """sha256 of a file, in hex."""
+        """sha256 of a file, in hex; of large files on the Hub, as the Hub states it."""
         digest = hashlib.sha256()
+        stated = getattr(self.fs.info(self.path(*parts)).get("lfs"), "sha256", None)
+        if stated is not None:
+            return str(stated)
         with self.fs.open(self.path(*parts), "rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)

@@ -8,6 +8,7 @@ expects).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -36,11 +37,16 @@ class _FromCommandLine(str):
     """A `--set` value: relative paths in it start at the current folder."""
 
 
-def _locate(value: object, info: ValidationInfo) -> object:
-    if not isinstance(value, str) or "://" in value:
+def located(value: str, base: Path | None) -> str:
+    """The place that a workflow file in the folder `base` means by `value`."""
+    if "://" in value:
         return value
-    base = Path.cwd() if isinstance(value, _FromCommandLine) else (info.context or {}).get("base")
-    return str((Path(base or Path.cwd()) / Path(value).expanduser()).resolve())
+    start = Path.cwd() if base is None or isinstance(value, _FromCommandLine) else base
+    return str((start / Path(value).expanduser()).resolve())
+
+
+def _locate(value: object, info: ValidationInfo) -> object:
+    return located(value, (info.context or {}).get("base")) if isinstance(value, str) else value
 
 
 Location = Annotated[str, BeforeValidator(_locate)]
@@ -220,7 +226,12 @@ class Prompts(Settings):
 class Plan(Settings):
     """Dataset specification and prompts in, the `plan` table out: one row an image."""
 
-    dataset: Location = Field(description="dataset specification, see manifests/")
+    dataset: Location = Field(description="dataset specification (manifests/), or a manifest")
+    manifest: Location | None = Field(
+        None,
+        description="manifest of a release: make the same plan again; only the places of "
+        "this workflow (folders and files on this machine) count then",
+    )
     sources: tuple[str, ...] | None = Field(None, description="null: all of the specification")
     limit: Count | None = Field(None, description="at most this many images a source and split")
     margin: float = Field(0.0, ge=0, le=1, description="share of extra images, for the filters")
@@ -261,13 +272,33 @@ class ImportSource(Settings):
     max_pixels: Count = 64_000_000
 
 
+class OriginalSource(Settings):
+    """Where the original PKU-AIGI-500K release lies, and which source of it this is."""
+
+    kind: Literal["pku"]
+    path: Location = Field(
+        description="folder of the whole release as downloaded: archives, split ones too, or "
+        "what was unpacked from them"
+    )
+    subfolder: Literal["SD-2_1-B", "SD-2_1", "SD-XL", "MJ", "MOD"]
+    fit: Literal["reject", "crop", "keep"] = Field(
+        "reject", description="a picture of another size than the specification's"
+    )
+    max_pixels: Count = 64_000_000
+
+
+ImportedSource = ImportSource | OriginalSource
+
+
 def _kind(value: Any) -> str:
     kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
     return str(kind or "diffusers")
 
 
 LocalSource = Annotated[
-    Annotated[DiffusersSource, Tag("diffusers")] | Annotated[ImportSource, Tag("import")],
+    Annotated[DiffusersSource, Tag("diffusers")]
+    | Annotated[ImportSource, Tag("import")]
+    | Annotated[OriginalSource, Tag("pku")],
     Discriminator(_kind),
 ]
 
@@ -424,10 +455,11 @@ def read_yaml(path: str) -> Mapping[str, Any]:
 
     try:
         with fsspec.open(path, "rt", encoding="utf-8") as file:
-            data = yaml.load(file, _Loader)  # a SafeLoader
+            # A manifest is JSON, and of a size for which YAML takes seconds.
+            data = json.load(file) if path.endswith(".json") else yaml.load(file, _Loader)
     except FileNotFoundError:
         raise AigiError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise AigiError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(data, dict):
         raise AigiError(f"{path}: expected a mapping of sections, found {type(data).__name__}")
@@ -480,13 +512,36 @@ def _with_override(data: Any, override: str) -> Any:
     return replaced(data, dotted.split("."))
 
 
+def read(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Read a workflow file and apply `KEY=VALUE` overrides, unchecked.
+
+    Raises:
+        AigiError: the file cannot be read, or an override has no place in it.
+    """
+    return overridden(read_yaml(str(path)), overrides)
+
+
+def overridden(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """An unchecked workflow with `KEY=VALUE` overrides applied."""
+    found: Any = data
+    for override in overrides:
+        found = _with_override(found, override)
+    return dict(found)
+
+
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Workflow:
-    """Read a workflow file and apply `KEY=VALUE` overrides.
+    """Read a workflow file, apply `KEY=VALUE` overrides, and check it.
+
+    With `plan.manifest`, the settings are those of the manifest: see `regenerate.merged`.
 
     Raises:
         AigiError: names the file, the field and what was expected.
     """
-    data: Any = read_yaml(str(path))
-    for override in overrides:
-        data = _with_override(data, override)
+    data = read(path, overrides)
+    plan = data.get("plan")
+    if isinstance(plan, dict) and plan.get("manifest") is not None:
+        from pipeline.dataset import regenerate
+
+        base = None if "://" in str(path) else Path(path).resolve().parent
+        data = regenerate.merged(located(plan["manifest"], base), data)
     return check(Workflow, data, str(path))

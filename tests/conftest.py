@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -107,3 +109,25 @@ def make_workflow(tmp_path: Path, models: Path) -> WorkflowMaker:
         return path
 
     return make
+
+
+def aigi(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, models: Path) -> tuple[Path, Path]:
+    """A workflow, and the run directory of an undisturbed serial run of it: not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    make: WorkflowMaker = make_workflow.__wrapped__(folder, models)  # type: ignore[attr-defined]
+    path = make()
+    done = aigi("run", str(path))
+    assert done.returncode == 0, done.stderr
+    return path, folder / "run"

@@ -18,8 +18,8 @@ import pytest
 from pipeline import workflow as workflows
 from pipeline.dataset.sweep import sweep
 from pipeline.tables import Store
-from tests.conftest import ROOT
-from tests.test_end_to_end import aigi, contents
+from tests.conftest import ROOT, aigi
+from tests.test_end_to_end import contents
 
 QUOTAS = {("sd", "train"): 24, ("sd", "test"): 2, ("sdxl", "train"): 4, ("sdxl", "test"): 6}
 SIMILAR = 0.9

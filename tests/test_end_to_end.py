@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.dataset.manifest import MANIFEST, verify
+from pipeline.dataset.manifest import MANIFEST, compare, open_release
 from pipeline.tables import Store
-from tests.conftest import ROOT, WorkflowMaker
-
-
-def aigi(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-    )
+from tests.conftest import ROOT, WorkflowMaker, aigi
 
 
 def contents(root: Path) -> dict[str, str]:
@@ -40,19 +27,6 @@ def contents(root: Path) -> dict[str, str]:
         for path in sorted((root / table).rglob("*"))
         if path.is_file()
     }
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[tuple[Path, Path]]:
-    """A workflow, and the run directory of an undisturbed serial run of it."""
-    from tests import conftest
-
-    folder = tmp_path_factory.mktemp("finished")
-    make: Any = conftest.make_workflow.__wrapped__  # type: ignore[attr-defined]
-    path = make(folder, models)()
-    done = aigi("run", str(path))
-    assert done.returncode == 0, done.stderr
-    yield path, folder / "run"
 
 
 def test_load_dataset_gives_the_generated_pictures(finished: tuple[Path, Path]) -> None:
@@ -239,8 +213,8 @@ def test_verify_names_what_differs(copy: Path) -> None:
 
 def test_manifest_is_a_record(finished: tuple[Path, Path], tmp_path: Path) -> None:
     path, run = finished
-    manifest, differences = verify(str(run / "release"))
-    assert differences == []
+    store, manifest = open_release(str(run))
+    assert compare(store, manifest) == []
     assert manifest["version"] == "1.2.3"
     assert sum(file["rows"] for file in manifest["files"]) == 36
     assert manifest["wanted"] == {"sd/train": 24, "sd/test": 2, "sdxl/train": 4, "sdxl/test": 6}

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.hub import serve
 
 README = (ROOT / "README.md").read_text()
 
@@ -26,14 +27,15 @@ def test_marked_commands_run(tmp_path: Path) -> None:
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        "HF_HOME": str(tmp_path / "hf"),
     }
-    for kind, text in blocks:
-        command = {"sh": ["sh", "-e", "-c", text], "python": [sys.executable, "-c", text]}[kind]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    with serve(tmp_path / "hub") as hub:
+        environment |= hub.settings()
+        for kind, text in blocks:
+            command = {"sh": ["sh", "-e", "-c", text], "python": [sys.executable, "-c", text]}
+            done = subprocess.run(
+                command[kind], cwd=tmp_path, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
 
 
 def test_named_files_exist() -> None:
@@ -45,7 +47,7 @@ def test_the_tree_is_whole() -> None:
     tree = README.split("## The tree")[1]
     for path in (ROOT / "pipeline").glob("**/*.py"):
         relative = path.relative_to(ROOT / "pipeline")
-        if path.name != "__init__.py" and relative.parts[0] in ("dataset", path.name):
+        if path.name != "__init__.py" and relative.parts[0] in ("dataset", "learned", path.name):
             assert f" {path.name} " in tree, f"{relative} is not in the README's tree"
 
 

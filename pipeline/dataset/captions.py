@@ -97,7 +97,7 @@ def _blocks(path: str) -> Iterator[tuple[int, list[str], dict[int, str]]]:
             while chunk := read_some(BLOCK):
                 head, newline, tail = chunk.rpartition(b"\n")
                 if newline:
-                    lines, problems = _decoded(bytes(rest) + head + newline, first)
+                    lines, problems = decode_lines(bytes(rest) + head + newline, first)
                     yield first, lines, problems
                     first += len(lines)
                     rest.clear()
@@ -109,10 +109,16 @@ def _blocks(path: str) -> Iterator[tuple[int, list[str], dict[int, str]]]:
             yield first, [""], {first: f"the file breaks off here: {error}"}
             return
     if rest:
-        yield first, *_decoded(bytes(rest), first)
+        yield first, *decode_lines(bytes(rest), first)
 
 
-def _decoded(block: bytes, first: int) -> tuple[list[str], dict[int, str]]:
+def decode_lines(block: bytes, first: int = 1) -> tuple[list[str], dict[int, str]]:
+    """Lines of a text without their endings, and the problem of each that is not UTF-8.
+
+    Args:
+        block: whole lines.
+        first: number of the first; where it is 1, a byte order mark is dropped.
+    """
     if first == 1:
         block = block.removeprefix(codecs.BOM_UTF8)
     valid = True

@@ -352,7 +352,7 @@ def robustness(
     ]
 
 
-def write_csv(rows: Iterable[Found] | Iterable[Survival], kind: type, out: IO[str]) -> None:
+def write_csv(rows: Iterable[Any], kind: type, out: IO[str]) -> None:
     """Rows of one kind as CSV with a header, each written as soon as it is there."""
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([field.name for field in fields(kind)])

@@ -16,7 +16,7 @@ from pipeline.dataset.plan import chosen, local_import
 from pipeline.dataset.specification import Dataset, DiffusersSpec
 from pipeline.run import Map
 from pipeline.tables import IMAGES, Store
-from pipeline.workflow import DiffusersSource, ImportSource, Workflow
+from pipeline.workflow import DiffusersSource, Images, Workflow
 
 VERSION = 1
 
@@ -24,8 +24,8 @@ VERSION = 1
 def local_diffusers(workflow: Workflow, name: str) -> DiffusersSource:
     """How a generated source runs on this machine; defaults where the workflow is silent."""
     source = workflow.sources.get(name, DiffusersSource())
-    if isinstance(source, ImportSource):
-        raise AigiError(f"sources.{name}.kind: the specification says diffusers, not import")
+    if not isinstance(source, DiffusersSource):
+        raise AigiError(f"sources.{name}.kind: the specification says diffusers, not {source.kind}")
     return source
 
 
@@ -50,8 +50,7 @@ class ImageMaker:
         yield from self.maker(rows)
 
     def _make(self, name: str, revision: str) -> Diffuser | Importer:
-        settings = self.workflow.images
-        assert settings is not None
+        settings = self.workflow.images or Images()
         spec = self.dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
             return Diffuser(
@@ -74,7 +73,12 @@ def _names(store: Store) -> list[str]:
     return list(store.shards("plan"))
 
 
-def _check(workflow: Workflow) -> None:
+def check_sources(workflow: Workflow) -> None:
+    """Check that the models of all generated sources are there and the expected ones.
+
+    Raises:
+        AigiError: names the source, and what is missing or changed.
+    """
     assert workflow.plan is not None
     dataset = specification.load(workflow.plan.dataset)
     for name in chosen(dataset, workflow.plan):
@@ -110,5 +114,5 @@ def stage(workflow: Workflow) -> Map:
         names=_names,
         read=_read,
         make_worker=partial(ImageMaker, workflow, dataset),
-        check=partial(_check, workflow),
+        check=partial(check_sources, workflow),
     )

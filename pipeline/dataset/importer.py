@@ -14,28 +14,26 @@ import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import PIL
 import pyarrow as pa
 
 from pipeline import AigiError
-from pipeline.dataset.pictures import Escapes, ParquetPictures, Pictures, escapes, open_pictures
+from pipeline.dataset.original import OriginalPictures
+from pipeline.dataset.pictures import (
+    Caption,
+    Escapes,
+    ParquetPictures,
+    Pictures,
+    escapes,
+    open_pictures,
+)
 from pipeline.dataset.pixels import RGB, BadPicture, PngEffort, decode, pixels_sha256, png_bytes
 from pipeline.dataset.png_prompt import embedded_prompt
 from pipeline.dataset.watermark import embed
 from pipeline.tables import IMAGES
-from pipeline.workflow import ImportSource
-
-
-class Caption(NamedTuple):
-    """A picture of an import list; of caption and problem, exactly one is given."""
-
-    name: str
-    text: str | None
-    problem: str | None
-    split: str | None = None  # where the list has a column for it
-
+from pipeline.workflow import ImportedSource, ImportSource, OriginalSource
 
 CHUNK_ROWS, CHUNK_BYTES = 16, 64 << 20
 HEAD_BYTES = 4 << 20  # where a PNG's texts are looked for: they stand before its pixels
@@ -171,17 +169,29 @@ def _from_file(pictures: Pictures, name: str) -> Caption:
     return Caption(name, text or None, None if text else "no caption")
 
 
-def list_captions(source: ImportSource) -> Iterator[Caption]:
+def open_import(source: ImportedSource) -> Pictures | OriginalPictures:
+    """Open the pictures of an imported source. Raises AigiError, as what it opens does."""
+    if isinstance(source, OriginalSource):
+        return OriginalPictures(source)
+    return open_pictures(source.path)
+
+
+def list_captions(source: ImportedSource) -> Iterator[Caption]:
     """Name, caption or problem, and stated split of every picture.
 
     Captions come from the captions file; where none is set, from the text column of a parquet
     of pictures, else from `NAME.txt` beside the picture, else from the prompt inside a PNG.
-    Pictures come first, in their order; then rows of the captions file that match none.
+    Pictures come first, in their order; then rows of the captions file that match none. The
+    original release has its own text files.
 
     Raises:
         AigiError: no picture at all, a captions file or column that is missing or not
             readable, a picture or link that escapes the folder.
     """
+    if isinstance(source, OriginalSource):
+        with OriginalPictures(source) as original:
+            yield from original.captions()
+        return
     with open_pictures(source.path) as pictures:
         if source.captions is None and isinstance(pictures, ParquetPictures):
             for name, text in pictures.texts(source.text_column):
@@ -224,10 +234,12 @@ class Importer:
         AigiError: the folder or archive is missing or refused.
     """
 
-    def __init__(self, source: ImportSource, png: PngEffort = "fast", threads: int = 2) -> None:
+    def __init__(self, source: ImportedSource, png: PngEffort = "fast", threads: int = 2) -> None:
         self.source, self.threads = source, threads
         self.png: PngEffort = png
-        self.pictures = open_pictures(source.path)
+        self.pictures = open_import(source)
+        # Pictures of the original release that have a watermark came with it.
+        self.marks = not isinstance(source, OriginalSource)
         self.versions = json.dumps({"pillow": PIL.__version__})
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
@@ -278,7 +290,7 @@ class Importer:
                 raise BadPicture(misfit)
         except (BadPicture, Escapes) as error:
             return row | {"error": str(error)}
-        rgb = embed(rgb, plan["watermark"] or "none")
+        rgb = embed(rgb, (self.marks and plan["watermark"]) or "none")
         kept = picture.lossless_png and rgb is picture.rgb
         return row | {
             "image": {

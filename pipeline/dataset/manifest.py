@@ -1,9 +1,10 @@
-"""A release folder and its manifest in, a list of every difference out (`aigi verify`)."""
+"""A release and its manifest in, a list of every difference out (`aigi verify`)."""
 
 from __future__ import annotations
 
 import posixpath
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,6 +14,10 @@ from pipeline.tables import Store
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
+RUN_WORKFLOW = "_workflow.json"
+"""In a run directory: the workflow of its last run, places included. It is not published."""
+PLAN_FILE = "plan.arrow"
+"""Every planned image, kept or not, with its shard: with it, batches can be made again."""
 LIBRARIES = (
     "accelerate",
     "datasets",
@@ -79,38 +84,73 @@ def git_commit() -> str | None:
     return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
 
-def verify(folder: str) -> tuple[dict[str, Any], list[str]]:
-    """Compare a release folder (or URL) with the manifest inside it.
+def open_release(target: str) -> tuple[Store, dict[str, Any]]:
+    """The files and the manifest of a release.
 
-    Returns:
-        The manifest, and one line for every file that is missing, extra or different.
+    Args:
+        target: a release folder, the run directory above it, or an fsspec URL of one; a Hub
+            dataset is `hf://datasets/ORG/NAME@REVISION`.
 
     Raises:
         AigiError: there is no manifest.
     """
-    store = Store(folder)
-    manifest = store.read_json(MANIFEST)
-    if manifest is None:
-        raise AigiError(
-            f"{folder}: no {MANIFEST}: not a release. Give the release folder, RUN/release"
-        )
+    for url in (target, target.rstrip("/") + "/release"):
+        store = Store(url)
+        try:
+            manifest = store.read_json(MANIFEST)
+        except OSError as error:
+            raise AigiError(f"{target}: cannot be read: {error}") from error
+        if manifest is not None:
+            return store, manifest
+    raise AigiError(
+        f"{target}: no {MANIFEST}: not a release. Give a release folder, a run, or "
+        "hf://datasets/ORG/NAME@REVISION"
+    )
+
+
+def _compare_file(
+    store: Store, schema: list[str], record: FileRecord, size: int | None
+) -> list[str]:
+    path = record["path"]
+    # Only files that were found below the folder are opened: a name cannot lead out of it.
+    if size is None:
+        return [f"{path}: missing"]
     found = []
-    listed = {record["path"]: record for record in manifest["files"]}
+    if size != record["bytes"]:
+        found.append(f"{path}: {size:,} bytes, expected {record['bytes']:,}")
+    digest = store.sha256(path)
+    if digest != record["sha256"]:
+        found.append(f"{path}: sha256 {digest}, expected {record['sha256']}")
+    metadata = store.metadata("", path.removesuffix(".parquet"))
+    if metadata is None:
+        return [*found, f"{path}: not readable as parquet"]
+    if metadata.num_rows != record["rows"]:
+        found.append(f"{path}: {metadata.num_rows:,} rows, expected {record['rows']:,}")
+    columns = metadata.schema.to_arrow_schema().to_string(show_schema_metadata=False).splitlines()
+    for what, lines, others in (
+        ("missing", schema, columns),
+        ("not expected", columns, schema),
+    ):
+        found += [f"{path}: column {line}: {what}" for line in lines if line not in others]
+    return found
+
+
+def compare(store: Store, manifest: dict[str, Any]) -> list[str]:
+    """One line for every file of a release that is missing, extra or differs from its manifest.
+
+    Of files on the Hub the sha256 is the one that the Hub states, where it states one.
+    """
     sizes = {f"{name}.parquet": size for name, size in store.shards("").items()}
-    for path, record in listed.items():
-        # Only files that were found below the folder are opened: a name cannot lead out of it.
-        if path not in sizes:
-            found.append(f"{path}: missing")
-            continue
-        if sizes[path] != record["bytes"]:
-            found.append(f"{path}: {sizes[path]:,} bytes, expected {record['bytes']:,}")
-        digest = store.sha256(path)
-        if digest != record["sha256"]:
-            found.append(f"{path}: sha256 {digest}, expected {record['sha256']}")
-            continue
-        rows = store.rows("", path.removesuffix(".parquet"))
-        if rows != record["rows"]:
-            found.append(f"{path}: {rows} rows, expected {record['rows']}")
+    with ThreadPoolExecutor(8) as pool:  # round trips on the Hub, hashes on a disk
+        found = [
+            line
+            for lines in pool.map(
+                lambda r: _compare_file(store, manifest["schema"], r, sizes.get(r["path"])),
+                manifest["files"],
+            )
+            for line in lines
+        ]
+    listed = {record["path"] for record in manifest["files"]}
     found += [f"{path}: not in the manifest" for path in sizes if path not in listed]
     for record in manifest["documents"]:
         path = record["path"]
@@ -120,4 +160,4 @@ def verify(folder: str) -> tuple[dict[str, Any], list[str]]:
             found.append(f"{path}: missing")
         elif (digest := store.sha256(path)) != record["sha256"]:
             found.append(f"{path}: sha256 {digest}, expected {record['sha256']}")
-    return manifest, found
+    return found

@@ -12,15 +12,16 @@ import stat
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import AigiError
 from pipeline.dataset.pixels import BadPicture, open_at_once
+from pipeline.dataset.volumes import open_file, open_zip
 
 EXTENSIONS = frozenset(
     [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jxl"]
@@ -31,6 +32,23 @@ MAX_TEXT_BYTES = 1 << 20  # of a caption file
 
 class Escapes(AigiError):
     """A name or a link that leads out of the folder or archive."""
+
+
+class Caption(NamedTuple):
+    """What a list says of a picture: a text, or the problem that keeps it out.
+
+    Attributes:
+        split: the one that the list states; null: a hash of the text decides.
+        line: of the list, where it has lines.
+        variants: name of the picture by watermark, where it comes in several.
+    """
+
+    name: str
+    text: str | None
+    problem: str | None
+    split: str | None = None
+    line: int | None = None
+    variants: Mapping[str, str] | None = None
 
 
 def escapes(name: str) -> bool:
@@ -44,7 +62,8 @@ def escapes(name: str) -> bool:
     )
 
 
-def _wanted(name: str, extensions: frozenset[str]) -> bool:
+def wanted(name: str, extensions: frozenset[str]) -> bool:
+    """True where a name has one of the extensions, and no part of it is hidden."""
     parts = name.split("/")
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
     return not hidden and os.path.splitext(name)[1].lower() in extensions
@@ -93,11 +112,11 @@ class FolderPictures:
             )
         return path
 
-    def names(self) -> list[str]:
-        """Names of all pictures, sorted.
+    def files(self) -> list[str]:
+        """Names of all files, pictures or not, sorted. What is a link shows when it is read.
 
         Raises:
-            Escapes: a link leads out of the folder.
+            Escapes: a link to a folder leads out of the folder.
         """
         found = []
         for folder, folders, files in os.walk(self.root):
@@ -106,13 +125,22 @@ class FolderPictures:
             for name in folders:
                 if os.path.islink(os.path.join(folder, name)):
                     self._path((inside / name).as_posix())
-            for file in files:
-                name = (inside / file).as_posix()
-                if _wanted(name, EXTENSIONS):
-                    path = self._path(_check_utf8(self.location, name))
-                    if path.is_file() or not path.exists():  # no pipes, no devices
-                        found.append(name)
+            found += [(inside / file).as_posix() for file in files]
         return sorted(found)
+
+    def names(self) -> list[str]:
+        """Names of all pictures, sorted.
+
+        Raises:
+            Escapes: a link leads out of the folder.
+        """
+        found = []
+        for name in self.files():
+            if wanted(name, EXTENSIONS):
+                path = self._path(_check_utf8(self.location, name))
+                if path.is_file() or not path.exists():  # no pipes, no devices
+                    found.append(name)
+        return found
 
     def _read(self, name: str, most: int | None) -> bytes:
         try:
@@ -133,6 +161,10 @@ class FolderPictures:
         except (FileNotFoundError, NotADirectoryError):
             raise BadPicture("no such picture") from None
 
+    def checksum(self, name: str) -> int:
+        """CRC-32 of one file. Raises as `read` does."""
+        return zlib.crc32(self.read(name))
+
     def read(self, name: str) -> bytes:
         """All bytes of one file. Raises BadPicture (missing, over 512 MiB), Escapes."""
         return self._read(name, None)
@@ -152,19 +184,22 @@ class FolderPictures:
 
 
 class ZipPictures:
-    """Pictures in a zip archive, local or at an fsspec URL. Safe to read from many threads."""
+    """Pictures in a zip archive, local or at an fsspec URL. Safe to read from many threads.
+
+    Of an archive in volumes (`A.z01`, …, `A.zip`) the location is that of the last one.
+    """
 
     def __init__(self, location: str) -> None:
         self.location = location
-        self._file = _open_file(location)
+        self._file = open_zip(location)
         try:
             self._zip = zipfile.ZipFile(self._file)
+            self._files: list[str] = []
             self._entries = self._checked_entries()
         except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
             self._file.close()
             raise AigiError(
-                f"{location}: not readable as a zip archive ({error}). Fetch it again; join or "
-                "unpack an archive of several volumes first."
+                f"{location}: not readable as a zip archive ({error}). Fetch it again."
             ) from error
         except AigiError:
             self._file.close()
@@ -186,7 +221,7 @@ class ZipPictures:
 
     def _checked_entries(self) -> dict[str, zipfile.ZipInfo]:
         entries: dict[str, zipfile.ZipInfo] = {}
-        for info in self._zip.infolist():
+        for info in sorted(self._zip.infolist(), key=lambda info: info.header_offset):
             where = f"{self.location}: the entry {info.filename!r}"
             # Links are refused with the names: unpacked elsewhere, both write outside.
             if escapes(info.filename):
@@ -200,7 +235,9 @@ class ZipPictures:
                     name = name.encode("cp437").decode("utf-8")
                 except UnicodeError:
                     name = info.filename
-            if not _wanted(name, EXTENSIONS | {".txt"}):
+            if not info.is_dir():
+                self._files.append(name)
+            if not wanted(name, EXTENSIONS | {".txt"}):
                 continue
             if info.flag_bits & 1:
                 raise AigiError(f"{where} is encrypted; unpack it and give the folder")
@@ -209,9 +246,13 @@ class ZipPictures:
             entries[_check_utf8(self.location, name)] = info
         return entries
 
+    def files(self) -> list[str]:
+        """Names of all files, pictures or not, in the order in which the archive holds them."""
+        return self._files
+
     def names(self) -> list[str]:
         """Names of all pictures, sorted."""
-        return sorted(name for name in self._entries if _wanted(name, EXTENSIONS))
+        return sorted(name for name in self._entries if wanted(name, EXTENSIONS))
 
     def _entry(self, name: str) -> zipfile.ZipInfo:
         if escapes(name):
@@ -220,6 +261,10 @@ class ZipPictures:
             return self._entries[name]
         except KeyError:
             raise BadPicture("no such picture") from None
+
+    def checksum(self, name: str) -> int:
+        """CRC-32 of one entry, as the archive declares it. Raises BadPicture, Escapes."""
+        return self._entry(name).CRC
 
     def size(self, name: str) -> int:
         """Bytes of one entry, as the archive declares them. Raises BadPicture, Escapes."""
@@ -271,7 +316,7 @@ class ParquetPictures:
 
     def __init__(self, location: str, column: str | None = None) -> None:
         self.location, self._wanted_column = location, column
-        self._file = _open_file(location)
+        self._file = open_file(location)
         try:
             self._parquet = pq.ParquetFile(self._file)
             self._column, self._struct = self._picture_column(column)
@@ -399,15 +444,6 @@ class ParquetPictures:
 
 
 Pictures = FolderPictures | ZipPictures | ParquetPictures
-
-
-def _open_file(location: str) -> IO[bytes]:
-    if "://" not in location:
-        return open(location, "rb")
-    import fsspec
-
-    opened: IO[bytes] = fsspec.open(location, "rb").open()
-    return opened
 
 
 def open_pictures(location: str, column: str | None = None) -> Pictures:

@@ -10,24 +10,27 @@ import hashlib
 import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline import AigiError
-from pipeline.dataset import specification
-from pipeline.dataset.importer import list_captions
-from pipeline.dataset.pictures import ParquetPictures, open_pictures
-from pipeline.dataset.pixels import image_size
+from pipeline.dataset import regenerate, specification
+from pipeline.dataset.importer import list_captions, open_import
+from pipeline.dataset.manifest import PLAN_FILE
+from pipeline.dataset.original import OriginalPictures
+from pipeline.dataset.pictures import Escapes, FolderPictures, ParquetPictures, ZipPictures
+from pipeline.dataset.pixels import BadPicture, image_size
 from pipeline.dataset.specification import Dataset, DiffusersSpec, ImportSpec, SplitSpec
 from pipeline.dataset.text import normalise, prompt_id, split_of
 from pipeline.progress import Progress
 from pipeline.run import Build
 from pipeline.tables import PLAN, REJECTS, Shard, Store
-from pipeline.workflow import ImportSource, SplitShares, Workflow
+from pipeline.workflow import ImportedSource, OriginalSource, SplitShares, Workflow
 from pipeline.workflow import Plan as PlanSettings
 
 VERSION = 1
@@ -240,21 +243,30 @@ def _spans(counts: list[int]) -> Iterator[tuple[int, int, int]]:
         end += count
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Import:
     path: str
     prompt_id: str
     text: str
     split: str
+    variants: Mapping[str, str] | None  # path by watermark, where they come marked
 
 
 def _imports(
-    name: str, source: ImportSource, shares: SplitShares, rejects: list[dict[str, Any]]
+    name: str, source: ImportedSource, shares: SplitShares, rejects: list[dict[str, Any]]
 ) -> list[_Import]:
-    """Pictures of an import with caption and split, in the order of their prompts' hashes."""
+    """Pictures of an import with caption and split, in the order in which they are planned.
+
+    That is the order of their prompts' hashes, so that a part of them is a fair one; of the
+    original release it is the order on disk, which is the fast one to read archives in.
+    """
     found = []
-    where = source.captions or source.path
-    for line, (path, caption, problem, stated) in enumerate(list_captions(source), start=1):
+    if isinstance(source, OriginalSource):
+        where, original = source.path, True
+    else:
+        where, original = source.captions or source.path, False
+    for number, listed in enumerate(list_captions(source), start=1):
+        path, caption, problem, stated, line, variants = listed
         text = normalise(caption) if caption is not None else ""
         if problem is None and not text:
             problem = "no caption"
@@ -265,21 +277,24 @@ def _imports(
                 {
                     "source": name,
                     "file": f"{where}:{path}",
-                    "line": line,
+                    "line": line if original else number,
                     "reason": problem,
                     "text": text,
                 }
             )
             continue
         identity = prompt_id(text)
-        found.append(_Import(path, identity, text, stated or split_of(identity, shares)))
-    return sorted(found, key=lambda item: (item.prompt_id, item.path))
+        split = stated or split_of(identity, shares)
+        found.append(_Import(path, identity, text, split, variants))
+    if not original:
+        found.sort(key=lambda item: (item.prompt_id, item.path))
+    return found
 
 
 def _imported(
     name: str,
     spec: ImportSpec,
-    source: ImportSource,
+    source: ImportedSource,
     split: str,
     pictures: list[_Import],
     plan: PlanSettings,
@@ -298,21 +313,24 @@ def _imported(
     rows: list[dict[str, Any]] = []
     full = plan.shard_mb * 1e6 / BYTES_PER_PIXEL
     held = 0
+    # The original release has its marked pictures; elsewhere we make them.
+    watermarks = ("none",) if isinstance(source, OriginalSource) else size.watermarks
     for rank, picture in enumerate(pictures[:planned]):
-        each = pixels[rank] * len(size.watermarks)
+        paths = picture.variants or dict.fromkeys(watermarks, picture.path)
+        each = pixels[rank] * len(paths)
         if rows and (held + each > full or round_of[rank] != rows[-1]["round"]):
             yield rows[-1]["round"], _table(rows)
             rows, held = [], 0
         held += each
         index = seen[picture.prompt_id]
         seen[picture.prompt_id] += 1
-        deciding = {"source": name, "path": picture.path, "text": picture.text}
         ids = {
             # Without a watermark the id is what it was before imports could have one.
             watermark: _image_id(
-                deciding if watermark == "none" else {**deciding, "watermark": watermark}
+                {"source": name, "path": path, "text": picture.text}
+                | ({} if watermark == "none" else {"watermark": watermark})
             )
-            for watermark in size.watermarks
+            for watermark, path in paths.items()
         }
         for watermark, image_id in ids.items():
             rows.append(
@@ -328,7 +346,7 @@ def _imported(
                     "height": height,
                     "watermark": watermark,
                     "pair_id": _pair_id(ids),
-                    "path": picture.path,
+                    "path": paths[watermark],
                     "index": index,
                     "rank": rank,
                     "round": round_of[rank],
@@ -339,16 +357,23 @@ def _imported(
 
 
 def _pixels(
-    source: ImportSource, names: list[str], width: int | None, height: int | None
+    source: ImportedSource, names: list[str], width: int | None, height: int | None
 ) -> list[int]:
     """Pixels of each picture: what the specification says, else what its file header says."""
     if width is not None and height is not None:
         return [width * height] * len(names)
-    with open_pictures(source.path) as pictures:
+    with open_import(source) as pictures:
         if isinstance(pictures, ParquetPictures):
             return [UNKNOWN_PIXELS] * len(names)
-        sizes = [image_size(pictures.head(name, HEADER_BYTES)) for name in names]
-    return [UNKNOWN_PIXELS if size is None else size[0] * size[1] for size in sizes]
+        return [_pixels_of(pictures, name) for name in names]
+
+
+def _pixels_of(pictures: FolderPictures | ZipPictures | OriginalPictures, name: str) -> int:
+    try:
+        size = image_size(pictures.head(name, HEADER_BYTES))
+    except (BadPicture, Escapes):  # its row will say so
+        size = None
+    return UNKNOWN_PIXELS if size is None else size[0] * size[1]
 
 
 def _stated_splits(
@@ -409,9 +434,47 @@ def _pinned(name: str, spec: DiffusersSpec, source: object) -> str:
 _ROUNDS = "_rounds.json"
 
 
-def _extra(store: Store) -> dict[str, Any]:
-    """Commits that the first round pinned, and generations that each top-up round adds."""
-    return store.read_json("plan", _ROUNDS) or {"pins": {}, "rounds": []}
+def _extra(store: Store, rounds: Iterable[Mapping[str, int]] = ()) -> dict[str, Any]:
+    """Commits that the first round pinned, and generations that each top-up round adds.
+
+    Args:
+        rounds: those that a plan begins with (that of a manifest).
+    """
+    return store.read_json("plan", _ROUNDS) or {"pins": {}, "rounds": list(rounds)}
+
+
+def added(store: Store) -> list[dict[str, int]]:
+    """Generations that each top-up round added to each `source/split`."""
+    return list(_extra(store)["rounds"])
+
+
+def pinned(dataset: Dataset, store: Store) -> Dataset:
+    """The specification with the commits that the plan's rows were given."""
+    pins = _extra(store)["pins"]
+    sources = {
+        name: spec.model_copy(update={"revision": pins[name]}) if name in pins else spec
+        for name, spec in dataset.sources.items()
+    }
+    return dataset.model_copy(update={"sources": sources})
+
+
+def shards(store: Store) -> Iterator[pa.Table]:
+    """The plan shard by shard, with its name in a column `shard`: what a release carries along."""
+    for name in store.shards("plan"):
+        table = store.read("plan", name)
+        yield table.append_column("shard", pa.array([name] * table.num_rows, pa.string()))
+
+
+def summary(store: Store) -> dict[str, Any]:
+    """Shards, rows, and a sha256 over the names of shards and the images that they plan."""
+    digest = hashlib.sha256()
+    names = list(store.shards("plan"))
+    rows = 0
+    for name in names:
+        ids = store.read("plan", name, ["image_id"])["image_id"].to_pylist()
+        digest.update(f"{name}:{','.join(ids)}\n".encode())
+        rows += len(ids)
+    return {"shards": len(names), "rows": rows, "sha256": digest.hexdigest()}
 
 
 def top_up(store: Store, short: Mapping[str, int]) -> None:
@@ -467,7 +530,8 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
             for p in _read_prompts(store)
         ]
     made = []
-    extra = _extra(store)
+    manifest = None if plan.manifest is None else regenerate.read_manifest(plan.manifest)
+    extra = _extra(store, [] if manifest is None else manifest["plan"]["rounds"])
     for name in names:
         spec = dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
@@ -489,7 +553,8 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
             else:
                 mine = [p for p in imports[name] if p.split == split]
                 wanted = _generations(spec.splits[split], plan)
-                if len(mine) < wanted:
+                # Without a stated count, as many are wanted as there are.
+                if len(mine) < wanted or (wanted < len(mine) and wanted and plan.limit is None):
                     progress.say(
                         f"plan: {name} {split}: {len(mine):,} pictures found, {wanted:,} wanted"
                     )
@@ -505,18 +570,62 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
         raise AigiError("plan: nothing to make; look at plan.sources, plan.limit and the rejects")
     store.write("rejects", "plan", pa.Table.from_pylist(rejects, schema=REJECTS), REJECTS)
     if rejects:
-        progress.say(f"plan: {len(rejects):,} pictures rejected, see rejects/plan.parquet")
+        reasons = Counter(str(row["reason"]).split(":")[0] for row in rejects)
+        progress.say(
+            f"plan: {len(rejects):,} rejected, see rejects/plan.parquet"
+            + "".join(f", {count:,} {why}" for why, count in reasons.most_common())
+        )
+    if manifest is not None:
+        _check_same(store, manifest)
     return made
 
 
-def local_import(workflow: Workflow, name: str) -> ImportSource:
+def _check_same(store: Store, manifest: Mapping[str, Any]) -> None:
+    """Refuse a plan that was made anew and is not the one of the manifest."""
+    found, expected = summary(store), manifest["plan"]
+    if all(found[key] == expected[key] for key in found):
+        return
+    here = (store.read_json("_stages", "prompts.json") or {}).get("settings", {})
+    contents = [source.get("content") for source in here.get("sources", [])]
+    captions = [
+        f"  {line['file']}: other content than the file of that name had there"
+        for line, content in zip(manifest["captions"], contents, strict=False)
+        if line["content"] != content
+    ]
+    raise AigiError(
+        f"plan: {found['rows']:,} images in {found['shards']:,} shards, and not those of "
+        f"{manifest['name']} {manifest['version']} ({expected['rows']:,} in "
+        f"{expected['shards']:,}).\n"
+        + "\n".join(captions or ["  The captions are the same: is it the same version of aigi?"])
+        + f"\nThe release itself carries its plan: take the manifest beside {PLAN_FILE}."
+    )
+
+
+def _copy(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
+    """The plan that lies beside a manifest, as it is; of the sources that are asked for."""
+    assert workflow.plan is not None
+    assert workflow.plan.manifest is not None
+    location = workflow.plan.manifest
+    manifest = regenerate.read_manifest(location)
+    made = []
+    for table in regenerate.read_plan(location, manifest):
+        source, name = table["source"][0].as_py(), table["shard"][0].as_py()
+        if workflow.plan.sources is None or source in workflow.plan.sources:
+            made.append(store.write("plan", name, table.drop_columns(["shard"]), PLAN))
+    if not made:
+        raise AigiError(f"plan.sources: {location} has no image of these sources")
+    store.write_json(_extra(store, manifest["plan"]["rounds"]), "plan", _ROUNDS)
+    return made
+
+
+def local_import(workflow: Workflow, name: str) -> ImportedSource:
     """The place of an imported source on this machine.
 
     Raises:
         AigiError: the workflow does not say where its pictures lie.
     """
     source = workflow.sources.get(name)
-    if not isinstance(source, ImportSource):
+    if not isinstance(source, ImportedSource):
         raise AigiError(
             f"sources.{name}: this source is imported; say where its pictures lie, for example "
             f"--set sources.{name}.kind=import --set sources.{name}.path=FOLDER_OR_ZIP, "
@@ -531,6 +640,19 @@ def stage(workflow: Workflow) -> Build:
     dataset = specification.load(workflow.plan.dataset)
     names = chosen(dataset, workflow.plan)
     generated = any(isinstance(dataset.sources[name], DiffusersSpec) for name in names)
+    location, rounds = workflow.plan.manifest, []
+    if location is not None:
+        manifest = regenerate.read_manifest(location)
+        if regenerate.plan_beside(location, manifest) is not None:
+            return Build(
+                table="plan",
+                version=VERSION,
+                schema=PLAN,
+                settings={"plan": manifest["plan"], "sources": names},
+                inputs=(),
+                build=partial(_copy, workflow),
+            )
+        rounds = manifest["plan"]["rounds"]
     settings = {
         "dataset": {
             name: dataset.sources[name].model_dump(
@@ -538,7 +660,7 @@ def stage(workflow: Workflow) -> Build:
             )
             for name in names
         },
-        **workflow.plan.model_dump(mode="json", exclude={"dataset", "sources"}),
+        **workflow.plan.model_dump(mode="json", exclude={"dataset", "sources", "manifest"}),
         "split": workflow.split.model_dump(mode="json"),
         "imports": {
             name: local_import(workflow, name).model_dump(mode="json")
@@ -552,6 +674,6 @@ def stage(workflow: Workflow) -> Build:
         schema=PLAN,
         settings=settings,
         inputs=("prompts",) if generated else (),
-        build=lambda store, progress: _build(workflow, store, progress),
-        state=lambda store: _extra(store)["rounds"],
+        build=partial(_build, workflow),
+        state=lambda store: _extra(store, rounds)["rounds"],
     )

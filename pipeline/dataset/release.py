@@ -16,11 +16,19 @@ import pyarrow.compute as pc
 
 from pipeline import AigiError, __version__
 from pipeline.dataset import card, specification
-from pipeline.dataset.manifest import MANIFEST, FileRecord, git_commit, library_versions
-from pipeline.dataset.plan import chosen, quotas
+from pipeline.dataset.manifest import (
+    MANIFEST,
+    PLAN_FILE,
+    FileRecord,
+    git_commit,
+    library_versions,
+)
+from pipeline.dataset.plan import added, chosen, pinned, quotas, summary
+from pipeline.dataset.plan import shards as plan_shards
+from pipeline.dataset.regenerate import read_manifest, recorded
 from pipeline.progress import Progress
 from pipeline.run import Build, Map
-from pipeline.tables import RELEASE, Shard, Store
+from pipeline.tables import PLAN, RELEASE, Shard, Store
 from pipeline.workflow import Workflow
 
 VERSION = 1
@@ -117,10 +125,21 @@ def _check_splits(store: Store, names: list[str]) -> None:
                 )
 
 
+def _captions(store: Store) -> list[dict[str, Any]]:
+    """Caption files of the prompts, by name and content."""
+    settings = (store.read_json("_stages", "prompts.json") or {}).get("settings", {})
+    return [
+        {"file": source["path"], "content": source["content"]}
+        if "content" in source
+        else {"file": source.get("dataset") or source["kind"], "content": None}
+        for source in settings.get("sources", [])
+    ]
+
+
 def _build_manifest(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
     assert workflow.plan is not None
     assert workflow.release is not None
-    dataset = specification.load(workflow.plan.dataset)
+    dataset = pinned(specification.load(workflow.plan.dataset), store)
     sizes = store.shards("release")
     names = [name for name in _names(store) if name in sizes]
     _check_splits(store, names)
@@ -145,6 +164,9 @@ def _build_manifest(workflow: Workflow, store: Store, progress: Progress) -> lis
         )
     names_made = chosen(dataset, workflow.plan)
     documents = card.write(workflow, dataset, store, files, progress)
+    schema = PLAN.append(pa.field("shard", pa.string()))
+    size, digest = store.write_arrow(plan_shards(store), schema, "release", PLAN_FILE)
+    documents.append({"path": PLAN_FILE, "bytes": size, "sha256": digest})
     manifest = {
         "name": dataset.name,
         "version": workflow.release.version,
@@ -155,11 +177,10 @@ def _build_manifest(workflow: Workflow, store: Store, progress: Progress) -> lis
             **dataset.model_dump(mode="json", exclude={"sources"}),
             "sources": {name: dataset.sources[name].model_dump(mode="json") for name in names_made},
         },
+        "plan": {**summary(store), "rounds": added(store)},
         # Where it ran and on how many workers does not change a byte; threads can.
-        "workflow": {
-            **workflow.model_dump(mode="json", exclude={"run", "compute", "release"}),
-            "compute": {"threads": workflow.compute.threads},
-        },
+        "workflow": recorded(workflow, names_made),
+        "captions": _captions(store),
         "wanted": {
             f"{quota.source}/{quota.split}": quota.images
             for quota in quotas(dataset, workflow.plan)
@@ -173,6 +194,12 @@ def _build_manifest(workflow: Workflow, store: Store, progress: Progress) -> lis
         "aigi": {"version": __version__, "commit": git_commit()},
         "versions": library_versions(),
     }
+    if workflow.plan.manifest is not None:
+        # The plan was made there; a release made again says how, not that it was copied.
+        first = read_manifest(workflow.plan.manifest)
+        manifest["captions"] = first["captions"]
+        manifest["workflow"]["prompts"] = first["workflow"].get("prompts")
+        manifest["workflow"]["selection"] = first["workflow"].get("selection")
     store.write_json(manifest, "release", MANIFEST)
     if workflow.release.record is not None:
         records = Store(workflow.release.record)

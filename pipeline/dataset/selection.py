@@ -39,7 +39,7 @@ from pipeline.dataset.plan import exhausted, quotas, rounds_made
 from pipeline.dataset.specification import DiffusersSpec
 from pipeline.progress import Progress
 from pipeline.run import Build
-from pipeline.tables import SELECTION, Shard, Store
+from pipeline.tables import REJECTS, SELECTION, Shard, Store
 from pipeline.workflow import Selection, Workflow
 
 VERSION = 2
@@ -384,12 +384,34 @@ def shortage(workflow: Workflow, store: Store) -> dict[str, int]:
     return short
 
 
+def _write_failures(store: Store, known: Candidates) -> None:
+    """List images that could not be made among the rejects, with the reason of each."""
+    shards = dict.fromkeys(known.shard[i] for i in np.flatnonzero(known.failed))
+    rows = []
+    for shard in shards:
+        plan = store.read("plan", shard, ["source", "path", "image_id", "text"]).to_pylist()
+        errors = store.read("images", shard, ["error"])["error"].to_pylist()
+        rows += [
+            {
+                "source": row["source"],
+                "file": row["path"] or row["image_id"],
+                "line": None,
+                "reason": error,
+                "text": row["text"],
+            }
+            for row, error in zip(plan, errors, strict=True)
+            if error is not None
+        ]
+    store.write("rejects", "images", pa.Table.from_pylist(rows, schema=REJECTS), REJECTS)
+
+
 def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
     assert workflow.plan is not None
     rules = workflow.selection or Selection()
     dataset = specification.load(workflow.plan.dataset)
     wanted = _wanted(workflow)
     known = candidates(store)
+    _write_failures(store, known)
     review = {} if rules.review is None else read_review(rules.review)
     strangers = set(review) - set(known.image_id)
     if strangers:

@@ -150,9 +150,11 @@ class Dataset(Settings):
 
 
 def load(path: str) -> Dataset:
-    """Read and check a dataset specification.
+    """Read and check a dataset specification, or the one that a manifest holds.
 
     Raises:
         AigiError: names the file and every wrong field.
     """
-    return check(Dataset, read_yaml(path), path)
+    data = read_yaml(path)
+    recorded = data.get("specification") if path.endswith(".json") else None
+    return check(Dataset, recorded if isinstance(recorded, dict) else data, path)

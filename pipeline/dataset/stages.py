@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline import AigiError
+from pipeline.dataset.manifest import RUN_WORKFLOW
 from pipeline.progress import Progress
 from pipeline.run import Stage, run_stages
 from pipeline.tables import Store
@@ -68,6 +69,7 @@ def make(workflow: Workflow, store: Store, progress: Progress) -> None:
     from pipeline.dataset import plan, selection
 
     found = stages(workflow)
+    store.write_json(workflow.model_dump(mode="json"), RUN_WORKFLOW)
     tables = [stage.table for stage in found]
     cut = tables.index("selection") + 1 if "selection" in tables else len(found)
     run_stages(found[:cut], store, workflow.compute, progress)

@@ -27,7 +27,7 @@ from pipeline import workflow as workflows
 from pipeline.dataset import card, plan, prompts, release, selection, sheet, specification
 from pipeline.dataset.counts import Counts, Kind, Origin, PromptCount
 from pipeline.dataset.croissant import CROISSANT, croissant
-from pipeline.dataset.manifest import CARD, MANIFEST, FileRecord, verify
+from pipeline.dataset.manifest import CARD, MANIFEST, PLAN_FILE, FileRecord, compare, open_release
 from pipeline.dataset.sheet import SHEET, Sample, Shown
 from pipeline.markdown import plain
 from pipeline.progress import Progress
@@ -413,7 +413,7 @@ def test_a_release_without_a_single_image(tmp_path: Path) -> None:
     text = (tmp_path / "run" / "release" / CARD).read_text()
     assert "0 images of 0 prompts, 0.0 MB in 0 parquet files." in text
     assert "`sd` `test`: 0 of 4 wanted." in text
-    assert verify(str(tmp_path / "run" / "release"))[1] == []
+    assert compare(*open_release(str(tmp_path / "run" / "release"))) == []
 
 
 def test_many_sizes_are_one_line(tmp_path: Path) -> None:
@@ -751,23 +751,24 @@ def test_equal_runs_give_equal_bytes(finished: tuple[Path, str], tmp_path: Path)
         assert (other / name).read_bytes() == (finished[0] / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("name", [CARD, CROISSANT, SHEET])
+@pytest.mark.parametrize("name", [CARD, CROISSANT, SHEET, PLAN_FILE])
 def test_verify_checks_every_document(
     finished: tuple[Path, str], tmp_path: Path, name: str
 ) -> None:
     copy = shutil.copytree(finished[0], tmp_path / "release")
-    manifest, differences = verify(str(copy))
+    store, manifest = open_release(str(copy))
+    differences = compare(store, manifest)
     assert differences == []
     documents = {record["path"]: record for record in manifest["documents"]}
-    assert set(documents) == {CARD, CROISSANT, SHEET}
+    assert set(documents) == {CARD, CROISSANT, SHEET, PLAN_FILE}
     assert documents[name]["bytes"] == (copy / name).stat().st_size
     data = bytearray((copy / name).read_bytes())
     data[len(data) // 2] ^= 1
     (copy / name).write_bytes(data)
-    _, (line,) = verify(str(copy))
+    (line,) = compare(*open_release(str(copy)))
     assert line.startswith(f"{name}: sha256 ")
     (copy / name).unlink()
-    assert verify(str(copy))[1] == [f"{name}: missing"]
+    assert compare(*open_release(str(copy))) == [f"{name}: missing"]
 
 
 @pytest.mark.parametrize("path", ["../outside.md", "sd/../../outside.md", "/etc/hosts", "..", ""])
@@ -779,7 +780,7 @@ def test_a_document_outside_the_release_is_not_opened(
     manifest = json.loads((copy / MANIFEST).read_text())
     manifest["documents"] = [{"path": path, "bytes": 1, "sha256": "0"}]
     (copy / MANIFEST).write_text(json.dumps(manifest))
-    assert verify(str(copy))[1] == [f"{path}: not a file beside {MANIFEST}"]
+    assert compare(*open_release(str(copy))) == [f"{path}: not a file beside {MANIFEST}"]
 
 
 def test_words_make_the_card_anew_and_nothing_else(tmp_path: Path) -> None:

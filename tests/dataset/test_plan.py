@@ -6,6 +6,7 @@ import csv
 import io
 import subprocess
 import sys
+import zipfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pipeline.dataset.stages import estimate
 from pipeline.progress import Progress
 from pipeline.run import run_stages
 from pipeline.tables import Store
+from pipeline.workflow import ImportSource
 from tests.conftest import ROOT, WorkflowMaker
 
 PKU = ROOT / "manifests" / "pku-aigi-500k.yaml"
@@ -302,3 +304,17 @@ def test_an_import_without_a_place_is_named(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(data))
     with pytest.raises(AigiError, match=r"--set sources\.mj\.path=FOLDER_OR_ZIP"):
         planned(path)
+
+
+def test_open_sizes_of_damaged_pictures(tmp_path: Path) -> None:
+    """Their rows say what is wrong with them; the plan only wants to know how large they are."""
+    out = io.BytesIO()
+    Image.new("RGB", (32, 16), "red").save(out, "PNG")
+    path = tmp_path / "p.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("a.png", "b.png"):
+            archive.writestr(name, out.getvalue())
+    path.write_bytes(path.read_bytes().replace(b"IDAT", b"IDAX", 1))
+    source = ImportSource(kind="import", path=str(path))
+    sizes = plan._pixels(source, ["a.png", "b.png"], None, None)
+    assert sizes == [plan.UNKNOWN_PIXELS, 32 * 16]

@@ -13,14 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.perf import captions, embeddings, images, pairs, watermark
+from tests.perf import captions, codecs, embeddings, images, pairs, publish, watermark
 from tests.perf.report import Measurement, machine, machine_line, table
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Measurement]]] = {
     "captions": lambda given: captions.run(given.quick, given.rows),
+    "codecs": lambda given: codecs.run(given.quick),
     "images": lambda given: images.run(given.quick),
     "embeddings": lambda given: embeddings.run(given.quick),
     "pairs": lambda given: pairs.run(given.quick),
+    "publish": lambda given: publish.run(given.quick),
     "watermark": lambda given: watermark.run(given.quick),
 }
 

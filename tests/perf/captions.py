@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tests.perf.report import GIB, Measurement
+from tests.perf.report import GIB, Measurement, peak_gib
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, QUICK_ROWS = 12_000_000, 300_000
@@ -166,12 +165,6 @@ def write_captions(path: Path, rows: int) -> None:
             file.write(memoryview(lines.buffers()[2])[: ends[-1]])
 
 
-def _peak_gib() -> float:
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024 / GIB
-
-
 def run_stage(captions: Path, run: Path, count: int) -> dict[str, Any]:
     """Run the prompts stage as a workflow would, in this process."""
     from pipeline.dataset import prompts
@@ -188,12 +181,12 @@ def run_stage(captions: Path, run: Path, count: int) -> dict[str, Any]:
     }
     workflow = check(Workflow, {"run": str(run), "prompts": settings}, str(run / "bench.yaml"))
     store = Store(workflow.run)
-    before, started = _peak_gib(), time.perf_counter()
+    before, started = peak_gib(), time.perf_counter()
     run_stages([prompts.stage(workflow)], store, workflow.compute, Progress())
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,
-        "peak_gib": _peak_gib(),
+        "peak_gib": peak_gib(),
         "peak_before_gib": before,
         "kept": sum(store.rows("prompts", shard) or 0 for shard in store.shards("prompts")),
         "rejected": store.rows("rejects", "prompts"),
@@ -210,7 +203,7 @@ def read_only(captions: Path) -> dict[str, Any]:
             rows += 1
             letters += len(caption)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "rows": rows, "letters": letters, "peak_gib": _peak_gib()}
+    return {"seconds": seconds, "rows": rows, "letters": letters, "peak_gib": peak_gib()}
 
 
 def _alone(*arguments: str) -> dict[str, Any]:

@@ -46,6 +46,13 @@ class Measurement:
         return {**asdict(self), "ratio": self.ratio}
 
 
+def peak_gib() -> float:
+    """Peak resident memory of this process so far, as the kernel counts it (VmHWM)."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024 / GIB
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores, memory, load, versions and date."""
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.perf import captions
+from tests.perf import captions, codecs
 from tests.perf.report import Measurement, machine, machine_line, number, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,3 +138,26 @@ def test_table_says_what_is_met() -> None:
     assert cells[4][2:] == ["0.25", "", "", "", ""]
     assert number(None) == ""
     assert machine_line(machine()).startswith("Machine: ")
+
+
+def test_codecs_exchange_pictures(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    said = run(
+        *("tests.perf.codec_exchange", "--pictures", "3", "--device", "cpu", "--size", "64"),
+        *("--out", str(out)),
+    )
+    assert "cpu to device: 0 of 3 failed" in said and "device to cpu: 0 of 3 failed" in said
+    found = json.loads(out.read_text())
+    assert found["network"] == "catc-small" and found["device"] == "cpu"
+    for total in found["exchanges"].values():
+        assert total["pictures"] == 3 and total["bytes"] > 0 and total["most"] <= 1
+
+
+def test_codecs_reports_times_shares_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.perf.codecs.PEERS", {"mean-scale": "mbt2018-mean"})
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("AIGI_COMPRESSAI", raising=False)
+    encode, encode_share, decode, decode_share, memory = codecs.run(quick=True)
+    assert encode.detail["ours"]["bytes"] > 100 and encode.ours > 0 < decode.ours
+    assert 0 < encode_share.ours < 1 and 0 < decode_share.ours < 1
+    assert encode_share.target and 0.1 < memory.ours < 8

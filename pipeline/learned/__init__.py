@@ -1,0 +1,1 @@
+"""Learned codecs: a picture and its prompt in, a bitstream out, and back."""

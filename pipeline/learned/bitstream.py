@@ -1,0 +1,255 @@
+"""A header and coded tiles in, the bytes of a file out, and back.
+
+    magic     4   "AIGI"
+    version   1   1
+    checksum  4   CRC-32 of all that follows
+    model     1+  length and name, ASCII
+    weights   4   first bytes of the model's fingerprint
+    width     v   pixels            v: a varint, 7 bits a byte, low ones first, at most 4 bytes
+    height    v
+    tile      v   side of a tile in steps of 64 pixels; 0: the picture is one tile
+    prompt    v   2 * bytes of UTF-8 + (1 if they follow as they are); else if there are any:
+              v   bytes of the coded prompt, and the coded prompt
+    tiles     v   bytes of the tile, and the tile, row by row; of the last one only the tile
+
+Numbers of more than one byte are big-endian. A tile is what `pipeline.learned.coding.Write` makes.
+The width and height that code a picture are those of the picture rounded up to multiples of 64; all
+tiles have the full side but the last of a row or column.
+
+Everything in the file counts as rate.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+
+from pipeline import AigiError
+from pipeline.learned.coding import DamagedStream
+from pipeline.learned.prompt import compress_prompt, decompress_prompt
+from pipeline.learned.sizes import NAME
+
+MAGIC, VERSION = b"AIGI", 1
+START = 9
+STRIDE = 64
+MOST_TILE_PIXELS = 1536 * 1536
+"""Of one tile: a decoder must hold the features of all of them at once."""
+MOST_PIXELS = 1 << 27
+"""Of a picture, unless a caller allows more."""
+MOST_PROMPT = 4096
+"""Bytes of UTF-8."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands before the tiles.
+
+    Attributes:
+        model: name of the model that coded it.
+        weights: 4 bytes of its fingerprint.
+        width, height: of the picture, in pixels.
+        tile: side of a tile in pixels, a multiple of 64; 0: one tile.
+        prompt: empty where there is none, or where the model does not read it.
+    """
+
+    model: str
+    weights: bytes
+    width: int
+    height: int
+    tile: int
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Area:
+    """A rectangle of the padded picture, in pixels; all four are multiples of 64."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+def padded(size: int) -> int:
+    """A width or height rounded up to a multiple of 64."""
+    return -(-size // STRIDE) * STRIDE
+
+
+def areas(width: int, height: int, tile: int) -> list[Area]:
+    """The tiles of a picture, row by row.
+
+    Raises:
+        DamagedStream: a tile would be larger than the format allows.
+    """
+    rows, columns = padded(height), padded(width)
+    tall, wide = min(tile or rows, rows), min(tile or columns, columns)
+    if tall * wide > MOST_TILE_PIXELS:
+        raise DamagedStream(
+            f"bitstream: a tile of {wide}x{tall} pixels; at most {MOST_TILE_PIXELS:,} pixels are "
+            "allowed. Code large pictures with smaller tiles."
+        )
+    return [
+        Area(top, min(top + tall, rows), left, min(left + wide, columns))
+        for top in range(0, rows, tall)
+        for left in range(0, columns, wide)
+    ]
+
+
+def _varint(value: int) -> bytes:
+    if not 0 <= value < 1 << 28:
+        raise ValueError(f"{value} does not fit into 28 bits")
+    out = bytearray()
+    while value >= 128:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+class _Reader:
+    """The bytes of a file, read from the left; nothing is copied before its length is checked."""
+
+    def __init__(self, data: bytes, at: int) -> None:
+        self.data, self.at = data, at
+
+    def bytes(self, count: int, what: str) -> bytes:
+        if count > len(self.data) - self.at:
+            raise DamagedStream(f"bitstream: cut short in its {what}. Get the file again.")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def varint(self, what: str) -> int:
+        value = 0
+        for shift in (0, 7, 14, 21):
+            (byte,) = self.bytes(1, what)
+            value |= (byte & 127) << shift
+            if byte < 128:
+                if shift and not byte:
+                    break  # there is a shorter way to write it
+                return value
+        raise DamagedStream(f"bitstream: its {what} is no number. Get the file again.")
+
+
+def pack_prompt(prompt: str) -> bytes:
+    """The field of a prompt.
+
+    Raises:
+        AigiError: it is longer than 4,096 bytes in UTF-8, or not text.
+    """
+    try:
+        text = prompt.encode()
+    except UnicodeEncodeError as error:
+        raise AigiError(f"prompt: not text that UTF-8 can hold: {error}") from None
+    if len(text) > MOST_PROMPT:
+        raise AigiError(
+            f"prompt: {len(text):,} bytes in UTF-8; at most {MOST_PROMPT:,} are stored. Shorten "
+            "it: text encoders read some 50 words."
+        )
+    if not text:
+        return _varint(0)
+    coded = compress_prompt(text)
+    if len(coded) + len(_varint(len(coded))) < len(text):
+        return _varint(2 * len(text)) + _varint(len(coded)) + coded
+    return _varint(2 * len(text) + 1) + text
+
+
+def _read_prompt(reader: _Reader) -> str:
+    head = reader.varint("prompt")
+    length, plain = head >> 1, head & 1
+    if length > MOST_PROMPT:
+        raise DamagedStream(
+            f"bitstream: claims a prompt of {length:,} bytes; at most {MOST_PROMPT:,} are stored."
+        )
+    if plain:
+        text = reader.bytes(length, "prompt")
+    else:
+        coded = reader.bytes(reader.varint("prompt"), "prompt") if length else b""
+        text = decompress_prompt(coded, length)
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        raise DamagedStream("bitstream: its prompt is not text. Get the file again.") from None
+
+
+def seal(body: bytes) -> bytes:
+    """A file of all that stands after the checksum."""
+    return MAGIC + bytes([VERSION]) + zlib.crc32(body).to_bytes(4, "big") + body
+
+
+def pack(header: Header, tiles: list[bytes]) -> bytes:
+    """The bytes of a file."""
+    name = header.model.encode("ascii")
+    parts = [bytes([len(name)]), name, header.weights]
+    parts += [_varint(n) for n in (header.width, header.height, header.tile // STRIDE)]
+    parts.append(pack_prompt(header.prompt))
+    for tile in tiles[:-1]:
+        parts += [_varint(len(tile)), tile]
+    return seal(b"".join([*parts, tiles[-1]]))
+
+
+def unpack(data: bytes, max_pixels: int = MOST_PIXELS) -> tuple[Header, list[bytes]]:
+    """The header and the tiles of a file; their content is not looked at.
+
+    Raises:
+        DamagedStream: it is no such file, cut short, changed, or claims more than is allowed.
+    """
+    header, reader = _unpack_header(data)
+    width, height = header.width, header.height
+    if width * height > max_pixels:
+        raise DamagedStream(
+            f"bitstream: claims {width}x{height} pixels; at most {max_pixels:,} are decoded. Raise "
+            "max_pixels if the file is right."
+        )
+    # Before any list of them: a tile takes bytes, so a file cannot have many more than it has.
+    side = header.tile or max(padded(width), padded(height))
+    if -(-width // side) * -(-height // side) > len(data):
+        raise DamagedStream("bitstream: cut short: it has fewer bytes than tiles.")
+    places = areas(width, height, header.tile)
+    tiles = [reader.bytes(reader.varint("tiles"), "tiles") for _ in places[:-1]]
+    tiles.append(reader.bytes(len(data) - reader.at, "tiles"))
+    return header, tiles
+
+
+def _unpack_header(data: bytes) -> tuple[Header, _Reader]:
+    if data[:4] != MAGIC:
+        raise DamagedStream("bitstream: not an aigi file: it does not start with AIGI.")
+    if len(data) < START:
+        raise DamagedStream("bitstream: cut short. Get the file again.")
+    if data[4] != VERSION:
+        raise DamagedStream(
+            f"bitstream: version {data[4]}; this aigi reads version {VERSION}. Get a newer aigi, "
+            "or the file again."
+        )
+    if zlib.crc32(data[START:]) != int.from_bytes(data[5:START], "big"):
+        raise DamagedStream("bitstream: damaged or cut short: wrong checksum. Get the file again.")
+    reader = _Reader(data, START)
+    (length,) = reader.bytes(1, "header")
+    name = reader.bytes(length, "header").decode("ascii", "replace")
+    if not re.fullmatch(NAME, name):
+        raise DamagedStream("bitstream: the name of its model is none. Get the file again.")
+    weights = reader.bytes(4, "header")
+    width, height, tile = (reader.varint("header") for _ in range(3))
+    if not width or not height:
+        raise DamagedStream(f"bitstream: claims {width}x{height} pixels. Get the file again.")
+    prompt = _read_prompt(reader)
+    return Header(name, weights, width, height, tile * STRIDE, prompt), reader
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bits a pixel of a file: of all of it, and without the prompt's bytes."""
+
+    bpp: float
+    bpp_without_prompt: float
+
+
+def rates(data: bytes) -> Rates:
+    """Rates of a file.
+
+    Raises:
+        DamagedStream: it is none.
+    """
+    header, _ = _unpack_header(data)
+    pixels = header.width * header.height
+    without = len(data) - len(pack_prompt(header.prompt))
+    return Rates(8 * len(data) / pixels, 8 * without / pixels)

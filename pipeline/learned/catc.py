@@ -1,0 +1,173 @@
+"""Sizes in, the networks of CATC out: the cross-attention transformer codec.
+
+             t ────────┬────────────────────────────────────┬─────────── t
+                       ▼                                    ▼
+    x ─▶ g_a ─▶ y ──┬─▶ Q ─▶ AE ─▶ bits ─▶ AD ─▶ y_hat ─▶ (+) ─▶ y_bar ─▶ g_s ─▶ x_hat
+                    │         ▲             ▲              ▲
+                   h_a        └──── Φ ──────┘              r
+                    │               ▲                      ▲
+                    z ─▶ Q ─▶ z_hat ─▶ h_s ─▶ channel-wise entropy model ◀─ t
+
+    g_a   (RBS ↓2, CAT block) three times, conv 3x3 ↓2
+    g_s   (RBU ↑2, CAT block) three times, sub-pixel conv 3x3 ↑2
+
+The entropy model codes y in S slices of M/S channels (Minnen 2020), one after the other:
+
+              h_s(z_hat)                  t
+               │      │                   ▼
+      state_0 ◀┘      │    state_i ─▶ (+ cross-attention) ─▶ c_i
+                      ▼                                       │
+                (mu_i, s_i) ◀──────────── e_i ◀───────────────┤
+                      ▼                                       │
+                   y_hat_i ─▶ r_i = 0.5 tanh(l_i(c_i, y_hat_i)) ◀┘
+                      │
+      state_i+1 = GRU(y_hat_i, state_i)
+
+    x, x_hat            B x 3 x H x W, 0 to 1; 64 divides H and W
+    y, y_hat, r, y_bar  B x M x H/16 x W/16
+    z, z_hat            B x N x H/64 x W/64
+    t                   B x T x D, the text; T is 1 for a pooled vector
+    state, c            B x hidden x H/16 x W/16
+
+The recurrent state, the attention and h_s are shared by all slices; e_i and l_i are a slice's own.
+r_i, the predicted rest of the rounding, is added for the synthesis only. No later slice sees it, so
+it decides no bit and need not be exact.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.learned.coding import Step
+from pipeline.learned.layers import (
+    CatBlock,
+    ConvGru,
+    CrossAttention,
+    ResidualDown,
+    ResidualUp,
+    Text,
+    conv,
+    subpixel,
+)
+from pipeline.learned.sizes import CatcSizes
+
+
+def _width(sizes: CatcSizes) -> int | None:
+    return None if sizes.text is None else sizes.text.width
+
+
+class Analysis(nn.Module):
+    """g_a: x and t in, y out."""
+
+    def __init__(self, sizes: CatcSizes) -> None:
+        super().__init__()
+        n = sizes.n
+        self.down = nn.ModuleList(ResidualDown(inputs, n) for inputs in (3, n, n))
+        self.cat = nn.ModuleList(
+            CatBlock(n, _width(sizes), sizes.heads, sizes.mlp) for _ in self.down
+        )
+        self.last = conv(n, sizes.m, stride=2)
+
+    def forward(self, x: Tensor, text: Text | None) -> Tensor:
+        for down, cat in zip(self.down, self.cat, strict=True):
+            x = cat(down(x), text)
+        y: Tensor = self.last(x)
+        return y
+
+
+class Synthesis(nn.Module):
+    """g_s: y_bar and t in, x_hat out."""
+
+    def __init__(self, sizes: CatcSizes) -> None:
+        super().__init__()
+        n = sizes.n
+        self.up = nn.ModuleList(ResidualUp(inputs, n) for inputs in (sizes.m, n, n))
+        self.cat = nn.ModuleList(
+            CatBlock(n, _width(sizes), sizes.heads, sizes.mlp) for _ in self.up
+        )
+        self.last = subpixel(n, 3)
+
+    def forward(self, y_bar: Tensor, text: Text | None) -> Tensor:
+        for up, cat in zip(self.up, self.cat, strict=True):
+            y_bar = cat(up(y_bar), text)
+        x_hat: Tensor = self.last(y_bar)
+        return x_hat
+
+
+class HyperAnalysis(nn.Module):
+    """h_a: y in, z out."""
+
+    def __init__(self, sizes: CatcSizes) -> None:
+        super().__init__()
+        n, m = sizes.n, sizes.m
+        self.layers = nn.Sequential(
+            *(conv(m, n), nn.GELU(), conv(n, n, stride=2), nn.GELU(), conv(n, n, stride=2))
+        )
+
+    def forward(self, y: Tensor) -> Tensor:
+        z: Tensor = self.layers(y)
+        return z
+
+
+class EntropyModel(nn.Module):
+    """z_hat and t in, distributions of y to `step` slice by slice, y_bar out."""
+
+    def __init__(self, sizes: CatcSizes) -> None:
+        super().__init__()
+        n, hidden, width = sizes.n, sizes.hidden, _width(sizes)
+        self.slices, self.depth = sizes.slices, sizes.m // sizes.slices
+        self.h_s = nn.Sequential(
+            *(subpixel(n, hidden), nn.GELU(), subpixel(hidden, hidden), nn.GELU()),
+            conv(hidden, 2 * hidden),
+        )
+        self.gru = ConvGru(self.depth, hidden)
+        if width is not None:
+            self.norm = nn.LayerNorm(hidden)
+            self.text = CrossAttention(hidden, width, sizes.heads)
+        self.has_text = width is not None
+        self.e = nn.ModuleList(
+            nn.Sequential(
+                *(conv(2 * hidden, hidden, kernel=1), nn.GELU()),
+                *(conv(hidden, hidden), nn.GELU(), conv(hidden, 2 * self.depth)),
+            )
+            for _ in range(self.slices)
+        )
+        self.lrp = nn.ModuleList(
+            nn.Sequential(
+                *(conv(hidden + self.depth, hidden, kernel=1), nn.GELU()),
+                conv(hidden, self.depth),
+            )
+            for _ in range(self.slices)
+        )
+
+    def _asked(self, state: Tensor, text: Text | None) -> Tensor:
+        """The state with what the text adds to it."""
+        if not self.has_text:
+            return state
+        assert text is not None
+        flat = state.flatten(2).transpose(1, 2)
+        found = self.text(self.norm(flat), text)
+        out: Tensor = state + found.transpose(1, 2).view_as(state)
+        return out
+
+    def forward(self, z_hat: Tensor, text: Text | None, step: Step) -> Tensor:
+        outer = next(self.lrp.parameters()).dtype
+        state, hyper = self.h_s(z_hat).chunk(2, dim=1)
+        state = torch.tanh(state)
+        parts = []
+        for index, (e, lrp) in enumerate(zip(self.e, self.lrp, strict=True)):
+            context = self._asked(state, text)
+            mean, scale = e(torch.cat([hyper, context], 1)).chunk(2, dim=1)
+            part = slice(index * self.depth, (index + 1) * self.depth)
+            y_hat = step(part, mean, scale)
+            rest = torch.cat([context, y_hat], 1).to(outer)
+            parts.append(y_hat + 0.5 * torch.tanh(lrp(rest)))
+            if index + 1 < self.slices:
+                state = self.gru(y_hat, state)
+        return torch.cat(parts, 1)
+
+    def freeze(self) -> None:
+        """Go to float64, but for lrp: all else decides which bits are read."""
+        self.double()
+        self.lrp.float()

@@ -1,0 +1,278 @@
+"""A trained network in, a codec out: pictures and prompts to files, and back.
+
+The transforms see a tile with 128 pixels of its neighbours around it, more than they reach, so
+tiles leave no seams; the entropy model sees each tile alone. What is promised:
+
+- A file decodes to the same latents on every machine, thread count and kernel, or fails with
+  `DamagedStream`; never to something else.
+- g_s runs in float32. With the settings of the encoder (machine, device, threads, torch) the
+  decoded picture is equal to the encoder's reconstruction; elsewhere some pixels may differ by 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline import AigiError
+from pipeline.device import pick_device
+from pipeline.learned import bitstream
+from pipeline.learned.bitstream import MOST_PIXELS, MOST_TILE_PIXELS, STRIDE, Area, Header, areas
+from pipeline.learned.layers import Text
+from pipeline.learned.network import CONFIG, WEIGHTS, Y_STRIDE, Network
+from pipeline.learned.sizes import NETWORKS, parse
+from pipeline.learned.text import TextEncoder
+
+RGB = npt.NDArray[np.uint8]
+"""A picture: uint8, H x W x 3, red green blue, 0 to 255."""
+
+TILE = 1024
+"""Side of the tiles of a picture that is too large for one."""
+HALO = 128
+"""Pixels around a tile that the transforms see too. CATC's reach is below it: 80 in g_a, 50 in
+g_s; see test_tiles."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A coded picture.
+
+    Attributes:
+        data: the file.
+        reconstruction: what it decodes to here: uint8, H x W x 3.
+    """
+
+    data: bytes
+    reconstruction: RGB
+
+
+class LearnedCodec:
+    """A network that is ready to code.
+
+    Args:
+        network: trained, with tables; it is frozen in place.
+        device: auto, cpu, cuda or cuda:N.
+        text_folder: where the text encoder lies, if not where the network says.
+        tile: side of a tile in pixels, a multiple of 64; None: one tile up to 1536 x 1536 pixels,
+            else tiles of 1024.
+
+    Attributes:
+        name: of the model; it stands in the files.
+        weights: 4 bytes of its fingerprint.
+
+    Raises:
+        AigiError: the network or its text encoder cannot be used, or there is no such device.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        device: str = "auto",
+        text_folder: str | os.PathLike[str] | None = None,
+        tile: int | None = None,
+    ) -> None:
+        self.device = pick_device(device)
+        if self.device.type == "mps":
+            raise AigiError("device: mps has no float64, which decoding wants. Set device: cpu.")
+        if tile is not None and (tile <= 0 or tile % STRIDE or tile * tile > MOST_TILE_PIXELS):
+            raise AigiError(f"tile: {tile}: expected a multiple of {STRIDE} up to 1536")
+        self.tile = tile
+        self.network = network.freeze().to(self.device)
+        sizes = network.sizes.text
+        self.text = None if sizes is None else TextEncoder(sizes, text_folder, self.device)
+        self.name = network.sizes.name
+        text_weights = None if self.text is None else self.text.state()
+        self.weights = network.fingerprint(text_weights)[:4]
+
+    def encode(self, image: RGB, prompt: str = "") -> bytes:
+        """Code a picture; the bytes alone suffice to decode it.
+
+        Args:
+            image: uint8, H x W x 3, of any size from 1 x 1.
+            prompt: what it shows; a network without text ignores it and does not store it.
+
+        Raises:
+            AigiError: the picture or the prompt is none.
+        """
+        return self._encode(image, prompt)[0]
+
+    def encode_and_reconstruct(self, image: RGB, prompt: str = "") -> Encoded:
+        """Code a picture, and decode it without reading it back.
+
+        Raises:
+            AigiError: as `encode`.
+        """
+        data, y_bar, text = self._encode(image, prompt)
+        tile = bitstream.unpack(data, image.shape[0] * image.shape[1])[0].tile
+        return Encoded(data, self._synthesise(y_bar, text, image.shape[1], image.shape[0], tile))
+
+    def decode(self, data: bytes, max_pixels: int = MOST_PIXELS) -> RGB:
+        """The picture of a file: uint8, H x W x 3.
+
+        Raises:
+            DamagedStream: the file is damaged or no such file, or has more than `max_pixels`.
+            AigiError: another model made it.
+        """
+        header, tiles = bitstream.unpack(data, max_pixels)
+        if header.weights != self.weights:
+            raise AigiError(
+                f"bitstream: made with model {header.model} (weights {header.weights.hex()}), this "
+                f"is {self.name} (weights {self.weights.hex()}). Give the right one as --model."
+            )
+        text = self._features(header.prompt)
+        places = areas(header.width, header.height, header.tile)
+        y_bars = (
+            self.network.read(tile, place.bottom - place.top, place.right - place.left, text)
+            for tile, place in zip(tiles, places, strict=True)
+        )
+        y_bar = _joined(y_bars, places)
+        return self._synthesise(y_bar, text, header.width, header.height, header.tile)
+
+    def _features(self, prompt: str) -> Text | None:
+        return None if self.text is None else self.text([prompt])
+
+    def _encode(self, image: RGB, prompt: str) -> tuple[bytes, Tensor, Text | None]:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise AigiError(
+                f"image: {image.dtype} {'x'.join(map(str, image.shape))}; expected uint8, height x "
+                "width x 3. Lay transparent pictures over a background; repeat grey three times."
+            )
+        height, width = image.shape[:2]
+        tile = self._tile(width, height)
+        text = self._features(prompt)
+        places = areas(width, height, tile)
+        bottom, right = places[-1].bottom, places[-1].right
+        whole = np.pad(image, ((0, bottom - height), (0, right - width), (0, 0)), mode="edge")
+        coded = []
+
+        def y_bars() -> Iterator[Tensor]:
+            for place in places:
+                around, inside = _with_halo(place, bottom, right)
+                part = whole[around.top : around.bottom, around.left : around.right]
+                x = torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
+                y = self.network.analyse(x.permute(2, 0, 1)[None].float() / 255, text)
+                data, y_bar = self.network.write(_cut(y, inside, Y_STRIDE).contiguous(), text)
+                coded.append(data)
+                yield y_bar
+
+        y_bar = _joined(y_bars(), places)
+        stored = prompt if self.text is not None else ""
+        header = Header(self.name, self.weights, width, height, tile, stored)
+        return bitstream.pack(header, coded), y_bar, text
+
+    def _tile(self, width: int, height: int) -> int:
+        pixels = bitstream.padded(width) * bitstream.padded(height)
+        if self.tile is None:
+            return 0 if pixels <= MOST_TILE_PIXELS else TILE
+        return self.tile
+
+    def _synthesise(
+        self, y_bar: Tensor, text: Text | None, width: int, height: int, tile: int
+    ) -> RGB:
+        places = areas(width, height, tile)
+        bottom, right = places[-1].bottom, places[-1].right
+        out = np.empty((bottom, right, 3), np.uint8)
+        for place in places:
+            around, inside = _with_halo(place, bottom, right)
+            x_hat = self.network.synthesise(_cut(y_bar, around, Y_STRIDE).contiguous(), text)
+            x_hat = _cut(x_hat, inside, 1)[0].permute(1, 2, 0)
+            pixels = torch.round(torch.nan_to_num(x_hat).clamp(0, 1) * 255).to(torch.uint8)
+            out[place.top : place.bottom, place.left : place.right] = pixels.cpu().numpy()
+        return np.ascontiguousarray(out[:height, :width])
+
+
+def _with_halo(place: Area, bottom: int, right: int) -> tuple[Area, Area]:
+    """A tile with what is around it, and where the tile is in there."""
+    around = Area(
+        max(place.top - HALO, 0),
+        min(place.bottom + HALO, bottom),
+        max(place.left - HALO, 0),
+        min(place.right + HALO, right),
+    )
+    inside = Area(
+        place.top - around.top,
+        place.bottom - around.top,
+        place.left - around.left,
+        place.right - around.left,
+    )
+    return around, inside
+
+
+def _cut(x: Tensor, area: Area, stride: int) -> Tensor:
+    return x[
+        ...,
+        area.top // stride : area.bottom // stride,
+        area.left // stride : area.right // stride,
+    ]
+
+
+def _joined(tiles: Iterator[Tensor], places: list[Area]) -> Tensor:
+    """Latents of the whole picture; memory is taken once the first tile has proved right."""
+    whole: Tensor | None = None
+    for tile, place in zip(tiles, places, strict=True):
+        if len(places) == 1:
+            return tile
+        if whole is None:
+            shape = (places[-1].bottom // Y_STRIDE, places[-1].right // Y_STRIDE)
+            whole = tile.new_empty((1, tile.shape[1], *shape))
+        _cut(whole, place, Y_STRIDE).copy_(tile)
+    assert whole is not None
+    return whole
+
+
+def load(
+    model: str | os.PathLike[str],
+    revision: str | None = None,
+    device: str = "auto",
+    text_folder: str | os.PathLike[str] | None = None,
+) -> LearnedCodec:
+    """Load a codec from a folder or the Hub.
+
+    Args:
+        model: a folder with `config.json` and `model.safetensors`, or a Hub id.
+        revision: commit, tag or branch on the Hub.
+        device: auto, cpu, cuda or cuda:N.
+        text_folder: where the text encoder lies, if not where the configuration says.
+
+    Raises:
+        AigiError: there is no such model, or it is damaged.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = _downloaded(str(model), revision)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise AigiError(
+                f"codec: {folder} has no {name}. Give a folder that save_pretrained wrote; weights "
+                "in pickle files are not read."
+            )
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        sizes = parse(config)
+    except (OSError, ValueError) as error:
+        raise AigiError(f"codec: {folder / CONFIG}: not JSON: {error}. Copy it anew.") from error
+    network = Network(**sizes.model_dump())
+    network.load_weights(folder / WEIGHTS)
+    return LearnedCodec(network, device, text_folder)
+
+
+def _downloaded(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+    except (HFValidationError, OSError, ValueError) as error:
+        raise AigiError(
+            f"codec: no folder {model}, and cannot get {model}@{revision or 'main'} from the Hub: "
+            f"{str(error).strip().splitlines()[0]}\n"
+            f"Give the folder of a model as --model. Networks: {', '.join(NETWORKS)}."
+        ) from error

@@ -1,0 +1,292 @@
+"""Latents and what a network says about them in, bytes out, and back: the range coder.
+
+What a network says is snapped to a grid first: the mean to multiples of 1/256, the scale to one of
+64 steps. In float64, machines differ by some 1e-15 of a number, so the chance that one of them
+lands on the other side of a border is some 1e-13 a number, and both sides code with the same
+integers. The checksum is over all that decides y_hat: where it ever happens, decoding fails.
+
+The coder is constriction's range coder. One call codes all symbols that share a table.
+
+`Estimate`, `Write` and `Read` are three ways through the same networks: called with a part
+of y, its mean and its scale, they return its y_hat.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline import AigiError
+from pipeline.learned.entropy import (
+    BORDERS,
+    SCALES,
+    Z_REACH,
+    Factorized,
+    Ints,
+    gaussian_likelihood,
+    gaussian_models,
+    gaussian_tables,
+    noise,
+    straight_through,
+)
+
+MEAN_STEPS = 256
+MOST = (1 << 15) - 1
+"""Symbols stay within +-32767, and so do means."""
+ESCAPES = 4 << 15
+Indices = npt.NDArray[np.uint8]
+Step = Callable[[slice, Tensor, Tensor], Tensor]
+"""Channels of y, their mean and scale (B x C x H x W) in, their y_hat out."""
+
+
+class DamagedStream(AigiError):
+    """A bitstream that is cut short, changed, or not made for this model."""
+
+
+MISMATCH = (
+    "bitstream: its symbols do not match their checksum: the file is damaged, or was made with "
+    "another model. Get the file again, and decode it with the model that its header names."
+)
+
+
+def _z_checksum(symbols: Ints) -> int:
+    return zlib.crc32(symbols.astype("<i4").tobytes()) & 0xFFFF
+
+
+def words_to_bytes(words: npt.NDArray[np.uint32]) -> bytes:
+    """What a range encoder wrote, big-endian, without the zeros at its end."""
+    return words.astype(">u4").tobytes().rstrip(b"\0")
+
+
+def bytes_to_words(data: bytes) -> npt.NDArray[np.uint32]:
+    """The words again, for a range decoder: it takes what is missing at the end for zeros."""
+    return np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
+
+
+class RangeWriter:
+    """Symbols in, bytes out."""
+
+    def __init__(self) -> None:
+        import constriction
+
+        self.escape = constriction.stream.model.Uniform(ESCAPES)
+        self.coder = constriction.stream.queue.RangeEncoder()
+
+    def write(self, symbols: Ints, model: Any, reach: int) -> None:
+        """Code symbols of one table, those beyond +-reach by the escape and 17 bits more."""
+        inside = np.abs(symbols) <= reach
+        indices = np.where(inside, symbols + reach, 2 * reach + 1)
+        self.coder.encode(indices.astype(np.int32), model)
+        if not inside.all():
+            outside = symbols[~inside]
+            values = 2 * (np.abs(outside) - reach - 1) + (outside < 0)
+            self.coder.encode(values.astype(np.int32), self.escape)
+
+    def bytes(self) -> bytes:
+        """Everything written; zeros at the end are left out."""
+        return words_to_bytes(self.coder.get_compressed())
+
+
+class RangeReader:
+    """What `RangeWriter` made in, symbols out; any bytes give some symbols."""
+
+    def __init__(self, data: bytes) -> None:
+        import constriction
+
+        self.escape = constriction.stream.model.Uniform(ESCAPES)
+        self.coder = constriction.stream.queue.RangeDecoder(bytes_to_words(data))
+
+    def read(self, count: int, model: Any, reach: int) -> Ints:
+        """Decode `count` symbols of one table.
+
+        Raises:
+            DamagedStream: no encoder has written this.
+        """
+        try:
+            indices = np.asarray(self.coder.decode(model, count), np.int64)
+            symbols = indices - reach
+            outside = indices == 2 * reach + 1
+            if outside.any():
+                values = np.asarray(self.coder.decode(self.escape, int(outside.sum())), np.int64)
+                far = values // 2 + reach + 1
+                symbols[outside] = np.where(values % 2, -far, far)
+        except AssertionError as error:  # what constriction makes of invalid data
+            raise DamagedStream(MISMATCH) from error
+        return symbols
+
+
+def _groups(indices: Indices) -> Iterator[tuple[int, Ints]]:
+    """Each table that is used, and the places of its symbols in order."""
+    order = np.argsort(indices, kind="stable")
+    counts = np.bincount(indices, minlength=len(SCALES))
+    start = 0
+    for index in np.flatnonzero(counts):
+        yield int(index), order[start : start + counts[index]]
+        start += counts[index]
+
+
+def write_gaussian(writer: RangeWriter, symbols: Ints, indices: Indices) -> None:
+    """Code symbols, shape (P,), each with the Gaussian of `SCALES[index]` around 0."""
+    models, tables = gaussian_models(), gaussian_tables()
+    for index, places in _groups(indices):
+        writer.write(symbols[places], models[index], len(tables[index]) // 2 - 1)
+
+
+def read_gaussian(reader: RangeReader, indices: Indices) -> Ints:
+    """The symbols that `write_gaussian` was given.
+
+    Raises:
+        DamagedStream: no encoder has written this.
+    """
+    models, tables = gaussian_models(), gaussian_tables()
+    symbols = np.zeros(indices.shape, np.int64)
+    for index, places in _groups(indices):
+        symbols[places] = reader.read(len(places), models[index], len(tables[index]) // 2 - 1)
+    return symbols
+
+
+def _snapped(mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Multiples of 1/256 (int64), and indices into SCALES (int64).
+
+    Raises:
+        AigiError: the network does not say a number.
+    """
+    if mean.dtype != torch.float64:
+        raise ValueError("coding wants a network in float64: call freeze() first")
+    if not bool(torch.isfinite(mean).all() and torch.isfinite(scale).all()):
+        raise AigiError(
+            "codec: the network gives no number for a mean or scale: its weights are damaged"
+        )
+    means = torch.floor(mean * MEAN_STEPS + 0.5).clamp(-MOST * MEAN_STEPS, MOST * MEAN_STEPS)
+    borders = torch.from_numpy(BORDERS).to(scale.device)
+    return means.long(), torch.bucketize(scale.contiguous(), borders)
+
+
+def _indices(indices: Tensor) -> Indices:
+    return indices.to(torch.uint8).flatten().cpu().numpy()
+
+
+class _Checksum:
+    """CRC-32 over every y_hat, as multiples of 1/256, in the order of coding."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def add(self, steps: Ints) -> None:
+        self.value = zlib.crc32(steps.astype("<i4").tobytes(), self.value)
+
+
+class Estimate:
+    """y in, y_hat and the likelihoods of y out: no bits are made.
+
+    Args:
+        y: B x M x H x W.
+        training: likelihoods of y with noise, else of rounded y.
+
+    Attributes:
+        likelihoods: of each part in turn.
+    """
+
+    def __init__(self, y: Tensor, training: bool) -> None:
+        # bfloat16 could not tell symbols beyond 128 from their neighbours.
+        self.y, self.training = y if y.dtype == torch.float64 else y.float(), training
+        self.likelihoods: list[Tensor] = []
+
+    def __call__(self, part: slice, mean: Tensor, scale: Tensor) -> Tensor:
+        distance = self.y[:, part] - mean
+        rounded = straight_through(distance)
+        self.likelihoods.append(
+            gaussian_likelihood(noise(distance) if self.training else rounded, scale)
+        )
+        return rounded + mean
+
+
+class Write:
+    """z and y in, a stream out; called part by part it returns y_hat.
+
+    Args:
+        y: 1 x M x H x W.
+
+    Attributes:
+        writer: gets the bits.
+    """
+
+    def __init__(self, y: Tensor) -> None:
+        self.y, self.writer, self.checksum = y, RangeWriter(), _Checksum()
+        self.z_checksum = 0
+
+    def z(self, z: Tensor, prior: Factorized) -> Tensor:
+        """Code z, 1 x N x H x W; returns z_hat in float64."""
+        median = prior.median.detach().double()[:, None, None]
+        symbols = torch.round(z.double() - median).clamp(-MOST, MOST)
+        flat = symbols.long()[0].flatten(1).cpu().numpy()
+        for channel, model in zip(flat, prior.models(), strict=True):
+            self.writer.write(channel, model, Z_REACH)
+        self.z_checksum = _z_checksum(flat)
+        return symbols + median
+
+    def __call__(self, part: slice, mean: Tensor, scale: Tensor) -> Tensor:
+        means, indices = _snapped(mean, scale)
+        y = self.y[:, part].double()
+        symbols = torch.round(y - means / MEAN_STEPS).clamp(-MOST, MOST).long()
+        write_gaussian(self.writer, symbols.flatten().cpu().numpy(), _indices(indices))
+        steps = symbols * MEAN_STEPS + means
+        self.checksum.add(steps.cpu().numpy())
+        return steps.double() / MEAN_STEPS
+
+    def bytes(self) -> bytes:
+        """2 bytes that check z, 4 that check y_hat, then the coder's."""
+        head = self.z_checksum.to_bytes(2, "big") + self.checksum.value.to_bytes(4, "big")
+        return head + self.writer.bytes()
+
+
+class Read:
+    """A stream in, z_hat and y_hat out: the counterpart of `Write`.
+
+    Args:
+        data: what `Write.bytes` returned.
+
+    Raises:
+        DamagedStream: it is too short.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        if len(data) < 6:
+            raise DamagedStream("bitstream: a tile is cut short. Get the file again.")
+        self.z_expected = int.from_bytes(data[:2], "big")
+        self.expected = int.from_bytes(data[2:6], "big")
+        self.reader, self.checksum = RangeReader(data[6:]), _Checksum()
+
+    def z(self, height: int, width: int, prior: Factorized) -> Tensor:
+        """z_hat, 1 x N x height x width, in float64.
+
+        Raises:
+            DamagedStream: it is not what was written.
+        """
+        flat = np.stack([self.reader.read(height * width, m, Z_REACH) for m in prior.models()])
+        if _z_checksum(flat) != self.z_expected:
+            raise DamagedStream(MISMATCH)
+        symbols = torch.from_numpy(flat).to(prior.median.device).view(1, -1, height, width)
+        return symbols + prior.median.detach().double()[:, None, None]
+
+    def __call__(self, part: slice, mean: Tensor, scale: Tensor) -> Tensor:
+        means, indices = _snapped(mean, scale)
+        symbols = torch.from_numpy(read_gaussian(self.reader, _indices(indices)))
+        steps = symbols.view(means.shape).to(means.device) * MEAN_STEPS + means
+        self.checksum.add(steps.cpu().numpy())
+        return steps.double() / MEAN_STEPS
+
+    def check(self) -> None:
+        """Compare all that was read with the checksum.
+
+        Raises:
+            DamagedStream: it is not what was written.
+        """
+        if self.checksum.value != self.expected:
+            raise DamagedStream(MISMATCH)

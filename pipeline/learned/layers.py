@@ -1,0 +1,258 @@
+"""Feature maps (B x C x H x W) in, feature maps out: the blocks that the networks are made of."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WINDOW = 8
+POSITIONS = 1 << 16
+"""Positions of a feature map that a CAT block works on at a time when no gradient is wanted."""
+
+
+class Text(NamedTuple):
+    """Features of the prompts of a batch.
+
+    Attributes:
+        features: float, B x T x D.
+        there: bool, B x T; false where a shorter prompt is filled up.
+    """
+
+    features: Tensor
+    there: Tensor
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Text:
+        """The same on another device, in another precision."""
+        return Text(self.features.to(device, dtype), self.there.to(device))
+
+
+class _LowerBound(torch.autograd.Function):
+    """max(x, bound), whose gradient still lets x grow where it is below (Ballé 2018, app. 6.1)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bound = bound
+        return x.clamp(min=bound)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        (grad,) = grads
+        return grad * ((x >= ctx.bound) | (grad < 0)), None
+
+
+def lower_bound(x: Tensor, bound: float) -> Tensor:
+    """max(x, bound) with a gradient that leads back above the bound."""
+    bounded: Tensor = _LowerBound.apply(x, bound)
+    return bounded
+
+
+class Gdn(nn.Module):
+    """Generalised divisive normalisation (Ballé 2016): x / sqrt(beta + gamma * x^2).
+
+    Args:
+        channels: C of the input and the output.
+        inverse: multiply instead of dividing, for the synthesis.
+    """
+
+    PEDESTAL = 2.0**-36  # keeps gradients of weights that start at 0 alive
+
+    def __init__(self, channels: int, inverse: bool = False) -> None:
+        super().__init__()
+        self.inverse = inverse
+        self.beta = nn.Parameter(torch.sqrt(torch.ones(channels) + self.PEDESTAL))
+        self.gamma = nn.Parameter(torch.sqrt(0.1 * torch.eye(channels) + self.PEDESTAL))
+
+    def forward(self, x: Tensor) -> Tensor:
+        beta = lower_bound(self.beta, (1e-6 + self.PEDESTAL) ** 0.5) ** 2 - self.PEDESTAL
+        gamma = lower_bound(self.gamma, self.PEDESTAL**0.5) ** 2 - self.PEDESTAL
+        norm = F.conv2d(x * x, gamma[:, :, None, None], beta)
+        return x * (norm.sqrt() if self.inverse else norm.rsqrt())
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    """A convolution whose output is 1 / stride of the size of its input."""
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+
+
+def deconv(inputs: int, outputs: int) -> nn.ConvTranspose2d:
+    """A 5x5 transposed convolution to twice the size."""
+    return nn.ConvTranspose2d(inputs, outputs, 5, 2, 2, 1)
+
+
+def subpixel(inputs: int, outputs: int) -> nn.Sequential:
+    """A sub-pixel convolution (Shi 2016) to twice the size."""
+    return nn.Sequential(conv(inputs, 4 * outputs), nn.PixelShuffle(2))
+
+
+class ResidualDown(nn.Module):
+    """RBS: a residual block to half the size."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv(inputs, outputs, stride=2),
+            nn.LeakyReLU(),
+            conv(outputs, outputs),
+            Gdn(outputs),
+        )
+        self.skip = conv(inputs, outputs, kernel=1, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x) + self.skip(x)
+        return out
+
+
+class ResidualUp(nn.Module):
+    """RBU: a residual block to twice the size."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            subpixel(inputs, outputs),
+            nn.LeakyReLU(),
+            conv(outputs, outputs),
+            Gdn(outputs, inverse=True),
+        )
+        self.skip = subpixel(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x) + self.skip(x)
+        return out
+
+
+class CrossAttention(nn.Module):
+    """Every position asks the text: B x L x C and B x T x D in, B x L x C out.
+
+    A learned token stands beside those of the text. So a position can look away, a prompt of one
+    vector is a choice and not a constant, and a network can be told nothing.
+
+    Args:
+        channels: C.
+        width: D.
+        heads: divides C.
+    """
+
+    def __init__(self, channels: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(width, 2 * channels)
+        self.nothing = nn.Parameter(torch.randn(2 * channels) * 0.02)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, text: Text) -> Tensor:
+        batch, _, channels = x.shape
+        nothing = self.nothing.expand(batch, 1, -1)
+        both = torch.cat([nothing, self.key_value(text.features)], dim=1)
+        q, k, v = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for part in (self.query(x), both[..., :channels], both[..., channels:])
+        )
+        there = F.pad(text.there, (1, 0), value=True)[:, None, None, :]
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=there)
+        out: Tensor = self.out(found.transpose(1, 2).flatten(2))
+        return out
+
+
+class WindowAttention(nn.Module):
+    """Self-attention in windows of 8x8 with a bias for each offset (Liu 2021).
+
+    ... x 64 x C in, the same out.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_key_value = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        self.bias = nn.Parameter(torch.zeros(heads, (2 * WINDOW - 1) ** 2))
+        at = torch.stack(torch.meshgrid(*(torch.arange(WINDOW),) * 2, indexing="ij")).flatten(1)
+        offset = at[:, :, None] - at[:, None, :] + WINDOW - 1
+        self.register_buffer("offset", offset[0] * (2 * WINDOW - 1) + offset[1], persistent=False)
+        self.offset: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0)
+        q, k, v = (part.transpose(-3, -2) for part in parts)
+        bias = self.bias[:, self.offset].to(q.dtype)
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out: Tensor = self.out(found.transpose(-3, -2).flatten(-2))
+        return out
+
+
+class CatBlock(nn.Module):
+    """CAT block: attention in a window, attention on the text, an MLP; each added to its input.
+
+    Everything stays inside a window of 8x8 positions (the convolutions around the block carry
+    further), so a large map is worked through in pieces.
+
+    Args:
+        channels: C.
+        width: D of the text; None: no cross-attention.
+        heads: divides C.
+        mlp: width of the MLP over C.
+    """
+
+    def __init__(self, channels: int, width: int | None, heads: int, mlp: int) -> None:
+        super().__init__()
+        self.norm_window = nn.LayerNorm(channels)
+        self.window = WindowAttention(channels, heads)
+        if width is not None:
+            self.norm_text = nn.LayerNorm(channels)
+            self.text = CrossAttention(channels, width, heads)
+        self.has_text = width is not None
+        self.norm_mlp = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, mlp * channels), nn.GELU(), nn.Linear(mlp * channels, channels)
+        )
+
+    def _windows(self, x: Tensor, text: Text | None) -> Tensor:
+        x = x + self.window(self.norm_window(x))  # B x windows x 64 x C
+        if self.has_text:
+            assert text is not None
+            flat = self.text(self.norm_text(x).flatten(1, 2), text)
+            x = x + flat.view_as(x)
+        out: Tensor = x + self.mlp(self.norm_mlp(x))
+        return out
+
+    def forward(self, x: Tensor, text: Text | None) -> Tensor:
+        """B x C x H x W in and out; 8 divides H and W."""
+        batch, channels, height, width = x.shape
+        rows, columns = height // WINDOW, width // WINDOW
+        windows = x.view(batch, channels, rows, WINDOW, columns, WINDOW)
+        windows = windows.permute(0, 2, 4, 3, 5, 1).reshape(
+            batch, rows * columns, WINDOW * WINDOW, channels
+        )
+        if torch.is_grad_enabled():
+            windows = self._windows(windows, text)
+        else:
+            size = max(1, POSITIONS // (batch * WINDOW * WINDOW))
+            windows = torch.cat(
+                [self._windows(part, text) for part in torch.split(windows, size, 1)], 1
+            )
+        windows = windows.view(batch, rows, columns, WINDOW, WINDOW, channels)
+        return windows.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
+
+
+class ConvGru(nn.Module):
+    """A gated recurrent unit whose state is a feature map (Cho 2014, Ballas 2016).
+
+    Args:
+        inputs: channels of what comes in.
+        hidden: channels of the state.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.gates = conv(inputs + hidden, 2 * hidden)
+        self.candidate = conv(inputs + hidden, hidden)
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        reset, update = torch.sigmoid(self.gates(torch.cat([x, state], 1))).chunk(2, 1)
+        new = torch.tanh(self.candidate(torch.cat([x, reset * state], 1)))
+        return state + update * (new - state)

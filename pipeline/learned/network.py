@@ -1,0 +1,252 @@
+"""Sizes in, a network out that trains (`forward`) and codes (`compress`, `decompress`).
+
+All networks are four parts and a prior of z: g_a, h_a, the entropy model, g_s. Their diagrams stand
+in `hyperprior.py` and `catc.py`.
+
+Trained weights are a folder or a repository of the Hub with `config.json` and `model.safetensors`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
+from torch import Tensor, nn
+
+from pipeline import AigiError
+from pipeline.learned import catc, hyperprior
+from pipeline.learned.bitstream import STRIDE
+from pipeline.learned.card import card
+from pipeline.learned.coding import Estimate, Read, Write
+from pipeline.learned.entropy import Factorized
+from pipeline.learned.layers import Text
+from pipeline.learned.sizes import Sizes, parse
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+Y_STRIDE = 16
+"""Pixels of a latent; of a latent of z there are `STRIDE`."""
+
+
+class Output(NamedTuple):
+    """What `forward` returns.
+
+    Attributes:
+        x_hat: B x 3 x H x W, about 0 to 1.
+        y_likelihoods, z_likelihoods: of every latent, in (0, 1].
+    """
+
+    x_hat: Tensor
+    y_likelihoods: Tensor
+    z_likelihoods: Tensor
+
+    def bits(self) -> Tensor:
+        """Estimated bits of the whole batch, a scalar."""
+        return -self.y_likelihoods.log2().sum() - self.z_likelihoods.log2().sum()
+
+
+class Network(nn.Module, PyTorchModelHubMixin):
+    """A learned codec without its container.
+
+    Args:
+        sizes: fields of `HyperpriorSizes` or `CatcSizes`, for example
+            `**NETWORKS["catc-small"].model_dump()`.
+
+    Attributes:
+        frozen: whether it is ready to code and not to be trained.
+
+    Raises:
+        AigiError: a field is unknown, missing or out of range.
+    """
+
+    def __init__(self, **sizes: Any) -> None:
+        super().__init__()
+        self.sizes: Sizes = parse(sizes)
+        parts: Any = catc if self.sizes.kind == "catc" else hyperprior
+        self.g_a = parts.Analysis(self.sizes)
+        self.h_a = parts.HyperAnalysis(self.sizes)
+        self.prior = Factorized(self.sizes.n)
+        self.entropy = parts.EntropyModel(self.sizes)
+        self.g_s = parts.Synthesis(self.sizes)
+        self.frozen = False
+
+    def forward(self, x: Tensor, text: Text | None = None) -> Output:
+        """Pass pictures through, with noise in place of rounding where it trains.
+
+        Args:
+            x: B x 3 x H x W, 0 to 1; 64 divides H and W.
+            text: features of the B prompts, for networks with text.
+        """
+        y = self.g_a(x, text)
+        z_hat, z_likelihoods = self.prior(self.h_a(y))
+        step = Estimate(y, self.training)
+        y_bar = self.entropy(*self._exact(z_hat, text), step)
+        return Output(
+            self.g_s(y_bar.to(x.dtype), text), torch.cat(step.likelihoods, 1), z_likelihoods
+        )
+
+    def compress(self, x: Tensor, text: Text | None = None) -> bytes:
+        """Code one picture, 1 x 3 x H x W, of a frozen network."""
+        return self.write(self.analyse(x, text), text)[0]
+
+    def decompress(self, data: bytes, height: int, width: int, text: Text | None = None) -> Tensor:
+        """The picture, 1 x 3 x height x width, about 0 to 1, that `compress` coded.
+
+        Raises:
+            DamagedStream: the data are not what `compress` made.
+        """
+        return self.synthesise(self.read(data, height, width, text), text)
+
+    @torch.no_grad()
+    def analyse(self, x: Tensor, text: Text | None) -> Tensor:
+        """g_a: 1 x 3 x H x W in, y out."""
+        y: Tensor = self.g_a(x, _single(text))
+        return y
+
+    @torch.no_grad()
+    def write(self, y: Tensor, text: Text | None) -> tuple[bytes, Tensor]:
+        """Code y, 1 x M x H/16 x W/16; the data, and the y_bar that `read` will return."""
+        step = Write(y)
+        z_hat = step.z(self.h_a(y), self.prior)
+        y_bar = self.entropy(*self._exact(z_hat, text), step).float()
+        return step.bytes(), y_bar
+
+    @torch.no_grad()
+    def read(self, data: bytes, height: int, width: int, text: Text | None) -> Tensor:
+        """y_bar of a picture of that size, float32.
+
+        Raises:
+            DamagedStream: the data are not what `write` made.
+        """
+        step = Read(data)
+        z_hat = step.z(height // STRIDE, width // STRIDE, self.prior)
+        y_bar: Tensor = self.entropy(*self._exact(z_hat, text), step).float()
+        step.check()
+        return y_bar
+
+    @torch.no_grad()
+    def synthesise(self, y_bar: Tensor, text: Text | None) -> Tensor:
+        """g_s: y_bar in, the picture out."""
+        x_hat: Tensor = self.g_s(y_bar, _single(text))
+        return x_hat
+
+    def _exact(self, z_hat: Tensor, text: Text | None) -> tuple[Tensor, Text | None]:
+        """What the entropy model is given, in its precision."""
+        kind = next(self.entropy.parameters()).dtype
+        return z_hat.to(kind), None if text is None else text.to(z_hat.device, kind)
+
+    def aux_loss(self) -> Tensor:
+        """Loss of `prior.median` alone, for an optimiser of its own."""
+        return self.prior.aux_loss()
+
+    def freeze(self) -> Network:
+        """Make it ready to code, in place: no gradients, and float64 where bits are decided.
+
+        Raises:
+            AigiError: there are no tables of z, see `update`.
+        """
+        if not self.prior.ready():
+            raise AigiError(
+                f"codec: {self.sizes.name} has no tables for coding. Call update() once it is "
+                "trained; save_pretrained does so."
+            )
+        self.entropy.freeze()
+        self.frozen = True
+        return self.eval().requires_grad_(False)
+
+    def update(self) -> None:
+        """Make the integer tables of z from what was learned. They are part of the weights."""
+        if self.frozen:
+            raise ValueError("a frozen network keeps its tables: other ones would be another codec")
+        self.prior.update()
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights by name, as they are stored: float32, and int32 tables."""
+        return {
+            name: (value.float() if value.is_floating_point() else value).contiguous().cpu()
+            for name, value in self.state_dict().items()
+        }
+
+    def fingerprint(self, text_weights: dict[str, Tensor] | None = None) -> bytes:
+        """sha256 of all that decides what bits mean: weights, the text encoder's, and sizes."""
+        sizes = self.sizes.model_dump(mode="json", exclude={"name", "text"})
+        sizes["features"] = None if self.sizes.text is None else self.sizes.text.features
+        sha = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
+        for weights in (self.weights(), text_weights or {}):
+            for name in sorted(weights):
+                value = weights[name].cpu()
+                value = value.float() if value.is_floating_point() else value
+                sha.update(f"{name} {tuple(value.shape)}".encode())
+                sha.update(value.contiguous().numpy().data)
+        return sha.digest()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from safetensors.torch import save_file
+
+        if not self.frozen:
+            self.update()
+        save_file(self.weights(), save_directory / WEIGHTS)
+
+    def generate_model_card(self, *_: Any, **given: Any) -> ModelCard:
+        """The card that `save_pretrained` and `push_to_hub` write where there is none.
+
+        Args:
+            given: arguments of `pipeline.learned.card.card`, through `model_card_kwargs`.
+        """
+        return ModelCard(card(self.sizes, **given))
+
+    @classmethod
+    def _from_pretrained(  # what `from_pretrained` calls with the content of config.json
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        map_location: str = "cpu",
+        strict: bool = True,
+        **sizes: Any,
+    ) -> Network:
+        if Path(model_id).is_dir():
+            path = Path(model_id) / WEIGHTS
+        else:
+            path = Path(
+                hf_hub_download(
+                    model_id,
+                    WEIGHTS,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                )
+            )
+        network = cls(**sizes)
+        network.load_weights(path)
+        return network.to(map_location).eval()
+
+    def load_weights(self, path: Path) -> None:
+        """Take weights from a safetensors file, of any precision.
+
+        Raises:
+            AigiError: it is damaged, or holds the weights of another network.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            self.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise AigiError(
+                f"codec: {path}: not the weights of {self.sizes.name}: "
+                f"{' '.join(str(error).split())[:300]}. Copy the model anew."
+            ) from error
+
+
+def _single(text: Text | None) -> Text | None:
+    return None if text is None else text.to(text.features.device, torch.float32)

@@ -1,0 +1,128 @@
+"""The name of a network in, its sizes out: everything that `config.json` of a codec says.
+
+No torch here, so that a command can list and check networks before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from pipeline import AigiError
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class Strict(BaseModel):
+    """A frozen part of a configuration; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TextSizes(Strict):
+    """The frozen CLIP text encoder, and what is taken from it.
+
+    Attributes:
+        tower: `tiny` (embedded), or the Hub id of an open_clip model.
+        revision: its commit or tag; null: the newest.
+        sha256: of its weights file; null: any.
+        features: `tokens` are vectors of every token up to the end of the text, `pooled` is the
+            last of them alone.
+        width: numbers of a vector.
+    """
+
+    tower: str = "timm/vit_base_patch32_clip_224.openai"
+    revision: str | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    features: Literal["tokens", "pooled"] = "tokens"
+    width: int = Field(512, ge=1, le=4096)
+
+
+class HyperpriorSizes(Strict):
+    """Ballé 2018 (`hyperprior`) or Minnen 2018 without autoregression (`mean-scale`).
+
+    Attributes:
+        n: channels of the transforms and of z.
+        m: channels of y.
+    """
+
+    kind: Literal["hyperprior", "mean-scale"]
+    name: str = Field(pattern=NAME)
+    n: int = Field(ge=1, le=512)
+    m: int = Field(ge=1, le=1024)
+    text: None = None
+
+
+class CatcSizes(Strict):
+    """The cross-attention transformer codec.
+
+    Attributes:
+        n: channels of the transforms and of z.
+        m: channels of y.
+        slices: groups of channels of y that are coded one after the other.
+        hidden: channels of the recurrent state.
+        heads: of every attention; divides n and hidden.
+        mlp: width of a block's MLP over its channels.
+        text: null leaves the cross-attention out.
+    """
+
+    kind: Literal["catc"]
+    name: str = Field(pattern=NAME)
+    n: int = Field(ge=1, le=512)
+    m: int = Field(ge=1, le=1024)
+    slices: int = Field(5, ge=1, le=64)
+    hidden: int = Field(ge=1, le=1024)
+    heads: int = Field(4, ge=1, le=64)
+    mlp: int = Field(2, ge=1, le=8)
+    text: TextSizes | None = None
+
+    @model_validator(mode="after")
+    def _divides(self) -> CatcSizes:
+        if self.n % self.heads or self.hidden % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide n and hidden")
+        if self.m % self.slices:
+            raise ValueError(f"slices ({self.slices}) must divide m ({self.m})")
+        return self
+
+
+Sizes = HyperpriorSizes | CatcSizes
+_ANY: TypeAdapter[Sizes] = TypeAdapter(Annotated[Sizes, Field(discriminator="kind")])
+
+_FULL = CatcSizes(kind="catc", name="catc", n=128, m=320, hidden=192, text=TextSizes())
+_SMALL = CatcSizes(kind="catc", name="catc-small", n=48, m=120, hidden=96, text=TextSizes())
+
+
+def _without_text(sizes: CatcSizes) -> CatcSizes:
+    return sizes.model_copy(update={"text": None, "name": f"{sizes.name}-no-text"})
+
+
+NETWORKS: dict[str, Sizes] = {
+    sizes.name: sizes
+    for sizes in (
+        # The smaller of the two sizes that both papers train, for their lower rates.
+        HyperpriorSizes(kind="hyperprior", name="hyperprior", n=128, m=192),
+        HyperpriorSizes(kind="mean-scale", name="mean-scale", n=128, m=192),
+        _FULL,
+        _without_text(_FULL),
+        _SMALL,
+        _without_text(_SMALL),
+    )
+}
+
+
+def parse(given: dict[str, Any]) -> Sizes:
+    """Check the content of a `config.json`.
+
+    Raises:
+        AigiError: a key is unknown, missing or out of range.
+    """
+    try:
+        return _ANY.validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise AigiError(
+            f"codec configuration: {where or 'kind'}: {first['msg']}. The networks are "
+            f"{', '.join(NETWORKS)}; see pipeline/learned/sizes.py."
+        ) from None

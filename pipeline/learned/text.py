@@ -1,0 +1,191 @@
+"""Prompts in, text features out: a frozen open_clip text encoder that says the same everywhere.
+
+It runs in float64 and its vectors are snapped to multiples of 1/1024, because they steer what the
+decoder reads (see `pipeline.learned.coding`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline import AigiError
+from pipeline.learned.layers import Text
+from pipeline.learned.sizes import TextSizes
+
+EMBEDDED = {"tiny": Path(__file__).parents[1] / "tiny" / "weights" / "clip"}
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+STEPS = 1024
+CACHED = 4096
+
+
+def find_tower(sizes: TextSizes, folder: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of an open_clip model: given, embedded, or downloaded from the Hub.
+
+    Raises:
+        AigiError: there is none, or its weights are not the expected ones.
+    """
+    if folder is not None:
+        found = Path(folder)
+    elif sizes.tower in EMBEDDED:
+        found = EMBEDDED[sizes.tower]
+    else:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            found = Path(
+                snapshot_download(
+                    sizes.tower,
+                    revision=sizes.revision,
+                    allow_patterns=["*.json", "*.txt", WEIGHTS],
+                )
+            )
+        except (HFValidationError, OSError, ValueError) as error:
+            raise AigiError(
+                f"text encoder: cannot get {sizes.tower}@{sizes.revision or 'main'}, and it is not "
+                f"in the cache: {str(error).strip().splitlines()[0]}\n"
+                "Download it elsewhere and give its folder (--text FOLDER)."
+            ) from error
+    for name in (CONFIG, WEIGHTS):
+        if not (found / name).is_file():
+            raise AigiError(
+                f"text encoder: {found} has no {name}; weights in pickle files are not read. Give "
+                "the folder of an open_clip model saved as safetensors."
+            )
+    if sizes.sha256 is not None:
+        with open(found / WEIGHTS, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 != sizes.sha256:
+            raise AigiError(
+                f"text encoder: {found / WEIGHTS} has sha256 {sha256}, the codec was trained with "
+                f"{sizes.sha256}. Get the right weights."
+            )
+    return found
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        return bool(config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AigiError(
+            f"text encoder: {folder / CONFIG}: not a configuration of open_clip "
+            f"({type(error).__name__}: {error}). Copy the model anew."
+        ) from error
+
+
+class TextEncoder:
+    """A loaded text encoder; features of each distinct prompt are kept.
+
+    Args:
+        sizes: which one, and what to take from it.
+        folder: where it is, instead of the place that `sizes` names.
+        device: where it computes.
+
+    Raises:
+        AigiError: it cannot be loaded, or is of another width.
+    """
+
+    def __init__(
+        self,
+        sizes: TextSizes,
+        folder: str | os.PathLike[str] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.sizes, self.device = sizes, torch.device(device)
+        found = find_tower(sizes, folder)
+        import open_clip
+        from safetensors import SafetensorError
+
+        name = f"local-dir:{found}"
+        # A configuration can ask for code of its own; only this tokenizer would listen to it.
+        code = {"trust_remote_code": False} if _has_tokenizer(found) else {}
+        try:
+            model: Any = open_clip.create_model(name, weights_only=True)
+            self.tokenizer = open_clip.get_tokenizer(name, **code)
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
+            raise AigiError(
+                f"text encoder: {found}: cannot be loaded: {error}\nCopy or download it anew."
+            ) from error
+        words, others = self.tokenizer(["a cat", "two dogs"])
+        if words.equal(others):
+            raise AigiError(
+                f"text encoder: {found}: its tokenizer knows no words: its files are missing or "
+                "damaged. Copy or download it anew."
+            )
+        tower = getattr(model, "text", model)
+        if getattr(tower, "pool_type", getattr(tower, "text_pool_type", None)) != "argmax":
+            raise AigiError(
+                f"text encoder: {found}: only CLIP's own text encoders are known, whose vector is "
+                "that of the last token. Take another one."
+            )
+        if hasattr(model, "visual"):
+            del model.visual
+        self.model = model.eval().requires_grad_(False).double().to(self.device)
+        self.tower = tower
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()  # int16, T x D, on the CPU
+        if (width := self._encode([""])[0].shape[1]) != sizes.width:
+            raise AigiError(
+                f"text encoder: {found}: its vectors have {width} numbers, the codec wants "
+                f"{sizes.width}. Give the one that the codec was trained with."
+            )
+
+    @torch.no_grad()
+    def _encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        tokens = self.tokenizer(list(prompts)).to(self.device)
+        states: list[Tensor] = []
+        hook = self.tower.ln_final.register_forward_hook(
+            lambda module, given, result: states.append(result)
+        )
+        try:
+            self.model.encode_text(tokens)
+        finally:
+            hook.remove()
+        projection = self.tower.text_projection
+        vectors = projection(states[0]) if callable(projection) else states[0] @ projection
+        # Root mean square 1, so that no number is over sqrt(D) and int16 holds them.
+        vectors = vectors * (vectors.shape[-1] ** 0.5) / vectors.norm(dim=-1, keepdim=True)
+        snapped = torch.floor(vectors * STEPS + 0.5).clamp(-32767, 32767).to(torch.int16).cpu()
+        ends = tokens.argmax(dim=-1).tolist()  # the end has the highest number
+        first = [0 if self.sizes.features == "tokens" else end for end in ends]
+        return [row[a : b + 1] for row, a, b in zip(snapped, first, ends, strict=True)]
+
+    def __call__(self, prompts: Sequence[str]) -> Text:
+        """Features of prompts: float64, B x T x D, multiples of 1/1024, root mean square 1.
+
+        T is the longest prompt's number of tokens, begin and end included, or 1 for `pooled`. What
+        is longer than the encoder reads is cut off.
+        """
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
+        if new:
+            self._cache.update(zip(new, self._encode(new), strict=True))
+        rows = [self._cache[prompt] for prompt in prompts]
+        for prompt in prompts:
+            self._cache.move_to_end(prompt)
+        while len(self._cache) > CACHED:
+            self._cache.popitem(last=False)
+        features = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows])
+        there = torch.arange(features.shape[1]) < lengths[:, None]
+        return Text(features.double() / STEPS, there).to(self.device, torch.float64)
+
+    def state(self) -> dict[str, Tensor]:
+        """Its weights by name, in float64."""
+        found: dict[str, Tensor] = self.model.state_dict()
+        return found

@@ -1,0 +1,84 @@
+"""`aigi encode` and `aigi decode`: a picture to a file and back, with errors that help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from pipeline.cli import app
+from pipeline.learned.codec import load
+from tests.learned.conftest import pictures, small
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("codec") / "model"
+    small("catc-small").save_pretrained(folder)
+    return folder
+
+
+def aigi(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_picture_goes_to_a_file_and_back(tmp_path: Path, model: Path) -> None:
+    (picture,) = pictures(1, 50, 90)
+    Image.fromarray(picture).save(tmp_path / "in.png")
+    done = aigi(
+        *("encode", tmp_path / "in.png", "--prompt", "a boat", "--model", model),
+        *("-o", tmp_path / "x.aigi", "--device", "cpu"),
+    )
+    assert done.exit_code == 0, done.output
+    data = (tmp_path / "x.aigi").read_bytes()
+    assert f"{len(data):,} bytes, {8 * len(data) / 4500:.4f} bpp" in done.stdout
+    assert "without the prompt" in done.stdout and "next: aigi decode" in done.stderr
+    done = aigi("decode", tmp_path / "x.aigi", "--model", model, "-o", tmp_path / "y.png")
+    assert done.exit_code == 0, done.output
+    codec = load(model, device="cpu")
+    assert codec.encode(picture, "a boat") == data
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "y.png")), codec.decode(data))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "x.aigi", "y.png"]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16"])
+def test_other_kinds_of_pictures(tmp_path: Path, model: Path, mode: str) -> None:
+    grey = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
+    if mode == "I;16":
+        picture = Image.fromarray(grey.astype(np.uint16) * 257)
+    else:
+        picture = Image.fromarray(grey).convert("RGBA" if mode == "P" else mode)
+        picture = picture.quantize(16) if mode == "P" else picture
+    if mode in ("RGBA", "LA"):
+        picture.putalpha(Image.fromarray(grey.T.copy()))
+    picture.save(tmp_path / "in.png")
+    done = aigi("encode", tmp_path / "in.png", "--model", model, "-o", tmp_path / "x.aigi")
+    assert done.exit_code == 0, done.output
+    assert ("laid over white" in done.stdout) == (mode in ("RGBA", "LA"))
+    decoded = load(model, device="cpu").decode((tmp_path / "x.aigi").read_bytes())
+    assert decoded.shape == (64, 64, 3)
+
+
+def test_errors_name_the_remedy(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "in.png")
+    out = ("-o", tmp_path / "x.aigi")
+    for arguments, said in (
+        (("encode", tmp_path / "absent.png", "--model", model, *out), "absent.png: cannot be read"),
+        (("encode", tmp_path / "text.png", "--model", model, *out), "not a picture"),
+        (("encode", tmp_path / "in.png", *out), "Give its folder or Hub id as --model"),
+        (("encode", tmp_path / "in.png", "--model", tmp_path, *out), "no config.json"),
+        (("encode", tmp_path / "in.png", "--model", "no/such", *out), "Networks: hyperprior"),
+        (("decode", tmp_path / "text.png", "--model", model, *out), "not an aigi file"),
+    ):
+        done = aigi(*arguments)
+        assert done.exit_code == 1 and said in done.stderr, done.output
+        assert not (tmp_path / "x.aigi").exists()
+    aigi("encode", tmp_path / "in.png", "--model", model, *out)
+    done = aigi("decode", tmp_path / "x.aigi", "-o", tmp_path / "y.png")
+    assert done.exit_code == 1 and "made with model catc-small" in done.stderr
+    done = aigi("encode", tmp_path / "in.png", "--model", model, "-o", tmp_path / "no" / "x.aigi")
+    assert done.exit_code == 1 and "cannot be written" in done.stderr

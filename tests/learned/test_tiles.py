@@ -1,0 +1,110 @@
+"""Large pictures: tiles leave no seams and bound the memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.learned import codec as codecs
+from pipeline.learned.bitstream import Area, areas, unpack
+from pipeline.learned.codec import LearnedCodec, _cut, _with_halo
+from tests.conftest import ROOT
+from tests.learned.conftest import SMALL, pictures, ready, tensor
+
+
+def tiled(name: str, tile: int) -> LearnedCodec:
+    made = LearnedCodec(ready(name).network, "cpu", tile=tile)
+    made.text = ready(name).text
+    return made
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_transforms_of_tiles_are_those_of_the_whole(name: str) -> None:
+    """With the halo a tile sees all that it would see in the whole picture."""
+    whole = ready(name)
+    x = tensor(pictures(1, 384, 512, seed=2)[0])
+    text = whole._features("a boat")
+    y = whole.network.analyse(x, text)
+    for place in areas(512, 384, 128):
+        around, inside = _with_halo(place, 384, 512)
+        part = whole.network.analyse(_cut(x, around, 1).contiguous(), text)
+        torch.testing.assert_close(_cut(part, inside, 16), _cut(y, place, 16), rtol=1e-3, atol=1e-3)
+    y_bar = torch.round(y)
+    first = whole._synthesise(y_bar, text, 512, 384, 0)
+    second = whole._synthesise(y_bar, text, 512, 384, 128)
+    assert np.abs(first.astype(int) - second).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["mean-scale", "catc"])
+def test_without_the_halo_there_would_be_seams(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ready(name)
+    text = whole._features("a boat")
+    y_bar = torch.round(whole.network.analyse(tensor(pictures(1, 256, 256)[0]), text))
+    expected = whole._synthesise(y_bar, text, 256, 256, 0).astype(int)
+    monkeypatch.setattr(codecs, "HALO", 0)
+    seams = np.abs(whole._synthesise(y_bar, text, 256, 256, 128) - expected)
+    assert seams[:, 120:136].max() > 3
+
+
+@pytest.mark.parametrize("name", ["hyperprior", "catc-small"])
+def test_a_tiled_picture_comes_back(name: str) -> None:
+    (picture,) = pictures(1, 200, 333)
+    encoded = tiled(name, 128).encode_and_reconstruct(picture, "a boat")
+    header, tiles = unpack(encoded.data)
+    assert (header.tile, len(tiles)) == (128, 6)
+    # The side stands in the file: a codec with another one reads it.
+    assert np.array_equal(ready(name).decode(encoded.data), encoded.reconstruction)
+    one = ready(name).encode_and_reconstruct(picture, "a boat")
+    assert len(encoded.data) < 1.2 * len(one.data)
+    if name == "hyperprior":
+        # Only the entropy model sees the borders, and here it moves no mean: the latents are equal.
+        assert np.abs(encoded.reconstruction.astype(int) - one.reconstruction).max() <= 1
+
+
+def test_pictures_of_the_published_sets_are_one_tile() -> None:
+    choose = ready("mean-scale")._tile
+    for size in ((512, 512), (1280, 1280), (2048, 1024), (2112, 960), (1536, 1536)):
+        assert choose(*size) == 0
+    for size in ((1537, 1536), (4096, 4096), (100_000, 64)):
+        assert choose(*size) == 1024
+        assert all(p.bottom - p.top <= 1024 for p in areas(*size, 1024))
+
+
+def test_the_halo_stays_inside_the_picture() -> None:
+    assert _with_halo(Area(0, 64, 64, 128), 64, 256) == (Area(0, 64, 0, 256), Area(0, 64, 64, 128))
+
+
+LARGE = """
+import resource, sys
+import numpy as np
+from pipeline.learned.codec import LearnedCodec
+from pipeline.learned.network import Network
+from pipeline.learned.sizes import NETWORKS
+from tests.learned.conftest import TEXT, fill, pictures
+sizes = NETWORKS[sys.argv[1]].model_dump() | {"text": TEXT}
+codec = LearnedCodec(fill(Network(**sizes), 0), "cpu")
+side = int(sys.argv[2])
+coarse = pictures(1, 64, 64)[0]
+picture = np.tile(coarse, (side // 64, side // 64, 1))
+data = codec.encode(picture, "a boat")
+print("encoded", len(data), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, flush=True)
+assert codec.decode(data).shape == picture.shape
+print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_4096_by_4096_takes_less_than_6_gib() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, "catc-small", "4096"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout.split("PEAK")[1]) < 6, done.stdout
