@@ -24,12 +24,9 @@ def test_marked_commands_run(tmp_path: Path) -> None:
     aigi = tmp_path / "bin" / "aigi"
     aigi.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeline.cli "$@"\n')
     aigi.chmod(0o755)
-    environment = os.environ | {
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     with serve(tmp_path / "hub") as hub:
-        environment |= hub.settings()
+        environment = hub.environment(PATH=path, PYTHONPATH=str(ROOT))
         for kind, text in blocks:
             command = {"sh": ["sh", "-e", "-c", text], "python": [sys.executable, "-c", text]}
             done = subprocess.run(
