@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import subprocess
 import sys
 import zipfile
@@ -21,6 +22,7 @@ from PIL import Image, PngImagePlugin
 from pipeline.tables import Store
 from tests.conftest import ROOT, aigi
 from tests.dataset.test_volumes import split, write_volumes, zipped
+from tests.hub import serve
 from tests.test_end_to_end import contents
 
 WORKFLOW = ROOT / "workflows" / "import_pku.yaml"
@@ -325,6 +327,17 @@ def test_everything_sound_arrives_as_it_was(finished: Finished) -> None:
             assert stored[row["image_id"]]["bytes"] == data
     audited = aigi("verify", str(finished.run), "--pixels", "8")
     assert audited.returncode == 0, audited.stdout
+
+
+def test_from_archives_to_a_published_release(finished: Finished, tmp_path: Path) -> None:
+    """All the way: the rows that load at the tag are the pictures that were sound."""
+    with serve(tmp_path / "hub") as hub:
+        to = "hf://datasets/tester/pku"
+        done = aigi("publish", str(finished.run), "--to", to, **hub.environment())
+        assert done.returncode == 0, done.stderr
+        loaded = re.findall(r"^(\S+): (\d+) rows load$", done.stdout, re.M)
+        assert sum(int(rows) for _, rows in loaded) == len(finished.made.good)
+        assert aigi("verify", f"{to}@v1.0.0", **hub.environment()).returncode == 0
 
 
 def test_test_pairs_are_pairs_and_keep_their_own_pixels(finished: Finished) -> None:

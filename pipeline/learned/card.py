@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.learned.sizes import Sizes
+from pipeline.markdown import Safe, code, escape, table
 
 KINDS = {
     "hyperprior": "scale hyperprior codec (Ballé et al., 2018)",
@@ -38,23 +38,20 @@ class RatePoint:
     ms_ssim: float | None = None
 
 
-def _cell(text: str) -> str:
-    return html.escape(" ".join(text.split())).replace("|", "&#124;")
-
-
 def _table(points: Sequence[RatePoint]) -> str:
-    lines = [
-        "| codec | pictures | bpp | without prompt | PSNR (dB) | MS-SSIM |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for point in sorted(points, key=lambda p: (p.pictures, p.codec, p.bpp)):
-        similarity = "" if point.ms_ssim is None else f"{point.ms_ssim:.4f}"
-        lines.append(
-            f"| {_cell(point.codec)} | {_cell(point.pictures)} ({point.count:,}) "
-            f"| {point.bpp:.4f} | {point.bpp_without_prompt:.4f} | {point.psnr:.2f} "
-            f"| {similarity} |"
+    headings = ("codec", "pictures", "bpp", "without prompt", "PSNR (dB)", "MS-SSIM")
+    rows = [
+        (
+            escape(point.codec),
+            escape(f"{point.pictures} ({point.count:,})"),
+            Safe(f"{point.bpp:.4f}"),
+            Safe(f"{point.bpp_without_prompt:.4f}"),
+            Safe(f"{point.psnr:.2f}"),
+            Safe("" if point.ms_ssim is None else f"{point.ms_ssim:.4f}"),
         )
-    return "\n".join(lines)
+        for point in sorted(points, key=lambda p: (p.pictures, p.codec, p.bpp))
+    ]
+    return "\n".join(table([Safe(heading) for heading in headings], rows, right=4))
 
 
 def card(
@@ -90,9 +87,9 @@ def card(
     if sizes.text is None:
         text = "It does not read prompts, and stores none."
     else:
-        at = f" at revision `{sizes.text.revision}`" if sizes.text.revision else ""
+        at = f" at revision {code(sizes.text.revision)}" if sizes.text.revision else ""
         text = (
-            f"It reads the prompt through the frozen text encoder `{sizes.text.tower}`{at} "
+            f"It reads the prompt through the frozen text encoder {code(sizes.text.tower)}{at} "
             f"({sizes.text.features}); the prompt is stored in the file and counts."
         )
     measured = (

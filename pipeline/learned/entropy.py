@@ -23,7 +23,7 @@ Ints = npt.NDArray[np.int64]
 
 PRECISION = 24
 """Frequencies of a table add up to 2^24: constriction's precision for 32-bit words."""
-LEAST_SCALE, MOST_SCALE = 0.11, 256.0
+LEAST_SCALE = 0.11
 LEAST_LIKELIHOOD = 1e-9
 Z_REACH = 64
 """z is coded as -64 … 64 around its median; what lies outside is escaped."""

@@ -145,6 +145,8 @@ class Network(nn.Module, PyTorchModelHubMixin):
     def freeze(self) -> Network:
         """Make it ready to code, in place: no gradients, and float64 where bits are decided.
 
+        It can be trained no further; take a copy (`copy.deepcopy`) of a network in training.
+
         Raises:
             AigiError: there are no tables of z, see `update`.
         """

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pipeline import AigiError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+REPOSITORY = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$"
 
 
 class Strict(BaseModel):
@@ -32,8 +33,8 @@ class TextSizes(Strict):
         width: numbers of a vector.
     """
 
-    tower: str = "timm/vit_base_patch32_clip_224.openai"
-    revision: str | None = None
+    tower: str = Field("timm/vit_base_patch32_clip_224.openai", pattern=REPOSITORY)
+    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,99}$")] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     features: Literal["tokens", "pooled"] = "tokens"
     width: int = Field(512, ge=1, le=4096)

@@ -192,6 +192,7 @@ def test_it_learns() -> None:
         ({"slices": 3}, "slices"),
         ({"surprise": 1}, "surprise"),
         ({"name": "../up"}, "name"),
+        ({"text": {"tower": "../up"}}, "tower"),
     ],
 )
 def test_sizes_are_checked_before_anything_is_built(change: dict[str, object], where: str) -> None:

@@ -155,7 +155,6 @@ def test_codecs_exchange_pictures(tmp_path: Path) -> None:
 
 def test_codecs_reports_times_shares_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.perf.codecs.PEERS", {"mean-scale": "mbt2018-mean"})
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("AIGI_COMPRESSAI", raising=False)
     encode, encode_share, decode, decode_share, memory = codecs.run(quick=True)
     assert encode.detail["ours"]["bytes"] > 100 and encode.ours > 0 < decode.ours
