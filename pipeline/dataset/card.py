@@ -20,6 +20,7 @@ from pipeline.dataset.croissant import CROISSANT, croissant
 from pipeline.dataset.manifest import CARD, MANIFEST, DocumentRecord, FileRecord
 from pipeline.dataset.plan import chosen, quotas
 from pipeline.dataset.prompts import name_of, place_of
+from pipeline.dataset.regenerate import read_manifest
 from pipeline.dataset.selection import REASONS
 from pipeline.dataset.sheet import SHEET, Shown, draw
 from pipeline.dataset.specification import SPLITS, Dataset, DiffusersSpec
@@ -27,7 +28,7 @@ from pipeline.dataset.tokens import CONTEXT
 from pipeline.markdown import Safe, code, escape, fence, link, number, plain, table
 from pipeline.progress import Progress
 from pipeline.tables import IMAGE, RELEASE, RELEASE_MEANING, Store
-from pipeline.workflow import BlipCaptions, Embeddings, ImportSource, Selection, Workflow
+from pipeline.workflow import BlipCaptions, Embeddings, Prompts, Selection, Workflow, check
 
 VERSION = 2
 SHOWN_SIZES = 12
@@ -399,11 +400,23 @@ def _origins(workflow: Workflow, dataset: Dataset, counts: Counts) -> list[list[
         ]
         for origin, found in sorted(counts.origins.items())
     ]
+    rows += [
+        # A plan that was copied has no prompts table; what its captions are is known all the same.
+        [
+            escape(origin.source),
+            escape(", ".join(kinds[origin])),
+            escape(origin.place),
+            escape(", ".join(licences[origin])),
+            *[Safe("")] * 3,
+        ]
+        for origin in sorted(kinds)
+        if not counts.origins
+    ]
     images = counts.by("source")
     for name in dataset.sources:
         if name in counts.prompts and not isinstance(dataset.sources[name], DiffusersSpec):
             local = workflow.sources.get(name)
-            place = local.captions or local.path if isinstance(local, ImportSource) else None
+            place = getattr(local, "captions", None) or getattr(local, "path", None)
             rows.append(
                 [
                     code(name),
@@ -441,6 +454,8 @@ def _prompts(workflow: Workflow, dataset: Dataset, counts: Counts) -> list[str]:
         "",
         *table([Safe(head) for head in heads], _origins(workflow, dataset, counts), right=3),
     ]
+    if workflow.prompts is not None and not counts.origins:
+        lines += ["", "The plan is that of an earlier release, so prompts were not counted again."]
     filters = _filters(workflow)
     if filters:
         rows = [[escape(what), escape(value)] for what, value in filters]
@@ -538,6 +553,8 @@ def _selection(workflow: Workflow, counts: Counts, configs: Iterable[str]) -> li
         "",
         *table([Safe("reason"), Safe("rule"), *map(code, sources)], rows, right=len(sources)),
     ]
+    if counts.failed:
+        lines += ["", "Images that failed:", "", *_crossed(counts.failed, "reason")]
     if workflow.embeddings is not None:
         lines += ["", f"Vectors and cosines by {escape(_embedder(workflow.embeddings))}."]
     return lines
@@ -703,6 +720,16 @@ def settings(workflow: Workflow, dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def _with_first_prompts(workflow: Workflow) -> Workflow:
+    """The workflow; where its plan is copied from a release, with that one's prompt settings."""
+    if workflow.plan is None or workflow.plan.manifest is None or workflow.prompts is not None:
+        return workflow
+    location = workflow.plan.manifest
+    first = read_manifest(location)["workflow"].get("prompts")
+    prompts = None if first is None else check(Prompts, first, location)
+    return workflow.model_copy(update={"prompts": prompts})
+
+
 def write(
     workflow: Workflow,
     dataset: Dataset,
@@ -721,13 +748,15 @@ def write(
         AigiError: a table, a shard or a picture cannot be read.
     """
     assert workflow.release is not None
+    version = workflow.release.version
+    workflow = _with_first_prompts(workflow)
     shards = [file["path"].removesuffix(".parquet") for file in files]
     counts = count(store, dataset, shards, progress)
     picture, shown = draw(
         store, {config: counts.samples[config] for config in _configs(dataset, files)}
     )
     text = readme(workflow, dataset, files, counts, shown)
-    metadata = croissant(dataset, workflow.release.version, files, list(_TAGS))
+    metadata = croissant(dataset, version, files, list(_TAGS))
     documents = {
         CARD: text.encode(),
         CROISSANT: json.dumps(metadata, indent=1, ensure_ascii=False).encode() + b"\n",

@@ -78,8 +78,9 @@ class Counts:
         origins: prompts of the generated images; empty where the run has no prompts table.
         planned: images planned for each source.
         dropped: images by source and reason.
-        refused: captions by the name of their source and the reason; likewise `unplanned`:
-            pictures of imports that never came into the plan.
+        refused: captions by the name of their source and the reason; likewise `unplanned`,
+            pictures of imports that never came into the plan, and `failed`, images that could
+            not be made.
         samples: some images of each source, drawn by the hash that their id is.
     """
 
@@ -90,6 +91,7 @@ class Counts:
     dropped: Counter[tuple[str, str]]
     refused: Counter[tuple[str, str]]
     unplanned: Counter[tuple[str, str]]
+    failed: Counter[tuple[str, str]]
     samples: dict[str, list[Sample]]
 
     def by(self, *fields: str) -> Counter[tuple[object, ...]]:
@@ -224,5 +226,6 @@ def count(store: Store, dataset: Dataset, shards: list[str], progress: Progress)
         dropped=dropped,
         refused=_reasons(store, "prompts"),
         unplanned=_reasons(store, "plan"),
+        failed=_reasons(store, "images"),
         samples=dict(samples),
     )

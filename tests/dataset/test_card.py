@@ -347,7 +347,8 @@ def test_watermarks_are_told_and_how_to_read_them(finished: tuple[Path, str]) ->
 
 
 def test_dropped_images_are_counted_by_reason_and_source(finished: tuple[Path, str]) -> None:
-    (reasons,) = tables(finished[1])["Selection"]
+    reasons, failed = tables(finished[1])["Selection"]
+    assert failed == [["reason", "sd"], ["black", "1"]]
     assert reasons[0] == ["reason", "rule", "sd", "mj"]
     by_reason = {line[0]: line[1:] for line in reasons[1:]}
     assert list(by_reason) == [*selection.REASONS, "kept"]
@@ -585,6 +586,7 @@ def some_counts(text: str) -> Counts:
         dropped=Counter({("sd", "failed"): 1}),
         refused=Counter({(f"a{text}", f"c{text}"): 2}),
         unplanned=Counter({("mj", f"d{text}"): 2}),
+        failed=Counter({("sd", f"e{text}"): 1}),
         samples={},
     )
 
