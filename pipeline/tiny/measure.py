@@ -256,16 +256,15 @@ def vae_psnr(vae: Any, cases: Sequence[Case], size: int) -> float:
 # --- All ---------------------------------------------------------------------------------------
 
 
-def _write_drawn_sheets(folder: Path, clip: Clip, cases: Sequence[Case]) -> None:
-    """The scenes themselves, and which of 64 captions CLIP takes each for."""
+def _write_clip_sheet(path: Path, clip: Clip, cases: Sequence[Case]) -> None:
+    """The scenes themselves, and which of all their captions CLIP takes each for."""
     pictures = [render(c.scene, 192, 192, c.seed) for c in cases]
     texts = [c.caption for c in cases]
-    write_sheet(folder / "sheet-scenes.jpg", pictures[:SHOWN], texts[:SHOWN])
     said = [
         ("found: " if index == own else "WRONG: ") + texts[index]
         for own, index in enumerate(found_first(clip, pictures, texts))
     ]
-    write_sheet(folder / "sheet-clip.jpg", pictures[:SHOWN], said[:SHOWN])
+    write_sheet(path, pictures[:SHOWN], said[:SHOWN])
 
 
 def scenes_per_second(cases: Sequence[Case]) -> float:
@@ -282,13 +281,13 @@ def measure(models: Path, prompts: int, sheets: Path | None) -> Iterator[tuple[s
     Args:
         models: folder with `clip`, and `sd` or `sdxl` or both.
         prompts: pictures of each pipeline, at most 512; half as many by the demo's prompts.
-        sheets: folder for `sheet-{scenes,clip,sd,sdxl}.jpg`.
+        sheets: folder for `sheet-{clip,sd,sdxl}.jpg`.
     """
     clip = Clip(models / "clip")
     cases = held_out(512)
     if sheets:
         sheets.mkdir(parents=True, exist_ok=True)
-        _write_drawn_sheets(sheets, clip, cases[:64])
+        _write_clip_sheet(sheets / "sheet-clip.jpg", clip, cases[:64])
     yield "scenes: 256x256 pictures a second", scenes_per_second(cases[:128])
     yield "CLIP: caption found first among 64", retrieval(clip, cases)
     for name, value in duplicates(clip, cases).items():

@@ -8,7 +8,9 @@ any time, the same command goes on from the last checkpoint. Each step draws its
 noise from seed and step number alone, so a resumed run equals one that was never stopped.
 
 On 2 CPU cores (AMD EPYC with AVX-512 bf16): 5 minutes for the pictures, 9 for the VAE, 10 for
-CLIP, 17 for SD and 11 for SDXL. `--scale` multiplies the steps; the loss still falls at 1.
+CLIP, 17 for SD and 11 for SDXL. A GPU is used if torch sees one; minutes on one are not measured.
+`--scale` multiplies the steps; the loss still falls at 1. How the shipped weights differ from a
+run of this command: `weights/README.md`.
 """
 
 from __future__ import annotations
