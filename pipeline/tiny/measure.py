@@ -3,17 +3,19 @@
 python -m pipeline.tiny.measure [MODELS] [--prompts 128] [--sheets FOLDER] [--json FILE]
 
 Scenes and prompts are other ones than those of training: other seeds, and no caption that any
-scene of training has. Without MODELS the models of this installation are measured.
+scene of training has. Without MODELS the models of this installation are measured. `--json` also
+writes the sha256 of what was measured; `weights/figures.json` is such a file.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import random
-import textwrap
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,19 +23,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from pipeline.tiny.scenes import (
-    Scene,
-    captions,
-    draw_scene,
-    is_night,
-    looks_night,
-    main_color,
-    render,
-    seen_colors,
-)
-from pipeline.tiny.train import FIRST_SEED, JITTER, said
+from pipeline.tiny.corpus import FIRST_SEED, JITTER
+from pipeline.tiny.gallery import write_sheet
+from pipeline.tiny.rules import rules
+from pipeline.tiny.scenes import Scene, captions, draw_scene, main_color, render
 
 Rgb = NDArray[np.uint8]
 
@@ -41,10 +36,25 @@ HELD_OUT_SEED = 50_000_000
 SCENES = 30_000  # of training; their captions are excluded
 STEPS, GUIDANCE = 20, 4.0
 CANDIDATES = 16
-LEAST_SHARE = 0.02  # half of what the main color fills in every drawn scene
-CELLS, FILLED = 12, 0.5
+SHOWN = 24  # pictures of a contact sheet
 PIPELINES = {"sd": 128, "sdxl": 192}
 """Folder of a pipeline, and the size of its pictures in pixels."""
+TARGETS = {
+    "CLIP: caption found first among 64": 0.60,
+    "CLIP: moved twins above 0.95 cosine": 0.99,
+    "CLIP: JPEG 75 twins above 0.95 cosine": 0.99,
+    "CLIP: resized twins above 0.95 cosine": 0.99,
+    "CLIP: different captions below 0.9 cosine": 0.99,
+    "sd: VAE PSNR at 128x128 in dB": 26.0,
+    "sd: VAE PSNR at 256x256 in dB": 26.0,
+    "sd: prompt is the best of 16": 0.60,
+    "sd: all three rules": 0.70,
+    "sdxl: VAE PSNR at 128x128 in dB": 26.0,
+    "sdxl: VAE PSNR at 256x256 in dB": 26.0,
+    "sdxl: prompt is the best of 16": 0.60,
+    "sdxl: all three rules": 0.70,
+}
+"""What the figures have to reach."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,9 @@ class Case:
 
 @cache
 def _trained_captions() -> frozenset[str]:
-    return frozenset(text for i in range(SCENES) for text in said(FIRST_SEED + i))
+    # Without the endings that training gives to some of them.
+    seeds = range(FIRST_SEED, FIRST_SEED + SCENES)
+    return frozenset(text for seed in seeds for text in captions(draw_scene(seed), seed))
 
 
 def held_out(count: int, first: int = HELD_OUT_SEED) -> list[Case]:
@@ -75,34 +87,13 @@ def held_out(count: int, first: int = HELD_OUT_SEED) -> list[Case]:
     return list(found.values())
 
 
-# --- Rules on pixels ---------------------------------------------------------------------------
+def demo_prompts(count: int) -> list[str]:
+    """Sentences as the demo draws them: of the grammar's core, in its words, not the scenes'."""
+    from pipeline.dataset.grammar import Grammar
+    from pipeline.demo import resource
 
-
-def object_seen(rgb: Rgb, color: str) -> bool:
-    """Whether some square of a 12x12 grid is at least half filled with a color."""
-    height, width = (size // CELLS for size in rgb.shape[:2])
-    return any(
-        seen_colors(rgb[y * height : (y + 1) * height, x * width : (x + 1) * width])[color]
-        >= FILLED
-        for y in range(CELLS)
-        for x in range(CELLS)
-    )
-
-
-def rules(rgb: Rgb, scene: Scene) -> dict[str, bool]:
-    """What the pixels of a picture (uint8 HxWx3) say about a scene, model-free.
-
-    Returns: `color`: the main color fills at least 2 % of the picture; `night`: the sky is dark
-        just if the scene is of the night; `object`: something of the main color is compact enough
-        to be a thing. No scene has its main color around its things, so noise or background of
-        the wrong scene seldom pass.
-    """
-    color = main_color(scene)
-    return {
-        "color": seen_colors(rgb)[color] >= LEAST_SHARE,
-        "night": looks_night(rgb) == is_night(scene),
-        "object": object_seen(rgb, color),
-    }
+    grammar = Grammar.load(str(resource("prompts/grammar.yaml")), start="core")
+    return list(grammar.sentences(count, seed=1))
 
 
 def _share(flags: Sequence[bool]) -> float:
@@ -154,14 +145,20 @@ class Clip:
             )
 
 
+def found_first(clip: Clip, pictures: Sequence[Rgb], prompts: Sequence[str]) -> list[int]:
+    """For each picture the index of the nearest of all prompts."""
+    nearest = (clip.images(pictures) @ clip.texts(prompts).T).argmax(1)
+    return [int(i) for i in nearest]
+
+
 def retrieval(clip: Clip, cases: Sequence[Case], group: int = 64) -> float:
     """Share of pictures whose own caption is the nearest of the captions of their group."""
-    vectors = clip.images([render(c.scene, 128, 128, c.seed) for c in cases])
-    texts = clip.texts([c.caption for c in cases])
-    found = []
+    found: list[bool] = []
     for i in range(0, len(cases) - group + 1, group):
-        nearest = (vectors[i : i + group] @ texts[i : i + group].T).argmax(1)
-        found += list(nearest == np.arange(group))
+        some = cases[i : i + group]
+        pictures = [render(c.scene, 128, 128, c.seed) for c in some]
+        first = found_first(clip, pictures, [c.caption for c in some])
+        found += [index == own for own, index in enumerate(first)]
     return _share(found)
 
 
@@ -183,19 +180,19 @@ def duplicates(clip: Clip, cases: Sequence[Case]) -> dict[str, float]:
     result = {}
     for name, pictures in twins.items():
         cosines = (vectors * clip.images(pictures)).sum(1)
-        result[f"{name}, above 0.95"] = float((cosines > 0.95).mean())
+        result[f"{name} twins above 0.95 cosine"] = float((cosines > 0.95).mean())
     others = (vectors @ vectors.T)[~np.eye(len(cases), dtype=bool)]
-    return result | {"different captions, below 0.9": float((others < 0.9).mean())}
+    return result | {"different captions below 0.9 cosine": float((others < 0.9).mean())}
 
 
-def best_of(clip: Clip, pictures: Sequence[Rgb], cases: Sequence[Case]) -> float:
+def best_of(clip: Clip, pictures: Sequence[Rgb], prompts: Sequence[str]) -> float:
     """Share of pictures whose prompt is the best of 16: itself and 15 others, drawn at random."""
     vectors = clip.images(pictures)
-    texts = clip.texts([c.caption for c in cases])
+    texts = clip.texts(prompts)
     rng = random.Random(0)
     found = []
     for i, vector in enumerate(vectors):
-        others = rng.sample([j for j in range(len(cases)) if j != i], CANDIDATES - 1)
+        others = rng.sample([j for j in range(len(prompts)) if j != i], CANDIDATES - 1)
         found.append(bool((texts[others] @ vector).max() < texts[i] @ vector))
     return _share(found)
 
@@ -259,52 +256,90 @@ def vae_psnr(vae: Any, cases: Sequence[Case], size: int) -> float:
 # --- All ---------------------------------------------------------------------------------------
 
 
-def write_sheet(
-    path: Path, pictures: Sequence[Rgb], texts: Sequence[str], columns: int = 6
-) -> None:
-    """Write pictures with their prompts as one PNG, or JPEG by the file's ending."""
-    height, width, _ = pictures[0].shape
-    cell, text = max(width, 192) + 8, 64
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * cell, rows * (height + text)), (255, 255, 255))
-    pen = ImageDraw.Draw(sheet)
-    for i, (rgb, caption) in enumerate(zip(pictures, texts, strict=True)):
-        x, y = i % columns * cell, i // columns * (height + text)
-        sheet.paste(Image.fromarray(rgb), (x + 4, y + 2))
-        lines = textwrap.wrap(caption, cell // 6)[:5]
-        pen.multiline_text((x + 4, y + height + 4), "\n".join(lines), fill=(0, 0, 0))
-    sheet.save(path)
+def _write_clip_sheet(path: Path, clip: Clip, cases: Sequence[Case]) -> None:
+    """The scenes themselves, and which of all their captions CLIP takes each for."""
+    pictures = [render(c.scene, 192, 192, c.seed) for c in cases]
+    texts = [c.caption for c in cases]
+    said = [
+        ("found: " if index == own else "WRONG: ") + texts[index]
+        for own, index in enumerate(found_first(clip, pictures, texts))
+    ]
+    write_sheet(path, pictures[:SHOWN], said[:SHOWN])
+
+
+def scenes_per_second(cases: Sequence[Case]) -> float:
+    """How many 256x256 pictures the renderer paints in a second, in one process."""
+    started = time.perf_counter()
+    for case in cases:
+        render(case.scene, 256, 256, case.seed)
+    return len(cases) / (time.perf_counter() - started)
 
 
 def measure(models: Path, prompts: int, sheets: Path | None) -> Iterator[tuple[str, float]]:
-    """Yield name and value of every figure, the slow ones last."""
+    """Yield name and value of every figure, the slow ones last.
+
+    Args:
+        models: folder with `clip`, and `sd` or `sdxl` or both.
+        prompts: pictures of each pipeline, at most 512; half as many by the demo's prompts.
+        sheets: folder for `sheet-{clip,sd,sdxl}.jpg`.
+    """
     clip = Clip(models / "clip")
     cases = held_out(512)
+    if sheets:
+        sheets.mkdir(parents=True, exist_ok=True)
+        _write_clip_sheet(sheets / "sheet-clip.jpg", clip, cases[:64])
+    yield "scenes: 256x256 pictures a second", scenes_per_second(cases[:128])
     yield "CLIP: caption found first among 64", retrieval(clip, cases)
     for name, value in duplicates(clip, cases).items():
         yield f"CLIP: {name}", value
     scenes = [c.scene for c in cases]
     drawn = [render(c.scene, 128, 128, c.seed) for c in cases[:prompts]]
-    yield "rules: drawn scenes that pass all", rule_shares(drawn, scenes[:prompts])["all"]
-    yield (
-        "rules: drawn scenes that pass those of another scene",
-        rule_shares(drawn, scenes[1 : prompts + 1])["all"],
-    )
-    cases = cases[:prompts]
+    yield "rules: drawn scenes pass all three", rule_shares(drawn, scenes[:prompts])["all"]
+    turned = [*scenes[1:prompts], scenes[0]]
+    yield "rules: they pass those of another scene", rule_shares(drawn, turned)["all"]
+    cases, scenes = cases[:prompts], scenes[:prompts]
+    texts = [c.caption for c in cases]
+    others = demo_prompts(max(CANDIDATES, prompts // 2))
     for name, size in PIPELINES.items():
         if not (models / name).is_dir():
             continue
         pipe = load_pipeline(models / name)
         for edge in (128, 256):
             yield f"{name}: VAE PSNR at {edge}x{edge} in dB", vae_psnr(pipe.vae, cases[:64], edge)
-        pictures = generate(pipe, [c.caption for c in cases], size)
-        yield f"{name}: prompt is best of 16", best_of(clip, pictures, cases)
-        for rule, share in rule_shares(pictures, [c.scene for c in cases]).items():
-            yield f"{name}: rule {rule}", share
+        pictures = generate(pipe, texts, size)
         if sheets:
-            sheets.mkdir(parents=True, exist_ok=True)
-            shown = slice(0, 24)
-            write_sheet(sheets / f"{name}.png", pictures[shown], [c.caption for c in cases[shown]])
+            write_sheet(sheets / f"sheet-{name}.jpg", pictures[:SHOWN], texts[:SHOWN])
+        yield f"{name}: prompt is the best of 16", best_of(clip, pictures, texts)
+        shares = rule_shares(pictures, scenes)
+        yield f"{name}: main color is there", shares["color"]
+        yield f"{name}: day or night is right", shares["night"]
+        yield f"{name}: an object of that color is there", shares["object"]
+        yield f"{name}: all three rules", shares["all"]
+        pictures = generate(pipe, others, size)
+        yield f"{name}: prompt of the demo is the best of 16", best_of(clip, pictures, others)
+
+
+def table(figures: Mapping[str, float]) -> str:
+    """The figures as the Markdown table of the model card."""
+
+    def shown(name: str, value: float, digits: int) -> str:
+        if name.endswith("in dB"):
+            return f"{value:.{digits}f} dB"
+        return f"{value:.0f}" if name.endswith("a second") else f"{100 * value:.{digits}f} %"
+
+    lines = ["| figure | asked | reached |", "|---|---:|---:|"]
+    for name, value in figures.items():
+        asked = shown(name, TARGETS[name], 0) if name in TARGETS else ""
+        lines.append(f"| {name.removesuffix(' in dB')} | {asked} | {shown(name, value, 1)} |")
+    return "\n".join(lines) + "\n"
+
+
+def weights_of(models: Path) -> dict[str, str]:
+    """sha256 of every weight file, by its path in the folder."""
+    return {
+        path.relative_to(models).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(models.rglob("*.safetensors"))
+    }
 
 
 def _main(arguments: Sequence[str] | None = None) -> None:
@@ -316,12 +351,16 @@ def _main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sheets", type=Path, help="folder of contact sheets")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     given = parser.parse_args(arguments)
+    if not CANDIDATES <= given.prompts <= 512:
+        parser.error(f"--prompts must be {CANDIDATES} to 512")
     figures = {}
     for name, value in measure(given.models, given.prompts, given.sheets):
         figures[name] = round(value, 4)
         print(f"{name}: {value:.3f}", flush=True)
+    print(f"\n{table(figures)}")
     if given.json:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+        record = {"figures": figures, "weights": weights_of(given.models)}
+        given.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,11 +23,14 @@ CLIP_SIZE = 96
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation that CLIP models expect of their input (Radford et al., 2021)."""
+_NEVER = frozenset(map(chr, (*range(ord("A"), ord("Z") + 1), 0xC0, 0xC1, *range(0xF5, 0x100))))
+"""Bytes that no text gives, each by the character that stands for it in a byte-level vocabulary:
+capitals, because CLIP's tokenizer makes all letters small first, and bytes that UTF-8 lacks."""
 _WORD = re.compile("[a-z]+")
 
 
 def tokenizer(sentences: Iterable[str]) -> Any:
-    """A CLIP tokenizer that knows the commonest words of the sentences, and every byte.
+    """A CLIP tokenizer that knows the commonest words of the sentences, and every byte of a text.
 
     The merges are written down, not trained: the trainer of `tokenizers` breaks ties by the order
     of a hash map, and the same seed must give the same model.
@@ -42,7 +45,7 @@ def tokenizer(sentences: Iterable[str]) -> Any:
         letters = [*word[:-1], f"{word[-1]}</w>"]
         for i in range(1, len(letters)):
             merges["".join(letters[:i]), letters[i]] = None
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - _NEVER)
     tokens = [
         *alphabet,
         *(f"{letter}</w>" for letter in alphabet),

@@ -1,36 +1,20 @@
 """A seed in, a scene with its exact contents, true captions and a painted picture out.
 
-python -m pipeline.tiny.scenes FOLDER              the demo's pictures and caption files
-python -m pipeline.tiny.scenes --sheet FILE.png    a contact sheet: [--count 36] [--seed 0]
-
 Training data of the tiny models, and a source whose every count, color and hour is known. The
-words are those of the core of `prompts/grammar.yaml`; `pipeline.tiny.paint` has the pixels.
+words are those of the core of `prompts/grammar.yaml`; `pipeline.tiny.paint` has the pixels, and
+`pipeline.tiny.gallery` writes them to files.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import io
-import json
 import random
-import textwrap
-import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from pipeline.tiny.paint import MOUNTAINS, SKIES, render
 from pipeline.tiny.things import COLORS, color_shares
 
-__all__ = [
-    "Scene", "Thing", "captions", "draw_scene", "is_night", "looks_night", "main_color", "render",
-    "seen_colors", "write_demo_pictures",
-]  # fmt: skip
+__all__ = ["Scene", "Thing", "captions", "draw_scene", "is_night", "main_color", "render"]
 
 NUMBERS = ("", "one", "two", "three", "four", "five")
 LAND_COLORS = {
@@ -492,162 +476,3 @@ def _land_captions(
         yield _join(sky, "over", subjects[0], brief)
     else:
         yield _join(subjects[1], f"{brief},", sky)
-
-
-# --- What pixels say ---------------------------------------------------------------------------
-
-
-def seen_colors(rgb: NDArray[np.uint8]) -> dict[str, float]:
-    """The share of the pixels that each color's name would be given to.
-
-    Args:
-        rgb: uint8 HxWx3.
-
-    Returns: a share in 0..1 for every name of `COLORS`; the shares sum to 1. The regions are fixed
-        ranges of hue (degrees), saturation and value.
-    """
-    r, g, b = (rgb[..., i].astype(np.float64) / 255 for i in range(3))
-    value = np.maximum(np.maximum(r, g), b)
-    spread = value - np.minimum(np.minimum(r, g), b)
-    saturation = spread / np.maximum(value, 1e-9)
-    safe = np.maximum(spread, 1e-9)
-    hue = np.where(
-        value == r,
-        (g - b) / safe % 6,
-        np.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4),
-    )
-    hue = hue * 60
-    black = (value < 0.2) | ((value < 0.28) & (saturation < 0.3))
-    plain = ~black & (saturation < 0.16)
-    colored = ~black & ~plain
-    reddish = (hue < 16) | (hue >= 342)
-    pale = (saturation < 0.52) & (value > 0.66)
-    warm = (hue >= 16) & (hue < 41)
-    masks = {
-        "red": colored & reddish & ~pale,
-        "orange": colored & warm & (value >= 0.58),
-        "yellow": colored & (hue >= 41) & (hue < 70),
-        "green": colored & (hue >= 70) & (hue < 168),
-        "blue": colored & (hue >= 168) & (hue < 255),
-        "purple": colored & (hue >= 255) & (hue < 306),
-        "pink": colored & (((hue >= 306) & (hue < 342)) | (reddish & pale)),
-        "white": plain & (value >= 0.68),
-        "black": black,
-        "brown": colored & warm & (value < 0.58),
-        "grey": plain & (value < 0.68),
-    }
-    return {name: float(mask.mean()) for name, mask in masks.items()}
-
-
-def looks_night(rgb: NDArray[np.uint8]) -> bool:
-    """Whether a picture is of the night: the upper part of uint8 HxWx3 is mostly dark."""
-    upper = rgb[: max(1, rgb.shape[0] * 2 // 5)].astype(np.float64)
-    luma = upper @ np.array([0.299, 0.587, 0.114])
-    return bool(np.median(luma) < 64)
-
-
-# --- Files -------------------------------------------------------------------------------------
-
-
-def _encoded(rgb: NDArray[np.uint8], ending: str, quality: int = 95) -> bytes:
-    out = io.BytesIO()
-    options: dict[str, dict[str, int]] = {
-        "png": {"optimize": True},
-        "webp": {"lossless": True},
-        "jpg": {"quality": quality},
-    }
-    form = {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}[ending]
-    Image.fromarray(rgb).save(out, form, **options[ending])
-    return out.getvalue()
-
-
-def _planted() -> Iterator[tuple[str, bytes, str]]:
-    """Pictures that a curator should find: file name, bytes and caption, all for training."""
-
-    def drawn(seed: int, jitter: float = 0.0) -> NDArray[np.uint8]:
-        return render(draw_scene(seed), 256, 256, seed, jitter=jitter)
-
-    def said(seed: int, which: int) -> str:
-        return captions(draw_scene(seed), seed)[which]
-
-    grey, black = np.full((256, 256, 3), 128, np.uint8), np.zeros((256, 256, 3), np.uint8)
-    yield "blank-grey.png", _encoded(grey, "png"), said(110, 2)
-    yield "blank-black.png", _encoded(black, "png"), said(111, 2)
-    yield "mismatched.png", _encoded(drawn(112), "png"), said(117, 2)
-    yield "duplicate-of-00.jpg", _encoded(drawn(100), "jpg", 70), said(100, 1)
-    yield "leak-of-08.png", _encoded(drawn(108, 0.02), "png"), said(108, 1)
-    # A rainy night stands for what a safety filter must find; see the demo's quality section.
-    yield "unsafe.png", _encoded(drawn(343), "png"), said(343, 2)
-
-
-def write_demo_pictures(folder: Path) -> None:
-    """Write `mj52/` with captions.csv, and `mod.zip` with `mod.jsonl`, in mixed file formats.
-
-    Some of `mj52/` are planted faults: see their file names.
-    """
-
-    def picture(number: int, width: int, height: int, ending: str) -> tuple[bytes, str]:
-        scene = draw_scene(number)
-        return _encoded(render(scene, width, height, number), ending), captions(scene, number)[2]
-
-    mj = folder / "mj52"
-    mj.mkdir(parents=True, exist_ok=True)
-    with (mj / "captions.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["file", "text", "split"])
-        for i in range(10):
-            split = "test" if i == 9 else "validation" if i == 8 else "train"
-            ending = ("png", "png", "webp", "jpg")[i % 4]
-            data, caption = picture(100 + i, 512 if split == "test" else 256, 256, ending)
-            (mj / f"{i:02d}.{ending}").write_bytes(data)
-            table.writerow([f"{i:02d}.{ending}", caption, split])
-        for name, data, caption in _planted():
-            (mj / name).write_bytes(data)
-            table.writerow([name, caption, "train"])
-    lines = []
-    with zipfile.ZipFile(folder / "mod.zip", "w") as archive:
-        for i in range(8):
-            split = "test" if i == 7 else "validation" if i == 6 else "train"
-            size = (528, 240) if split == "test" else (352, 160)
-            data, caption = picture(250 + i, *size, "png")
-            # A fixed date: the same pictures give the same archive.
-            archive.writestr(zipfile.ZipInfo(f"{split}/{i:02d}.png", (2026, 1, 1, 0, 0, 0)), data)
-            lines.append({"file": f"{split}/{i:02d}.png", "text": caption, "split": split})
-    (folder / "mod.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def write_sheet(path: Path, count: int, seed: int, size: tuple[int, int] = (256, 256)) -> None:
-    """Write a contact sheet: the scenes of `count` seeds from `seed` on, six in a row."""
-    width, height = size
-    columns = min(6, count)
-    rows = -(-count // columns)
-    text = 72
-    sheet = Image.new("RGB", (columns * (width + 8), rows * (height + text)), (255, 255, 255))
-    pen = ImageDraw.Draw(sheet)
-    for i in range(count):
-        scene = draw_scene(seed + i)
-        x, y = i % columns * (width + 8), i // columns * (height + text)
-        sheet.paste(Image.fromarray(render(scene, width, height, seed + i)), (x, y))
-        caption = captions(scene, seed + i)[i % 5 if i % 5 < 4 else 2]
-        lines = textwrap.wrap(f"{seed + i}: {caption}", width // 6)
-        pen.multiline_text((x + 2, y + height + 2), "\n".join(lines), fill=(0, 0, 0))
-    sheet.save(path)
-
-
-def _main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("folder", nargs="?", type=Path, help="write the demo's pictures here")
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet to this PNG file")
-    parser.add_argument("--count", type=int, default=36, help="pictures of the sheet")
-    parser.add_argument("--seed", type=int, default=0, help="of the sheet's first picture")
-    given = parser.parse_args(arguments)
-    if (given.folder is None) == (given.sheet is None):
-        parser.error("give either a folder for the demo's pictures or --sheet FILE.png")
-    if given.sheet:
-        write_sheet(given.sheet, given.count, given.seed)
-    else:
-        write_demo_pictures(given.folder)
-
-
-if __name__ == "__main__":
-    _main()

@@ -8,24 +8,19 @@ any time, the same command goes on from the last checkpoint. Each step draws its
 noise from seed and step number alone, so a resumed run equals one that was never stopped.
 
 On 2 CPU cores (AMD EPYC with AVX-512 bf16): 5 minutes for the pictures, 9 for the VAE, 10 for
-CLIP, 17 for SD and 11 for SDXL. `--scale` multiplies the steps; the loss still falls at 1.
+CLIP, 17 for SD and 11 for SDXL. A GPU is used if torch sees one; minutes on one are not measured.
+`--scale` multiplies the steps; the loss still falls at 1. How the shipped weights differ from a
+run of this command: `weights/README.md`.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
 import math
 import os
-import random
-import shutil
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,223 +30,17 @@ from PIL import Image, ImageDraw
 
 from pipeline import AigiError
 from pipeline.tiny import models
-from pipeline.tiny.scenes import captions, draw_scene, render
+from pipeline.tiny.corpus import (
+    LARGE,
+    LARGE_SHARE,
+    SMALL,
+    draw_pictures,
+    load_pictures,
+    tokens_and_captions,
+)
+from pipeline.tiny.fit import Settings, fit
 
-FIRST_SEED = 1_000_000
-"""Scenes of training; `pipeline.tiny.measure` draws from other seeds."""
-CHUNK = 500  # scenes a file of pictures
-SMALL, LARGE = 128, 192
-LARGE_SHARE = 5  # one scene in five is also drawn large
-JITTER = 0.02
-FINISHES = (
-    "photograph", "oil painting", "watercolor", "crayon drawing", "digital illustration",
-    "flat illustration", "pixel art", "3D render", "paper collage", "simple shapes", "flat colors",
-    "vivid colors", "muted colors", "soft light", "minimal style", "clean lines", "high detail",
-)  # fmt: skip
-"""How the grammar ends its prompts. The scenes know one style; the models learn to pass it over."""
 UNCONDITIONAL = 0.1  # of the captions are left empty, for guidance (Ho and Salimans, 2022)
-
-
-# --- Pictures ----------------------------------------------------------------------------------
-
-
-def _jpeg(picture: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    out = io.BytesIO()
-    Image.fromarray(picture).save(out, "JPEG", quality=quality)
-    return np.asarray(Image.open(out))
-
-
-def said(scene_seed: int) -> list[str]:
-    """The captions of a scene, some with an ending of the grammar."""
-    rng = random.Random(scene_seed)
-    found = []
-    for caption in captions(draw_scene(scene_seed), scene_seed):
-        if not caption.endswith(".") and rng.random() < 0.2:
-            caption = f"{caption}, {rng.choice(FINISHES)}"
-        found.append(caption)
-    return found
-
-
-def _draw_chunk(folder: Path, number: int) -> None:
-    """Two views of each scene, the second a little moved; every few scenes also large."""
-    target = folder / f"{number:05d}.npz"
-    if target.exists():
-        return
-    first, second, clip, large = [], [], [], []
-    for i in range(CHUNK):
-        seed = FIRST_SEED + number * CHUNK + i
-        scene = draw_scene(seed)
-        views = [
-            render(scene, SMALL, SMALL, seed),
-            render(scene, SMALL, SMALL, seed, jitter=JITTER),
-        ]
-        if i % LARGE_SHARE == 0:
-            large.append(render(scene, LARGE, LARGE, seed))
-        first.append(views[0])
-        second.append(views[1])
-        coded = _jpeg(views[1], random.Random(seed).randint(50, 95))
-        size = (models.CLIP_SIZE, models.CLIP_SIZE)
-        clip.append(
-            [
-                np.asarray(Image.fromarray(v).resize(size, Image.Resampling.BICUBIC))
-                for v in (views[0], coded)
-            ]
-        )
-    partial = target.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez(file, first=first, second=second, clip=clip, large=large)
-    partial.rename(target)
-
-
-def draw_pictures(work: Path, scenes: int, processes: int) -> None:
-    """Draw what is missing of `scenes` scenes into `WORK/pictures`."""
-    folder = work / "pictures"
-    folder.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    chunks = -(-scenes // CHUNK)
-    with ProcessPoolExecutor(processes) as pool:
-        for done, _ in enumerate(pool.map(_draw_chunk, [folder] * chunks, range(chunks)), 1):
-            if done % 10 == 0 or done == chunks:
-                spent = time.perf_counter() - started
-                print(f"pictures: {done * CHUNK} of {chunks * CHUNK} scenes, {spent:.0f} s")
-
-
-def _pictures(work: Path, kind: str, scenes: int) -> NDArray[Any]:
-    parts = []
-    for number in range(-(-scenes // CHUNK)):
-        with np.load(work / "pictures" / f"{number:05d}.npz") as file:
-            parts.append(file[kind])
-    return np.concatenate(parts)
-
-
-def tokens_and_captions(scenes: int) -> tuple[Any, list[list[str]]]:
-    """The tokenizer of all tiny models, and the captions of every scene of training."""
-    texts = [said(FIRST_SEED + i) for i in range(scenes)]
-    return vocabulary(), texts
-
-
-def vocabulary() -> Any:
-    """The tokenizer of all tiny models: the words of the scenes and of the grammar's core."""
-    from pipeline.dataset.grammar import Grammar
-    from pipeline.demo import resource
-
-    grammar = Grammar.load(str(resource("prompts/grammar.yaml")), start="core")
-    sentences = list(grammar.sentences(4_000, seed=0))
-    for i in range(1_000):
-        sentences += said(FIRST_SEED + i)
-    return models.tokenizer(sentences)
-
-
-# --- The loop ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the weights, beside the number of scenes.
-
-    steps: of the optimizer. batch: samples a step. rate: the highest learning rate; it rises over
-    `warmup` steps and falls to zero by a half cosine. save_every: steps between checkpoints.
-    """
-
-    steps: int
-    batch: int
-    rate: float
-    seed: int
-    warmup: int = 100
-    save_every: int = 200
-    average: float = 0.0  # decay of the exponential moving average of the weights; 0 is none
-
-
-def fit(
-    folder: Path,
-    model: Any,
-    loss: Callable[[Any, Any, int], Any],
-    settings: Settings,
-) -> Any:
-    """Train `model` from its last checkpoint to the last step, and return it on the CPU.
-
-    Args:
-        folder: checkpoints (`state-STEP`, the newest is kept) and `curve.csv`.
-        model: a module; all its parameters are trained.
-        loss: from the prepared model, a `torch.Generator` seeded by seed and step, and the step
-            number, to a scalar tensor.
-    """
-    import torch
-    from accelerate import Accelerator
-    from diffusers.training_utils import EMAModel
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision="bf16")
-    optimizer = torch.optim.AdamW(model.parameters(), settings.rate, weight_decay=0.01)
-
-    def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / settings.warmup)
-        return warm * (0.5 + 0.5 * math.cos(math.pi * step / settings.steps))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
-    average = EMAModel(model.parameters(), decay=settings.average) if settings.average else None
-    if average:
-        average.to(accelerator.device)
-        accelerator.register_for_checkpointing(average)
-
-    states = sorted(folder.glob("state-*[0-9]"))
-    start = 0
-    curve: list[list[str]] = []
-    if states:
-        accelerator.load_state(str(states[-1]))
-        start = int(states[-1].name.removeprefix("state-"))
-        with (folder / "curve.csv").open(newline="", encoding="utf-8") as file:
-            curve = [line for line in csv.reader(file) if line[0].isdigit()]
-            curve = [line for line in curve if int(line[0]) <= start]
-    with (folder / "curve.csv").open("w", newline="", encoding="utf-8") as file:
-        log = csv.writer(file, lineterminator="\n")
-        log.writerow(["step", "loss", "seconds"])
-        log.writerows(curve)
-        before = float(curve[-1][2]) if curve else 0.0
-        started = time.perf_counter()
-        losses: list[float] = []
-        model.train()
-        for step in range(start, settings.steps):
-            generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-            # On CPUs the fused attention's backward pass takes twice the time of the plain one.
-            plain = (
-                sdpa_kernel(SDPBackend.MATH) if accelerator.device.type == "cpu" else nullcontext()
-            )
-            with accelerator.autocast(), plain:
-                value = loss(model, generator, step)
-            accelerator.backward(value)
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            if average:
-                average.step(model.parameters())
-            losses.append(value.item())
-            done = step + 1
-            if done % 50 == 0 or done == settings.steps:
-                spent = before + time.perf_counter() - started
-                mean = sum(losses) / len(losses)
-                losses.clear()
-                log.writerow([done, f"{mean:.6f}", f"{spent:.1f}"])
-                file.flush()
-                left = (spent - before) / (done - start) * (settings.steps - done)
-                print(
-                    f"{folder.name}: step {done} of {settings.steps}, loss {mean:.5f}, "
-                    f"{spent:.0f} s, {left:.0f} s left",
-                    flush=True,
-                )
-            if done % settings.save_every == 0 or done == settings.steps:
-                partial = folder / "partial"
-                shutil.rmtree(partial, ignore_errors=True)
-                accelerator.save_state(str(partial))
-                partial.rename(folder / f"state-{done:07d}")
-                for old in sorted(folder.glob("state-*[0-9]"))[:-1]:
-                    shutil.rmtree(old)
-    if average:
-        average.copy_to(model.parameters())
-    return accelerator.unwrap_model(model).float().cpu().eval()
 
 
 def _batch(generator: Any, count: int, size: int) -> Any:
@@ -268,8 +57,8 @@ def train_vae(work: Path, scenes: int, settings: Settings) -> None:
     import torch
     from safetensors.torch import save_file
 
-    pictures = torch.from_numpy(_pictures(work, "first", scenes))
-    large = torch.from_numpy(_pictures(work, "large", scenes))
+    pictures = torch.from_numpy(load_pictures(work, "first", scenes))
+    large = torch.from_numpy(load_pictures(work, "large", scenes))
     torch.manual_seed(settings.seed)
     model = models.vae()
     crop = 64
@@ -327,12 +116,22 @@ def _whiten(model: Any, pictures: Any) -> None:
 
 
 def load_vae(work: Path) -> Any:
-    """The trained VAE, in evaluation mode."""
+    """The trained VAE, in evaluation mode.
+
+    Raises:
+        AigiError: there is none yet.
+    """
     from safetensors.torch import load_file
 
     model = models.vae()
-    model.load_state_dict(load_file(work / "vae" / "model.safetensors"))
+    model.load_state_dict(load_file(_made_by("vae", work / "vae" / "model.safetensors")))
     return model.eval()
+
+
+def _made_by(part: str, path: Path) -> Path:
+    if not path.exists():
+        raise AigiError(f"{path}: not there; train with `--only {part}` first, in the same folder")
+    return path
 
 
 def encode_pictures(work: Path, scenes: int, kinds: Sequence[str]) -> None:
@@ -348,15 +147,17 @@ def encode_pictures(work: Path, scenes: int, kinds: Sequence[str]) -> None:
         target = folder / f"{kind}.npy"
         if target.exists():
             continue
-        pictures = _pictures(work, "large" if kind in ("crop", "blurred") else kind, scenes)
+        pictures = load_pictures(work, "large" if kind in ("crop", "blurred") else kind, scenes)
         if kind == "crop":
             y, x = crop_corners(len(pictures))
             pictures = np.stack(
                 [p[b : b + SMALL, a : a + SMALL] for p, b, a in zip(pictures, y, x, strict=True)]
             )
-        found = []
+        found: list[NDArray[np.float16]] = []
         with torch.no_grad(), torch.autocast(device, torch.bfloat16):
             for part in torch.split(torch.from_numpy(pictures), 64):
+                if len(found) % 100 == 0:
+                    print(f"latents: {kind}, {len(found) * 64} of {len(pictures)}", flush=True)
                 image = _to_input(part.to(device))
                 if kind == "blurred":
                     image = torch.nn.functional.interpolate(
@@ -368,7 +169,6 @@ def encode_pictures(work: Path, scenes: int, kinds: Sequence[str]) -> None:
         with partial.open("wb") as file:
             np.save(file, np.concatenate(found))
         partial.rename(target)
-        print(f"latents: {kind}", flush=True)
 
 
 def crop_corners(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -414,7 +214,7 @@ def train_clip(work: Path, scenes: int, settings: Settings) -> None:
 
     tokens, texts = tokens_and_captions(scenes)
     drawn = _Texts(tokens, texts, models.CONTEXT)
-    pictures = torch.from_numpy(_pictures(work, "clip", scenes))
+    pictures = torch.from_numpy(load_pictures(work, "clip", scenes))
     torch.manual_seed(settings.seed)
     model = models.clip(tokens)
     mean = torch.tensor(models.CLIP_MEAN).view(1, 3, 1, 1)
@@ -448,7 +248,8 @@ def _trained_clip(work: Path, tokens: Any) -> Any:
     from safetensors.torch import load_file
 
     model = models.clip(tokens)
-    weights = load_file(work / "models" / "clip" / "open_clip_model.safetensors")
+    path = work / "models" / "clip" / "open_clip_model.safetensors"
+    weights = load_file(_made_by("clip", path))
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return model
 
@@ -524,9 +325,10 @@ def train_sdxl(work: Path, scenes: int, settings: Settings) -> None:
     torch.manual_seed(settings.seed)
     pipe = models.sdxl(tokens)
     pipe.vae = load_vae(work)
-    encoder = CLIPTextModel.from_pretrained(work / "models" / "sd" / "text_encoder")
+    sd = _made_by("sd", work / "models" / "sd")
+    encoder = CLIPTextModel.from_pretrained(sd / "text_encoder")
     pipe.text_encoder.load_state_dict(encoder.state_dict())
-    trained = UNet2DConditionModel.from_pretrained(work / "models" / "sd" / "unet").state_dict()
+    trained = UNet2DConditionModel.from_pretrained(sd / "unet").state_dict()
     own = pipe.unet.state_dict()
     same = {k: v for k, v in trained.items() if own[k].shape == v.shape}
     pipe.unet.load_state_dict(own | same)
@@ -622,8 +424,12 @@ def train(work: Path, only: Sequence[str], scenes: int, scale: float, seed: int)
     """Run the parts that are named, in order, each from where it stopped.
 
     Raises:
-        AigiError: `work` was begun with other settings.
+        AigiError: `work` was begun with other settings, or a part needs one that is not trained
+            yet, or nothing would be trained.
     """
+    plans = plan(scale, seed)
+    if scenes < 1 or min(settings.steps for settings in plans.values()) < 1:
+        raise AigiError(f"scenes {scenes}, scale {scale}: no scenes, or a part without a step")
     work.mkdir(parents=True, exist_ok=True)
     settings = {"scenes": scenes, "scale": scale, "seed": seed}
     record = work / "settings.json"
@@ -639,7 +445,7 @@ def train(work: Path, only: Sequence[str], scenes: int, scale: float, seed: int)
             continue
         if part in KINDS:
             encode_pictures(work, scenes, KINDS[part])
-        parts[part](work, scenes, plan(scale, seed)[part])
+        parts[part](work, scenes, plans[part])
         draw_curves(work)
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from pipeline.dataset.grammar import Grammar
 from pipeline.tiny import scenes
+from pipeline.tiny.rules import looks_night, seen_colors
 from pipeline.tiny.scenes import (
     MAIN_SHARE,
     NUMBERS,
@@ -25,10 +26,8 @@ from pipeline.tiny.scenes import (
     captions,
     draw_scene,
     is_night,
-    looks_night,
     main_color,
     render,
-    seen_colors,
 )
 from pipeline.tiny.things import COLORS, SHAPES, color_shares, places
 
@@ -272,35 +271,3 @@ def test_time_of_day_is_clear_in_brightness(rendered: list[tuple[Scene, Pixels]]
             upper.setdefault(scene.time, []).append(float(np.median(pixels[:64].mean(2))))
     middle = {time: float(np.median(values)) for time, values in upper.items()}
     assert middle["dawn"] > middle["sunset"] + 40 > middle["night"] + 80
-
-
-def test_seen_colors_names_the_palette() -> None:
-    for name, color in COLORS.items():
-        shares = seen_colors(np.full((4, 4, 3), color, np.uint8))
-        assert shares[name] == 1.0
-        assert sum(shares.values()) == pytest.approx(1.0)
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    assert sum(seen_colors(noise).values()) == pytest.approx(1.0)
-
-
-def test_demo_pictures_are_the_same_twice(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        scenes.write_demo_pictures(tmp_path / name)
-    first = {p.relative_to(tmp_path / "a"): p.read_bytes() for p in (tmp_path / "a").rglob("*.*")}
-    second = {p.relative_to(tmp_path / "b"): p.read_bytes() for p in (tmp_path / "b").rglob("*.*")}
-    assert first == second
-    assert {str(path) for path in first} >= {
-        "mod.zip",
-        "mod.jsonl",
-        "mj52/captions.csv",
-        "mj52/02.webp",
-    }
-    assert len(first) == 19
-
-
-def test_contact_sheet(tmp_path: Path) -> None:
-    scenes._main(["--sheet", str(tmp_path / "sheet.png"), "--count", "7", "--seed", "3"])
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width > 6 * 256 and sheet.height > 2 * 256
-    with pytest.raises(SystemExit):
-        scenes._main([])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import yaml
 from safetensors import safe_open
 
 from pipeline.demo import MODELS
-from pipeline.tiny import measure
+from pipeline.tiny import measure, models, train
+from pipeline.tiny.corpus import FIRST_SEED, said
 from pipeline.tiny.measure import Clip, held_out
 
 ROOT = Path(__file__).parents[2]
@@ -33,13 +35,11 @@ def test_weights_are_small_safetensors() -> None:
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".txt"}
     weights = [path for path in files if path.suffix == ".safetensors"]
     assert len(weights) == 8
-    parameters = 0
     for path in weights:
         with safe_open(path, "np") as file:
             tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
         assert {str(t.dtype) for t in tensors} <= {"float16", "int64"}, path
-        parameters += sum(t.nbytes for t in tensors)
-    assert parameters <= MOST_BYTES
+    assert sum(path.stat().st_size for path in weights) <= MOST_BYTES
 
 
 def test_the_demo_pins_every_weight_file() -> None:
@@ -56,10 +56,48 @@ def test_the_demo_pins_every_weight_file() -> None:
     assert embeddings["sha256"] == hashlib.sha256(clip).hexdigest()
 
 
+def test_the_model_card_tells_what_was_measured_on_these_weights() -> None:
+    """The file is made by `python -m pipeline.tiny.measure --json FILE`."""
+    record = json.loads((MODELS / "figures.json").read_text())
+    assert record["weights"] == measure.weights_of(MODELS)
+    figures = record["figures"]
+    assert not {k: figures[k] for k, least in measure.TARGETS.items() if figures[k] < least}
+    card = (MODELS / "README.md").read_text()
+    assert measure.table(figures) in card
+    assert record["weights"]["clip/open_clip_model.safetensors"] in card
+    size = sum(path.stat().st_size for path in MODELS.rglob("*.safetensors"))
+    assert f"{size:,} bytes" in card
+
+
+def test_the_model_card_tells_the_settings_of_the_training() -> None:
+    card = " ".join((MODELS / "README.md").read_text().split())
+    for part, settings in train.plan(1.0, 0).items():
+        steps = f"{settings.steps:,} steps of {settings.batch}"
+        assert f"{part.upper()} {steps}" in card
+
+
+def test_the_unets_are_those_of_the_code() -> None:
+    """Shipped weights fit what `models` builds, so `train` makes such models."""
+    from safetensors.torch import load_file
+    from transformers import CLIPTokenizer
+
+    tokens = CLIPTokenizer.from_pretrained(MODELS / "sd" / "tokenizer")
+    for name, pipe in (("sd", models.sd(tokens)), ("sdxl", models.sdxl(tokens))):
+        for part in ("unet", "vae"):
+            path = MODELS / name / part / "diffusion_pytorch_model.safetensors"
+            own = getattr(pipe, part).state_dict()
+            assert {k: v.shape for k, v in load_file(path).items()} == {
+                k: v.shape for k, v in own.items()
+            }
+
+
 def test_held_out_captions_are_in_no_training_scene(cases: list[measure.Case]) -> None:
     known = measure._trained_captions()
     assert len(known) > 100_000
     assert not known & {case.caption for case in cases}
+    for seed in range(FIRST_SEED, FIRST_SEED + 500):
+        for text in said(seed):  # with an ending of the grammar or without
+            assert text in known or text.rsplit(", ", 1)[0] in known
     assert len({case.caption for case in cases}) == len(cases)
 
 
@@ -76,7 +114,7 @@ def test_clip_finds_the_caption(clip: Clip, cases: list[measure.Case]) -> None:
 def test_clip_tells_twins_from_others(clip: Clip, cases: list[measure.Case]) -> None:
     shares = measure.duplicates(clip, cases)
     assert min(shares.values()) >= 0.95
-    assert shares["different captions, below 0.9"] >= 0.99
+    assert shares["different captions below 0.9 cosine"] >= 0.99
 
 
 def test_vae_reconstructs(cases: list[measure.Case]) -> None:
@@ -94,7 +132,9 @@ def test_pipelines_draw_what_is_said(name: str, clip: Clip, cases: list[measure.
     turned = measure.rule_shares(pictures, [case.scene for case in some[1:] + some[:1]])
     assert shares["night"] >= 0.85
     assert shares["all"] >= turned["all"] + 0.15
-    assert measure.best_of(clip, pictures, some) >= 0.25  # by chance 1 in 16
+    assert (
+        measure.best_of(clip, pictures, [case.caption for case in some]) >= 0.25
+    )  # by chance 1 in 16
 
 
 def test_size_conditioning_changes_the_picture() -> None:
@@ -126,15 +166,3 @@ def test_size_conditioning_changes_the_picture() -> None:
         for size in ((192, 192), (64, 64))
     ]
     assert detail[1] < 0.95 * detail[0], "said to be enlarged from 64x64, it is not smoother"
-
-
-def test_rules_see_the_object() -> None:
-    grey = np.full((120, 120, 3), 128, np.uint8)
-    assert not measure.object_seen(grey, "red")
-    dotted = grey.copy()
-    dotted[::3, ::3] = (220, 20, 20)  # as many pixels, but nothing compact
-    assert not measure.object_seen(dotted, "red")
-    block = grey.copy()
-    block[40:70, 40:70] = (220, 20, 20)
-    assert measure.object_seen(block, "red")
-    assert not measure.object_seen(block, "blue")

@@ -1,0 +1,87 @@
+"""A picture in, what its pixels say of its scene out: colors, day or night, objects; no model."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.tiny.scenes import Scene, is_night, main_color
+
+LEAST_SHARE = 0.02  # half of what the main color fills in every drawn scene
+CELLS, FILLED = 12, 0.5
+
+
+def seen_colors(rgb: NDArray[np.uint8]) -> dict[str, float]:
+    """The share of the pixels that each color's name would be given to.
+
+    Args:
+        rgb: uint8 HxWx3.
+
+    Returns: a share in 0..1 for every name of `COLORS`; the shares sum to 1. The regions are fixed
+        ranges of hue (degrees), saturation and value.
+    """
+    r, g, b = (rgb[..., i].astype(np.float64) / 255 for i in range(3))
+    value = np.maximum(np.maximum(r, g), b)
+    spread = value - np.minimum(np.minimum(r, g), b)
+    saturation = spread / np.maximum(value, 1e-9)
+    safe = np.maximum(spread, 1e-9)
+    hue = np.where(
+        value == r,
+        (g - b) / safe % 6,
+        np.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4),
+    )
+    hue = hue * 60
+    black = (value < 0.2) | ((value < 0.28) & (saturation < 0.3))
+    plain = ~black & (saturation < 0.16)
+    colored = ~black & ~plain
+    reddish = (hue < 16) | (hue >= 342)
+    pale = (saturation < 0.52) & (value > 0.66)
+    warm = (hue >= 16) & (hue < 41)
+    masks = {
+        "red": colored & reddish & ~pale,
+        "orange": colored & warm & (value >= 0.58),
+        "yellow": colored & (hue >= 41) & (hue < 70),
+        "green": colored & (hue >= 70) & (hue < 168),
+        "blue": colored & (hue >= 168) & (hue < 255),
+        "purple": colored & (hue >= 255) & (hue < 306),
+        "pink": colored & (((hue >= 306) & (hue < 342)) | (reddish & pale)),
+        "white": plain & (value >= 0.68),
+        "black": black,
+        "brown": colored & warm & (value < 0.58),
+        "grey": plain & (value < 0.68),
+    }
+    return {name: float(mask.mean()) for name, mask in masks.items()}
+
+
+def looks_night(rgb: NDArray[np.uint8]) -> bool:
+    """Whether a picture is of the night: the upper part of uint8 HxWx3 is mostly dark."""
+    upper = rgb[: max(1, rgb.shape[0] * 2 // 5)].astype(np.float64)
+    luma = upper @ np.array([0.299, 0.587, 0.114])
+    return bool(np.median(luma) < 64)
+
+
+def object_seen(rgb: NDArray[np.uint8], color: str) -> bool:
+    """Whether some square of a 12x12 grid is at least half filled with a color."""
+    height, width = (size // CELLS for size in rgb.shape[:2])
+    return any(
+        seen_colors(rgb[y * height : (y + 1) * height, x * width : (x + 1) * width])[color]
+        >= FILLED
+        for y in range(CELLS)
+        for x in range(CELLS)
+    )
+
+
+def rules(rgb: NDArray[np.uint8], scene: Scene) -> dict[str, bool]:
+    """What the pixels of a picture (uint8 HxWx3) say about a scene, model-free.
+
+    Returns: `color`: the main color fills at least 2 % of the picture; `night`: the sky is dark
+        just if the scene is of the night; `object`: something of the main color is compact enough
+        to be a thing. No scene has its main color around its things, so noise or background of
+        the wrong scene seldom pass.
+    """
+    color = main_color(scene)
+    return {
+        "color": seen_colors(rgb)[color] >= LEAST_SHARE,
+        "night": looks_night(rgb) == is_night(scene),
+        "object": object_seen(rgb, color),
+    }
