@@ -19,7 +19,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import AigiError
-from pipeline.dataset.pairs import Pairs, gathered, hash_pairs, near_pairs, same
+from pipeline.dataset.groups import same
+from pipeline.dataset.hashes import hash_pairs
+from pipeline.dataset.pairs import Pairs, gathered, near_pairs
 from pipeline.progress import Progress
 from pipeline.run import Build
 from pipeline.tables import DUPLICATES, Shard, Store
