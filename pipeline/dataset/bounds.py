@@ -17,7 +17,6 @@ k and s come from a sample of the rows: the cheapest by counted candidates, noth
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -67,12 +66,19 @@ class Frame:
     columns: int
 
 
-def pieces(vectors: Vectors) -> Iterator[tuple[int, Float64]]:
-    """Rows in float64, some at a time, each with the number of its first row."""
+def pieces(vectors: Vectors) -> list[slice]:
+    """All rows, some at a time."""
     n, d = vectors.shape
     step = max(1, CHUNK_VALUES // max(1, d))
-    for start in range(0, n, step):
-        yield start, floats(vectors[start : start + step], np.float64)
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def times(a: NDArray[Real], b: NDArray[Real]) -> NDArray[Real]:
+    """Matrix product by torch, whose threads can be told to be one; numpy's cannot."""
+    import torch
+
+    product: NDArray[Real] = (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
+    return product
 
 
 def floats(rows: NDArray[Any], kind: type[Real]) -> NDArray[Real]:
@@ -86,6 +92,8 @@ def floats(rows: NDArray[Any], kind: type[Real]) -> NDArray[Real]:
 
 def choose_frame(vectors: Vectors, tau: float) -> Frame:
     """The frame with the least expected cost among those of `COLUMNS`, by an even sample."""
+    import torch
+
     n, d = vectors.shape
     if n == 0:
         return Frame(np.zeros((d, 0)), np.zeros(1), 1.0, 1.0, 1.0, 0, COLUMNS[0])
@@ -97,8 +105,8 @@ def choose_frame(vectors: Vectors, tau: float) -> Frame:
     # What is not finite is refused with its row when all rows are read.
     sample[~np.isfinite(sample).all(1)] = 0
     rough = sample.astype(np.float32)
-    _, axes = np.linalg.eigh((rough.T @ rough).astype(np.float64))
-    axes = axes[:, ::-1]
+    spread = torch.from_numpy(times(rough.T, rough).astype(np.float64))
+    axes = torch.linalg.eigh(spread).eigenvectors.flip(1).numpy()
     few = sample[np.linspace(0, len(sample) - 1, min(len(sample), _SAMPLE_PAIRS)).astype(np.int64)]
     best: tuple[float, int] | None = None
     for columns in COLUMNS:
@@ -107,7 +115,7 @@ def choose_frame(vectors: Vectors, tau: float) -> Frame:
         frame = _frame(few, axes[:, : columns - _EXTRA], tau, columns)
         codes, _, _ = encode(frame, few)
         left, right = codes[:, swapped(columns)].astype(np.float32), codes.astype(np.float32)
-        found = int(np.count_nonzero(left @ right.T >= frame.limit)) - len(few)
+        found = int(np.count_nonzero(times(left, right.T) >= frame.limit)) - len(few)
         share = max(0, found) / max(1, len(few) * (len(few) - 1))
         cost = columns + _PAIR_COST + _CANDIDATE_COST * share
         if best is None or cost < best[0]:
@@ -121,7 +129,7 @@ def choose_frame(vectors: Vectors, tau: float) -> Frame:
 def _compress(rotation: Float64, rows: Float64) -> tuple[Float64, Float64]:
     """z of each row, n x (k + 1), its last coordinate rounded up; and the squared norms."""
     with np.errstate(invalid="ignore"):  # rows that are not finite are refused by their length
-        leading = rows @ rotation
+        leading = times(rows, rotation)
         lengths = np.einsum("ij,ij->i", rows, rows)
     rest = np.maximum(lengths - np.einsum("ij,ij->i", leading, leading), 0) + SLACK / 10
     return np.concatenate([leading, np.sqrt(rest)[:, None]], axis=1), lengths
@@ -157,7 +165,7 @@ def encode(frame: Frame, rows: Float64) -> tuple[NDArray[np.int8], Float64, Floa
     q = np.clip(np.rint(u / frame.scale), -127, 127)
     error = np.linalg.norm(u - frame.scale * q, axis=1)
     squares = frame.scale**2 * np.einsum("ij,ij->i", q, q)
-    offset = u @ frame.mean + 0.5 * float(frame.mean @ frame.mean)
+    offset = np.einsum("ij,j->i", u, frame.mean) + 0.5 * float(frame.mean @ frame.mean)
     offset += 0.5 * (frame.blend * squares + error**2 / frame.blend + error**2)
     steps = np.ceil((offset - frame.base + SLACK) / frame.scale**2)
     unbounded = steps > OFFSET

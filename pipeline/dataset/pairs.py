@@ -30,11 +30,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,7 @@ from numpy.typing import NDArray
 from pipeline import AigiError
 from pipeline.dataset.bounds import (
     CHUNK_VALUES,
+    COLUMNS,
     OFFSET,
     SLACK,
     Float64,
@@ -54,11 +56,15 @@ from pipeline.dataset.bounds import (
     floats,
     pieces,
     swapped,
+    times,
 )
 from pipeline.device import pick_device
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 BLOCK, CUDA_BLOCK = 512, 16_384
 """Rows of a block: the products of two lie in a core's second cache; a GPU wants large ones."""
@@ -160,37 +166,52 @@ def near_pairs(
     threads = threads or torch.get_num_threads()
     if block is None and threads > 8 and pick_device(device).type == "cpu":
         block = 2 * BLOCK  # Python does some 20 µs of each product, and one thread at a time
-    join = prepare(vectors, tau, scopes=scopes, held=held, old=old, device=device, block=block)
-    yield from joined(join, threads)
+    join = prepare(
+        vectors,
+        tau,
+        scopes=scopes,
+        held=held,
+        old=old,
+        device=device,
+        block=block,
+        threads=threads,
+    )
+    with _workers(threads) as pool:
+        # A GPU does one product after the other, whoever asks.
+        ahead = 2 * threads if join.codes.device.type == "cpu" else 0
+        for found in _in_order(pool, ahead, lambda u: list(unit_pairs(join, u)), range(len(join))):
+            yield from found
 
 
-def joined(join: Join, threads: int) -> Iterator[Pairs]:
-    """The pairs of all units, in the order of the units."""
+@contextmanager
+def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads of ours, in which torch has one thread.
+
+    A product is too small to be shared: its threads would wait for the last of them, thousands of
+    times. On a machine that has other work, that takes ten times as long.
+    """
     import torch
 
-    if join.codes.device.type != "cpu" or min(threads, len(join)) < 2:
-        for unit in range(len(join)):
-            yield from unit_pairs(join, unit)
-        return
-    # A unit a thread. Threads that shared a product would wait for the last of them at each of
-    # thousands of products: on a machine that has other work, ten times as long.
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "pairs", torch.set_num_threads, (1,))
-    waiting: deque[Future[list[Pairs]]] = deque()
-
-    def all_of(unit: int) -> list[Pairs]:
-        return list(unit_pairs(join, unit))
-
     try:
-        for unit in range(len(join)):
-            waiting.append(pool.submit(all_of, unit))
-            if len(waiting) > 2 * threads:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+        yield pool
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
+
+
+def _in_order(
+    pool: Executor, ahead: int, work: Callable[[T], R], items: Iterable[T]
+) -> Iterator[R]:
+    """Results in the order of the items; at most `ahead` are asked for before they are used."""
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def gathered(pairs: Iterable[Pairs]) -> Pairs:
@@ -215,6 +236,7 @@ def prepare(
     old: int = 0,
     device: str = "cpu",
     block: int | None = None,
+    threads: int = 1,
 ) -> Join:
     """Read the vectors once and code them; arguments and errors as of `near_pairs`."""
     import torch
@@ -224,22 +246,25 @@ def prepare(
     block = block or (CUDA_BLOCK if where.type == "cuda" else BLOCK)
     scopes = np.zeros(n, np.int64) if scopes is None else scopes.astype(np.int64)
     held = np.zeros(n, np.bool_) if held is None else held.astype(np.bool_)
-    frame = choose_frame(vectors, tau)
-    codes = np.empty((n, frame.columns), np.int8)
     error = np.empty(n, np.float32)
-    longest = 0.0
-    for start, rows in pieces(vectors):
-        piece, far, lengths = encode(frame, rows)
+
+    def code(piece: slice) -> float:
+        codes[piece], far, lengths = encode(frame, floats(vectors[piece], np.float64))
         wrong = np.flatnonzero(~(np.abs(np.sqrt(lengths) - 1) <= _NORM_SLACK))
         if len(wrong):
             norm = math.sqrt(lengths[wrong[0]])
             raise AigiError(
-                f"near pairs: row {start + wrong[0]} has norm {norm:g}, not 1. Divide every row "
-                "by its norm, and leave out rows that have none."
+                f"near pairs: row {piece.start + wrong[0]} has norm {norm:g}, not 1. Divide every "
+                "row by its norm, and leave out rows that have none."
             )
-        codes[start : start + len(rows)] = piece
-        error[start : start + len(rows)] = np.nextafter(far.astype(np.float32), np.float32(np.inf))
-        longest = max(longest, float(lengths.max()))
+        error[piece] = np.nextafter(far.astype(np.float32), np.float32(np.inf))
+        return float(lengths.max())
+
+    with _workers(threads) as pool:
+        exact = pool.submit(_int8_is_exact, where)
+        frame = pool.submit(choose_frame, vectors, tau).result()
+        codes = np.empty((n, frame.columns), np.int8)
+        longest = max(_in_order(pool, 2 * threads, code, pieces(vectors)), default=0.0)
     order, blocks = _arrange(codes, scopes, held, old, block)
     box = frame.mean.shape[0]
     low = np.array([codes[_rows(order, b), :box].min(0) for b in blocks], np.int16)
@@ -260,7 +285,7 @@ def prepare(
         high=high,
         error=worst,
         reach=math.sqrt(max(0.0, 2 * longest - 2 * tau) + 4 * SLACK),
-        exact_int8=_int8_is_exact(where, frame.columns),
+        exact_int8=exact.result(),
     )
 
 
@@ -434,11 +459,11 @@ def _candidates(products: torch.Tensor, limit: int) -> Iterator[tuple[Int64, Int
         yield flat // width, flat % width
 
 
-def _int8_is_exact(device: torch.device, columns: int) -> bool:
+def _int8_is_exact(device: torch.device) -> bool:
     """Whether int8 products can be had here: some processors saturate their partial sums."""
     import torch
 
-    signs = torch.ones((_SEGMENT, columns), dtype=torch.int8, device=device)
+    signs = torch.ones((_SEGMENT, COLUMNS[-1]), dtype=torch.int8, device=device)
     signs[1::2] = -1
     signs[::3, ::2] *= -1
     a, b = 127 * signs, 127 * signs.flip(0)
@@ -472,14 +497,14 @@ def _decide(join: Join, first: Int64, second: Int64) -> Iterator[Pairs]:
     dense = len(a) * len(b) <= min(32 * len(first), 1 << 23)
     if dense and len(first) >= 1024 and (len(a) + len(b)) * d <= 16 * CHUNK_VALUES:
         if half:
-            products = floats(vectors[a], np.float64) @ floats(vectors[b], np.float64).T
+            products = times(floats(vectors[a], np.float64), floats(vectors[b], np.float64).T)
             cosine: Float64 = products[place_a, place_b]
             near = cosine >= tau
             if near.any():
                 yield Pairs.ordered(first[near], second[near], cosine[near])
             return
-        x, y = np.asarray(vectors[a], np.float32), np.asarray(vectors[b], np.float32)
-        near = (x @ y.T)[place_a, place_b] >= tau - margin
+        x, y = floats(vectors[a], np.float32), floats(vectors[b], np.float32)
+        near = times(x, y.T)[place_a, place_b] >= tau - margin
         first, second = first[near], second[near]
     step = max(1, CHUNK_VALUES // max(1, d))
     for start in range(0, len(first), step):
