@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,16 +48,22 @@ def _roots(parent: Int64, rows: Int64) -> Int64:
         rows = above
 
 
-def same(keys: Iterable[Hashable | None]) -> Int64:
-    """Groups of equal keys, for example the sha256 of pixels: the first row that has the key.
+def equal_pairs(keys: Sequence[Hashable | None]) -> Iterator[Pairs]:
+    """Every pair of rows with one key, for example the sha256 of pixels, once each; measure 1.
 
     A row whose key is None is alone.
     """
     seen: dict[Hashable, int] = {}
-    return np.array(
-        [row if key is None else seen.setdefault(key, row) for row, key in enumerate(keys)],
-        np.int64,
-    )
+    group = np.array([-1 if key is None else seen.setdefault(key, len(seen)) for key in keys], int)
+    order = np.argsort(group, kind="stable")
+    order = order[np.count_nonzero(group < 0) :]
+    ends = np.searchsorted(group[order], group[order], side="right")
+    first = np.arange(len(order))
+    step = 0
+    while len(first):
+        step += 1
+        first = first[first + step < ends[first]]
+        yield Pairs(order[first], order[first + step], np.ones(len(first)))
 
 
 def kept(groups: NDArray[Any], keys: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:

@@ -241,7 +241,7 @@ def prepare(
     """Read the vectors once and code them; arguments and errors as of `near_pairs`."""
     import torch
 
-    n = _check(vectors, tau, scopes, held, old, block)
+    n = check(vectors, tau, scopes, held, old, block)
     where = pick_device(device)
     block = block or (CUDA_BLOCK if where.type == "cuda" else BLOCK)
     scopes = np.zeros(n, np.int64) if scopes is None else scopes.astype(np.int64)
@@ -250,15 +250,8 @@ def prepare(
 
     def code(piece: slice) -> float:
         codes[piece], far, lengths = encode(frame, floats(vectors[piece], np.float64))
-        wrong = np.flatnonzero(~(np.abs(np.sqrt(lengths) - 1) <= _NORM_SLACK))
-        if len(wrong):
-            norm = math.sqrt(lengths[wrong[0]])
-            raise AigiError(
-                f"near pairs: row {piece.start + wrong[0]} has norm {norm:g}, not 1. Divide every "
-                "row by its norm, and leave out rows that have none."
-            )
         error[piece] = np.nextafter(far.astype(np.float32), np.float32(np.inf))
-        return float(lengths.max())
+        return check_norms(lengths, piece.start)
 
     with _workers(threads) as pool:
         exact = pool.submit(_int8_is_exact, where)
@@ -289,15 +282,15 @@ def prepare(
     )
 
 
-def _check(
+def check(
     vectors: Vectors,
     tau: float,
-    scopes: NDArray[Any] | None,
-    held: NDArray[np.bool_] | None,
-    old: int,
-    block: int | None,
+    scopes: NDArray[Any] | None = None,
+    held: NDArray[np.bool_] | None = None,
+    old: int = 0,
+    block: int | None = None,
 ) -> int:
-    """The number of rows, once the arguments fit one another."""
+    """The number of rows, once the arguments of `near_pairs` fit one another."""
     if len(vectors.shape) != 2 or vectors.dtype not in (np.float16, np.float32):
         raise AigiError(
             f"near pairs: vectors are {vectors.dtype} of shape {vectors.shape}; expected n x d of "
@@ -314,6 +307,17 @@ def _check(
     if block is not None and block < 1:
         raise AigiError(f"near pairs: block is {block}; expected at least 1")
     return n
+
+
+def check_norms(lengths: Float64, start: int) -> float:
+    """The greatest of the squared norms of rows from `start` on, once all are about 1."""
+    wrong = np.flatnonzero(~(np.abs(np.sqrt(lengths) - 1) <= _NORM_SLACK))
+    if len(wrong):
+        raise AigiError(
+            f"near pairs: row {start + wrong[0]} has norm {math.sqrt(lengths[wrong[0]]):g}, not 1. "
+            "Divide every row by its norm, and leave out rows that have none."
+        )
+    return float(lengths.max())
 
 
 def _arrange(

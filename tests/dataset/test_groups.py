@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dataset.groups import SPLIT_RANK, components, kept, same
-from pipeline.dataset.pairs import Pairs
+from pipeline.dataset.groups import SPLIT_RANK, components, equal_pairs, kept
+from pipeline.dataset.pairs import Pairs, gathered
 
 
 def pairs_of(edges: list[tuple[int, int]]) -> Pairs:
@@ -44,9 +44,17 @@ def test_components_of_a_long_chain_and_of_nothing() -> None:
     assert components(3, []).tolist() == [0, 1, 2]
 
 
-def test_same_keys_are_a_group() -> None:
-    assert same(["a", "b", None, "a", None, "b"]).tolist() == [0, 1, 2, 0, 4, 1]
-    assert same([]).shape == (0,)
+@given(st.lists(st.none() | st.sampled_from("abcd"), max_size=20))
+def test_equal_keys_are_pairs(keys: list[str | None]) -> None:
+    found = gathered(equal_pairs(keys))
+    expected = [
+        (i, j)
+        for i, key in enumerate(keys)
+        for j in range(i + 1, len(keys))
+        if key is not None and key == keys[j]
+    ]
+    assert list(zip(found.first.tolist(), found.second.tolist(), strict=True)) == expected
+    assert (found.measure == 1).all()
 
 
 @given(
