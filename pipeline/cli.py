@@ -435,7 +435,8 @@ def detect(
     """
     with _explained():
         from pipeline.dataset.detection import Found, search, write_csv
-        from pipeline.dataset.watermark import READ, parse, read_logo
+        from pipeline.dataset.visible import read_logo
+        from pipeline.dataset.watermark import READ, parse
 
         try:
             for logo in logos or ():

@@ -17,9 +17,10 @@ import socket
 import time
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -30,6 +31,8 @@ from pipeline.workflow import Compute
 
 Worker = Callable[[pa.Table], Iterable[pa.Table]]
 """Rows of one shard in, chunks of output rows out. Chunks are written while it goes on."""
+
+R = TypeVar("R")
 
 # A model that cannot load fails every shard; there is no use in trying thousands.
 FAILURES_IN_A_ROW = 8
@@ -202,10 +205,8 @@ def _check_address(address: str) -> None:
         ) from error
 
 
-def _with_ray(
-    stage: Map, store: Store, names: list[str], compute: Compute
-) -> Iterator[dict[str, Any]]:
-    """Ray Data moves shard names; the actors read and write the shards themselves."""
+def _connect(compute: Compute) -> float:
+    """Start Ray or join its cluster; how many GPUs a worker gets."""
     import ray
 
     _check_address(str(compute.ray))
@@ -225,6 +226,36 @@ def _with_ray(
     gpus = compute.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU") and compute.device != "cpu" else 0.0
+    return gpus
+
+
+def with_ray(
+    function: Callable[..., R], arguments: Iterable[tuple[Any, ...]], compute: Compute
+) -> Iterator[R]:
+    """Results of a function in Ray tasks, in order; two a worker are under way.
+
+    A task whose worker or machine dies is run again elsewhere.
+    """
+    import ray
+
+    gpus = _connect(compute)
+    task = ray.remote(num_cpus=1, num_gpus=gpus)(function)
+    waiting: deque[Any] = deque()
+    for given in arguments:
+        waiting.append(task.remote(*given))
+        if len(waiting) > 2 * compute.workers:
+            yield ray.get(waiting.popleft())
+    while waiting:
+        yield ray.get(waiting.popleft())
+
+
+def _with_ray(
+    stage: Map, store: Store, names: list[str], compute: Compute
+) -> Iterator[dict[str, Any]]:
+    """Ray Data moves shard names; the actors read and write the shards themselves."""
+    import ray
+
+    gpus = _connect(compute)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # a shard that kills its worker is named below, others go on

@@ -135,7 +135,8 @@ DUPLICATES = pa.schema(
         ("image_id", pa.string()),
         ("other_id", pa.string()),  # comes later in the plan
         ("kind", pa.string()),  # pixels, hash or vector
-        ("similarity", pa.float32()),  # 1; share of equal bits; cosine
+        # 1; share of equal bits; cosine, unrounded, as thresholds are compared with it
+        ("similarity", pa.float64()),
     ]
 )
 RELEASE = pa.schema(

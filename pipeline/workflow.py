@@ -383,6 +383,11 @@ class Duplicates(Settings):
     min_hash_similarity: Annotated[float, Field(ge=0.75, le=1)] | None = Field(
         None, description="least share of equal bits of perceptual hashes (quality section)"
     )
+    clusters: Count | None = Field(
+        None,
+        description="join so many clusters one by one, as Ray tasks with compute.ray: the same "
+        "pairs, for more than some ten million images",
+    )
 
 
 class Selection(Settings):

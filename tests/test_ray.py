@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -120,3 +121,37 @@ def test_a_lost_machine_of_a_cluster(tmp_path: Path, serial: Path) -> None:
     finally:
         cluster.shutdown()
     assert files(tmp_path) == files(serial)
+
+
+def test_clusters_of_vectors_are_joined_in_tasks(tmp_path: Path) -> None:
+    script = tmp_path / "join.py"
+    script.write_text(
+        "import os\n"
+        "from pipeline.dataset.clusters import clustered_pairs, divide, part_pairs\n"
+        "from pipeline.dataset.pairs import gathered, near_pairs\n"
+        "from pipeline.run import with_ray\n"
+        "from pipeline.workflow import Compute\n"
+        "from tests.perf.pairs import clip_like\n"
+        "pids = set()\n"
+        "def noted(*given):\n"
+        "    return os.getpid(), part_pairs(*given)\n"
+        "def tasks(given):\n"
+        "    for pid, found in with_ray(noted, given, Compute(ray='local', workers=2)):\n"
+        "        pids.add(pid)\n"
+        "        yield found\n"
+        "x = clip_like(4096, 32)\n"
+        "clusters = divide(x, 0.97, 8)\n"
+        "found = gathered(clustered_pairs(x, 0.97, clusters, join=tasks))\n"
+        "whole = gathered(near_pairs(x, 0.97))\n"
+        "assert len(whole) > 20\n"
+        "assert found.first.tolist() == whole.first.tolist()\n"
+        "assert found.second.tolist() == whole.second.tolist()\n"
+        "assert os.getpid() not in pids\n"
+        "print('as many:', len(found))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "as many:" in done.stdout

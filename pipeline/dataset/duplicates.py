@@ -19,23 +19,27 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import AigiError
-from pipeline.dataset.pairs import Pairs, gathered, hash_pairs, near_pairs, same
+from pipeline.dataset.clusters import clustered_pairs, divide, part_pairs
+from pipeline.dataset.groups import equal_pairs
+from pipeline.dataset.hashes import hash_pairs
+from pipeline.dataset.pairs import Pairs, gathered, near_pairs
 from pipeline.progress import Progress
-from pipeline.run import Build
+from pipeline.run import Build, with_ray
 from pipeline.tables import DUPLICATES, Shard, Store
-from pipeline.workflow import Duplicates, Workflow
+from pipeline.workflow import Compute, Duplicates, Workflow
 
-VERSION = 1
+VERSION = 2
 COVERED = "_covered.json"
 HASH_BITS = 64
+_AT_ONCE = 1 << 16  # pairs of a chunk
 
 
 @dataclass(frozen=True)
 class _Rows:
     """Images in the order in which they are joined: old shards first."""
 
-    image_id: list[str]
-    unit: list[str]  # pair id, or the image's own
+    image_id: pa.Array
+    unit: NDArray[np.int64]  # one number for all variants of a generation
     pixels: list[str | None]
     scope: NDArray[np.int64]
     held: NDArray[np.bool_]
@@ -44,45 +48,44 @@ class _Rows:
 
 def _rows(store: Store, shards: list[str], old: int, scope: str) -> _Rows:
     """`old` is a number of shards here, and of rows in the answer."""
-    found = _Rows([], [], [], np.empty(0, np.int64), np.empty(0, np.bool_), 0)
+    image_id: list[str] = []
+    unit: list[int] = []
+    number: dict[str, int] = {}
+    pixels: list[str | None] = []
     source: list[str] = []
     split: list[str] = []
     before = 0
-    for number, shard in enumerate(shards):
+    for place, shard in enumerate(shards):
         plan = store.read("plan", shard, ["image_id", "source", "split", "pair_id"])
         images = store.read("images", shard, ["image_id", "pixels_sha256"])
         if plan["image_id"] != images["image_id"]:
             raise AigiError(f"{store.path('images', shard)}.parquet: rows differ from the plan's")
         ids = plan["image_id"].to_pylist()
-        found.image_id.extend(ids)
-        pairs = plan["pair_id"].to_pylist()
-        found.unit.extend(pair or own for pair, own in zip(pairs, ids, strict=True))
-        found.pixels.extend(images["pixels_sha256"].to_pylist())
+        image_id += ids
+        for pair, own in zip(plan["pair_id"].to_pylist(), ids, strict=True):
+            unit.append(number.setdefault(pair or own, len(number)))
+        pixels += images["pixels_sha256"].to_pylist()
         source += plan["source"].to_pylist()
         split += plan["split"].to_pylist()
-        if number < old:
+        if place < old:
             before += len(ids)
     names = {name: i for i, name in enumerate(dict.fromkeys(source))}
-    scopes = np.array([names[name] if scope == "source" else 0 for name in source], np.int64)
-    held = np.array([name != "train" for name in split], np.bool_)
-    return _Rows(found.image_id, found.unit, found.pixels, scopes, held, before)
+    return _Rows(
+        pa.array(image_id, pa.string()),
+        np.array(unit, np.int64),
+        pixels,
+        np.array([names[name] if scope == "source" else 0 for name in source], np.int64),
+        np.array([name != "train" for name in split], np.bool_),
+        before,
+    )
 
 
 def _counts(pairs: Pairs, rows: _Rows) -> NDArray[np.bool_]:
     """Which pairs are of one scope or across the held-out line, new, and of two generations."""
     a, b = pairs.first, pairs.second
-    unit = np.array(rows.unit, dtype=object)
     near = (rows.scope[a] == rows.scope[b]) | (rows.held[a] != rows.held[b])
-    counted: NDArray[np.bool_] = near & (b >= rows.old) & (unit[a] != unit[b])
+    counted: NDArray[np.bool_] = near & (b >= rows.old) & (rows.unit[a] != rows.unit[b])
     return counted
-
-
-def _pixel_pairs(rows: _Rows) -> Pairs:
-    """Every picture with the first one of the same pixels, and with the first new one of them."""
-    groups = same(rows.pixels)
-    second = np.flatnonzero(groups != np.arange(len(groups)))
-    first = groups[second]
-    return Pairs(first, second, np.ones(len(first)))
 
 
 def _vectors(
@@ -96,8 +99,8 @@ def _vectors(
     with path.open("wb") as file:
         for shard in shards:
             table = store.read("embeddings", shard, ["image_id", "image_vector"])
-            ids = table["image_id"].to_pylist()
-            if ids != rows.image_id[start : start + len(ids)]:
+            ids = table["image_id"].combine_chunks()
+            if ids != rows.image_id.slice(start, len(ids)):
                 raise AigiError(
                     f"{store.path('embeddings', shard)}.parquet: rows differ from the plan's"
                 )
@@ -128,11 +131,49 @@ def _moved(pairs: Iterable[Pairs], which: NDArray[np.int64]) -> Iterator[Pairs]:
         yield Pairs(which[part.first], which[part.second], part.measure)
 
 
+def _near(
+    settings: Duplicates,
+    compute: Compute,
+    progress: Progress,
+    vectors: NDArray[np.float16],
+    rows: _Rows,
+    which: NDArray[np.int64],
+) -> Iterator[Pairs]:
+    """Pairs of near vectors, by their rows in `which`."""
+    tau = settings.min_similarity
+    assert tau is not None
+    scopes, held = rows.scope[which], rows.held[which]
+    old = int(np.searchsorted(which, rows.old))
+    if settings.clusters is None:
+        return near_pairs(vectors, tau, scopes=scopes, held=held, old=old, device=compute.device)
+    clusters = divide(vectors, tau, settings.clusters, device=compute.device)
+    progress.say(
+        f"duplicates: {clusters.count:,} clusters, {clusters.share:.0%} of the products of all "
+        "pairs"
+    )
+    return clustered_pairs(
+        vectors,
+        tau,
+        clusters,
+        scopes=scopes,
+        held=held,
+        old=old,
+        device=compute.device,
+        join=None if compute.ray is None else lambda given: with_ray(part_pairs, given, compute),
+    )
+
+
 def _find(
-    settings: Duplicates, store: Store, shards: list[str], old: int, device: str, folder: Path
+    settings: Duplicates,
+    compute: Compute,
+    progress: Progress,
+    store: Store,
+    shards: list[str],
+    old: int,
+    folder: Path,
 ) -> Iterator[pa.Table]:
     rows = _rows(store, shards, old, settings.scope)
-    found: list[tuple[str, Pairs]] = [("pixels", _pixel_pairs(rows))]
+    found: list[tuple[str, Pairs]] = [("pixels", gathered(equal_pairs(rows.pixels)))]
     if settings.min_hash_similarity is not None:
         hashes, which = _hashes(store, shards)
         most = int((1 - settings.min_hash_similarity) * HASH_BITS + 1e-9)
@@ -140,30 +181,24 @@ def _find(
         found.append(("hash", Pairs(near.first, near.second, 1 - near.measure / HASH_BITS)))
     if settings.min_similarity is not None:
         vectors, which = _vectors(store, shards, rows, folder)
-        join = near_pairs(
-            vectors,
-            settings.min_similarity,
-            scopes=rows.scope[which],
-            held=rows.held[which],
-            old=int(np.searchsorted(which, rows.old)),
-            device=device,
-        )
+        join = _near(settings, compute, progress, vectors, rows, which)
         found.append(("vector", gathered(_moved(join, which))))
     for kind, pairs in found:
-        counts = _counts(pairs, rows)
-        a, b, measure = (x[counts] for x in (pairs.first, pairs.second, pairs.measure))
-        yield pa.table(
-            [
-                pa.array([rows.image_id[i] for i in a], pa.string()),
-                pa.array([rows.image_id[i] for i in b], pa.string()),
-                pa.array([kind] * len(a), pa.string()),
-                pa.array(measure, pa.float32()),
-            ],
-            schema=DUPLICATES,
-        )
+        counts = np.flatnonzero(_counts(pairs, rows))
+        for start in range(0, len(counts), _AT_ONCE):
+            some = counts[start : start + _AT_ONCE]
+            yield pa.table(
+                [
+                    rows.image_id.take(pa.array(pairs.first[some])),
+                    rows.image_id.take(pa.array(pairs.second[some])),
+                    pa.array([kind] * len(some), pa.string()),
+                    pa.array(pairs.measure[some], pa.float64()),
+                ],
+                schema=DUPLICATES,
+            )
 
 
-def _build(settings: Duplicates, device: str, store: Store, progress: Progress) -> list[Shard]:
+def _build(settings: Duplicates, compute: Compute, store: Store, progress: Progress) -> list[Shard]:
     now = sorted(store.shards("plan"))
     before = store.read_json("duplicates", COVERED) or {"shards": [], "made": []}
     kept = [Shard(**made) for made in before["made"]]
@@ -178,10 +213,11 @@ def _build(settings: Duplicates, device: str, store: Store, progress: Progress) 
     with tempfile.TemporaryDirectory() as folder:
         tables = _find(
             settings,
+            compute,
+            progress,
             store,
             [*before["shards"], *new],
             len(before["shards"]),
-            device,
             Path(folder),
         )
         shard = store.write("duplicates", name, tables, DUPLICATES)
@@ -218,7 +254,8 @@ def stage(workflow: Workflow) -> Build:
         table="duplicates",
         version=VERSION,
         schema=DUPLICATES,
-        settings=settings.model_dump(mode="json"),
+        # In clusters or not, the pairs are the same.
+        settings=settings.model_dump(mode="json", exclude={"clusters"}),
         inputs=tuple(needs),
-        build=partial(_build, settings, workflow.compute.device),
+        build=partial(_build, settings, workflow.compute),
     )

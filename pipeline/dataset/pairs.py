@@ -1,26 +1,15 @@
-"""Vectors or perceptual hashes in; every near-duplicate pair, groups, and the kept member out.
+"""Vectors in; every pair of them above a cosine out, none missed.
 
 Two rows are a pair if their dot product is at least tau. The rows are L2-normalised, so that this
 is their cosine; where their type rounded the norm (float16: by some 1e-4), it is the dot product
 of the rows as they are given, taken as a real number, without any rounding. So the pairs are a
 function of the rows alone: no block, device or number of threads can add or lose one.
 
-Nothing is missed, because what is cheap to compute is an upper bound:
+Nothing is missed, because what is cheap to compute is an upper bound of the product (`bounds`):
+pairs of int8 codes that reach a limit are candidates, and candidates are decided by their own
+rows: float32 with a margin, float64, and where that is within its error of tau, the exact sum.
 
-    x ──▶ rotated, k coordinates | norm of the rest ──▶ int8 codes ──▶ products >= limit ──▶ exact
-          z, one vector of k + 1                        and an offset   (candidates)        pairs
-
-1. Rotate by the principal axes of a sample and fold all but k coordinates into their norm:
-   x·y <= z_x·z_y (Cauchy-Schwarz). z has the length of x, and no distance grows.
-2. Write z = m + s q + e with the sample's mean m and integers q in -127..127. With N = |s q| and
-   E = |e|, z_x·z_y <= s² q_x·q_y + o_x + o_y, where o = m·(z - m) + |m|²/2 + (l N² + E²/l + E²)/2
-   for any l > 0, since N_x E_y <= (l N_x² + E_y²/l)/2. Offsets are integers of two digits in four
-   more columns of the code, so that a bound is one int8 product; integers know no rounding.
-   A row that no code of this range bounds is a candidate with every other row.
-3. Candidates are decided by their own rows: float32 with a margin, float64, and where that is
-   within its error of tau, the exact sum.
-
-k and s come from the sample: the cheapest by counted candidates, nothing is timed. Rows are put in
+Rows are put in
 order by halving the widest coordinate, so that a block has a small box of codes; two blocks whose
 boxes are farther apart than sqrt(2 - 2 tau) are skipped. A block against all later blocks is a
 unit of work that needs no other: `prepare` once, then `unit_pairs` anywhere.
@@ -40,54 +29,48 @@ apart, and it is quadratic.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import AigiError
+from pipeline.dataset.bounds import (
+    CHUNK_VALUES,
+    COLUMNS,
+    OFFSET,
+    SLACK,
+    Float64,
+    Frame,
+    Int64,
+    Vectors,
+    choose_frame,
+    digits,
+    encode,
+    floats,
+    pieces,
+    swapped,
+    times,
+)
 from pipeline.device import pick_device
 
 if TYPE_CHECKING:
     import torch
 
-Float64 = NDArray[np.float64]
-Int64 = NDArray[np.int64]
-Real = TypeVar("Real", np.float32, np.float64)
+T = TypeVar("T")
+R = TypeVar("R")
 
-SPLIT_RANK = {"test": 0, "validation": 1, "train": 2}
-"""First of the keys for `kept`: what is held out stays, and training gives way."""
-
-# Columns of a code: k coordinates, the norm of the rest, and four for the offset. Below 1,040
-# columns the products are exact in float32 as well.
-COLUMNS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-_EXTRA = 5
-# In units of one int8 column of one pair: the rest of the work on a pair, and a candidate.
-_PAIR_COST, _CANDIDATE_COST = 36, 1 << 18
-# The greatest offset of two digits to the base 127: 127 * 127 + 63.
-_OFFSET = 16_192
-_NORM_SLACK = 0.01
-# For what float64 rounds in step 1; the real error is below 1e-12.
-_SLACK = 1e-9
-_SAMPLE, _SAMPLE_PAIRS = 8192, 2048
+BLOCK, CUDA_BLOCK = 512, 16_384
+"""Rows of a block: the products of two lie in a core's second cache; a GPU wants large ones."""
 _SEGMENT = 128
-_CHUNK_VALUES = 1 << 21
+_NORM_SLACK = 0.01
 _BATCH = 1 << 15
-
-
-class Vectors(Protocol):
-    """Rows that numpy can slice and pick from: an array, `np.memmap`, or what looks like one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    def __getitem__(self, rows: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -98,7 +81,7 @@ class Pairs:
         first: int64, row of the one.
         second: int64, row of the other; greater than `first`.
         measure: float64, the cosine (`near_pairs`) or the number of bits that differ
-            (`hash_pairs`).
+            (`hashes.hash_pairs`).
     """
 
     first: Int64
@@ -108,18 +91,10 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.first)
 
-
-@dataclass(frozen=True)
-class Frame:
-    """How a row becomes a code; any values give valid bounds, good ones give few candidates."""
-
-    rotation: Float64  # d x k, orthonormal columns
-    mean: Float64  # k + 1
-    scale: float  # s
-    blend: float  # l
-    base: float  # an offset of this size is the integer 0
-    limit: int  # products of codes from here on are candidates
-    columns: int
+    @classmethod
+    def ordered(cls, one: Int64, other: Int64, measure: Float64) -> Pairs:
+        """Pairs whose rows stand in any order."""
+        return cls(np.minimum(one, other), np.maximum(one, other), measure)
 
 
 @dataclass(frozen=True)
@@ -165,6 +140,7 @@ def near_pairs(
     old: int = 0,
     device: str = "cpu",
     block: int | None = None,
+    threads: int | None = None,
 ) -> Iterator[Pairs]:
     """Every pair whose dot product is at least `tau`, once each, in no particular order.
 
@@ -178,14 +154,64 @@ def near_pairs(
             `scopes=np.arange(n)` and the other one here.
         old: so many first rows were joined before: pairs of two of them are left out.
         device: as in `pipeline.device`.
-        block: rows of a block; None: 2,048, on CUDA 16,384. Changes no pair.
+        block: rows of a block; None: 512, or 1,024 for more than 8 threads; on CUDA
+            16,384. Changes no pair.
+        threads: blocks worked on at once; None: as many as torch has threads. Not for CUDA.
 
     Raises:
         AigiError: rows that are not finite or not normalised, or arguments out of range.
     """
-    join = prepare(vectors, tau, scopes=scopes, held=held, old=old, device=device, block=block)
-    for unit in range(len(join)):
-        yield from unit_pairs(join, unit)
+    import torch
+
+    threads = threads or torch.get_num_threads()
+    if block is None and threads > 8 and pick_device(device).type == "cpu":
+        block = 2 * BLOCK  # Python does some 20 µs of each product, and one thread at a time
+    join = prepare(
+        vectors,
+        tau,
+        scopes=scopes,
+        held=held,
+        old=old,
+        device=device,
+        block=block,
+        threads=threads,
+    )
+    with _workers(threads) as pool:
+        # A GPU does one product after the other, whoever asks.
+        ahead = 2 * threads if join.codes.device.type == "cpu" else 0
+        for found in _in_order(pool, ahead, lambda u: list(unit_pairs(join, u)), range(len(join))):
+            yield from found
+
+
+@contextmanager
+def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads of ours, in which torch has one thread.
+
+    A product is too small to be shared: its threads would wait for the last of them, thousands of
+    times. On a machine that has other work, that takes ten times as long.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, "pairs", torch.set_num_threads, (1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def _in_order(
+    pool: Executor, ahead: int, work: Callable[[T], R], items: Iterable[T]
+) -> Iterator[R]:
+    """Results in the order of the items; at most `ahead` are asked for before they are used."""
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def gathered(pairs: Iterable[Pairs]) -> Pairs:
@@ -198,7 +224,7 @@ def gathered(pairs: Iterable[Pairs]) -> Pairs:
     return Pairs(first[order], second[order], measure[order])
 
 
-# --- Codes -------------------------------------------------------------------------------------
+# --- Blocks ------------------------------------------------------------------------------------
 
 
 def prepare(
@@ -210,38 +236,35 @@ def prepare(
     old: int = 0,
     device: str = "cpu",
     block: int | None = None,
+    threads: int = 1,
 ) -> Join:
     """Read the vectors once and code them; arguments and errors as of `near_pairs`."""
     import torch
 
-    n = _check(vectors, tau, scopes, held, old, block)
+    n = check(vectors, tau, scopes, held, old, block)
     where = pick_device(device)
-    block = block or (16_384 if where.type == "cuda" else 2_048)
+    block = block or (CUDA_BLOCK if where.type == "cuda" else BLOCK)
     scopes = np.zeros(n, np.int64) if scopes is None else scopes.astype(np.int64)
     held = np.zeros(n, np.bool_) if held is None else held.astype(np.bool_)
-    frame = _choose_frame(vectors, tau)
-    codes = np.empty((n, frame.columns), np.int8)
     error = np.empty(n, np.float32)
-    longest = 0.0
-    for start, rows in _pieces(vectors):
-        piece, far, lengths = _encode(frame, rows)
-        wrong = np.flatnonzero(~(np.abs(np.sqrt(lengths) - 1) <= _NORM_SLACK))
-        if len(wrong):
-            norm = math.sqrt(lengths[wrong[0]])
-            raise AigiError(
-                f"near pairs: row {start + wrong[0]} has norm {norm:g}, not 1. Divide every row "
-                "by its norm, and leave out rows that have none."
-            )
-        codes[start : start + len(rows)] = piece
-        error[start : start + len(rows)] = np.nextafter(far.astype(np.float32), np.float32(np.inf))
-        longest = max(longest, float(lengths.max()))
+
+    def code(piece: slice) -> float:
+        codes[piece], far, lengths = encode(frame, floats(vectors[piece], np.float64))
+        error[piece] = np.nextafter(far.astype(np.float32), np.float32(np.inf))
+        return check_norms(lengths, piece.start)
+
+    with _workers(threads) as pool:
+        exact = pool.submit(_int8_is_exact, where)
+        frame = pool.submit(choose_frame, vectors, tau).result()
+        codes = np.empty((n, frame.columns), np.int8)
+        longest = max(_in_order(pool, 2 * threads, code, pieces(vectors)), default=0.0)
     order, blocks = _arrange(codes, scopes, held, old, block)
     box = frame.mean.shape[0]
     low = np.array([codes[_rows(order, b), :box].min(0) for b in blocks], np.int16)
     high = np.array([codes[_rows(order, b), :box].max(0) for b in blocks], np.int16)
     worst = np.array([error[_rows(order, b)].max() for b in blocks], np.float64)
     laid = codes[order]
-    laid[order < 0] = _digits(np.zeros((1, box)), np.array([-_OFFSET]), frame.columns)
+    laid[order < 0] = digits(np.zeros((1, box)), np.array([-OFFSET]), frame.columns)
     return Join(
         vectors=vectors,
         tau=tau,
@@ -254,20 +277,20 @@ def prepare(
         low=low,
         high=high,
         error=worst,
-        reach=math.sqrt(max(0.0, 2 * longest - 2 * tau) + 4 * _SLACK),
-        exact_int8=_int8_is_exact(where, frame.columns),
+        reach=math.sqrt(max(0.0, 2 * longest - 2 * tau) + 4 * SLACK),
+        exact_int8=exact.result(),
     )
 
 
-def _check(
+def check(
     vectors: Vectors,
     tau: float,
-    scopes: NDArray[Any] | None,
-    held: NDArray[np.bool_] | None,
-    old: int,
-    block: int | None,
+    scopes: NDArray[Any] | None = None,
+    held: NDArray[np.bool_] | None = None,
+    old: int = 0,
+    block: int | None = None,
 ) -> int:
-    """The number of rows, once the arguments fit one another."""
+    """The number of rows, once the arguments of `near_pairs` fit one another."""
     if len(vectors.shape) != 2 or vectors.dtype not in (np.float16, np.float32):
         raise AigiError(
             f"near pairs: vectors are {vectors.dtype} of shape {vectors.shape}; expected n x d of "
@@ -286,123 +309,15 @@ def _check(
     return n
 
 
-def _pieces(vectors: Vectors) -> Iterator[tuple[int, Float64]]:
-    """Rows in float64, some at a time, each with the number of its first row."""
-    n, d = vectors.shape
-    step = max(1, _CHUNK_VALUES // max(1, d))
-    for start in range(0, n, step):
-        yield start, _floats(vectors[start : start + step], np.float64)
-
-
-def _floats(rows: NDArray[Any], kind: type[Real]) -> NDArray[Real]:
-    """A copy in another type; torch, since numpy takes four times as long over float16."""
-    import torch
-
-    wide = torch.float64 if kind is np.float64 else torch.float32
-    copy: NDArray[Real] = torch.from_numpy(np.array(rows)).to(wide).numpy()
-    return copy
-
-
-def _choose_frame(vectors: Vectors, tau: float) -> Frame:
-    """The frame with the least expected cost among those of `COLUMNS`, by an even sample."""
-    n, d = vectors.shape
-    if n == 0:
-        return Frame(np.zeros((d, 0)), np.zeros(1), 1.0, 1.0, 1.0, 0, COLUMNS[0])
-    sample = np.empty((min(n, _SAMPLE, max(1024, 2 * _CHUNK_VALUES // max(1, d))), d))
-    rows = np.linspace(0, n - 1, len(sample)).astype(np.int64)
-    step = max(1, _CHUNK_VALUES // max(1, d))
-    for start in range(0, len(rows), step):
-        sample[start : start + step] = _floats(vectors[rows[start : start + step]], np.float64)
-    # What is not finite is refused with its row when all rows are read.
-    sample[~np.isfinite(sample).all(1)] = 0
-    rough = sample.astype(np.float32)
-    _, axes = np.linalg.eigh((rough.T @ rough).astype(np.float64))
-    axes = axes[:, ::-1]
-    few = sample[np.linspace(0, len(sample) - 1, min(len(sample), _SAMPLE_PAIRS)).astype(np.int64)]
-    best: tuple[float, int] | None = None
-    for columns in COLUMNS:
-        if best is not None and columns + _PAIR_COST >= best[0]:
-            break
-        frame = _frame(few, axes[:, : columns - _EXTRA], tau, columns)
-        codes, _, _ = _encode(frame, few)
-        left, right = codes[:, _swap(columns)].astype(np.float32), codes.astype(np.float32)
-        found = int(np.count_nonzero(left @ right.T >= frame.limit)) - len(few)
-        share = max(0, found) / max(1, len(few) * (len(few) - 1))
-        cost = columns + _PAIR_COST + _CANDIDATE_COST * share
-        if best is None or cost < best[0]:
-            best = cost, columns
-        if columns - _EXTRA >= d:
-            break
-    assert best is not None
-    return _frame(sample, axes[:, : best[1] - _EXTRA], tau, best[1])
-
-
-def _compress(rotation: Float64, rows: Float64) -> tuple[Float64, Float64]:
-    """z of each row, n x (k + 1), its last coordinate rounded up; and the squared norms."""
-    with np.errstate(invalid="ignore"):  # rows that are not finite are refused by their length
-        leading = rows @ rotation
-        lengths = np.einsum("ij,ij->i", rows, rows)
-    rest = np.maximum(lengths - np.einsum("ij,ij->i", leading, leading), 0) + _SLACK / 10
-    return np.concatenate([leading, np.sqrt(rest)[:, None]], axis=1), lengths
-
-
-def _frame(sample: Float64, axes: Float64, tau: float, columns: int) -> Frame:
-    rotation = np.ascontiguousarray(axes)
-    z, _ = _compress(rotation, sample)
-    mean = z.mean(0)
-    u = z - mean
-    # Seen from the mean, a row of norm 1 has the offset (1 - |u|²)/2; none above tau / 2 may lie
-    # below the integer 0, so that a row with the greatest offset is a candidate with any other.
-    half = 0.5 * np.einsum("ij,ij->i", u, u)
-    base = max(tau / 2, float(0.5 - half.min()))
-    lowest = float(0.5 - half.max())
-    scale = max(
-        1.05 * float(np.abs(u).max()) / 127,
-        math.sqrt(max(0.0, base - lowest) / _OFFSET),
-        1e-4,
-    )
-    q = np.rint(u / scale)
-    error = float(np.linalg.norm(u - scale * q, axis=1).mean())
-    length = float(np.linalg.norm(scale * q, axis=1).mean())
-    blend = max(error, 1e-6) / max(length, 1e-3)
-    limit = min(0, math.floor((tau - _SLACK - 2 * base) / scale**2))
-    return Frame(rotation, mean, scale, blend, base, limit, columns)
-
-
-def _encode(frame: Frame, rows: Float64) -> tuple[NDArray[np.int8], Float64, Float64]:
-    """Codes n x columns, errors E and squared norms of float64 rows n x d."""
-    z, lengths = _compress(frame.rotation, rows)
-    u = np.nan_to_num(z - frame.mean, posinf=0, neginf=0)
-    q = np.clip(np.rint(u / frame.scale), -127, 127)
-    error = np.linalg.norm(u - frame.scale * q, axis=1)
-    squares = frame.scale**2 * np.einsum("ij,ij->i", q, q)
-    offset = u @ frame.mean + 0.5 * float(frame.mean @ frame.mean)
-    offset += 0.5 * (frame.blend * squares + error**2 / frame.blend + error**2)
-    steps = np.ceil((offset - frame.base + _SLACK) / frame.scale**2)
-    unbounded = steps > _OFFSET
-    q[unbounded] = 0
-    error[unbounded] = np.linalg.norm(u[unbounded], axis=1)
-    return _digits(q, np.clip(steps, -_OFFSET, _OFFSET), frame.columns), error, lengths
-
-
-def _digits(q: Float64, offset: Float64 | Int64, columns: int) -> NDArray[np.int8]:
-    """Columns: q, zeros, 127, 1, and the two digits of the offset to the base 127."""
-    codes = np.zeros((len(q), columns), np.int8)
-    codes[:, : q.shape[1]] = q
-    codes[:, -4], codes[:, -3] = 127, 1
-    tens = np.rint(offset / 127)
-    codes[:, -2], codes[:, -1] = tens, offset - 127 * tens
-    return codes
-
-
-def _swap(columns: int) -> Int64:
-    """Order of columns that puts the digits of one code on the weights of the other."""
-    order = np.arange(columns)
-    order[-4:] = order[[-2, -1, -4, -3]]
-    return order
-
-
-# --- Blocks ------------------------------------------------------------------------------------
+def check_norms(lengths: Float64, start: int) -> float:
+    """The greatest of the squared norms of rows from `start` on, once all are about 1."""
+    wrong = np.flatnonzero(~(np.abs(np.sqrt(lengths) - 1) <= _NORM_SLACK))
+    if len(wrong):
+        raise AigiError(
+            f"near pairs: row {start + wrong[0]} has norm {math.sqrt(lengths[wrong[0]]):g}, not 1. "
+            "Divide every row by its norm, and leave out rows that have none."
+        )
+    return float(lengths.max())
 
 
 def _arrange(
@@ -498,7 +413,7 @@ def unit_pairs(join: Join, unit: int) -> Iterator[Pairs]:
     if not partners:
         return
     mine = join.blocks[unit]
-    swap = torch.from_numpy(_swap(join.frame.columns)).to(join.codes.device)
+    swap = torch.from_numpy(swapped(join.frame.columns)).to(join.codes.device)
     left = join.codes[mine.start : mine.stop][:, swap].contiguous()
     widest = max(join.blocks[other].stop - join.blocks[other].start for other in partners)
     kind = torch.int32 if join.exact_int8 else torch.float32
@@ -548,11 +463,11 @@ def _candidates(products: torch.Tensor, limit: int) -> Iterator[tuple[Int64, Int
         yield flat // width, flat % width
 
 
-def _int8_is_exact(device: torch.device, columns: int) -> bool:
+def _int8_is_exact(device: torch.device) -> bool:
     """Whether int8 products can be had here: some processors saturate their partial sums."""
     import torch
 
-    signs = torch.ones((_SEGMENT, columns), dtype=torch.int8, device=device)
+    signs = torch.ones((_SEGMENT, COLUMNS[-1]), dtype=torch.int8, device=device)
     signs[1::2] = -1
     signs[::3, ::2] *= -1
     a, b = 127 * signs, 127 * signs.flip(0)
@@ -584,21 +499,21 @@ def _decide(join: Join, first: Int64, second: Int64) -> Iterator[Pairs]:
     b, place_b = np.unique(second, return_inverse=True)
     # Many candidates among few rows: one matrix product is cheaper than a dot product each.
     dense = len(a) * len(b) <= min(32 * len(first), 1 << 23)
-    if dense and len(first) >= 1024 and (len(a) + len(b)) * d <= 4 * _CHUNK_VALUES:
+    if dense and len(first) >= 1024 and (len(a) + len(b)) * d <= 16 * CHUNK_VALUES:
         if half:
-            products = _floats(vectors[a], np.float64) @ _floats(vectors[b], np.float64).T
+            products = times(floats(vectors[a], np.float64), floats(vectors[b], np.float64).T)
             cosine: Float64 = products[place_a, place_b]
             near = cosine >= tau
             if near.any():
-                yield _ordered(first[near], second[near], cosine[near])
+                yield Pairs.ordered(first[near], second[near], cosine[near])
             return
-        x, y = np.asarray(vectors[a], np.float32), np.asarray(vectors[b], np.float32)
-        near = (x @ y.T)[place_a, place_b] >= tau - margin
+        x, y = floats(vectors[a], np.float32), floats(vectors[b], np.float32)
+        near = times(x, y.T)[place_a, place_b] >= tau - margin
         first, second = first[near], second[near]
-    step = max(1, _CHUNK_VALUES // max(1, d))
+    step = max(1, CHUNK_VALUES // max(1, d))
     for start in range(0, len(first), step):
         some, others = first[start : start + step], second[start : start + step]
-        x, y = _floats(vectors[some], np.float32), _floats(vectors[others], np.float32)
+        x, y = floats(vectors[some], np.float32), floats(vectors[others], np.float32)
         near = np.einsum("ij,ij->i", x, y) >= tau - margin
         x, y = x[near], y[near]
         cosine = _dots(x, y)
@@ -609,11 +524,7 @@ def _decide(join: Join, first: Int64, second: Int64) -> Iterator[Pairs]:
             terms = x[k].astype(np.float64) * y[k].astype(np.float64)
             decided[k] = math.fsum([*terms.tolist(), -tau]) >= 0
         if decided.any():
-            yield _ordered(some[near][decided], others[near][decided], cosine[decided])
-
-
-def _ordered(first: Int64, second: Int64, measure: Float64) -> Pairs:
-    return Pairs(np.minimum(first, second), np.maximum(first, second), measure)
+            yield Pairs.ordered(some[near][decided], others[near][decided], cosine[decided])
 
 
 def _dots(x: NDArray[np.float32], y: NDArray[np.float32]) -> Float64:
@@ -626,165 +537,3 @@ def _dots(x: NDArray[np.float32], y: NDArray[np.float32]) -> Float64:
         terms = terms[:, :half]
     result: Float64 = terms.sum(1)
     return result
-
-
-# --- Groups ------------------------------------------------------------------------------------
-
-
-def components(n: int, pairs: Iterable[Pairs]) -> Int64:
-    """Connected components.
-
-    Args:
-        n: number of rows.
-        pairs: as they come; they are not kept.
-
-    Returns: int64 of n, the least row that is connected with each row.
-    """
-    parent = np.arange(n)
-    for some in pairs:
-        a, b = _roots(parent, some.first), _roots(parent, some.second)
-        while True:
-            apart = a != b
-            if not apart.any():
-                break
-            a, b = a[apart], b[apart]
-            # The least root wins, so that parents never grow and no ring can close.
-            np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
-            a, b = _roots(parent, a), _roots(parent, b)
-        parent[some.first] = _roots(parent, some.first)
-        parent[some.second] = _roots(parent, some.second)
-    return _roots(parent, parent)
-
-
-def _roots(parent: Int64, rows: Int64) -> Int64:
-    while True:
-        above = parent[rows]
-        if np.array_equal(above, rows):
-            return above
-        rows = above
-
-
-def same(keys: Iterable[Hashable | None]) -> Int64:
-    """Groups of equal keys, for example the sha256 of pixels: the first row that has the key.
-
-    A row whose key is None is alone.
-    """
-    seen: dict[Hashable, int] = {}
-    return np.array(
-        [row if key is None else seen.setdefault(key, row) for row, key in enumerate(keys)],
-        np.int64,
-    )
-
-
-def kept(groups: NDArray[Any], keys: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
-    """Which rows stay: of each group, the one with the least keys.
-
-    Args:
-        groups: n labels.
-        keys: arrays of n, the first one decides first; NaN is greater than any number. For
-            images: `SPLIT_RANK` of the split, minus the CLIP score, the id. Where all are
-            equal, the first row stays.
-
-    Returns: booleans of n, true once in each group.
-    """
-    ranks = [np.unique(key, return_inverse=True)[1] for key in reversed(keys)]
-    order = np.lexsort([*ranks, groups])
-    first = np.ones(len(groups), np.bool_)
-    first[1:] = groups[order[1:]] != groups[order[:-1]]
-    result = np.zeros(len(groups), np.bool_)
-    result[order[first]] = True
-    return result
-
-
-# --- Perceptual hashes -------------------------------------------------------------------------
-
-
-def perceptual_hash(rgb: NDArray[np.uint8]) -> int:
-    """64 bits that stay nearly the same when a picture is encoded again or resized.
-
-    Luma 0.299 R + 0.587 G + 0.114 B is averaged over 32 x 32 equal areas (pixels on a border
-    count by their share), and goes through an orthonormal two-dimensional DCT-II. Of the 64
-    frequencies (v, u) after the mean, by v + u and then v, each rounded to a multiple of 1/16, a
-    bit is 1 if it is above their median; the first is the highest bit.
-
-    Args:
-        rgb: uint8 H x W x 3, at least 1 x 1.
-
-    Returns: 0 to 2**64 - 1; 0 for a picture of one colour.
-
-    Raises:
-        ValueError: another type or shape.
-    """
-    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
-        raise ValueError(f"perceptual_hash: {rgb.dtype} {rgb.shape}; expected uint8 H x W x 3")
-    luma = rgb.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
-    small = _areas(luma.shape[0]) @ luma @ _areas(luma.shape[1]).T
-    angles = np.pi / 32 * np.outer(np.arange(32), np.arange(32) + 0.5)
-    dct = np.cos(angles) * math.sqrt(2 / 32)
-    dct[0] /= math.sqrt(2)
-    spectrum = dct @ small @ dct.T
-    frequencies = sorted(((v, u) for v in range(11) for u in range(11)), key=lambda f: (sum(f), f))
-    values = np.rint([16 * spectrum[f] for f in frequencies[1:65]])
-    bits = values > np.median(values)
-    return int("".join("1" if bit else "0" for bit in bits), 2)
-
-
-def _areas(size: int) -> Float64:
-    """32 x size weights: the mean over each of 32 equal parts of a line of pixels."""
-    edges = np.arange(33) * (size / 32)
-    pixels = np.arange(size)
-    shared = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    weights: Float64 = np.maximum(shared, 0) * (32 / size)
-    return weights
-
-
-def hash_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[Pairs]:
-    """Every pair of hashes that differ in at most `distance` of 64 bits, once each.
-
-    Of distance + 1 bands of bits, two such hashes share one: rows are sorted by each band in
-    turn, and rows of one band are compared. Where the bands hold so little that this compares
-    more than all pairs are, all pairs are compared. Memory: 60 bytes a row.
-
-    Args:
-        hashes: uint64 of n.
-        distance: 0 to 64.
-
-    Raises:
-        ValueError: another distance.
-    """
-    if not 0 <= distance <= 64:
-        raise ValueError(f"hash_pairs: distance {distance}; expected 0 to 64")
-    n = len(hashes)
-    edges = [64 * i // (distance + 1) for i in range(distance + 2)]
-    masks = [np.uint64((1 << high) - (1 << low)) for low, high in pairwise(edges)]
-    work = 0
-    for mask in masks:
-        sizes = np.unique(hashes & mask, return_counts=True)[1].astype(np.float64)
-        work += int((sizes * (sizes - 1) / 2).sum())
-    if work >= n * (n - 1) // 2:
-        masks = [np.uint64(0)]
-    for number, mask in enumerate(masks):
-        order = np.argsort(hashes & mask, kind="stable")
-        ranked = hashes[order]
-        band = ranked & mask
-        ends = np.searchsorted(band, band, side="right")
-        active = np.arange(n)
-        step = 0
-        while True:
-            step += 1
-            active = active[active + step < ends[active]]
-            if not len(active):
-                break
-            other = active + step
-            bits = np.bitwise_count(ranked[active] ^ ranked[other])
-            near = np.flatnonzero(bits <= distance)
-            first, second = active[near], other[near]
-            differ = ranked[first] ^ ranked[second]
-            # A pair that shares an earlier band came with that band.
-            fresh = np.ones(len(near), np.bool_)
-            for earlier in masks[:number]:
-                fresh &= (differ & earlier) != 0
-            if fresh.any():
-                yield _ordered(
-                    order[first[fresh]], order[second[fresh]], bits[near[fresh]].astype(np.float64)
-                )

@@ -30,7 +30,7 @@ from pipeline.dataset.embeddings import (
     prepared_batches,
     stored_picture,
 )
-from pipeline.dataset.pairs import perceptual_hash
+from pipeline.dataset.hashes import perceptual_hash
 from pipeline.dataset.pixels import RGB
 from pipeline.device import pick_device
 from pipeline.run import Map

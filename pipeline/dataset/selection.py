@@ -291,7 +291,8 @@ def _duplicates(
     first: NDArray[np.int64],
 ) -> tuple[dict[int, int], dict[int, float]]:
     """Drop all but one unit of every group; return the kept image and the similarity of each."""
-    from pipeline.dataset.pairs import SPLIT_RANK, Pairs, components, kept
+    from pipeline.dataset.groups import SPLIT_RANK, components, kept
+    from pipeline.dataset.pairs import Pairs
 
     row_of = {image: i for i, image in enumerate(known.image_id)}
     least = {

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from pipeline.dataset import watermark
+from pipeline.dataset import visible, watermark
 from pipeline.workflow import Count, Settings, check, read_yaml
 
 Split = Literal["train", "validation", "test"]
@@ -66,10 +66,10 @@ class SplitSpec(Settings):
 
     # Rows name a logo by its hash; its content goes along to every process that makes pictures.
     def __getstate__(self) -> dict[Any, Any]:
-        return super().__getstate__() | {"logos": watermark.known_logos(self.watermarks)}
+        return super().__getstate__() | {"logos": visible.known_logos(self.watermarks)}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        watermark.keep_logos(state.pop("logos"))
+        visible.keep_logos(state.pop("logos"))
         super().__setstate__(state)
 
     @property

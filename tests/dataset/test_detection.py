@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.dataset import watermark
+from pipeline.dataset import visible
 from pipeline.dataset.detection import chance, detect, read_message, robustness, search
 from pipeline.dataset.pixels import decode, png_bytes
 from pipeline.dataset.watermark import BITS, READ, embed, message_bits, parse
@@ -79,7 +79,7 @@ def test_p_values_of_unmarked_pictures_are_about_uniform(name: str) -> None:
     assert len(np.unique(found)) > 10
 
 
-@pytest.mark.parametrize("position", watermark.POSITIONS)
+@pytest.mark.parametrize("position", visible.POSITIONS)
 def test_a_visible_mark_is_found_at_its_place_alone(position: str) -> None:
     name = TEXT.replace("bottom-right", position)
     rgb = photo(200, 300, 4)
@@ -264,7 +264,7 @@ def test_detect_reads_a_release_beside_what_it_states(release: Path) -> None:
 
 
 def test_a_logo_that_is_not_here_is_named(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watermark, "_logos", {})
+    monkeypatch.setattr(visible, "_logos", {})
     errors = Counter(found.error for found in search([str(release / "run" / "release")]))
     assert errors == {"": 33, "logo=mark.png: no file with this sha256 was given (--logo FILE)": 3}
 

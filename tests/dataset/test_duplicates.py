@@ -14,7 +14,7 @@ from pipeline import workflow as workflows
 from pipeline.dataset.duplicates import COVERED, _build, stage
 from pipeline.progress import Progress
 from pipeline.tables import IMAGES, PLAN, Store, embeddings_schema
-from pipeline.workflow import Duplicates
+from pipeline.workflow import Compute, Duplicates
 
 DIMENSIONS = 16
 
@@ -71,7 +71,7 @@ def found(store: Store) -> set[tuple[str, str, str]]:
 
 
 def build(store: Store, **settings: object) -> set[tuple[str, str, str]]:
-    _build(Duplicates.model_validate(settings), "cpu", store, Progress(quiet=True))
+    _build(Duplicates.model_validate(settings), Compute(device="cpu"), store, Progress(quiet=True))
     return found(store)
 
 
@@ -112,6 +112,18 @@ def test_inside_a_source_and_across_the_held_out_line(store: Store) -> None:
     assert build(store) == {("a", "b", "vector"), ("c", "t", "vector"), ("c", "t2", "vector")}
 
 
+def test_a_similarity_is_not_rounded_below_the_threshold(tmp_path: Path) -> None:
+    """The selection compares what is stored: as a float32 this cosine would be less than itself."""
+    made = Store(str(tmp_path / "run"))
+    write(made, "sd-train-00000", [{"id": str(i), "vector": vector(i)} for i in range(9)])
+    rows = np.array(made.read("embeddings", "sd-train-00000")["image_vector"].to_pylist())
+    cosines = (rows.astype(np.float64) @ rows.astype(np.float64).T)[np.triu_indices(9, 1)]
+    tau = next(float(c) for c in sorted(cosines) if c > 0 and float(np.float32(c)) < c)
+    build(made, min_similarity=tau)
+    (least, *_) = sorted(made.read_all("duplicates")["similarity"].to_pylist())
+    assert least == tau
+
+
 def test_anywhere(store: Store) -> None:
     assert build(store, scope="all") == {
         ("a", "b", "vector"),
@@ -139,7 +151,7 @@ def test_new_shards_are_joined_with_old_ones_and_old_pairs_are_kept(store: Store
         ],
     )
     after = build(store, scope="all")
-    assert after - before == {("e", "f", "vector"), ("c", "g", "pixels")}
+    assert after - before == {("e", "f", "vector"), ("c", "g", "pixels"), ("e", "g", "pixels")}
     assert before <= after
     shards = store.shards("duplicates")
     assert len(shards) == 2
@@ -154,10 +166,32 @@ def test_new_shards_are_joined_with_old_ones_and_old_pairs_are_kept(store: Store
     def unordered(pairs: set[tuple[str, str, str]]) -> set[tuple[frozenset[str], str]]:
         return {(frozenset(pair[:2]), pair[2]) for pair in pairs}
 
-    whole = unordered(build(again, scope="all"))
-    assert unordered(after) <= whole
-    # Of three equal pictures two pairs say all; which two depends on who came first.
-    assert {kind for _, kind in whole - unordered(after)} <= {"pixels"}
+    assert unordered(after) == unordered(build(again, scope="all"))
+
+
+def test_equal_pixels_are_found_whoever_came_first(store: Store) -> None:
+    """A first picture of another source stands between no two others."""
+    write(store, "mj-train-00000", [{"id": "m", "vector": vector(108), "pixels": "c"}])
+    write(store, "xl-train-00001", [{"id": "h", "vector": vector(109), "pixels": "c"}])
+    write(store, "xl-test-00001", [{"id": "u", "vector": vector(110), "pixels": "c"}])
+    across = {("c", "u"), ("e", "u"), ("h", "u"), ("m", "u")}
+    assert {(frozenset(pair[:2])) for pair in build(store, min_similarity=None)} == {
+        frozenset(pair) for pair in across | {("e", "h")}
+    }
+
+
+@pytest.mark.parametrize("clusters", [1, 3])
+def test_clusters_change_no_pair(store: Store, clusters: int) -> None:
+    write(store, "sd-train-00001", [{"id": f"n{i}", "vector": vector(200 + i, i % 4)}
+                                    for i in range(30)])  # fmt: skip
+    again = Store(store.url + "-again")
+    for table in ("plan", "images", "embeddings"):
+        for shard in store.shards(table):
+            rows = store.read(table, shard)
+            again.write(table, shard, rows, rows.schema)
+    expected = build(again)
+    assert len(expected) > 30
+    assert build(store, clusters=clusters) == expected
 
 
 def test_a_lost_shard_of_pairs_is_found_anew(store: Store) -> None:

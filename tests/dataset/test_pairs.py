@@ -1,8 +1,7 @@
-"""The join against exact brute force, whatever the data; groups, the kept row, hashes, memory."""
+"""The join against exact brute force, whatever the data, in any blocks; and its memory."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline import AigiError
-from pipeline.dataset import pairs
-from pipeline.dataset.pairs import (
-    SPLIT_RANK,
-    Pairs,
-    components,
-    gathered,
-    hash_pairs,
-    kept,
-    near_pairs,
-    perceptual_hash,
-    prepare,
-    same,
-    unit_pairs,
-)
-from pipeline.tiny.scenes import draw_scene, render
+from pipeline.dataset import bounds, pairs
+from pipeline.dataset.pairs import Pairs, gathered, near_pairs, prepare, unit_pairs
 from tests.perf.pairs import clip_like
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,7 +130,7 @@ def test_join_is_brute_force(
         if cosines:
             tau = cosines[pick % len(cosines)]
             tau = [tau, math.nextafter(tau, 0), min(1.0, math.nextafter(tau, 2))][pick % 3]
-    with mock.patch.object(pairs, "_SAMPLE", sample):  # a frame that fits few rows is valid too
+    with mock.patch.object(bounds, "_SAMPLE", sample):  # a frame that fits few rows is valid too
         found = gathered(near_pairs(x, tau, scopes=labels, held=out, old=old, block=block))
     assert as_set(found) == brute(x, tau, labels, out, old)
     assert (found.first < found.second).all()
@@ -163,16 +149,33 @@ def test_blocks_and_units_change_nothing(kind: str, d: int, dtype: type) -> None
     middle = (values[1:] + values[:-1]) / 2
     gaps = np.where((middle > 0.3) & (middle < 1), np.diff(values), 0)
     tau = float(middle[gaps.argmax()]) if len(gaps) and gaps.max() > 1e-9 else 0.5
-    expected = set(zip(*map(np.ndarray.tolist, np.nonzero(np.triu(dots >= tau, 1))), strict=True))
+    expected = np.nonzero(np.triu(dots >= tau, 1))  # sorted, as what is gathered
     whole = gathered(near_pairs(x, tau))
-    assert as_set(whole) == expected
+    np.testing.assert_array_equal((whole.first, whole.second), expected)
     for block in (60, 128, 333):
         join = prepare(x, tau, block=block)
         # Units in any order, each by itself.
         parts = [gathered(unit_pairs(join, unit)) for unit in reversed(range(len(join)))]
-        found = gathered(parts)
-        assert as_set(found) == expected
-        assert (found.measure == whole.measure).all()
+        for found in (
+            gathered(parts),
+            gathered(near_pairs(x, tau, block=block, threads=1)),
+            gathered(near_pairs(x, tau, block=block, threads=3)),
+        ):
+            np.testing.assert_array_equal((found.first, found.second), expected)
+            assert (found.measure == whole.measure).all()
+
+
+def test_threads_of_torch_are_left_as_they_were() -> None:
+    import torch
+
+    x = made("equal", 600, 4, 0, np.float32)
+    before = torch.get_num_threads()
+    found = near_pairs(x, 0.9, block=64, threads=2)
+    next(found)
+    found.close()  # type: ignore[attr-defined]
+    assert torch.get_num_threads() == before
+    with ThreadPoolExecutor(1) as pool:  # a new thread takes what was set last by any
+        assert pool.submit(torch.get_num_threads).result() == before
 
 
 def test_far_blocks_are_skipped_and_no_pair_is_lost() -> None:
@@ -223,7 +226,7 @@ def test_rows_unlike_the_sample_are_joined(monkeypatch: pytest.MonkeyPatch) -> N
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     rows = x.astype(np.float16)
     wide = rows.astype(np.float64)
-    monkeypatch.setattr(pairs, "_SAMPLE", 4)
+    monkeypatch.setattr(bounds, "_SAMPLE", 4)
     join = prepare(rows, 0.99, block=200)
     assert (join.codes[:, -2] == 127).sum() > 20, "else no row is unbounded"
     found = as_set(gathered(part for unit in range(len(join)) for part in unit_pairs(join, unit)))
@@ -335,199 +338,6 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     allowed = rows * (2 * d + 250) + (128 << 20)
     assert allowed < rows * d * (2 + 4), "else the test could not tell"
     assert grown < allowed
-
-
-# Groups.
-
-
-def pairs_of(edges: list[tuple[int, int]]) -> Pairs:
-    first, second = np.array(edges or np.empty((0, 2)), np.int64).T
-    return Pairs(np.minimum(first, second), np.maximum(first, second), np.ones(len(first)))
-
-
-@given(
-    n=st.integers(1, 30),
-    edges=st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=60),
-    cut=st.integers(0, 60),
-)
-def test_components_are_what_can_be_reached(n: int, edges: list[tuple[int, int]], cut: int) -> None:
-    edges = [(a % n, b % n) for a, b in edges]
-    groups = [{row} for row in range(n)]
-    for a, b in edges:
-        one, two = (next(g for g in groups if row in g) for row in (a, b))
-        if one is not two:
-            groups.remove(two)
-            one |= two
-    expected = [min(next(g for g in groups if row in g)) for row in range(n)]
-    found = components(n, [pairs_of(edges[:cut]), pairs_of(edges[cut:])])
-    assert found.tolist() == expected
-
-
-def test_components_of_a_long_chain_and_of_nothing() -> None:
-    order = np.random.default_rng(0).permutation(20_000)
-    chain = pairs_of(list(zip(order[1:].tolist(), order[:-1].tolist(), strict=True)))
-    assert not components(20_000, [chain]).any()
-    assert components(0, []).shape == (0,)
-    assert components(3, []).tolist() == [0, 1, 2]
-
-
-def test_same_keys_are_a_group() -> None:
-    assert same(["a", "b", None, "a", None, "b"]).tolist() == [0, 1, 2, 0, 4, 1]
-    assert same([]).shape == (0,)
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.integers(0, 4),
-            st.sampled_from(list(SPLIT_RANK)),
-            st.sampled_from([0.1, 0.2, 0.3, math.nan]),
-        ),
-        max_size=25,
-    ),
-    st.randoms(),
-)
-def test_one_row_of_each_group_is_kept(rows: list[tuple[int, str, float]], random: Any) -> None:
-    ids = [f"{k:02d}" for k in range(len(rows))]
-    random.shuffle(ids)
-    groups = np.array([group for group, _, _ in rows], np.int64)
-    split = np.array([SPLIT_RANK[name] for _, name, _ in rows], np.int64)
-    score = np.array([value for _, _, value in rows])
-    found = kept(groups, [split, -score, np.array(ids, object)])
-    for group in set(groups.tolist()):
-        best = min(
-            (row for row in range(len(rows)) if groups[row] == group),
-            key=lambda row: (
-                ("test", "validation", "train").index(rows[row][1]),
-                math.inf if math.isnan(score[row]) else -score[row],
-                ids[row],
-            ),
-        )
-        assert [row for row in range(len(rows)) if groups[row] == group and found[row]] == [best]
-    assert found.sum() == len(set(groups.tolist()))
-
-
-def test_the_first_row_is_kept_where_keys_are_equal() -> None:
-    assert kept(np.array([5, 5, 2, 2]), [np.zeros(4)]).tolist() == [True, False, True, False]
-
-
-# Hashes.
-
-
-@given(
-    n=st.integers(0, 60),
-    bits=st.integers(1, 64),
-    distance=st.integers(0, 64),
-    flips=st.integers(0, 12),
-    seed=st.integers(0, 1000),
-)
-@example(60, 64, 3, 4, 0)
-@example(60, 2, 2, 0, 0)
-@settings(max_examples=150, deadline=None)
-def test_hash_pairs_are_brute_force(
-    n: int, bits: int, distance: int, flips: int, seed: int
-) -> None:
-    random = np.random.default_rng(seed)
-    hashes = (
-        [int(value) for value in random.integers(0, 2**bits, n, np.uint64, endpoint=False)]
-        if bits < 64
-        else [int(value) for value in random.integers(0, 2**64, n, np.uint64)]
-    )
-    for k in range(n // 2, n):  # the second half: copies of the first with some bits flipped
-        flipped = random.choice(64, random.integers(0, flips + 1), replace=False).tolist()
-        hashes[k] = hashes[k - n // 2] ^ sum(1 << bit for bit in flipped)
-    found = gathered(hash_pairs(np.array(hashes, np.uint64), distance))
-    differ = {
-        (i, j): (hashes[i] ^ hashes[j]).bit_count() for i in range(n) for j in range(i + 1, n)
-    }
-    assert as_set(found) == {pair for pair, count in differ.items() if count <= distance}
-    for i, j, count in zip(found.first, found.second, found.measure, strict=True):
-        assert count == differ[int(i), int(j)]
-
-
-def test_hash_pairs_of_many_rows_compares_few() -> None:
-    random = np.random.default_rng(0)
-    hashes = random.integers(0, 2**64, 50_000, np.uint64)
-    hashes[40_000:] = hashes[:10_000] ^ np.uint64(0b1001 << 20)
-    found = gathered(hash_pairs(hashes, 3))
-    assert found.first.tolist() == list(range(10_000))
-    assert found.second.tolist() == list(range(40_000, 50_000))
-
-
-def test_distances_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected 0 to 64"):
-        list(hash_pairs(np.zeros(2, np.uint64), 65))
-
-
-@pytest.fixture(scope="module")
-def pictures() -> list[NDArray[np.uint8]]:
-    return [render(draw_scene(seed), 256, 256, seed) for seed in range(24)]
-
-
-def distance(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
-    return (perceptual_hash(a) ^ perceptual_hash(b)).bit_count()
-
-
-def encoded(rgb: NDArray[np.uint8], form: str, quality: int) -> NDArray[np.uint8]:
-    out = io.BytesIO()
-    Image.fromarray(rgb).save(out, form, quality=quality)
-    return np.array(Image.open(out).convert("RGB"))
-
-
-def test_hash_stays_near_when_a_picture_is_encoded_or_resized(
-    pictures: list[NDArray[np.uint8]],
-) -> None:
-    for rgb in pictures:
-        image = Image.fromarray(rgb)
-        changed = {
-            "jpeg 90": encoded(rgb, "JPEG", 90),
-            "jpeg 50": encoded(rgb, "JPEG", 50),
-            "webp 60": encoded(rgb, "WEBP", 60),
-            "half": np.array(image.resize((128, 128), Image.Resampling.LANCZOS)),
-            "larger": np.array(image.resize((300, 290), Image.Resampling.BICUBIC)),
-        }
-        found = {name: distance(rgb, other) for name, other in changed.items()}
-        assert max(found.values()) <= 6, found
-
-
-def test_hash_of_different_pictures_is_far(pictures: list[NDArray[np.uint8]]) -> None:
-    hashes = np.array([perceptual_hash(rgb) for rgb in pictures], np.uint64)
-    found = gathered(hash_pairs(hashes, 64)).measure
-    assert len(found) == 24 * 23 // 2
-    assert found.min() > 6
-    assert 20 < np.median(found) < 40
-
-
-def test_hash_is_what_it_is_defined_to_be(pictures: list[NDArray[np.uint8]]) -> None:
-    """By the sums of the definition, one coefficient at a time."""
-    rgb = pictures[0]
-    luma = 0.299 * rgb[..., 0] + 0.587 * rgb[..., 1] + 0.114 * rgb[..., 2]
-    small = luma.reshape(32, 8, 32, 8).mean((1, 3))
-    at = np.arange(32) + 0.5
-    values = []
-    for v, u in sorted(
-        ((v, u) for v in range(32) for u in range(32)), key=lambda f: (f[0] + f[1], f)
-    )[1:65]:
-        wave = np.outer(np.cos(np.pi * v * at / 32), np.cos(np.pi * u * at / 32))
-        norm = math.sqrt((1 if v == 0 else 2) * (1 if u == 0 else 2)) / 32
-        values.append(round(16 * norm * float((wave * small).sum())))
-    middle = np.median(values)
-    assert perceptual_hash(rgb) == int("".join(str(int(value > middle)) for value in values), 2)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (5, 300), (32, 32), (33, 31), (700, 20)])
-def test_hash_takes_any_size(size: tuple[int, int]) -> None:
-    assert perceptual_hash(np.full((*size, 3), 77, np.uint8)) == 0
-    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    assert 0 <= perceptual_hash(noise) < 1 << 64
-
-
-@pytest.mark.parametrize("shape", [(0, 4, 3), (4, 4), (4, 4, 4)])
-def test_hash_refuses_what_is_no_picture(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="expected uint8 H x W x 3"):
-        perceptual_hash(np.zeros(shape, np.uint8))
-    with pytest.raises(ValueError, match="expected uint8 H x W x 3"):
-        perceptual_hash(np.zeros((4, 4, 3)))  # type: ignore[arg-type]
 
 
 # Made-up embeddings.

@@ -19,7 +19,7 @@ from pipeline import AigiError
 from pipeline import workflow as workflows
 from pipeline.dataset import quality
 from pipeline.dataset.embeddings import column_vectors
-from pipeline.dataset.pairs import perceptual_hash
+from pipeline.dataset.hashes import perceptual_hash
 from pipeline.dataset.pixels import RGB, png_bytes
 from pipeline.dataset.quality import Inspector, blockiness, concept_scores, luminance, measures
 from pipeline.dataset.stages import stages
