@@ -475,10 +475,61 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
     return made
 
 
+def _check(workflow: Workflow, rules: Selection) -> None:
+    """Refuse thresholds that nothing would be compared with; defaults ask for what there is."""
+    embeddings, quality, near = workflow.embeddings, workflow.quality, workflow.duplicates
+    # By value, not by what was written down: a manifest writes the defaults down as well.
+    default = Selection()
+    values = {name: getattr(rules, name) for name in Selection.model_fields}
+    asked = {
+        name
+        for name, value in values.items()
+        if value is not None and value is not False and value != getattr(default, name)
+    }
+    scored = {
+        "min_clip_score": ("embeddings", embeddings),
+        "max_nsfw": ("quality.safety_checker", quality and quality.safety_checker),
+        "min_similarity": ("duplicates.min_similarity", near and near.min_similarity),
+        "min_hash_similarity": (
+            "duplicates.min_hash_similarity",
+            near and near.min_hash_similarity,
+        ),
+        **dict.fromkeys(
+            ("max_black", "max_blank", "min_luminance_std", "min_entropy",
+             "max_blockiness"),
+            ("quality", quality),
+        ),
+    }  # fmt: skip
+    for name, (source, there) in scored.items():
+        if name in asked and there is None:
+            raise AigiError(
+                f"selection.{name}: it needs {source}, which the workflow does not have: set "
+                f"that, or leave {name} out"
+            )
+    for name in ("min_similarity", "min_hash_similarity"):
+        least, found = getattr(rules, name), near and getattr(near, name)
+        if least is not None and found is not None and least < found:
+            raise AigiError(
+                f"selection.{name}: {least:g} is below duplicates.{name} ({found:g}): pairs "
+                "between the two are not looked for. Raise it, or lower that one."
+            )
+    for name in rules.max_concepts:
+        if quality is None or name not in quality.concepts:
+            raise AigiError(
+                f"selection.max_concepts.{name}: no such concept is scored; quality.concepts has "
+                f"{', '.join(quality.concepts) if quality and quality.concepts else 'none'}"
+            )
+
+
 def stage(workflow: Workflow) -> Build:
-    """The selection stage of a workflow that has plan and images sections."""
+    """The selection stage of a workflow that has plan and images sections.
+
+    Raises:
+        AigiError: a threshold whose score the workflow does not make.
+    """
     assert workflow.plan is not None
     rules = workflow.selection or Selection()
+    _check(workflow, rules)
     scores = [name for name in ("embeddings", "quality", "duplicates") if getattr(workflow, name)]
     settings = rules.model_dump(mode="json", exclude={"rounds"})
     if rules.review is not None:

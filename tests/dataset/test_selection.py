@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import AigiError
+from pipeline import workflow as workflows
 from pipeline.dataset.selection import (
     REASONS,
     Candidates,
@@ -20,6 +20,7 @@ from pipeline.dataset.selection import (
     flags,
     read_review,
     select,
+    stage,
 )
 from pipeline.tables import DUPLICATES
 from pipeline.workflow import Selection
@@ -102,6 +103,53 @@ def test_one_reason_for_every_fault(
 def test_a_threshold_on_a_concept_that_was_not_scored_is_refused() -> None:
     with pytest.raises(AigiError, match=r"max_concepts\.fire.*rain"):
         flags(known([{"concepts": {"rain": 0.1}}]), Selection(max_concepts={"fire": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("sections", "rules", "said"),
+    [
+        ({}, {"min_clip_score": 0.2}, "min_clip_score: it needs embeddings"),
+        ({"quality": {}}, {"max_nsfw": 0}, "max_nsfw: it needs quality.safety_checker"),
+        ({}, {"max_nsfw": 0}, "max_nsfw: it needs quality.safety_checker"),
+        ({}, {"min_entropy": 1}, "min_entropy: it needs quality"),
+        ({}, {"max_black": 0.5}, "max_black: it needs quality"),
+        ({}, {"min_similarity": 0.9}, "min_similarity: it needs duplicates.min_similarity"),
+        (
+            {"duplicates": {"min_similarity": None}},
+            {"min_similarity": 0.9},
+            "min_similarity: it needs duplicates.min_similarity",
+        ),
+        (
+            {"duplicates": {"min_similarity": 0.95}},
+            {"min_similarity": 0.9},
+            r"0.9 is below duplicates.min_similarity \(0.95\)",
+        ),
+        (
+            {"duplicates": {"min_similarity": None}, "quality": {}},
+            {"min_hash_similarity": 0.9},
+            "it needs duplicates.min_hash_similarity",
+        ),
+        ({"quality": {}}, {"max_concepts": {"rain": 0.5}}, "rain: no such concept is scored"),
+        # Defaults, and what is switched off, ask for nothing.
+        ({}, {"max_black": None, "exact_duplicates": False, "planned_size": False}, None),
+        ({}, {}, None),
+        ({}, Selection().model_dump(), None),
+        (
+            {"duplicates": {"min_similarity": None}},
+            {"exact_duplicates": True, "min_similarity": None},
+            None,
+        ),
+    ],
+)
+def test_a_threshold_without_its_score_is_refused(
+    make_workflow: Any, sections: dict[str, Any], rules: dict[str, Any], said: str | None
+) -> None:
+    workflow = workflows.load(make_workflow(**sections, selection=rules))
+    if said is None:
+        stage(workflow)
+        return
+    with pytest.raises(AigiError, match=said):
+        stage(workflow)
 
 
 def test_of_a_group_the_held_out_then_the_best_scored_then_the_first_id_stays() -> None:
@@ -196,23 +244,46 @@ def test_selection_partitions_the_plan(
     rows: list[dict[str, Any]], data: st.DataObject, quota: int | None
 ) -> None:
     number = len(rows)
-    index = st.integers(0, max(number - 1, 0))
-    edges = data.draw(st.lists(st.tuples(index, index), max_size=12)) if number else []
     names = [f"i{n:03d}" for n in range(number)]
-    near = pairs(*((names[a], names[b], "vector", 0.97) for a, b in edges if a < b))
-    rules = Selection(min_similarity=0.95, min_clip_score=0.2, max_nsfw=0.0)
-    found = chosen(rows, rules, quota, near)
+    index = st.integers(0, max(number - 1, 0))
+    edge = st.tuples(index, index, st.sampled_from(["vector", "hash", "pixels"]))
+    edges = data.draw(st.lists(edge, max_size=12)) if number else []
+    edges = [(a, b, kind) for a, b, kind in edges if a < b]
+    for n in range(1, number):  # some are variants of the one before
+        if data.draw(st.integers(0, 3)) == 0:
+            rows[n] |= {key: rows[n - 1][key] for key in ("split", "source")}
+            rows[n]["unit"] = rows[n - 1].get("unit", names[n - 1])
+    unit = [row.get("unit", name) for row, name in zip(rows, names, strict=True)]
+    near = pairs(*((names[a], names[b], kind, 0.97) for a, b, kind in edges))
+    rules = Selection(
+        min_similarity=0.95, min_hash_similarity=0.95, min_clip_score=0.2, max_nsfw=0.0
+    )
+    review = data.draw(
+        st.dictionaries(st.sampled_from(names), st.sampled_from(["keep", "drop", "unsure"]))
+        if number
+        else st.just({})
+    )
+    found = chosen(rows, rules, quota, near, review)
+    # Every row is kept, or has one reason; variants fare alike.
     assert len(found.reason) == number
     assert set(found.reason) <= {None, *REASONS}
-    kept: Counter[tuple[str, str]] = Counter()
-    for row, why in zip(rows, found.reason, strict=True):
+    assert len(set(zip(unit, found.reason, strict=True))) == len(set(unit))
+    kept: dict[tuple[str, str], set[str]] = {}
+    for n, why in enumerate(found.reason):
         if why is None:
-            assert not row["failed"]
-            kept[row["source"], row["split"]] += 1
-    assert all(quota is None or count <= quota for count in kept.values())
+            assert not rows[n]["failed"] and review.get(names[n]) != "drop"
+            kept.setdefault((rows[n]["source"], rows[n]["split"]), set()).add(unit[n])
+    assert all(quota is None or len(units) <= quota for units in kept.values())
+    if quota is not None and quota > 0:
+        for key in {(row["source"], row["split"]) for row in rows}:
+            surplus = any(
+                why == "surplus" and (row["source"], row["split"]) == key
+                for why, row in zip(found.reason, rows, strict=True)
+            )
+            assert not surplus or len(kept.get(key, ())) == quota, "surplus before it was full"
     # No two kept pictures are joined, so no group spans two splits of the release.
-    for a, b in edges:
-        if a < b:
+    for a, b, _ in edges:
+        if unit[a] != unit[b]:
             assert found.reason[a] is not None or found.reason[b] is not None
     for why, twin in zip(found.reason, found.duplicate_of, strict=True):
         assert (twin is not None) == (why == "duplicate")
