@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Test processes. Each computes in one thread: more would wait for one another.
+JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 
 .PHONY: help demo test test-slow check style bench clean
@@ -19,7 +21,7 @@ demo: $(INSTALLED) ## make a small dataset with embedded models, in runs/demo
 	$(BIN)/aigi demo
 
 test: $(INSTALLED) ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: $(INSTALLED) ## the slow tests
 	$(BIN)/python -m pytest -m slow
