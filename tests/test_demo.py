@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 
-from pipeline.dataset.plan import rounds_made
-from pipeline.dataset.stages import make
+from pipeline import workflow as workflows
+from pipeline.dataset import specification
+from pipeline.dataset.plan import rounds_made, summary
+from pipeline.dataset.stages import make, stages
 from pipeline.demo import demo_workflow, findings
 from pipeline.progress import Progress
+from pipeline.run import run_stages
 from pipeline.tables import Store
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +87,31 @@ def test_an_import_at_its_end_is_asked_once(tmp_path: Path) -> None:
     make(workflow, store, Progress(quiet=True))
     assert rounds_made(store) == 1
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.parquet")} == before
+
+
+def test_the_committed_record_is_enough_for_the_same_plan(tmp_path: Path) -> None:
+    """`manifests/releases/`: no release at hand, the plan comes out as recorded all the same."""
+    record = ROOT / "manifests" / "releases" / "aigi-demo-0.1.0.json"
+    bare = tmp_path / "bare.yaml"
+    bare.write_text(f"run: {tmp_path / 'again'}\n")
+    demo = demo_workflow(tmp_path / "again", []).model_dump(mode="json")
+    places = [
+        f"plan.manifest={record}",
+        f"prompts.sources.0.path={ROOT / 'prompts' / 'grammar.yaml'}",
+        f"prompts.filters.blocklist={ROOT / 'prompts' / 'blocklist.txt'}",
+        f"embeddings.folder={demo['embeddings']['folder']}",
+        *(
+            f"sources.{name}.{place}={source[place]}"
+            for name, source in demo["sources"].items()
+            for place in ("folder", "path", "captions")
+            if source.get(place) is not None
+        ),
+    ]
+    workflow = workflows.load(bare, places)
+    store = Store(workflow.run)
+    tables = [stage for stage in stages(workflow) if stage.table in ("prompts", "plan")]
+    run_stages(tables, store, workflow.compute, Progress(quiet=True))  # refuses another plan
+    recorded = json.loads(record.read_text())
+    assert summary(store)["sha256"] == recorded["plan"]["sha256"]
+    pinned = specification.load(str(ROOT / "manifests" / "demo.yaml")).sources["sdxl"]
+    assert recorded["specification"]["sources"]["sdxl"]["sha256"] == pinned.sha256  # type: ignore[union-attr]
