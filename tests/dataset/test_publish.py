@@ -74,7 +74,9 @@ def version(release: Path, number: str) -> None:
     (release / MANIFEST).write_text(json.dumps({**manifest, "version": number}))
 
 
-def test_published_private_tagged_and_loaded_back(hub: Hub, release: Path, tmp_path: Path) -> None:
+def test_published_private_tagged_and_loaded_back(
+    hub: Hub, finished: tuple[Path, Path], release: Path, tmp_path: Path
+) -> None:
     dry = aigi("publish", str(release), "--to", TO, "--dry-run", **hub.environment())
     assert dry.returncode == 0, dry.stderr
     assert re.search(r"new +│ +\d+ ", dry.stdout) and "nothing was sent" in dry.stderr
@@ -95,7 +97,10 @@ def test_published_private_tagged_and_loaded_back(hub: Hub, release: Path, tmp_p
     sent = [r for r in hub.requests[asked:] if r.method in WRITES and "paths-info" not in r.path]
     assert sent == []
     # What a user does next: verify there, compare, load.
-    assert aigi("verify", f"{TO}@v1.2.3", **hub.environment()).returncode == 0
+    pixels = ["--pixels", "2", "--workflow", str(finished[0])]
+    audited = aigi("verify", f"{TO}@v1.2.3", *pixels, **hub.environment())
+    assert audited.returncode == 0, audited.stderr
+    assert audited.stdout.count("equal bytes") == 2
     same = aigi("diff", str(release), f"{TO}@v1.2.3", **hub.environment())
     assert same.returncode == 0, same.stdout + same.stderr
     code = f"""
