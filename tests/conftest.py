@@ -20,6 +20,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("steady")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Ray's workers are polite by default: beside the other test process they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 ROOT = Path(__file__).resolve().parents[1]
 
