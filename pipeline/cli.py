@@ -375,6 +375,9 @@ def sweep(
     workflow_file: Annotated[str, typer.Argument(help="Workflow of a run with scores.")],
     overrides: Override = None,
     examples: Annotated[int, typer.Option(min=0, help="Images shown for each threshold.")] = 3,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a contact sheet of the examples (.jpg, .png).")
+    ] = None,
 ) -> None:
     """Show how many images each threshold of the selection would drop, with examples."""
     with _explained():
@@ -391,7 +394,8 @@ def sweep(
         table.add_column("dropped", justify="right")
         for heading in ("by source", "nearest to the threshold"):
             table.add_column(heading)
-        for line in sweep_run(loaded, Store(loaded.run), examples):
+        lines = list(sweep_run(loaded, Store(loaded.run), examples))
+        for line in lines:
             table.add_row(
                 escape(line.setting),
                 f"{line.threshold:.4g}" + (" (now)" if line.current else ""),
@@ -400,6 +404,11 @@ def sweep(
                 " ".join(line.examples),
             )
         _print(table)
+        if sheet is not None:
+            from pipeline.dataset.sweep_sheet import draw
+
+            draw(Store(loaded.run), lines, sheet)
+            print(f"sheet: {sheet}")
 
 
 watermarks = typer.Typer(

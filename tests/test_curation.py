@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import signal
 import subprocess
@@ -211,3 +212,41 @@ def test_ray_gives_the_same_bytes(finished: tuple[Path, Path], tmp_path: Path) -
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "run") == contents(undisturbed)
+
+
+def test_a_sweep_can_be_looked_at(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """The sheet shows the examples, and beside a duplicate the image that stays."""
+    from PIL import Image
+
+    from pipeline.dataset.sweep_sheet import COLUMNS, THUMB, draw
+
+    path, run = finished
+    store = Store(str(run))
+    lines = [line for line in sweep(workflows.load(str(path)), store, 2) if line.twins]
+    assert lines, "the run has near duplicates"
+    assert all(len(line.twins) == len(line.examples) for line in lines)
+    pairs = {
+        frozenset((row["image_id"], row["other_id"]))
+        for shard in store.shards("duplicates")
+        for row in store.read("duplicates", shard).to_pylist()
+    }
+    near = [line for line in lines if line.dropped == 1]
+    for line in near:
+        assert frozenset((line.examples[0], line.twins[0])) in pairs
+    draw(store, lines[:1], tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape[1] > COLUMNS * THUMB
+    stored = {
+        row["image_id"]: row["image"]["bytes"]
+        for shard in store.shards("images")
+        for row in store.read("images", shard, ["image_id", "image"]).to_pylist()
+        if row["image_id"] in (lines[0].examples[0], lines[0].twins[0])
+    }
+    for column, name in enumerate((lines[0].examples[0], lines[0].twins[0])):
+        picture = np.asarray(Image.open(io.BytesIO(stored[name])).convert("RGB"))
+        high, wide = picture.shape[:2]
+        assert max(high, wide) <= THUMB, "pictures of this test are not scaled"
+        left, top = 6 + column * (THUMB + 6), 18
+        np.testing.assert_array_equal(sheet[top + 2 : top + high, left : left + wide], picture[2:])
+    shown = aigi("sweep", str(path), "--sheet", str(tmp_path / "nowhere" / "s.png"))
+    assert shown.returncode == 1 and "cannot be written as a picture" in shown.stderr

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import AigiError
@@ -41,6 +43,7 @@ class Drop:
         dropped: images that it alone would drop, of `scored`.
         sources: the same by source.
         examples: ids of those nearest to the threshold, the doubtful ones.
+        twins: of duplicates, the image that stays for each example; else empty.
     """
 
     setting: str
@@ -50,6 +53,7 @@ class Drop:
     scored: int
     sources: dict[str, int]
     examples: tuple[str, ...]
+    twins: tuple[str, ...] = ()
 
 
 def _drop(
@@ -106,19 +110,31 @@ def sweep(workflow: Workflow, store: Store, examples: int) -> Iterator[Drop]:
         now = rules.max_concepts.get(name)
         yield from _scores(known, f"max_concepts.{name}", values, False, now, examples)
     pairs = near_pairs_of(store)
-    similar = np.array(
-        [row["similarity"] for row in pairs.to_pylist() if row["kind"] == "vector"], np.float64
-    )
-    if not len(similar):
+    yield from _duplicates(known, "min_similarity", "vector", 0.01, pairs, rules, examples)
+    yield from _duplicates(known, "min_hash_similarity", "hash", 1 / 64, pairs, rules, examples)
+
+
+def _duplicates(
+    known: Candidates, setting: str, kind: str, step: float, pairs: pa.Table,
+    rules: Selection, examples: int,
+) -> Iterator[Drop]:  # fmt: skip
+    """What each least similarity of one kind would drop, of all that was made."""
+    mine = pairs.filter(pc.equal(pairs["kind"], kind))
+    if not len(mine):
         return
-    least = float(np.ceil(similar.min() * 100) / 100)
-    cuts = {float(f"{cut:.2f}") for cut in np.arange(least, 1, 0.01)}
-    now = rules.min_similarity
+    least = np.ceil(min(mine["similarity"].to_pylist()) / step - 1e-9) * step
+    cuts = {float(f"{cut:.4f}") for cut in np.arange(least, 1 + step / 2, step)}
+    now = getattr(rules, setting)
     bare = Selection(planned_size=False, max_black=None, max_blank=None)
     failed = replace(known, failed=np.zeros(len(known.image_id), np.bool_))
     for cut in sorted(cuts | ({now} if now is not None else set()), reverse=True):
-        found = select(failed, bare.model_copy(update={"min_similarity": cut}), {}, pairs, {})
+        found = select(failed, bare.model_copy(update={setting: cut}), {}, mine, {})
         marked = np.array([why == "duplicate" for why in found.reason], np.bool_)
         near = np.array([np.inf if s is None else s for s in found.similarity], np.float64)
-        drop = _drop(known, "min_similarity", cut, cut == now, marked, near, examples)
-        yield replace(drop, scored=len(known.image_id))
+        drop = _drop(known, setting, cut, cut == now, marked, near, examples)
+        twin = dict(zip(known.image_id, found.duplicate_of, strict=True))
+        yield replace(
+            drop,
+            scored=len(known.image_id),
+            twins=tuple(str(twin[name]) for name in drop.examples),
+        )
