@@ -113,20 +113,21 @@ def fingerprint(stage: Stage, inputs: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted names and values of everything that is no mapping and no list of mappings."""
     if isinstance(value, Mapping):
         return {
             key: leaf
             for name, item in value.items()
-            for key, leaf in _flat(item, f"{prefix}.{name}" if prefix else str(name)).items()
+            for key, leaf in flat(item, f"{prefix}.{name}" if prefix else str(name)).items()
         }
     if isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
-        return _flat(dict(enumerate(value)), prefix)
+        return flat(dict(enumerate(value)), prefix)
     return {prefix: list(value) if isinstance(value, tuple) else value}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    before, after = _flat(old), _flat(new)
+    before, after = flat(old), flat(new)
     missing = "(absent)"
     return [
         f"{key}: {before.get(key, missing)} -> {after.get(key, missing)}"

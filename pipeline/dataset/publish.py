@@ -162,6 +162,13 @@ def read_back(
     return found
 
 
+def _check_here(store: Store, manifest: Mapping[str, Any]) -> None:
+    """Before anything is sent: a damaged shard must not get out under a good name."""
+    wrong = compare(store, dict(manifest))
+    if wrong:
+        raise AigiError(f"{store.url}: not as its manifest says: {wrong[0]}. Nothing was sent.")
+
+
 # --- a folder or an fsspec URL -----------------------------------------------------------------
 
 
@@ -326,10 +333,7 @@ def _to_hub(
             )
         if dry_run:
             return found, None
-    # Read before anything is sent: a damaged shard must not get out under a good name.
-    wrong = compare(store, dict(manifest))
-    if wrong:
-        raise AigiError(f"{store.url}: not as its manifest says: {wrong[0]}. Nothing was sent.")
+    _check_here(store, manifest)
     if tag not in tags:
         with _explained(to, token):
             if not exists:
@@ -404,7 +408,6 @@ def publish(
         return _to_hub(store, manifest, to, dry_run, public, pull_request, revision, say)
     if pull_request or revision is not None or public:
         raise AigiError(f"{to}: pull requests, revisions and visibility are the Hub's")
-    wrong = [] if dry_run else compare(store, manifest)
-    if wrong:
-        raise AigiError(f"{store.url}: not as its manifest says: {wrong[0]}. Nothing was sent.")
+    if not dry_run:
+        _check_here(store, manifest)
     return _to_folder(store, manifest, to, dry_run, say)

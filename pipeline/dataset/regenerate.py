@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pipeline import AigiError
 from pipeline.dataset.manifest import PLAN_FILE
+from pipeline.run import flat
 from pipeline.tables import Store
 from pipeline.workflow import Workflow, read_yaml
 
@@ -31,19 +32,6 @@ _OPTIONAL = {
     False: re.compile(r"sources\.[^.]+\.folder"),
     True: re.compile(r"sources\.[^.]+\.(folder|captions)"),
 }
-
-
-def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of everything that is no mapping and no list of mappings."""
-    if isinstance(value, Mapping):
-        items: Any = value.items()
-    elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
-        items = enumerate(value)
-    else:
-        yield at, value
-        return
-    for key, item in items:
-        yield from _leaves(item, f"{at}.{key}" if at else str(key))
 
 
 def _put(data: Any, dotted: str, value: Any) -> None:
@@ -73,7 +61,7 @@ def recorded(workflow: Workflow, sources: list[str]) -> dict[str, Any]:
     data["plan"] = {**data["plan"], "sources": sorted(sources)}
     for name in ("dataset", "manifest"):
         data["plan"].pop(name)
-    for dotted, value in list(_leaves(data)):
+    for dotted, value in flat(data).items():
         if is_place(dotted, value):
             _put(data, dotted, posixpath.basename(value.rstrip("/")))
     return data
@@ -135,10 +123,10 @@ def merged(
         data.pop("prompts", None)
         if data.get("selection"):
             data["selection"] = {**data["selection"], "rounds": 0}
-    given = {name: value for name, value in _leaves(mine) if _PLACE.fullmatch(name)}
+    given = {name: value for name, value in flat(mine).items() if _PLACE.fullmatch(name)}
     missing = []
     data.setdefault("sources", {})
-    for dotted, value in list(_leaves(data)):
+    for dotted, value in flat(data).items():
         if _PLACE.fullmatch(dotted) is None:
             continue
         if given.get(dotted) is not None:

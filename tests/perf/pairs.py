@@ -15,7 +15,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.perf.report import GIB, Measurement
+from tests.perf.report import Measurement, peak_gib
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES, QUICK_SIZES = (66_000, 132_000, 264_000, 528_000), (12_000, 24_000)
@@ -258,12 +257,6 @@ def run(quick: bool = False) -> list[Measurement]:
 _NAMES = {"faiss": "faiss' flat range search", "blocked": "X @ X.T in blocks"}
 
 
-def _peak_gib() -> float:
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024 / GIB
-
-
 def _main(action: str, file: str, argument: str) -> None:
     if action == "write":
         write_vectors(Path(file), int(argument))
@@ -272,7 +265,7 @@ def _main(action: str, file: str, argument: str) -> None:
         pairs, (seconds, busy) = SIDES[action](np.load(file, mmap_mode="r"))
         np.save(argument, pairs)
         figures = {"seconds": seconds, "processor_seconds": busy, "pairs": len(pairs)}
-        print(json.dumps({**figures, "peak_gib": _peak_gib()}))
+        print(json.dumps({**figures, "peak_gib": peak_gib()}))
     else:
         raise SystemExit(__doc__)
 
