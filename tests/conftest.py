@@ -68,6 +68,14 @@ sources:
 """
 
 
+@pytest.fixture
+def fresh_accelerate() -> None:
+    """One process can have one precision only; a test that trains begins without any."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+
+
 @pytest.fixture(scope="session")
 def models() -> Path:
     """Folder with the embedded models `sd`, `sdxl` and `clip`."""

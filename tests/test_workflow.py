@@ -109,6 +109,8 @@ def test_every_workflow_file_is_right(path: Path) -> None:
     from pipeline.dataset import specification
 
     loaded = workflows.load(path)
-    assert loaded.plan is not None
+    if loaded.plan is None:
+        assert loaded.train is not None  # nothing to make: it reads what is made
+        return
     dataset = specification.load(loaded.plan.dataset)
     assert set(loaded.sources) <= set(dataset.sources)

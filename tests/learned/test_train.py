@@ -30,14 +30,7 @@ from tests.conftest import ROOT, aigi
 from tests.learned.conftest import TEXT, pictures
 from tests.learned.release import write_release
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> None:
-    """One process can have one precision only; each test begins without any."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(True)
-
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 HYPERPRIOR = {"kind": "hyperprior", "name": "tiny", "n": 8, "m": 12}
 CATC = {"kind": "catc", "name": "tiny", "n": 8, "m": 10, "hidden": 8, "heads": 2, "text": TEXT}

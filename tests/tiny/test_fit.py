@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -72,6 +73,7 @@ def test_killed_training_goes_on_and_ends_as_if_it_never_stopped(tmp_path: Path)
     assert [p.name for p in killed.glob("state-*")] == ["state-0000120"]
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_the_seed_decides(tmp_path: Path) -> None:
     def weights(name: str, seed: int) -> torch.Tensor:
         torch.manual_seed(0)
