@@ -438,6 +438,71 @@ class Pictures(Settings):
     text_column: str = "text"
 
 
+def _locate_model(value: object, info: ValidationInfo) -> object:
+    """A folder where there is one, else the Hub id as it stands."""
+    if not isinstance(value, str) or "://" in value:
+        return value
+    place = located(value, (info.context or {}).get("base"))
+    return place if value.startswith((".", "/", "~")) or Path(place).exists() else str(value)
+
+
+def _named_codec(value: object) -> object:
+    """`jpeg` means `{codec: jpeg}`; `compressai:NETWORK[:QUALITY]` a network of its zoo."""
+    if not isinstance(value, str):
+        return value
+    kind, *rest = value.split(":")
+    if kind != "compressai" or not rest:
+        return {"codec": str(value)}
+    found: dict[str, Any] = {"codec": kind, "models": rest[:1]}
+    return found | ({"qualities": rest[1:]} if rest[1:] else {})
+
+
+class CodecSettings(Settings):
+    """A codec to measure. Its bare name stands for it with the defaults of `pipeline.codecs`."""
+
+    codec: str = Field(description="a name of pipeline/codecs/codec.py: jpeg, vvc, learned, …")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")] | None = Field(
+        None, description="in tables and figures; null: the codec's, or that of its one network"
+    )
+    qualities: tuple[float, ...] | None = Field(
+        None, min_length=1, description="as the codec counts them; of models: 1, 2, …; null: usual"
+    )
+    preset: str | None = Field(None, description="of hevc and vvc")
+    models: tuple[Annotated[str, BeforeValidator(_locate_model)], ...] = Field(
+        (), description="learned: folders or Hub ids, lowest rate first; compressai: one network"
+    )
+    text: Location | None = Field(None, description="learned: folder of the text encoder")
+    prompts: bool = Field(True, description="learned: false codes with an empty prompt")
+
+    @property
+    def label(self) -> str:
+        """What tables and figures call it."""
+        zoo = self.codec == "compressai" and self.models
+        return self.name or (self.models[0] if zoo else self.codec)
+
+
+class Benchmark(Settings):
+    """Pictures and codecs in, the `measurements` table and a report out."""
+
+    pictures: Pictures
+    codecs: tuple[Annotated[CodecSettings, BeforeValidator(_named_codec)], ...] = Field(
+        min_length=1
+    )
+    anchor: str = Field("vvc", description="the codec that BD-rates are against")
+    interpolation: Literal["pchip", "akima", "cubic"] = "pchip"
+    programs: dict[str, Location] = Field(
+        default_factory=dict, description="where programs lie: ffmpeg, EncoderApp, bpgenc, …"
+    )
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Benchmark:
+        labels = [codec.label for codec in self.codecs]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"two codecs are called {label}: give one of them another name")
+        return self
+
+
 class Workflow(Settings):
     """One run: a run directory and the sections of the stages that it makes."""
 
@@ -453,6 +518,7 @@ class Workflow(Settings):
     duplicates: Duplicates | None = None
     selection: Selection | None = None
     release: Release | None = None
+    benchmark: Benchmark | None = None
 
 
 class _Loader(yaml.SafeLoader):
