@@ -173,6 +173,31 @@ RELEASE = pa.schema(
         ),
     ]
 )
+MEASUREMENTS = pa.schema(
+    # What comes after `quality` is null where `error` says why.
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("watermark", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("codec", pa.string()),  # its label in the workflow
+        ("quality", pa.float64()),  # in the codec's own units
+        ("bytes", pa.int64()),  # all that decoding needs but the codec itself
+        ("prompt_bytes", pa.int32()),  # of them
+        ("bpp", pa.float64()),  # 8 * bytes / (width * height)
+        ("psnr", pa.float64()),  # dB over uint8 RGB; 100: equal pixels
+        ("ms_ssim", pa.float64()),  # up to 1; null below 11 pixels a side
+        ("ms_ssim_scales", pa.int8()),  # 5; fewer up to 160 pixels a side
+        ("encode_ms", pa.float64()),  # of an external program: with its start
+        ("decode_ms", pa.float64()),
+        ("device", pa.string()),
+        ("codec_version", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+COMPARISONS = pa.schema([*MEASUREMENTS, ("image", IMAGE)])  # as decoded, PNG
 
 # For the reader of a release, who sees no comments; every column of RELEASE has its words here.
 RELEASE_MEANING = {

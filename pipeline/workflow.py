@@ -481,6 +481,21 @@ class CodecSettings(Settings):
         return self.name or (self.models[0] if zoo else self.codec)
 
 
+class Strips(Settings):
+    """Pictures that are shown beside what each codec makes of them at one rate or distance."""
+
+    count: Count = Field(1, description="pictures of each source")
+    bpp: float | None = Field(None, gt=0, description="bits a pixel that every codec is brought to")
+    psnr: float | None = Field(None, gt=0, description="or dB")
+    crop: Count = Field(160, description="pixels a side of the part that is enlarged")
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Strips:
+        if (self.bpp is None) == (self.psnr is None):
+            raise ValueError("give either bpp or psnr")
+        return self
+
+
 class Benchmark(Settings):
     """Pictures and codecs in, the `measurements` table and a report out."""
 
@@ -490,6 +505,7 @@ class Benchmark(Settings):
     )
     anchor: str = Field("vvc", description="the codec that BD-rates are against")
     interpolation: Literal["pchip", "akima", "cubic"] = "pchip"
+    strips: Strips | None = Strips(bpp=0.3)
     programs: dict[str, Location] = Field(
         default_factory=dict, description="where programs lie: ffmpeg, EncoderApp, bpgenc, …"
     )

@@ -22,7 +22,7 @@ Array = npt.NDArray[np.float64]
 LEAST_POINTS = {"pchip": 2, "akima": 3, "cubic": 4}
 # Of the shorter curve: with less in common, the mean says little about either.
 LEAST_OVERLAP = 0.1
-RESAMPLES = 1000
+RESAMPLES = 500
 
 
 class NoComparison(AigiError):
@@ -161,11 +161,14 @@ class Interval:
     refused: float
 
 
+def _curve(rates_and_values: Array) -> Curve:
+    rates, values = rates_and_values.tolist()
+    return Curve(tuple(rates), tuple(values))
+
+
 def mean_curve(points: Sequence[tuple[Array, Array]]) -> Curve:
     """The curve of the means over images, quality by quality."""
-    rates = np.mean([rates for rates, _ in points], axis=0)
-    values = np.mean([values for _, values in points], axis=0)
-    return Curve(tuple(map(float, rates)), tuple(map(float, values)))
+    return _curve(np.array(points).mean(0))
 
 
 def bootstrap(
@@ -185,12 +188,12 @@ def bootstrap(
     if len(shared) < 2:
         return None
     random = np.random.default_rng(seed)
+    stacked = [np.array([of[name] for name in shared]) for of in (anchor, test)]
     found: list[float] = []
     for chosen in random.integers(0, len(shared), (resamples, len(shared))):
-        names = [shared[i] for i in chosen]
-        curves = [mean_curve([points[name] for name in names]) for points in (anchor, test)]
+        one, two = (_curve(points[chosen].mean(0)) for points in stacked)
         try:
-            found.append(compare(curves[0], curves[1], how).value)
+            found.append(compare(one, two, how).value)
         except NoComparison:
             continue
     if len(found) < resamples / 2:

@@ -10,8 +10,11 @@ one is a class with these two methods and a row.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from pipeline import AigiError
@@ -56,6 +59,7 @@ class Row:
         open: makes the codec at one quality; raises `Missing` where this machine lacks something.
         version: of encoder and decoder; raises `Missing` in the same case.
         external: runs as a program of its own, whose start is part of every time.
+        network: runs on the device of the workflow; all others on the CPU.
         prompt_bytes: how many bytes of a file hold the prompt.
     """
 
@@ -66,6 +70,7 @@ class Row:
     open: Callable[[CodecSettings, float, Here], Codec]
     version: Callable[[CodecSettings, Here], str]
     external: bool = False
+    network: bool = False
     prompt_bytes: Callable[[bytes], int] = no_prompt
 
 
@@ -239,6 +244,7 @@ CODECS: dict[str, Row] = {
         grid=(),
         open=_learned,
         version=_learned_version,
+        network=True,
         prompt_bytes=learned.prompt_bytes,
     ),
     "compressai": Row(
@@ -248,6 +254,7 @@ CODECS: dict[str, Row] = {
         grid=(),
         open=_zoo,
         version=_zoo_version,
+        network=True,
     ),
 }
 
@@ -293,6 +300,29 @@ def qualities(given: CodecSettings) -> tuple[float, ...]:
     if given.codec == "learned":
         return tuple(float(i + 1) for i in range(len(given.models)))
     return row_of(given).qualities
+
+
+def digest(given: CodecSettings) -> str:
+    """8 hex digits that change with everything that decides the bytes, but name and qualities.
+
+    Raises:
+        AigiError: the weights of a model cannot be read.
+    """
+    facts: list[object] = [given.model_dump(exclude={"name", "qualities", "models", "text"})]
+    for model in given.models:
+        weights = Path(model) / "model.safetensors"
+        if given.codec != "learned" or not Path(model).is_absolute():
+            facts.append(model)
+            continue
+        try:
+            with weights.open("rb") as file:
+                facts.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise AigiError(
+                f"benchmark.codecs: {given.label}: {weights}: {error.strerror}. Give the folder of "
+                "a trained codec."
+            ) from error
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def opened(given: CodecSettings, quality: float, here: Here) -> Codec:
