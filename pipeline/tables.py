@@ -197,6 +197,24 @@ MEASUREMENTS = pa.schema(
         ("error", pa.string()),
     ]
 )
+COMPLEXITY = pa.schema(
+    # What comes after `quality` is null where `error` says why.
+    [
+        ("codec", pa.string()),
+        ("side", pa.int32()),  # pixels of the square picture
+        ("quality", pa.float64()),
+        ("parameters", pa.int64()),  # of networks, their text encoder included; else null
+        ("encode_kmac_per_pixel", pa.float64()),  # as torch counts: products and convolutions
+        ("decode_kmac_per_pixel", pa.float64()),
+        ("encode_s_per_mp", pa.float64()),  # median of some rounds
+        ("decode_s_per_mp", pa.float64()),
+        ("peak_mib", pa.float64()),  # of the program; of a codec in ours: what it adds
+        ("device_peak_mib", pa.float64()),  # on a CUDA device; else null
+        ("device", pa.string()),
+        ("codec_version", pa.string()),
+        ("error", pa.string()),
+    ]
+)
 COMPARISONS = pa.schema([*MEASUREMENTS, ("image", IMAGE)])  # as decoded, PNG
 
 # For the reader of a release, who sees no comments; every column of RELEASE has its words here.

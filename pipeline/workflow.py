@@ -496,6 +496,13 @@ class Strips(Settings):
         return self
 
 
+class Complexity(Settings):
+    """What codecs cost: a square cut of one picture, coded in a process of its own."""
+
+    sides: tuple[Annotated[int, Field(ge=16, le=8192)], ...] = Field((512, 1024), min_length=1)
+    rounds: Count = Field(1, description="after one that does not count; the median is taken")
+
+
 class Benchmark(Settings):
     """Pictures and codecs in, the `measurements` table and a report out."""
 
@@ -506,6 +513,7 @@ class Benchmark(Settings):
     anchor: str = Field("vvc", description="the codec that BD-rates are against")
     interpolation: Literal["pchip", "akima", "cubic"] = "pchip"
     strips: Strips | None = Strips(bpp=0.3)
+    complexity: Complexity | None = None
     programs: dict[str, Location] = Field(
         default_factory=dict, description="where programs lie: ffmpeg, EncoderApp, bpgenc, …"
     )

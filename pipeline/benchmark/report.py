@@ -116,6 +116,7 @@ class Report:
             *self._bd_rates(),
             *self._rate_distortion(),
             *self._rate_time(),
+            *self._complexity(),
             *self._strips(),
             *self._failures(),
             *self._files(),
@@ -355,6 +356,49 @@ class Report:
         shows = "BD-rate over the time to code and to decode"
         return ["## Rate and time", "", *self._figure(figure, "rate-time", shows)]
 
+    def _complexity(self) -> list[str]:
+        if self.benchmark.complexity is None or not self.store.shards("complexity"):
+            return []
+        found = {
+            (row["codec"], row["side"]): row
+            for row in self.store.read_all("complexity").to_pylist()
+        }
+        rows, errors = [], []
+        for label in self.labels:
+            for side in self.benchmark.complexity.sides:
+                row = found.get((label, side))
+                if row is None:
+                    continue
+                if row["error"] is not None:
+                    why = f"{label}, {side}x{side}: {row['error']}"
+                    errors.append(f"- {escape(why)}")
+                    continue
+                rows.append(
+                    (
+                        label,
+                        f"{side}x{side}",
+                        "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f} M",
+                        _short(row["encode_kmac_per_pixel"]),
+                        _short(row["decode_kmac_per_pixel"]),
+                        _short(row["encode_s_per_mp"]),
+                        _short(row["decode_s_per_mp"]),
+                        _short(row["peak_mib"]),
+                        _short(row["device_peak_mib"]),
+                    )
+                )
+        headings = ("codec", "picture", "weights", "encode, kMAC/px", "decode, kMAC/px")
+        costs = ("encode, s/MP", "decode, s/MP", "peak, MiB", "on the GPU, MiB")
+        lines = ["## Complexity", ""]
+        lines += self._table((*headings, *costs), rows, "complexity", 7)
+        lines += [
+            "Each codec at its middle quality, in a process of its own; one picture, cut or "
+            "mirrored to a square. Multiplications are those of products and convolutions that "
+            "torch counts. Memory of a program is all of it; of a codec in this process it is "
+            "what is added by it.",
+            "",
+        ]
+        return lines + ([*errors, ""] if errors else [])
+
     def _strips(self) -> list[str]:
         wanted = self.benchmark.strips
         if wanted is None or not self.store.shards("comparisons"):
@@ -436,6 +480,11 @@ def _cell(found: Comparison | None) -> str:
     if found.interval is not None:
         text += f" [{found.interval.low:+.1f}, {found.interval.high:+.1f}]"
     return text
+
+
+def _short(value: float | None) -> str:
+    """Three significant digits; empty for None."""
+    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _db(values: Sequence[float], i: int) -> str:

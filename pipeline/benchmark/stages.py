@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.benchmark import comparisons, measurements
+from pipeline.benchmark import comparisons, complexity, measurements
 from pipeline.benchmark.report import Report
 from pipeline.codecs.codec import qualities
 from pipeline.collection import Collection
@@ -24,6 +24,8 @@ def make(benchmark: Benchmark, compute: Compute, store: Store, progress: Progres
     stages: list[Stage] = [measurements.stage(benchmark, compute, collection)]
     if benchmark.strips is not None:
         stages.append(comparisons.stage(benchmark, benchmark.strips, compute, collection))
+    if benchmark.complexity is not None:
+        stages.append(complexity.stage(benchmark, benchmark.complexity, compute, collection))
     run_stages(stages, store, compute, progress)
     return Report(benchmark, compute, store, collection).write()
 
