@@ -66,11 +66,10 @@ def measure(
     given: CodecSettings, quality: float, here: Here, image: RGB, rounds: int
 ) -> dict[str, Any]:
     """The columns of COMPLEXITY for one picture, measured in this process."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     row = row_of(given)
-    cuda = torch.cuda.is_available() and row.network and here.device != "cpu"
+    if row.network:
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
     before = _memory_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what came before
     codec = opened(given, quality, here)
@@ -86,6 +85,8 @@ def measure(
             # A product and its sum are two operations.
             found[f"{name}_kmac_per_pixel"] = counter.get_total_flops() / 2 / 1000 / pixels
         found["parameters"] = _parameters(codec)
+        if torch.cuda.is_available() and here.device != "cpu":
+            found["device_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
     else:
         data = codec.encode(image, "")
         codec.decode(data)
@@ -105,7 +106,6 @@ def measure(
         "encode_s_per_mp": statistics.median(times["encode"]) / (pixels / 1e6),
         "decode_s_per_mp": statistics.median(times["decode"]) / (pixels / 1e6),
         "peak_mib": max(peak, 0.0),
-        "device_peak_mib": torch.cuda.max_memory_allocated() / 2**20 if cuda else None,
         "codec_version": row.version(given, here),
     }
 
@@ -203,22 +203,23 @@ def stage(
 
 def main() -> None:
     """Measure one codec in this process, as the standard input says."""
-    import torch
-
-    from pipeline.device import device_name, pick_device
-
     request = json.load(sys.stdin)
-    torch.set_num_threads(request["threads"])
     given = CodecSettings.model_validate_json(request["settings"])
     image = decode(base64.b64decode(request["image"]), 1 << 27).rgb
     here = Here(request["programs"], request["device"])
-    network = row_of(given).network
+    device = "cpu"
+    if row_of(given).network:
+        import torch
+
+        from pipeline.device import device_name, pick_device
+
+        torch.set_num_threads(request["threads"])
+        device = device_name(pick_device(request["device"]))
     try:
         found = measure(given, request["quality"], here, image, request["rounds"])
     except CodecFailed as error:
         raise SystemExit(str(error)) from None
-    found["device"] = device_name(pick_device(request["device"])) if network else "cpu"
-    json.dump(found, sys.stdout)
+    json.dump(found | {"device": device}, sys.stdout)
 
 
 if __name__ == "__main__":
