@@ -18,6 +18,7 @@ from pipeline.benchmark.measurements import (
     Job,
     facts_of,
     here_of,
+    names_of,
     pixels_of,
     skipped,
     with_job,
@@ -105,11 +106,12 @@ def stage(benchmark: Benchmark, strips: Strips, compute: Compute, collection: Co
         AigiError: a codec does not exist.
     """
     without = skipped(benchmark, compute)
-    found = {}
-    for given in benchmark.codecs:
-        if given.label not in without:
-            for part in chosen_parts(collection):
-                found[f"{given.label}-{digest(given)}/{part.name}"] = Job(given, 0, part)
+    found = {
+        f"{given.label}-{digest(given)}/{part.name}": Job(given, 0, part)
+        for given in benchmark.codecs
+        for part in chosen_parts(collection)
+    }
+    labels = {name: job.codec.label for name, job in found.items()}
     return Map(
         table="comparisons",
         version=VERSION,
@@ -119,7 +121,7 @@ def stage(benchmark: Benchmark, strips: Strips, compute: Compute, collection: Co
             "strips": strips.model_dump(mode="json", exclude={"crop"}),
         },
         inputs=(),
-        names=lambda store: list(found),
+        names=partial(names_of, "comparisons", labels, without),
         read=partial(_read, collection, strips.count, found),
         make_worker=partial(Comparer, here_of(benchmark, compute), compute.threads, strips),
         state=lambda store: collection.state,

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.benchmark.measurements import here_of, pixels_of, skipped
+from pipeline.benchmark.measurements import here_of, names_of, pixels_of, skipped
 from pipeline.codecs.codec import Here, digest, opened, qualities, row_of
 from pipeline.codecs.command import CodecFailed
 from pipeline.collection import Collection
@@ -182,16 +182,16 @@ def stage(
     found = {
         f"{given.label}-{digest(given)}/{side}": (given, side)
         for given in benchmark.codecs
-        if given.label not in without
         for side in complexity.sides
     }
+    labels = {name: given.label for name, (given, _) in found.items()}
     return Map(
         table="complexity",
         version=VERSION,
         schema=COMPLEXITY,
         settings={"pictures": benchmark.pictures.model_dump(mode="json")},
         inputs=(),
-        names=lambda store: list(found),
+        names=partial(names_of, "complexity", labels, without),
         read=partial(_read, collection, found),
         make_worker=partial(
             Weigher, here_of(benchmark, compute), compute.threads, complexity.rounds

@@ -8,7 +8,7 @@ own shards alone, and one that is taken out takes its shards along.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,19 +66,28 @@ class Job:
     part: Part
 
 
-def jobs(
-    benchmark: Benchmark, parts: list[Part], without: dict[str, str] | None = None
-) -> dict[str, Job]:
+def jobs(benchmark: Benchmark, parts: list[Part]) -> dict[str, Job]:
     """All shards by name: codec by codec, so that a network is loaded once a quality."""
     found = {}
     for given in benchmark.codecs:
-        if given.label in (without or {}):
-            continue
         folder = f"{given.label}-{digest(given)}"
         for quality in qualities(given):
             for part in parts:
                 found[f"{folder}/{quality:g}/{part.name}"] = Job(given, quality, part)
     return found
+
+
+def names_of(
+    table: str, labels: Mapping[str, str], without: Container[str], store: Store
+) -> list[str]:
+    """Shards to make or to keep: of a codec that cannot run here, those made elsewhere before.
+
+    Args:
+        labels: the codec of every shard.
+        without: codecs that cannot run here.
+    """
+    present = store.shards(table)
+    return [name for name, label in labels.items() if label not in without or name in present]
 
 
 def with_job(rows: pa.Table, job: Job) -> pa.Table:
@@ -224,14 +233,15 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
     if len(without) == len(benchmark.codecs):
         lines = "\n".join(f"{label}: {why}" for label, why in without.items())
         raise AigiError(f"benchmark.codecs: none of them can run on this machine:\n{lines}")
-    found = jobs(benchmark, collection.parts, without)
+    found = jobs(benchmark, collection.parts)
+    labels = {name: job.codec.label for name, job in found.items()}
     return Map(
         table="measurements",
         version=VERSION,
         schema=MEASUREMENTS,
         settings={"pictures": benchmark.pictures.model_dump(mode="json")},
         inputs=(),
-        names=lambda store: list(found),
+        names=partial(names_of, "measurements", labels, without),
         read=partial(_read, collection, found),
         make_worker=partial(Measurer, here_of(benchmark, compute), compute.threads),
         state=lambda store: collection.state,

@@ -173,7 +173,7 @@ class Report:
         rows = []
         losses = self._conversions()
         for given in self.benchmark.codecs:
-            if given.label in self.skipped:
+            if given.label in self.skipped and given.label not in versions:
                 continue
             row = row_of(given)
             loss = losses.get(given.label)
@@ -204,11 +204,11 @@ class Report:
             "dB. Times are wall time, pixels to bytes and back, one picture at a time; those of "
             "programs of their own count their start. The last column is the PSNR of the colour "
             f"conversion without any coding, the mean of {CONVERTED} pictures a source at most: "
-            "no quality of that codec can be above it.",
+            "it is about the best that the codec can reach.",
             "",
         ]
         if self.skipped:
-            lines += ["Not measured, since this machine lacks something:", ""]
+            lines += ["Not measured here, since this machine lacks something:", ""]
             lines += [f"- {escape(label)}: {escape(why)}" for label, why in self.skipped.items()]
             lines.append("")
         return lines

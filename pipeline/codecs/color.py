@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.codecs.command import CodecFailed
 from pipeline.pixels import RGB
 
 Planes = npt.NDArray[np.uint16]
@@ -39,6 +40,22 @@ def to_ycbcr(image: RGB) -> Planes:
         exact = row[0] * red + row[1] * green + row[2] * blue + offset
         plane[...] = np.clip(np.rint(exact), 0, PEAK)
     return planes
+
+
+def from_bytes(data: bytes, width: int, height: int) -> RGB:
+    """The uint8 picture of planes that follow one another in little-endian words.
+
+    Raises:
+        CodecFailed: they are of another size.
+    """
+    if len(data) != 6 * width * height:
+        raise CodecFailed(f"{len(data)} bytes of planes are no {width}x{height} picture")
+    return to_rgb(np.frombuffer(data, "<u2").reshape(3, height, width))
+
+
+def to_bytes(image: RGB) -> bytes:
+    """The planes of a picture, one after the other, in little-endian words."""
+    return to_ycbcr(image).astype("<u2").tobytes()
 
 
 def to_rgb(planes: Planes) -> RGB:

@@ -75,7 +75,7 @@ class Hevc:
                 *("-frames:v", "1", "-c:v", "libx265", "-preset", self.preset),
                 *("-x265-params", parameters, "-f", "hevc", "-"),
             ],
-            color.to_ycbcr(whole).astype("<u2").tobytes(),
+            color.to_bytes(whole),
         )
         return with_size(image, stream)
 
@@ -91,10 +91,7 @@ class Hevc:
             stream,
             DECODE_SECONDS,
         )
-        if len(made) != 6 * wide * high:
-            raise CodecFailed(f"ffmpeg: {len(made)} bytes of planes are no {wide}x{high} picture")
-        planes = np.frombuffer(made, "<u2").reshape(3, high, wide)
-        return np.ascontiguousarray(color.to_rgb(planes)[:height, :width])
+        return np.ascontiguousarray(color.from_bytes(made, wide, high)[:height, :width])
 
     def convert(self, image: RGB) -> RGB:
         """The picture after both colour conversions, without any coding."""

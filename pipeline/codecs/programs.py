@@ -55,7 +55,7 @@ class Vtm:
         high, wide = whole.shape[:2]
         with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
             source, made = Path(folder, "in.yuv"), Path(folder, "out.bin")
-            source.write_bytes(color.to_ycbcr(whole).astype("<u2").tobytes())
+            source.write_bytes(color.to_bytes(whole))
             run(
                 [
                     *(self.encoder, "-i", str(source), "-c", self.configuration),
@@ -79,10 +79,7 @@ class Vtm:
                 seconds=DECODE_SECONDS,
             )
             raw = _read(made, self.decoder)
-        if len(raw) != 6 * wide * high:
-            raise CodecFailed(f"DecoderApp: {len(raw)} bytes are no {wide}x{high} picture")
-        planes = np.frombuffer(raw, "<u2").reshape(3, high, wide)
-        return np.ascontiguousarray(color.to_rgb(planes)[:height, :width])
+        return np.ascontiguousarray(color.from_bytes(raw, wide, high)[:height, :width])
 
     def convert(self, image: RGB) -> RGB:
         """The picture after both colour conversions, without any coding."""

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from pipeline import AigiError
-from pipeline.benchmark.measurements import Bench
+from pipeline.benchmark.comparisons import Comparer
+from pipeline.benchmark.measurements import Bench, Job, with_job
 from pipeline.benchmark.metrics import ms_ssim, psnr
 from pipeline.codecs.codec import Here, digest, opened
+from pipeline.collection import Collection, Part
 from pipeline.pixels import decode
 from pipeline.tables import MEASUREMENTS, Store
 from pipeline.workflow import CodecSettings, load
@@ -145,6 +147,35 @@ def test_other_codecs_cost_their_own_shards_alone(tmp_path: Path, pictures: Path
     workflow.write_text(data)
     with pytest.raises(AigiError, match=r"pictures\.name: boats -> ships"):
         execute(workflow)
+
+
+def test_what_was_measured_elsewhere_is_kept(tmp_path: Path, pictures: Path) -> None:
+    programs = stand_ins(tmp_path)
+    codecs = [{"codec": "vtm", "qualities": [37]}, {"codec": "jpeg", "qualities": [50]}]
+    workflow = tmp_path / "w.yaml"
+    write_workflow(workflow, pictures, programs, codecs=codecs)
+    execute(workflow)
+    gone = programs | {"EncoderApp": "/nowhere/EncoderApp"}
+    write_workflow(workflow, pictures, gone, codecs=codecs)
+    store, said = execute(workflow)
+    assert "vtm is skipped" in said and "measurements: 2 shards, already made" in said
+    assert {row["codec"] for row in rows_of(store)} == {"vtm", "jpeg"}
+    assert {row["codec"] for row in rows_of(store, "comparisons")} == {"vtm", "jpeg"}
+
+
+def test_target_may_be_a_distance(tmp_path: Path, pictures: Path) -> None:
+    workflow = write_workflow(
+        tmp_path / "w.yaml", pictures, {}, codecs=["jpeg", "webp"], strips={"psnr": 23.0}
+    )
+    found = load(workflow).benchmark
+    assert found is not None and found.strips is not None
+    rows = Collection(found.pictures).read("boats/test-00000").slice(0, 2)
+    compare = Comparer(Here(), 1, found.strips)
+    for given in found.codecs:
+        job = with_job(rows, Job(given, 0, Part("", "", "", 0, "", ())))
+        for made in compare(job):
+            (row,) = made.to_pylist()
+            assert row["psnr"] == pytest.approx(23.0, abs=0.5)
 
 
 def _mtime(store: Store, name: str) -> int:
