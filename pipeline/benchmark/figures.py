@@ -78,11 +78,8 @@ def rate_distortion(
 ) -> Figure:
     """Quality over bits a pixel, a line a codec; published curves are thin lines behind them."""
     figure, (axes,) = _figure(5.2, 3.9)
-    for name, curve in published.items():
+    for curve in published.values():
         axes.plot(curve.rates, curve.values, color="#aaaaaa", linewidth=0.7, zorder=1)
-        axes.annotate(
-            name, (curve.rates[-1], curve.values[-1]), fontsize=5, color="#888888", va="center"
-        )
     drawn = []
     for label, found in curves.items():
         curve = found.curve(metric)
@@ -90,12 +87,26 @@ def rate_distortion(
             continue  # pictures too small for MS-SSIM
         axes.plot(curve.rates, curve.values, label=label, zorder=3, **style(label, order))
         drawn.append(max(curve.rates))
+    _name_ends(axes, published)
     axes.set_xlabel("bits per pixel")
     axes.set_ylabel(METRICS[metric])
     axes.set_title(title, fontsize=9)
     if drawn:
         axes.legend(fontsize=7, loc="lower right", frameon=False)
     return figure
+
+
+def _name_ends(axes: Axes, published: Mapping[str, Curve]) -> None:
+    """Names of published curves in a column right of their ends, in the order of these."""
+    if not published:
+        return
+    bottom, top = axes.get_ylim()
+    x = max(max(curve.rates) for curve in published.values())
+    at = -np.inf
+    for name, curve in sorted(published.items(), key=lambda item: item[1].values[-1]):
+        at = max(curve.values[-1], at + 0.022 * (top - bottom))
+        look = {"fontsize": 5, "color": "#777777", "va": "center"}
+        axes.annotate(name, (x, at), (3, 0), textcoords="offset points", **look)
 
 
 def bars(
