@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,15 +55,26 @@ def _print(table: Table) -> None:
 
 
 def _execute(workflow: Workflow, quiet: bool) -> None:
-    from pipeline.dataset.stages import make
+    from pipeline.dataset.stages import make, stages
     from pipeline.progress import Progress
     from pipeline.tables import Store
 
-    make(workflow, Store(workflow.run), Progress(quiet=quiet))
+    progress = Progress(quiet=quiet)
+    if stages(workflow):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise AigiError(
+                "run: a launcher started several processes, and only training is made for them. "
+                "Run the other sections first, without it."
+            )
+        make(workflow, Store(workflow.run), progress)
+    if workflow.train is not None:
+        from pipeline.learned.train import train
+
+        train(workflow, progress)
     if workflow.benchmark is not None:
         from pipeline.benchmark.stages import make as measure
 
-        store, progress = Store(workflow.run), Progress(quiet=quiet)
+        store = Store(workflow.run)
         print(f"benchmark: {measure(workflow.benchmark, workflow.compute, store, progress)}")
 
 
