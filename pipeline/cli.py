@@ -71,6 +71,29 @@ def _execute(workflow: Workflow, quiet: bool) -> None:
         from pipeline.learned.train import train
 
         train(workflow, progress)
+    if workflow.benchmark is not None:
+        from pipeline.benchmark.stages import make as measure
+
+        store = Store(workflow.run)
+        print(f"benchmark: {measure(workflow.benchmark, workflow.compute, store, progress)}")
+
+
+def _print_benchmark(workflow: Workflow) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from pipeline.benchmark.stages import planned
+
+    assert workflow.benchmark is not None
+    table = Table("codec", title=f"Benchmark in {workflow.run}")
+    for heading in ("qualities", "pictures", "measurements"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for label, count, pictures, why in planned(workflow.benchmark, workflow.compute):
+        total = 0 if why else count * pictures
+        said = escape(f"skipped: {why}" if why else "")
+        table.add_row(escape(label), f"{count}", f"{pictures:,}", f"{total:,}", said)
+    _print(table)
 
 
 def _print_estimate(workflow: Workflow) -> None:
@@ -79,6 +102,10 @@ def _print_estimate(workflow: Workflow) -> None:
 
     from pipeline.dataset.stages import estimate
 
+    if workflow.benchmark is not None:
+        _print_benchmark(workflow)
+        if workflow.plan is None:
+            return
     table = Table("source", "split", "size", title=f"Plan of {workflow.run}")
     for heading in ("images", "with margin", "prompts", "shards", "GB", "GPU-hours"):
         table.add_column(heading, justify="right")

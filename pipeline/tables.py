@@ -173,6 +173,49 @@ RELEASE = pa.schema(
         ),
     ]
 )
+MEASUREMENTS = pa.schema(
+    # What comes after `quality` is null where `error` says why.
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("watermark", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("codec", pa.string()),  # its label in the workflow
+        ("quality", pa.float64()),  # in the codec's own units
+        ("bytes", pa.int64()),  # all that decoding needs but the codec itself
+        ("prompt_bytes", pa.int32()),  # of them
+        ("bpp", pa.float64()),  # 8 * bytes / (width * height)
+        ("psnr", pa.float64()),  # dB over uint8 RGB; 100: equal pixels
+        ("ms_ssim", pa.float64()),  # up to 1; null below 11 pixels a side
+        ("ms_ssim_scales", pa.int8()),  # 5; fewer up to 160 pixels a side
+        ("encode_ms", pa.float64()),  # of an external program: with its start
+        ("decode_ms", pa.float64()),
+        ("device", pa.string()),
+        ("codec_version", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+COMPLEXITY = pa.schema(
+    # What comes after `quality` is null where `error` says why.
+    [
+        ("codec", pa.string()),
+        ("side", pa.int32()),  # pixels of the square picture
+        ("quality", pa.float64()),
+        ("parameters", pa.int64()),  # of networks, their text encoder included; else null
+        ("encode_kmac_per_pixel", pa.float64()),  # as torch counts: products and convolutions
+        ("decode_kmac_per_pixel", pa.float64()),
+        ("encode_s_per_mp", pa.float64()),  # median of some rounds
+        ("decode_s_per_mp", pa.float64()),
+        ("peak_mib", pa.float64()),  # of the program; of a codec in ours: what it adds
+        ("device_peak_mib", pa.float64()),  # on a CUDA device; else null
+        ("device", pa.string()),
+        ("codec_version", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+COMPARISONS = pa.schema([*MEASUREMENTS, ("image", IMAGE)])  # as decoded, PNG
 
 # For the reader of a release, who sees no comments; every column of RELEASE has its words here.
 RELEASE_MEANING = {

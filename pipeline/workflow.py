@@ -438,6 +438,95 @@ class Pictures(Settings):
     text_column: str = "text"
 
 
+def _locate_model(value: object, info: ValidationInfo) -> object:
+    """A folder where there is one, else the Hub id as it stands."""
+    if not isinstance(value, str) or "://" in value:
+        return value
+    place = located(value, (info.context or {}).get("base"))
+    return place if value.startswith((".", "/", "~")) or Path(place).exists() else str(value)
+
+
+def _named_codec(value: object) -> object:
+    """`jpeg` means `{codec: jpeg}`; `compressai:NETWORK[:QUALITY]` a network of its zoo."""
+    if not isinstance(value, str):
+        return value
+    kind, *rest = value.split(":")
+    if kind != "compressai" or not rest:
+        return {"codec": str(value)}
+    found: dict[str, Any] = {"codec": kind, "models": rest[:1]}
+    return found | ({"qualities": rest[1:]} if rest[1:] else {})
+
+
+class CodecSettings(Settings):
+    """A codec to measure. Its bare name stands for it with the defaults of `pipeline.codecs`."""
+
+    codec: str = Field(description="a name of pipeline/codecs/codec.py: jpeg, vvc, learned, …")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")] | None = Field(
+        None, description="in tables and figures; null: the codec's, or that of its one network"
+    )
+    qualities: tuple[float, ...] | None = Field(
+        None, min_length=1, description="as the codec counts them; of models: 1, 2, …; null: usual"
+    )
+    preset: str | None = Field(None, description="of hevc and vvc")
+    models: tuple[Annotated[str, BeforeValidator(_locate_model)], ...] = Field(
+        (), description="learned: folders or Hub ids, lowest rate first; compressai: one network"
+    )
+    text: Location | None = Field(None, description="learned: folder of the text encoder")
+    prompts: bool = Field(True, description="learned: false codes with an empty prompt")
+
+    @property
+    def label(self) -> str:
+        """What tables and figures call it."""
+        zoo = self.codec == "compressai" and self.models
+        return self.name or (self.models[0] if zoo else self.codec)
+
+
+class Strips(Settings):
+    """Pictures that are shown beside what each codec makes of them at one rate or distance."""
+
+    count: Count = Field(1, description="pictures of each source")
+    bpp: float | None = Field(None, gt=0, description="bits a pixel that every codec is brought to")
+    psnr: float | None = Field(None, gt=0, description="or dB")
+    crop: Count = Field(160, description="pixels a side of the part that is enlarged")
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Strips:
+        if (self.bpp is None) == (self.psnr is None):
+            raise ValueError("give either bpp or psnr")
+        return self
+
+
+class Complexity(Settings):
+    """What codecs cost: a square cut of one picture, coded in a process of its own."""
+
+    sides: tuple[Annotated[int, Field(ge=16, le=8192)], ...] = Field((512, 1024), min_length=1)
+    rounds: Count = Field(1, description="after one that does not count; the median is taken")
+
+
+class Benchmark(Settings):
+    """Pictures and codecs in, the `measurements` table and a report out."""
+
+    pictures: Pictures
+    codecs: tuple[Annotated[CodecSettings, BeforeValidator(_named_codec)], ...] = Field(
+        min_length=1
+    )
+    anchor: str = Field("vvc", description="the codec that BD-rates are against")
+    interpolation: Literal["pchip", "akima", "cubic"] = "pchip"
+    strips: Strips | None = Strips(bpp=0.3)
+    complexity: Complexity | None = None
+    programs: dict[str, Location] = Field(
+        default_factory=dict, description="where programs lie: ffmpeg, EncoderApp, bpgenc, …"
+    )
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Benchmark:
+        labels = [codec.label for codec in self.codecs]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"two codecs are called {label}: give one of them another name")
+        return self
+
+
 class Train(Settings):
     """Pictures with prompts in, a trained codec for each λ out, below RUN/train."""
 
@@ -516,9 +605,10 @@ class Workflow(Settings):
     selection: Selection | None = None
     release: Release | None = None
     train: Train | None = None
+    benchmark: Benchmark | None = None
 
 
-READERS = frozenset({"train"})
+READERS = frozenset({"train", "benchmark"})
 """Sections that read a release: nothing of them decides a byte of one."""
 
 

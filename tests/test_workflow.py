@@ -109,8 +109,12 @@ def test_every_workflow_file_is_right(path: Path) -> None:
     from pipeline.dataset import specification
 
     loaded = workflows.load(path)
-    if loaded.plan is None:
-        assert loaded.train is not None  # nothing to make: it reads what is made
+    if loaded.benchmark is not None:
+        from pipeline.codecs.codec import row_of
+
+        assert all(row_of(given).title for given in loaded.benchmark.codecs)
+    if loaded.plan is None:  # nothing to make: it reads what is made
+        assert any(getattr(loaded, reader) is not None for reader in workflows.READERS)
         return
     dataset = specification.load(loaded.plan.dataset)
     assert set(loaded.sources) <= set(dataset.sources)

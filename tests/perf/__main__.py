@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.perf import captions, codecs, embeddings, images, pairs, publish, watermark
+from tests.perf import benchmark, captions, codecs, embeddings, images, pairs, publish, watermark
 from tests.perf.report import Measurement, machine, machine_line, table
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Measurement]]] = {
+    "benchmark": lambda given: benchmark.run(given.quick),
     "captions": lambda given: captions.run(given.quick, given.rows),
     "codecs": lambda given: codecs.run(given.quick),
     "images": lambda given: images.run(given.quick),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.perf import captions, codecs
+from tests.perf import benchmark, captions, codecs
 from tests.perf.report import Measurement, machine, machine_line, number, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,3 +160,9 @@ def test_codecs_reports_times_shares_and_memory(monkeypatch: pytest.MonkeyPatch)
     assert encode.detail["ours"]["bytes"] > 100 and encode.ours > 0 < decode.ours
     assert 0 < encode_share.ours < 1 and 0 < decode_share.ours < 1
     assert encode_share.target and 0.1 < memory.ours < 8
+
+
+def test_benchmark_reports_its_time_and_its_own_share() -> None:
+    whole, share = benchmark.run(quick=True)
+    assert whole.ours > 0 and whole.peer is None
+    assert 0 < share.ours < 1 and share.detail["rows"] == 2 * (7 + 6)

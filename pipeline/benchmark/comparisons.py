@@ -1,0 +1,129 @@
+"""A few pictures and codecs in, the `comparisons` table out: each codec brought to one target.
+
+A row holds the decoded picture at the quality that comes nearest to the wanted bits a pixel or dB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.benchmark.measurements import (
+    COLUMNS,
+    Bench,
+    Coded,
+    Job,
+    facts_of,
+    here_of,
+    names_of,
+    pixels_of,
+    skipped,
+    with_job,
+)
+from pipeline.benchmark.search import nearest
+from pipeline.codecs.codec import Here, digest, qualities, row_of
+from pipeline.codecs.command import Missing
+from pipeline.collection import Collection, Part
+from pipeline.pixels import png_bytes
+from pipeline.run import Map
+from pipeline.tables import COMPARISONS, Store
+from pipeline.workflow import Benchmark, CodecSettings, Compute, Strips
+
+VERSION = 1
+
+
+def chosen_parts(collection: Collection) -> list[Part]:
+    """The first part of each source, of its test pictures where there are any."""
+    first: dict[str, Part] = {}
+    for part in sorted(collection.parts, key=lambda part: part.split != "test"):
+        first.setdefault(part.source, part)
+    return list(first.values())
+
+
+def chosen_rows(collection: Collection, part: Part, count: int) -> pa.Table:
+    """The first pictures of a part: so many of each kind of watermark."""
+    marks = collection.read(part.name, ["watermark"])["watermark"].to_pylist()
+    rows = [i for i, mark in enumerate(marks) if marks[:i].count(mark) < count]
+    return collection.read(part.name, COLUMNS).take(rows)
+
+
+def _read(
+    collection: Collection, count: int, found: dict[str, Job], store: Store, name: str
+) -> pa.Table:
+    job = found[name]
+    return with_job(chosen_rows(collection, job.part, count), job)
+
+
+class Comparer:
+    """Rows with pictures in, the same pictures at the wanted rate or distance out."""
+
+    def __init__(self, here: Here, threads: int, strips: Strips) -> None:
+        self.bench, self.strips = Bench(here, threads), strips
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """Yield one row at a time."""
+        for batch in rows.to_batches(1):
+            (row,) = batch.to_pylist()
+            yield pa.Table.from_pylist([self._row(row)], COMPARISONS)
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        given = CodecSettings.model_validate_json(row["settings"])
+        facts = facts_of(row)
+        try:
+            quality, coded = self._brought(given, row)
+        except Missing:
+            raise
+        except Exception as error:  # as in the measurements: one picture, one row
+            return facts | {"quality": None, "error": f"{type(error).__name__}: {error}"}
+        height, width = coded.image.shape[:2]
+        image = {"bytes": png_bytes(coded.image), "path": None}
+        facts |= {"quality": quality, "width": width, "height": height, "image": image}
+        return facts | coded.columns
+
+    def _brought(self, given: CodecSettings, row: dict[str, Any]) -> tuple[float, Coded]:
+        image = pixels_of(row)
+        unit, target = (
+            ("bpp", self.strips.bpp) if self.strips.bpp is not None else ("psnr", self.strips.psnr)
+        )
+        assert target is not None
+        made: dict[float, Coded] = {}
+
+        def measure(quality: float) -> float:
+            made[quality] = self.bench.measure(given, quality, image, row["text"])
+            return float(made[quality].columns[unit])
+
+        quality, _ = nearest(row_of(given).grid or qualities(given), measure, target)
+        return quality, made[quality]
+
+
+def stage(benchmark: Benchmark, strips: Strips, compute: Compute, collection: Collection) -> Map:
+    """The stage of the comparisons table.
+
+    Raises:
+        AigiError: a codec does not exist.
+    """
+    without = skipped(benchmark, compute)
+    found = {
+        f"{given.label}-{digest(given)}/{part.name}": Job(given, 0, part)
+        for given in benchmark.codecs
+        for part in chosen_parts(collection)
+    }
+    labels = {name: job.codec.label for name, job in found.items()}
+    return Map(
+        table="comparisons",
+        version=VERSION,
+        schema=COMPARISONS,
+        settings={
+            "pictures": benchmark.pictures.model_dump(mode="json"),
+            "strips": strips.model_dump(mode="json", exclude={"crop"}),
+        },
+        inputs=(),
+        names=partial(names_of, "comparisons", labels, without),
+        read=partial(_read, collection, strips.count, found),
+        make_worker=partial(Comparer, here_of(benchmark, compute), compute.threads, strips),
+        state=lambda store: collection.state,
+        remake=True,
+    )

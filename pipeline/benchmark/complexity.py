@@ -1,0 +1,226 @@
+"""Codecs and sizes in, the `complexity` table out: operations, time and memory of each.
+
+Every row is measured in a process of its own, so that its peak of memory is its own:
+
+    python -m pipeline.benchmark.complexity < request.json > found.json
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.benchmark.measurements import here_of, names_of, pixels_of, skipped
+from pipeline.codecs.codec import Here, digest, opened, qualities, row_of
+from pipeline.codecs.command import CodecFailed
+from pipeline.collection import Collection
+from pipeline.pixels import RGB, decode, png_bytes
+from pipeline.run import Map
+from pipeline.tables import COMPLEXITY, Store
+from pipeline.workflow import Benchmark, CodecSettings, Complexity, Compute
+
+VERSION = 1
+SECONDS = 7200
+
+
+def square(image: RGB, side: int) -> RGB:
+    """A square of `side` pixels: cut out, or the picture mirrored at its edges until it fits."""
+    more = [(0, max(0, side - length)) for length in image.shape[:2]]
+    return np.ascontiguousarray(np.pad(image, (*more, (0, 0)), mode="symmetric")[:side, :side])
+
+
+def _memory_mib(field: str) -> float:
+    """A field of what the kernel says about this process, in MiB."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    return int(found[1]) / 1024 if found else float("nan")
+
+
+def _parameters(codec: Any) -> int:
+    """Weights of a network and its text encoder."""
+    import torch
+
+    inner = getattr(codec, "codec", codec)
+    modules = [inner.network, getattr(getattr(inner, "text", None), "model", None)]
+    return sum(
+        parameter.numel()
+        for module in modules
+        if isinstance(module, torch.nn.Module)
+        for parameter in module.parameters()
+    )
+
+
+def measure(
+    given: CodecSettings, quality: float, here: Here, image: RGB, rounds: int
+) -> dict[str, Any]:
+    """The columns of COMPLEXITY for one picture, measured in this process."""
+    row = row_of(given)
+    if row.network:
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+    before = _memory_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what came before
+    codec = opened(given, quality, here)
+    pixels = image.shape[0] * image.shape[1]
+    found: dict[str, Any] = {}
+    if row.network:
+        for name in ("encode", "decode"):
+            with FlopCounterMode(display=False) as counter:
+                if name == "encode":
+                    data = codec.encode(image, "")
+                else:
+                    codec.decode(data)
+            # A product and its sum are two operations.
+            found[f"{name}_kmac_per_pixel"] = counter.get_total_flops() / 2 / 1000 / pixels
+        found["parameters"] = _parameters(codec)
+        if torch.cuda.is_available() and here.device != "cpu":
+            found["device_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        data = codec.encode(image, "")
+        codec.decode(data)
+    times: dict[str, list[float]] = {"encode": [], "decode": []}
+    for _ in range(rounds):
+        started = time.perf_counter()
+        data = codec.encode(image, "")
+        between = time.perf_counter()
+        codec.decode(data)
+        times["encode"].append(between - started)
+        times["decode"].append(time.perf_counter() - between)
+    if row.external:
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    else:
+        peak = _memory_mib("VmHWM") - before
+    return found | {
+        "encode_s_per_mp": statistics.median(times["encode"]) / (pixels / 1e6),
+        "decode_s_per_mp": statistics.median(times["decode"]) / (pixels / 1e6),
+        "peak_mib": max(peak, 0.0),
+        "codec_version": row.version(given, here),
+    }
+
+
+class Weigher:
+    """Rows with a picture and a codec in, rows of what it costs out."""
+
+    def __init__(self, here: Here, threads: int, rounds: int) -> None:
+        self.here, self.threads, self.rounds = here, threads, rounds
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """Yield one row at a time."""
+        for row in rows.to_pylist():
+            given = CodecSettings.model_validate_json(row["settings"])
+            facts = {"codec": given.label, "side": row["side"], "quality": row["quality"]}
+            yield pa.Table.from_pylist([facts | self._apart(row)], COMPLEXITY)
+
+    def _apart(self, row: dict[str, Any]) -> dict[str, Any]:
+        request = {
+            "settings": row["settings"],
+            "quality": row["quality"],
+            "programs": dict(self.here.programs),
+            "device": self.here.device,
+            "threads": self.threads,
+            "rounds": self.rounds,
+            "image": base64.b64encode(row["image"]).decode(),
+        }
+        # Where the package lies, also in a worker of Ray that runs elsewhere.
+        root = str(Path(__file__).resolve().parents[2])
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "pipeline.benchmark.complexity"],
+                input=json.dumps(request).encode(),
+                capture_output=True,
+                timeout=SECONDS,
+                cwd=root,
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": f"ended after {SECONDS} s"}
+        if done.returncode != 0:
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            return {"error": said[-1] if said else f"exit code {done.returncode}"}
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+
+def _read(
+    collection: Collection, found: dict[str, tuple[CodecSettings, int]], store: Store, name: str
+) -> pa.Table:
+    given, side = found[name]
+    (row,) = collection.read(collection.parts[0].name, ["image"]).slice(0, 1).to_pylist()
+    usual = qualities(given)
+    return pa.Table.from_pylist(
+        [
+            {
+                "settings": given.model_dump_json(),
+                "side": side,
+                "quality": float(usual[len(usual) // 2]),
+                "image": png_bytes(square(pixels_of(row), side)),
+            }
+        ]
+    )
+
+
+def stage(
+    benchmark: Benchmark, complexity: Complexity, compute: Compute, collection: Collection
+) -> Map:
+    """The stage of the complexity table: every codec at its middle quality and each size.
+
+    Raises:
+        AigiError: a codec does not exist.
+    """
+    without = skipped(benchmark, compute)
+    found = {
+        f"{given.label}-{digest(given)}/{side}": (given, side)
+        for given in benchmark.codecs
+        for side in complexity.sides
+    }
+    labels = {name: given.label for name, (given, _) in found.items()}
+    return Map(
+        table="complexity",
+        version=VERSION,
+        schema=COMPLEXITY,
+        settings={"pictures": benchmark.pictures.model_dump(mode="json")},
+        inputs=(),
+        names=partial(names_of, "complexity", labels, without),
+        read=partial(_read, collection, found),
+        make_worker=partial(
+            Weigher, here_of(benchmark, compute), compute.threads, complexity.rounds
+        ),
+        state=lambda store: collection.state,
+        remake=True,
+    )
+
+
+def main() -> None:
+    """Measure one codec in this process, as the standard input says."""
+    request = json.load(sys.stdin)
+    given = CodecSettings.model_validate_json(request["settings"])
+    image = decode(base64.b64decode(request["image"]), 1 << 27).rgb
+    here = Here(request["programs"], request["device"])
+    device = "cpu"
+    if row_of(given).network:
+        import torch
+
+        from pipeline.device import device_name, pick_device
+
+        torch.set_num_threads(request["threads"])
+        device = device_name(pick_device(request["device"]))
+    try:
+        found = measure(given, request["quality"], here, image, request["rounds"])
+    except CodecFailed as error:
+        raise SystemExit(str(error)) from None
+    json.dump(found | {"device": device}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

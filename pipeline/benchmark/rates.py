@@ -1,0 +1,181 @@
+"""The measurements table in, rate-distortion curves and BD-rates by source out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.benchmark.bd import (
+    Array,
+    Curve,
+    Difference,
+    Interpolation,
+    Interval,
+    NoComparison,
+    bd_quality,
+    bd_rate,
+    bootstrap,
+    mean_curve,
+)
+from pipeline.benchmark.metrics import ms_ssim_db
+
+POOLED = "all"
+
+METRICS = {"psnr": "PSNR (RGB), dB", "ms_ssim": "MS-SSIM, dB"}
+"""Columns of the table, and what figures call them once they are in dB."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One codec over the pictures of one source.
+
+    Attributes:
+        qualities: from low to high rate.
+        bpp, psnr, ms_ssim, encode_s_per_mp, decode_s_per_mp: an array over pictures and
+            qualities; MS-SSIM is plain, and not a number for pictures that are too small for it.
+        images: ids of the pictures, those that were coded at every quality.
+        failed: pictures that were not.
+    """
+
+    qualities: tuple[float, ...]
+    images: tuple[str, ...]
+    failed: int
+    bpp: Array
+    psnr: Array
+    ms_ssim: Array
+    encode_s_per_mp: Array
+    decode_s_per_mp: Array
+
+    def curve(self, metric: str) -> Curve:
+        """The curve of the means; MS-SSIM is averaged first and then given in dB."""
+        return in_db(mean_curve(list(self._points(metric).values())), metric)
+
+    def _points(self, metric: str) -> dict[str, tuple[Array, Array]]:
+        values = getattr(self, metric)
+        return {
+            image: (self.bpp[i], values[i])
+            for i, image in enumerate(self.images)
+            if np.isfinite(values[i]).all()
+        }
+
+    def points(self, metric: str) -> Mapping[str, tuple[Array, Array]]:
+        """Rates and values by picture."""
+        return self._points(metric)
+
+
+def in_db(curve: Curve, metric: str) -> Curve:
+    """The curve with values in dB."""
+    if metric != "ms_ssim":
+        return curve
+    return Curve(curve.rates, tuple(ms_ssim_db(value) for value in curve.values))
+
+
+def group_name(source: str, watermark: str) -> str:
+    """What figures call pictures of a source, with or without a mark."""
+    return source if watermark == "none" else f"{source} ({watermark})"
+
+
+def curves(measurements: pa.Table, order: Iterable[str]) -> dict[str, dict[str, Curves]]:
+    """Curves by group and codec; the group `all` pools the others, where there are several.
+
+    Args:
+        measurements: of MEASUREMENTS.
+        order: labels of the codecs, as figures list them.
+    """
+    found: dict[str, dict[str, dict[str, dict[float, dict[str, float]]]]] = {}
+    columns = [
+        *("image_id", "source", "watermark", "codec", "quality", "width", "height"),
+        *("bpp", "psnr", "ms_ssim", "encode_ms", "decode_ms", "error"),
+    ]
+    groups: set[str] = set()
+    for row in measurements.select(columns).to_pylist():
+        group = group_name(row["source"], row["watermark"])
+        groups.add(group)
+        for name in (group, POOLED):
+            images = found.setdefault(name, {}).setdefault(row["codec"], defaultdict(dict))
+            # Two sources may share a picture, as variants of a mark do not.
+            images[f"{group}/{row['image_id']}"][row["quality"]] = row
+    if len(groups) < 2:
+        found.pop(POOLED, None)
+    names = [name for name in sorted(groups) if name != POOLED] + [POOLED] * (POOLED in found)
+    return {
+        name: {
+            label: made
+            for label in order
+            if label in found[name] and (made := _curves(found[name][label])) is not None
+        }
+        for name in names
+    }
+
+
+def _curves(images: Mapping[str, Mapping[float, Mapping[str, float]]]) -> Curves | None:
+    qualities = sorted({quality for rows in images.values() for quality in rows})
+    whole = {
+        image: rows
+        for image, rows in sorted(images.items())
+        if all(q in rows and rows[q]["error"] is None for q in qualities)
+    }
+    if not whole:
+        return None
+
+    def array(column: str, scale: bool = False) -> Array:
+        values = [
+            [
+                rows[q][column] / (1e-3 * rows[q]["width"] * rows[q]["height"])
+                if scale
+                else rows[q][column]
+                for q in qualities
+            ]
+            for rows in whole.values()
+        ]
+        return np.array(values, float)
+
+    order = np.argsort(array("bpp").mean(0), kind="stable")
+    return Curves(
+        qualities=tuple(qualities[i] for i in order),
+        images=tuple(whole),
+        failed=len(images) - len(whole),
+        bpp=array("bpp")[:, order],
+        psnr=array("psnr")[:, order],
+        ms_ssim=array("ms_ssim")[:, order],
+        encode_s_per_mp=array("encode_ms", True)[:, order],
+        decode_s_per_mp=array("decode_ms", True)[:, order],
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A codec against the anchor over the pictures that both coded.
+
+    Attributes:
+        reason: why there is no figure; empty where there is one.
+    """
+
+    images: int
+    rate: Difference | None = None
+    quality: Difference | None = None
+    interval: Interval | None = None
+    reason: str = ""
+
+
+def compare(anchor: Curves, test: Curves, metric: str, how: Interpolation) -> Comparison:
+    """BD-rate in per cent with its interval, and BD-quality in dB."""
+    ours, theirs = test.points(metric), anchor.points(metric)
+    shared = sorted(set(ours) & set(theirs))
+    if not shared:
+        return Comparison(0, reason="no picture that both coded at every quality")
+    one, two = (in_db(mean_curve([of[image] for image in shared]), metric) for of in (theirs, ours))
+    try:
+        rate, quality = bd_rate(one, two, how), bd_quality(one, two, how)
+    except NoComparison as error:
+        return Comparison(len(shared), reason=str(error))
+
+    def difference(one: Curve, other: Curve, how: Interpolation) -> Difference:
+        return bd_rate(in_db(one, metric), in_db(other, metric), how)
+
+    interval = bootstrap(theirs, ours, how, difference)
+    return Comparison(len(shared), rate, quality, interval)

@@ -1,0 +1,497 @@
+"""A run with measurements in; figures, tables and the one page that links them out.
+
+All of it stands in `RUN/benchmark/`, and is written anew each time: it takes seconds, and what it
+says is in the tables.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline import markdown
+from pipeline.benchmark import figures, published
+from pipeline.benchmark.comparisons import chosen_parts, chosen_rows
+from pipeline.benchmark.measurements import MOST_PIXELS, here_of, pixels_of, skipped
+from pipeline.benchmark.metrics import CAP_DB, WEIGHTS, psnr
+from pipeline.benchmark.rates import (
+    METRICS,
+    POOLED,
+    Comparison,
+    Curves,
+    compare,
+    curves,
+    group_name,
+)
+from pipeline.benchmark.strips import strip
+from pipeline.codecs.codec import conversion, opened, qualities, row_of
+from pipeline.collection import Collection
+from pipeline.markdown import escape
+from pipeline.pixels import BadPicture, decode
+from pipeline.tables import Store
+from pipeline.workflow import Benchmark, Compute
+
+FOLDER = "benchmark"
+CONVERTED = 4  # pictures whose colour conversion is measured
+
+
+def slug(name: str) -> str:
+    """A file name of letters, digits and dashes."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "x"
+
+
+def latex(text: str) -> str:
+    """Text that LaTeX shows as it is."""
+    return "".join(
+        {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}.get(
+            char, f"\\{char}" if char in "&%$#_{}" else char
+        )
+        for char in text
+    )
+
+
+def latex_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A `tabular` for the booktabs package: the first column left, all others right."""
+    lines = [
+        f"\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
+        "\\toprule",
+        " & ".join(map(latex, headings)) + r" \\",
+        "\\midrule",
+        *(" & ".join(map(latex, row)) + r" \\" for row in rows),
+        "\\bottomrule",
+        "\\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+class Report:
+    """Everything that the page is written from.
+
+    Args:
+        benchmark, compute: of the workflow.
+        store: a run with a measurements table.
+        collection: the pictures that were measured.
+    """
+
+    def __init__(
+        self, benchmark: Benchmark, compute: Compute, store: Store, collection: Collection
+    ) -> None:
+        self.benchmark, self.compute, self.store = benchmark, compute, store
+        self.collection = collection
+        self.labels = [given.label for given in benchmark.codecs]
+        self.order = sorted(self.labels, key=lambda label: label != benchmark.anchor)
+        self.measurements = store.read_all("measurements")
+        self.curves = curves(self.measurements, self.labels)
+        self.skipped = skipped(benchmark, compute)
+        self.comparisons = {
+            metric: {group: self._compared(found, metric) for group, found in self.curves.items()}
+            for metric in METRICS
+        }
+
+    def _compared(self, found: Mapping[str, Curves], metric: str) -> dict[str, Comparison]:
+        anchor = found.get(self.benchmark.anchor)
+        if anchor is None:
+            return {}
+        return {
+            label: compare(anchor, mine, metric, self.benchmark.interpolation)
+            for label, mine in found.items()
+            if label != self.benchmark.anchor
+        }
+
+    def write(self) -> str:
+        """Write all files; the path of the page."""
+        lines = [
+            "# Codec benchmark",
+            "",
+            escape(self._pictures()),
+            "",
+            *self._codecs(),
+            *self._bd_rates(),
+            *self._rate_distortion(),
+            *self._rate_time(),
+            *self._complexity(),
+            *self._strips(),
+            *self._failures(),
+            *self._files(),
+        ]
+        self._put("\n".join(lines).rstrip() + "\n", "README.md")
+        return self.store.path(FOLDER, "README.md")
+
+    def _put(self, content: str | bytes, *parts: str) -> None:
+        data = content.encode() if isinstance(content, str) else content
+        self.store.write_bytes(data, FOLDER, *parts)
+
+    def _figure(self, figure: Any, name: str, shows: str) -> list[str]:
+        for kind, data in figures.files(figure).items():
+            self._put(data, "figures", f"{name}.{kind}")
+        return [f"![{escape(shows)}](figures/{name}.png)", "", f"[SVG](figures/{name}.svg)", ""]
+
+    def _table(
+        self, headings: Sequence[str], rows: Sequence[Sequence[str]], name: str, right: int
+    ) -> list[str]:
+        """Lines of a Markdown table; the same stands in files, in Markdown and LaTeX."""
+        lines = markdown.table(
+            [escape(heading) for heading in headings],
+            [[escape(cell) for cell in row] for row in rows],
+            right,
+        )
+        self._put("\n".join(lines) + "\n", "tables", f"{name}.md")
+        self._put(latex_table(headings, rows), "tables", f"{name}.tex")
+        return [*lines, "", f"[Markdown](tables/{name}.md), [LaTeX](tables/{name}.tex)", ""]
+
+    def _pictures(self) -> str:
+        seen = {
+            (row["source"], row["watermark"], row["image_id"], row["width"], row["height"])
+            for row in self.measurements.select(
+                ["source", "watermark", "image_id", "width", "height"]
+            ).to_pylist()
+        }
+        counts = Counter(
+            (group_name(source, mark), f"{width}x{height}" if width else "unreadable")
+            for source, mark, _, width, height in seen
+        )
+        what = ", ".join(
+            f"{count} of {group} ({size})" for (group, size), count in sorted(counts.items())
+        )
+        total = len({image for _, _, image, _, _ in seen})
+        return f"{total} pictures: {what}."
+
+    def _codecs(self) -> list[str]:
+        versions: dict[str, str] = {}
+        devices: dict[str, str] = {}
+        for row in self.measurements.select(["codec", "codec_version", "device"]).to_pylist():
+            if row["codec_version"] is not None:
+                versions[row["codec"]] = row["codec_version"]
+                devices[row["codec"]] = row["device"]
+        rows = []
+        losses = self._conversions()
+        for given in self.benchmark.codecs:
+            if given.label in self.skipped and given.label not in versions:
+                continue
+            row = row_of(given)
+            loss = losses.get(given.label)
+            rows.append(
+                (
+                    given.label,
+                    row.title,
+                    row.format,
+                    " ".join(f"{quality:g}" for quality in qualities(given)),
+                    versions.get(given.label, ""),
+                    devices.get(given.label, "")
+                    + (", a program of its own" if row.external else ""),
+                    "in its library"
+                    if loss is None
+                    else "none"
+                    if loss >= CAP_DB
+                    else f"{loss:.2f}",
+                )
+            )
+        headings = ("codec", "what", "coded as", "qualities", "version", "runs on")
+        lines = ["## Codecs", ""]
+        lines += self._table((*headings, "conversion alone, dB"), rows, "codecs", 1)
+        lines += [
+            "Rates count every byte that decoding needs, prompts and headers too. PSNR is over all "
+            "of uint8 RGB, "
+            f"{CAP_DB:g} dB for equal pictures. MS-SSIM has {len(WEIGHTS)} scales, fewer up to 160 "
+            "pixels a side (`ms_ssim_scales` of the table); it is averaged before it is given in "
+            "dB. Times are wall time, pixels to bytes and back, one picture at a time; those of "
+            "programs of their own count their start. The last column is the PSNR of the colour "
+            f"conversion without any coding, the mean of {CONVERTED} pictures a source at most: "
+            "it is about the best that the codec can reach.",
+            "",
+        ]
+        if self.skipped:
+            lines += ["Not measured here, since this machine lacks something:", ""]
+            lines += [f"- {escape(label)}: {escape(why)}" for label, why in self.skipped.items()]
+            lines.append("")
+        return lines
+
+    def _conversions(self) -> dict[str, float]:
+        """Mean PSNR of the colour conversion alone, for the codecs where it is ours."""
+        images = []
+        for part in chosen_parts(self.collection):
+            rows = self.collection.read(part.name, ["image"]).slice(0, CONVERTED)
+            for row in rows.to_pylist():
+                try:
+                    images.append(pixels_of(row))
+                except BadPicture:
+                    continue  # a row of the measurements says so
+        found = {}
+        for given in self.benchmark.codecs:
+            if given.label in self.skipped or row_of(given).network:
+                continue
+            codec = opened(given, qualities(given)[0], here_of(self.benchmark, self.compute))
+            pairs = ((image, conversion(codec, image)) for image in images)
+            values = [psnr(image, made) for image, made in pairs if made is not None]
+            if values:
+                found[given.label] = float(np.mean(values))
+        return found
+
+    def _bd_rates(self) -> list[str]:
+        anchor = self.benchmark.anchor
+        lines = [f"## BD-rate against {escape(anchor)}", ""]
+        if not any(self.comparisons["psnr"].values()):
+            why = self.skipped.get(anchor, "it is not among the codecs, or coded no picture whole")
+            return [*lines, f"There is none: {escape(anchor)}: {escape(why)}.", ""]
+        reasons = []
+        for metric, title in METRICS.items():
+            groups = {name: found for name, found in self.comparisons[metric].items() if found}
+            if not groups:
+                continue
+            labels = [label for label in self.labels if any(label in g for g in groups.values())]
+            rows = [
+                (label, *(_cell(groups[group].get(label)) for group in groups)) for label in labels
+            ]
+            name = metric.replace("_", "-")
+            lines += [f"### {escape(title)}", ""]
+            lines += self._table(("BD-rate, %", *groups), rows, f"bd-rate-{name}", len(groups))
+            figure = figures.bars(f"BD-rate against {anchor}, {title}", groups, self.order)
+            lines += self._figure(figure, f"bd-rate-{name}", f"BD-rates by source, {title}")
+            for group, found in groups.items():
+                for label, one in found.items():
+                    if one.reason:
+                        reasons.append(f"- {escape(f'{title}, {group}, {label}: {one.reason}')}")
+                    elif one.rate is not None and one.rate.overlap < 0.75:
+                        reasons.append(
+                            f"- {escape(f'{title}, {group}, {label}')}: the curves share "
+                            f"{one.rate.overlap:.0%} only, {one.rate.low:.2f} to "
+                            f"{one.rate.high:.2f} dB"
+                        )
+        lines += [
+            f"Negative: less rate than {escape(anchor)} at equal quality. "
+            f"Interpolation: {self.benchmark.interpolation}. In brackets the 95 % interval over "
+            "resampled pictures. BD-rates are over the pictures that both codecs coded, "
+            "and over the range of quality that both curves have.",
+            "",
+        ]
+        return lines + ([*reasons, ""] if reasons else [])
+
+    def _rate_distortion(self) -> list[str]:
+        lines = ["## Rate and distortion", ""]
+        for group, found in self.curves.items():
+            rows = []
+            for label, mine in found.items():
+                db = {metric: mine.curve(metric).values for metric in METRICS}
+                for i, quality in enumerate(mine.qualities):
+                    rows.append(
+                        (
+                            label,
+                            f"{quality:g}",
+                            f"{len(mine.images)}" + (f" (-{mine.failed})" if mine.failed else ""),
+                            f"{mine.bpp[:, i].mean():.4f}",
+                            *(_db(db[metric], i) for metric in METRICS),
+                            f"{np.median(mine.encode_s_per_mp[:, i]):.3g}",
+                            f"{np.median(mine.decode_s_per_mp[:, i]):.3g}",
+                        )
+                    )
+            lines += [f"### {escape(group)}", ""]
+            for metric, title in METRICS.items():
+                name = f"rd-{slug(group)}-{slug(metric)}"
+                figure = figures.rate_distortion(
+                    group, found, metric, self._published(group, metric), self.order
+                )
+                lines += self._figure(figure, name, f"{title} over bits per pixel, {group}")
+            headings = ("codec", "quality", "pictures", "bpp", "PSNR, dB", "MS-SSIM, dB")
+            times = ("encode, s/MP", "decode, s/MP")
+            lines += self._table((*headings, *times), rows, f"rd-{slug(group)}", 7)
+            self._exchange(group, found)
+        if any(self._published(group, "psnr") for group in self.curves):
+            text = published.__doc__ or ""
+            lines += ["Thin lines: " + escape(" ".join(text.split("\n\n")[1].split())), ""]
+        return lines
+
+    def _published(self, group: str, metric: str) -> Mapping[str, Any]:
+        for (source, mark), subset in published.SUBSETS.items():
+            if group_name(source, mark) == group:
+                return published.curves(subset, {"ms_ssim": "ms_ssim_db"}.get(metric, metric))
+        return {}
+
+    def _exchange(self, group: str, found: Mapping[str, Curves]) -> None:
+        """One JSON file a codec, in the format that CompressAI's plots read."""
+        pixels = self._mean_pixels(group)
+        for label, mine in found.items():
+            data = {
+                "name": label,
+                "description": f"{len(mine.images)} pictures of {group}; qualities "
+                + " ".join(f"{quality:g}" for quality in mine.qualities),
+                "results": {
+                    "bpp": mine.bpp.mean(0).tolist(),
+                    "encoding_time": (mine.encode_s_per_mp.mean(0) * pixels / 1e6).tolist(),
+                    "decoding_time": (mine.decode_s_per_mp.mean(0) * pixels / 1e6).tolist(),
+                    "psnr-rgb": mine.psnr.mean(0).tolist(),
+                    "ms-ssim-rgb": _whole(mine.ms_ssim).mean(0).tolist(),
+                },
+            }
+            text = json.dumps(data, indent=2) + "\n"
+            self._put(text, "compressai", slug(group), f"{slug(label)}.json")
+
+    def _mean_pixels(self, group: str) -> float:
+        sizes = [
+            row["width"] * row["height"]
+            for row in self.measurements.select(
+                ["source", "watermark", "width", "height"]
+            ).to_pylist()
+            if row["width"] and group in (POOLED, group_name(row["source"], row["watermark"]))
+        ]
+        return float(np.mean(sizes))
+
+    def _rate_time(self) -> list[str]:
+        group = POOLED if POOLED in self.curves else next(iter(self.curves), None)
+        if group is None or not self.comparisons["psnr"][group]:
+            return []
+        figure = figures.rate_time(
+            f"{group}: BD-rate (PSNR) and median time",
+            self.curves[group],
+            self.comparisons["psnr"][group],
+            self.benchmark.anchor,
+            self.order,
+        )
+        shows = "BD-rate over the time to code and to decode"
+        return ["## Rate and time", "", *self._figure(figure, "rate-time", shows)]
+
+    def _complexity(self) -> list[str]:
+        if self.benchmark.complexity is None or not self.store.shards("complexity"):
+            return []
+        found = {
+            (row["codec"], row["side"]): row
+            for row in self.store.read_all("complexity").to_pylist()
+        }
+        rows, errors = [], []
+        for label in self.labels:
+            for side in self.benchmark.complexity.sides:
+                row = found.get((label, side))
+                if row is None:
+                    continue
+                if row["error"] is not None:
+                    why = f"{label}, {side}x{side}: {row['error']}"
+                    errors.append(f"- {escape(why)}")
+                    continue
+                rows.append(
+                    (
+                        label,
+                        f"{side}x{side}",
+                        "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f} M",
+                        _short(row["encode_kmac_per_pixel"]),
+                        _short(row["decode_kmac_per_pixel"]),
+                        _short(row["encode_s_per_mp"]),
+                        _short(row["decode_s_per_mp"]),
+                        _short(row["peak_mib"]),
+                        _short(row["device_peak_mib"]),
+                    )
+                )
+        headings = ("codec", "picture", "weights", "encode, kMAC/px", "decode, kMAC/px")
+        costs = ("encode, s/MP", "decode, s/MP", "peak, MiB", "on the GPU, MiB")
+        lines = ["## Complexity", ""]
+        lines += self._table((*headings, *costs), rows, "complexity", 7)
+        lines += [
+            "Each codec at its middle quality, in a process of its own; one picture, cut or "
+            "mirrored to a square. Multiplications are those of products and convolutions that "
+            "torch counts. Memory of a program is all of it; of a codec in this process it is "
+            "what is added by it.",
+            "",
+        ]
+        return lines + ([*errors, ""] if errors else [])
+
+    def _strips(self) -> list[str]:
+        wanted = self.benchmark.strips
+        if wanted is None or not self.store.shards("comparisons"):
+            return []
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in self.store.read_all("comparisons").to_pylist():
+            found.setdefault(row["image_id"], []).append(row)
+        target = f"{wanted.bpp:g} bpp" if wanted.bpp is not None else f"{wanted.psnr:g} dB"
+        lines = [f"## Side by side, each codec as near to {target} as it comes", ""]
+        for part in chosen_parts(self.collection):
+            for row in chosen_rows(self.collection, part, wanted.count).to_pylist():
+                made = {one["codec"]: one for one in found.get(row["image_id"], ())}
+                tiles = [
+                    (
+                        (
+                            label,
+                            f"{one['bpp']:.3f} bpp, {one['psnr']:.2f} dB",
+                            "" if one["ms_ssim"] is None else f"MS-SSIM {one['ms_ssim']:.4f}",
+                        ),
+                        decode(one["image"]["bytes"], MOST_PIXELS).rgb,
+                    )
+                    for label in self.labels
+                    if (one := made.get(label)) is not None and one["error"] is None
+                ]
+                if not tiles:
+                    continue
+                name = f"{slug(row['source'])}-{row['image_id'][:12]}.png"
+                self._put(strip(pixels_of(row), tiles, wanted.crop), "strips", name)
+                group = group_name(row["source"], row["watermark"])
+                lines += [
+                    f"### {escape(group)}",
+                    "",
+                    f"![{escape(row['text'] or group)}](strips/{name})",
+                    "",
+                ]
+                if row["text"]:
+                    lines += [f"Prompt: {escape(row['text'])}", ""]
+        return lines
+
+    def _failures(self) -> list[str]:
+        failed = [
+            row
+            for row in self.measurements.select(
+                ["codec", "image_id", "quality", "error"]
+            ).to_pylist()
+            if row["error"] is not None
+        ]
+        if not failed:
+            return []
+        lines = [f"## {len(failed)} measurements that failed", ""]
+        kinds = Counter((row["codec"], row["error"].splitlines()[0]) for row in failed)
+        lines += [
+            f"- {escape(codec)}, {count} times: {escape(error)}"
+            for (codec, error), count in kinds.most_common(20)
+        ]
+        return [*lines, "", "Every one is a row of measurements.csv.", ""]
+
+    def _files(self) -> list[str]:
+        out = io.StringIO()
+        writer = csv.DictWriter(out, self.measurements.column_names, lineterminator="\n")
+        writer.writeheader()
+        for batch in self.measurements.to_batches(1 << 14):
+            writer.writerows(batch.to_pylist())
+        self._put(out.getvalue(), "measurements.csv")
+        return [
+            "## Files",
+            "",
+            "- [measurements.csv](measurements.csv): a row an image, codec and quality",
+            "- [compressai/](compressai): means by codec, in the JSON that CompressAI's plots read",
+            "- [figures/](figures), [tables/](tables): everything above, as SVG and LaTeX too",
+            "",
+        ]
+
+
+def _cell(found: Comparison | None) -> str:
+    if found is None or found.rate is None:
+        return "-"
+    text = f"{found.rate.value:+.1f}"
+    if found.interval is not None:
+        text += f" [{found.interval.low:+.1f}, {found.interval.high:+.1f}]"
+    return text
+
+
+def _short(value: float | None) -> str:
+    """Three significant digits; empty for None."""
+    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _db(values: Sequence[float], i: int) -> str:
+    return f"{values[i]:.3f}" if np.isfinite(values[i]) else "-"
+
+
+def _whole(values: Any) -> Any:
+    """The rows that are numbers throughout; all, where none is."""
+    whole = values[np.isfinite(values).all(1)]
+    return whole if len(whole) else values

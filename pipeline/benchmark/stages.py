@@ -1,0 +1,44 @@
+"""A workflow in; its measurements, comparisons and report out."""
+
+from __future__ import annotations
+
+from pipeline.benchmark import comparisons, complexity, measurements
+from pipeline.benchmark.report import Report
+from pipeline.codecs.codec import qualities
+from pipeline.collection import Collection
+from pipeline.progress import Progress
+from pipeline.run import Stage, run_stages
+from pipeline.tables import Store
+from pipeline.workflow import Benchmark, Compute
+
+
+def make(benchmark: Benchmark, compute: Compute, store: Store, progress: Progress) -> str:
+    """Run the stages of the benchmark, and write the report; the path of its page.
+
+    Raises:
+        AigiError: as `run_stages`; there are no pictures, or no codec can run here.
+    """
+    collection = Collection(benchmark.pictures)
+    for label, why in measurements.skipped(benchmark, compute).items():
+        progress.say(f"benchmark: {label} is skipped: {why}")
+    stages: list[Stage] = [measurements.stage(benchmark, compute, collection)]
+    if benchmark.strips is not None:
+        stages.append(comparisons.stage(benchmark, benchmark.strips, compute, collection))
+    if benchmark.complexity is not None:
+        stages.append(complexity.stage(benchmark, benchmark.complexity, compute, collection))
+    run_stages(stages, store, compute, progress)
+    return Report(benchmark, compute, store, collection).write()
+
+
+def planned(benchmark: Benchmark, compute: Compute) -> list[tuple[str, int, int, str]]:
+    """What would be measured: label, qualities, pictures and, where it is skipped, why.
+
+    Raises:
+        AigiError: there are no pictures, or a codec does not exist.
+    """
+    pictures = sum(part.rows for part in Collection(benchmark.pictures).parts)
+    without = measurements.skipped(benchmark, compute)
+    return [
+        (given.label, len(qualities(given)), pictures, without.get(given.label, ""))
+        for given in benchmark.codecs
+    ]

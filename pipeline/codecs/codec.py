@@ -1,0 +1,341 @@
+"""The name and settings of a codec in, something that codes pictures to bytes and back out.
+
+    codec = opened(CodecSettings(codec="jpeg"), 75, Here())
+    data = codec.encode(image, "a red boat")
+    assert codec.decode(data).shape == image.shape
+
+The bytes alone suffice to decode, and all of them count as rate. CODECS has a row for each; adding
+one is a class with these two methods and a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from pipeline import AigiError
+from pipeline.codecs import ffmpeg, learned, pillow, programs, zoo
+from pipeline.codecs.command import ffmpeg_version, find_ffmpeg
+from pipeline.pixels import RGB
+from pipeline.workflow import CodecSettings
+
+
+class Codec(Protocol):
+    """What every codec can do."""
+
+    def encode(self, image: RGB, prompt: str = "") -> bytes:
+        """The bytes of a uint8 picture, H x W x 3, of any size from 1 x 1."""
+
+    def decode(self, data: bytes) -> RGB:
+        """The uint8 picture of such bytes."""
+
+
+@dataclass(frozen=True)
+class Here:
+    """This machine: where programs lie, and the device for networks."""
+
+    programs: Mapping[str, str] = field(default_factory=dict)
+    device: str = "auto"
+
+
+def no_prompt(data: bytes) -> int:
+    """Bytes of the prompt in a file that has none."""
+    return 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """What there is to know about a codec.
+
+    Attributes:
+        title: for figures and tables.
+        format: chroma, bit depth and colour of what is coded.
+        qualities: usual ones, from low to high rate.
+        grid: all that a search may try, from low to high rate; empty: only the given ones.
+        open: makes the codec at one quality; raises `Missing` where this machine lacks something.
+        version: of encoder and decoder; raises `Missing` in the same case.
+        external: runs as a program of its own, whose start is part of every time.
+        network: runs on the device of the workflow; all others on the CPU.
+        prompt_bytes: how many bytes of a file hold the prompt.
+    """
+
+    title: str
+    format: str
+    qualities: tuple[float, ...]
+    grid: tuple[float, ...]
+    open: Callable[[CodecSettings, float, Here], Codec]
+    version: Callable[[CodecSettings, Here], str]
+    external: bool = False
+    network: bool = False
+    prompt_bytes: Callable[[bytes], int] = no_prompt
+
+
+def _steps(coarsest: float, finest: float, factor: float) -> tuple[float, ...]:
+    """A geometric grid from low to high rate, of numbers with three digits."""
+    grid = [coarsest]
+    while grid[-1] > finest:
+        grid.append(max(float(f"{grid[-1] / factor:.3g}"), finest))
+    return tuple(grid)
+
+
+def _pillow(make: Callable[[float], Codec]) -> Callable[[CodecSettings, float, Here], Codec]:
+    return lambda given, quality, here: make(quality)
+
+
+def _pillow_version(name: str) -> Callable[[CodecSettings, Here], str]:
+    return lambda given, here: pillow.version(name)
+
+
+def _ffmpeg_version(encoder: str) -> Callable[[CodecSettings, Here], str]:
+    def version(given: CodecSettings, here: Here) -> str:
+        preset = f", {given.preset}" if given.preset else ""
+        return f"{encoder} in {ffmpeg_version(find_ffmpeg(encoder, here.programs))}{preset}"
+
+    return version
+
+
+def _hevc(given: CodecSettings, quality: float, here: Here) -> Codec:
+    return ffmpeg.Hevc(find_ffmpeg("libx265", here.programs), quality, given.preset or "slow")
+
+
+def _vvc(given: CodecSettings, quality: float, here: Here) -> Codec:
+    return ffmpeg.Vvc(find_ffmpeg("libvvenc", here.programs), quality, given.preset or "medium")
+
+
+def _jxl(given: CodecSettings, quality: float, here: Here) -> Codec:
+    return ffmpeg.JpegXl(find_ffmpeg("libjxl", here.programs), quality)
+
+
+def _vtm(given: CodecSettings, quality: float, here: Here) -> Codec:
+    return programs.vtm(quality, here.programs)
+
+
+def _vtm_version(given: CodecSettings, here: Here) -> str:
+    encoder = programs.vtm(32, here.programs).encoder
+    return f"VTM {programs.said_version(encoder, r'Encoder Version (?:VTM-)?([0-9.]+)')}"
+
+
+def _bpg(given: CodecSettings, quality: float, here: Here) -> Codec:
+    return programs.bpg(quality, here.programs)
+
+
+def _bpg_version(given: CodecSettings, here: Here) -> str:
+    encoder = programs.bpg(32, here.programs).encoder
+    return f"BPG {programs.said_version(encoder, r'BPG Image Encoder version ([0-9.]+)')}"
+
+
+def _learned(given: CodecSettings, quality: float, here: Here) -> Codec:
+    model = given.models[round(quality) - 1]
+    return learned.learned(model, here.device, given.text, given.prompts)
+
+
+def _learned_version(given: CodecSettings, here: Here) -> str:
+    from pipeline import __version__
+
+    return f"aigi {__version__}"
+
+
+def _zoo(given: CodecSettings, quality: float, here: Here) -> Codec:
+    return zoo.zoo(given.models[0], quality, here.device)
+
+
+def _zoo_version(given: CodecSettings, here: Here) -> str:
+    return zoo.version()
+
+
+_PERCENT = tuple(float(quality) for quality in range(1, 101))
+_QP = tuple(float(qp) for qp in range(51, 0, -1))
+_VVC_QP = tuple(float(qp) for qp in range(63, 0, -1))
+
+CODECS: dict[str, Row] = {
+    "jpeg": Row(
+        title="JPEG",
+        format="YCbCr BT.601, 4:2:0, 8 bits",
+        qualities=(5, 15, 30, 50, 75, 90, 95),
+        grid=_PERCENT,
+        open=_pillow(lambda quality: pillow.jpeg(quality, "4:2:0")),
+        version=_pillow_version("JPEG"),
+    ),
+    "jpeg-444": Row(
+        title="JPEG 4:4:4",
+        format="YCbCr BT.601, 4:4:4, 8 bits",
+        qualities=(5, 15, 30, 50, 75, 90, 95),
+        grid=_PERCENT,
+        open=_pillow(lambda quality: pillow.jpeg(quality, "4:4:4")),
+        version=_pillow_version("JPEG"),
+    ),
+    "jpeg2000": Row(
+        title="JPEG 2000",
+        format="YCbCr (irreversible transform), 4:4:4, 8 bits; quality: 1 to how many",
+        qualities=(160, 80, 40, 20, 10),
+        grid=_steps(1000, 2, 1.1),
+        open=_pillow(pillow.jpeg2000),
+        version=_pillow_version("JPEG2000"),
+    ),
+    "webp": Row(
+        title="WebP",
+        format="YCbCr BT.601 limited, 4:2:0, 8 bits",
+        qualities=(2, 15, 40, 70, 85, 95),
+        grid=_PERCENT,
+        open=_pillow(pillow.webp),
+        version=_pillow_version("WEBP"),
+    ),
+    "avif": Row(
+        title="AVIF",
+        format="YCbCr BT.601, 4:4:4, 8 bits",
+        qualities=(10, 25, 45, 65, 80),
+        grid=_PERCENT,
+        open=_pillow(pillow.avif),
+        version=_pillow_version("AVIF"),
+    ),
+    "jpegxl": Row(
+        title="JPEG XL",
+        format="XYB, 4:4:4, float; quality: Butteraugli distance",
+        qualities=(12, 6, 3, 1.5, 0.75),
+        grid=_steps(25, 0.05, 1.1),
+        open=_jxl,
+        version=_ffmpeg_version("libjxl"),
+        external=True,
+    ),
+    "hevc": Row(
+        title="HEVC",
+        format="YCbCr BT.709, 4:4:4, 10 bits; quality: QP",
+        qualities=(42, 37, 32, 27, 22),
+        grid=_QP,
+        open=_hevc,
+        version=_ffmpeg_version("libx265"),
+        external=True,
+    ),
+    "bpg": Row(
+        title="BPG",
+        format="YCbCr BT.601, 4:4:4, 8 bits; quality: QP",
+        qualities=(42, 37, 32, 27, 22),
+        grid=_QP,
+        open=_bpg,
+        version=_bpg_version,
+        external=True,
+    ),
+    "vvc": Row(
+        title="VVC (libvvenc)",
+        format="YCbCr BT.709 limited, 4:2:0, 10 bits; quality: QP",
+        qualities=(42, 37, 32, 27, 22),
+        grid=_VVC_QP,
+        open=_vvc,
+        version=_ffmpeg_version("libvvenc"),
+        external=True,
+    ),
+    "vtm": Row(
+        title="VVC (VTM)",
+        format="YCbCr BT.709, 4:4:4, 10 bits; quality: QP",
+        qualities=(42, 37, 32, 27, 22),
+        grid=_VVC_QP,
+        open=_vtm,
+        version=_vtm_version,
+        external=True,
+    ),
+    "learned": Row(
+        title="learned",
+        format="RGB, 4:4:4, 8 bits; quality: which of the models",
+        qualities=(),
+        grid=(),
+        open=_learned,
+        version=_learned_version,
+        network=True,
+        prompt_bytes=learned.prompt_bytes,
+    ),
+    "compressai": Row(
+        title="CompressAI",
+        format="RGB, 4:4:4, 8 bits",
+        qualities=(1, 2, 3, 4, 5, 6),
+        grid=(),
+        open=_zoo,
+        version=_zoo_version,
+        network=True,
+    ),
+}
+
+
+def row_of(given: CodecSettings) -> Row:
+    """The row of a codec, with its settings checked.
+
+    Raises:
+        AigiError: there is no such codec, or a setting is none of it.
+    """
+    row = CODECS.get(given.codec)
+    if row is None:
+        raise AigiError(
+            f"benchmark.codecs: no codec {given.codec!r}; there are {', '.join(CODECS)}"
+        )
+    wanted = {"learned": "models: [FOLDER, …]", "compressai": "one network as models"}
+    if given.codec in wanted and not given.models:
+        raise AigiError(f"benchmark.codecs: {given.label}: give {wanted[given.codec]}")
+    for name, of in (
+        ("models", ("learned", "compressai")),
+        ("text", ("learned",)),
+        ("preset", ("hevc", "vvc")),
+    ):
+        if getattr(given, name) and given.codec not in of:
+            raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no {name}")
+    if not given.prompts and given.codec != "learned":
+        raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no prompts")
+    ends = (1, len(given.models)) if given.codec == "learned" else (1, 8)
+    low, high = (min(row.grid), max(row.grid)) if row.grid else ends
+    for quality in given.qualities or ():
+        if not low <= quality <= high:
+            raise AigiError(
+                f"benchmark.codecs: {given.label}: quality {quality:g} is not in {low:g} to "
+                f"{high:g} ({row.format})"
+            )
+    return row
+
+
+def qualities(given: CodecSettings) -> tuple[float, ...]:
+    """The qualities to measure, each once, from low to high rate where that is known."""
+    if given.qualities is not None:
+        return tuple(dict.fromkeys(given.qualities))
+    if given.codec == "learned":
+        return tuple(float(i + 1) for i in range(len(given.models)))
+    return row_of(given).qualities
+
+
+def digest(given: CodecSettings) -> str:
+    """8 hex digits that change with everything that decides the bytes, but name and qualities.
+
+    Raises:
+        AigiError: the weights of a model cannot be read.
+    """
+    facts: list[object] = [given.model_dump(exclude={"name", "qualities", "models", "text"})]
+    for model in given.models:
+        weights = Path(model) / "model.safetensors"
+        if given.codec != "learned" or not Path(model).is_absolute():
+            facts.append(model)
+            continue
+        try:
+            with weights.open("rb") as file:
+                facts.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise AigiError(
+                f"benchmark.codecs: {given.label}: {weights}: {error.strerror}. Give the folder of "
+                "a trained codec."
+            ) from error
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def opened(given: CodecSettings, quality: float, here: Here) -> Codec:
+    """The codec at one quality, ready to code.
+
+    Raises:
+        Missing: this machine lacks a program or package; the text says how to get it.
+        AigiError: there is no such codec or model.
+    """
+    return row_of(given).open(given, quality, here)
+
+
+def conversion(codec: Codec, image: RGB) -> RGB | None:
+    """The picture after the codec's colour conversions alone; None where a library hides them."""
+    convert: Callable[[RGB], RGB] | None = getattr(codec, "convert", None)
+    return None if convert is None else convert(image)

@@ -1,0 +1,130 @@
+"""Names of programs in, their places or how to get them out; and one call of one program."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from pipeline import AigiError
+from pipeline.pixels import RGB
+
+SECONDS, DECODE_SECONDS = 3600, 300
+"""A program that takes longer for one picture is ended; damaged streams keep some decoders busy."""
+
+_SIZE = struct.Struct("<HH")
+
+
+class Missing(AigiError):
+    """A codec needs something that is not on this machine; the text says how to get it."""
+
+
+class CodecFailed(AigiError):
+    """A program could not code or decode this picture."""
+
+
+def find(program: str, programs: Mapping[str, str], hint: str) -> str:
+    """Path of a program: as the settings say, else on PATH.
+
+    Raises:
+        Missing: it is in neither place.
+    """
+    given = programs.get(program)
+    if given is not None:
+        if not os.path.isfile(given):
+            raise Missing(f"programs.{program}: {given}: no such file")
+        return given
+    found = shutil.which(program)
+    if found is None:
+        raise Missing(f"{program} is not on PATH. {hint}")
+    return found
+
+
+@lru_cache(maxsize=8)
+def _encoders(ffmpeg: str) -> frozenset[str]:
+    text = run([ffmpeg, "-hide_banner", "-encoders"]).decode(errors="replace")
+    return frozenset(re.findall(r"^ [VAS][A-Z.]{5} (\S+)", text, re.M))
+
+
+@lru_cache(maxsize=8)
+def ffmpeg_version(ffmpeg: str) -> str:
+    """`ffmpeg` and its version."""
+    found = re.match(r"ffmpeg version (\S+)", run([ffmpeg, "-version"]).decode(errors="replace"))
+    return f"ffmpeg {found[1]}" if found else "ffmpeg"
+
+
+def find_ffmpeg(encoder: str, programs: Mapping[str, str]) -> str:
+    """Path of an ffmpeg that has this encoder: of the settings, of imageio-ffmpeg, or on PATH.
+
+    Raises:
+        Missing: there is none, or it was built without the encoder.
+    """
+    hint = "Install it with pip install 'aigi[codecs]' (a static ffmpeg with all encoders)."
+    if "ffmpeg" in programs:
+        path = find("ffmpeg", programs, hint)
+    else:
+        try:
+            import imageio_ffmpeg
+
+            path = imageio_ffmpeg.get_ffmpeg_exe()
+        except (ImportError, RuntimeError):
+            path = find("ffmpeg", programs, hint)
+    if encoder not in _encoders(path):
+        raise Missing(f"{path} was built without {encoder}. {hint}")
+    return path
+
+
+def run(arguments: Sequence[str], data: bytes = b"", seconds: float = SECONDS) -> bytes:
+    """What a program writes to its standard output, given `data` on its standard input.
+
+    Raises:
+        CodecFailed: it ended with an error, was killed, or took too long.
+    """
+    name = os.path.basename(arguments[0])
+    try:
+        done = subprocess.run(arguments, input=data, capture_output=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise CodecFailed(f"{name}: ended after {seconds:g} s") from None
+    except OSError as error:
+        raise CodecFailed(f"{name}: {arguments[0]} cannot be started: {error}") from error
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+        raise CodecFailed(f"{name}: exit code {done.returncode}: {said[0] if said else '(silent)'}")
+    return done.stdout
+
+
+def padded(image: RGB, multiple: int, least: int) -> RGB:
+    """The picture with its last column and row repeated until a codec takes its size."""
+    height, width = image.shape[:2]
+    more = [max(-(-side // multiple) * multiple, least) - side for side in (height, width)]
+    if not any(more):
+        return image
+    return np.pad(image, ((0, more[0]), (0, more[1]), (0, 0)), mode="edge")
+
+
+def with_size(image: RGB, stream: bytes) -> bytes:
+    """A raw bitstream behind width and height of the picture, 4 bytes."""
+    height, width = image.shape[:2]
+    if max(height, width) > 0xFFFF:
+        raise CodecFailed(f"{width}x{height} pixels: a side is longer than 65,535")
+    return _SIZE.pack(width, height) + stream
+
+
+def split_size(data: bytes) -> tuple[int, int, bytes]:
+    """Width, height and bitstream of what `with_size` made.
+
+    Raises:
+        CodecFailed: it did not make this.
+    """
+    if len(data) <= _SIZE.size:
+        raise CodecFailed(f"{len(data)} bytes are no picture")
+    width, height = _SIZE.unpack_from(data)
+    if not width or not height:
+        raise CodecFailed(f"{width}x{height} pixels: damaged")
+    return width, height, data[_SIZE.size :]

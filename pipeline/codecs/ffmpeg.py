@@ -1,0 +1,191 @@
+"""Pictures in, raw HEVC, VVC and JPEG XL streams out, and back, each by one run of ffmpeg.
+
+Pixels and streams go through pipes: no file is written, and no container is counted. All run in
+one thread. A stream of HEVC and VVC stands behind width and height of the picture (4 bytes), since
+these codecs want sizes of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.codecs import color
+from pipeline.codecs.command import DECODE_SECONDS, CodecFailed, padded, run, split_size, with_size
+from pipeline.pixels import RGB
+
+JXL_MAGIC = b"\xff\x0a"
+LEAST = 16  # pixels a side: smaller ones neither encoder takes
+_QUIET = ["-hide_banner", "-loglevel", "error", "-nostdin"]
+_TO_PIPE = ["-frames:v", "1", "-f", "rawvideo"]
+
+
+def _raw(image_size: tuple[int, int], pixels: str) -> list[str]:
+    """Arguments that say what comes through the pipe."""
+    width, height = image_size
+    return ["-f", "rawvideo", "-pix_fmt", pixels, "-s", f"{width}x{height}", "-i", "-"]
+
+
+def _pixels(data: bytes, width: int, height: int) -> RGB:
+    if len(data) != 3 * width * height:
+        raise CodecFailed(f"ffmpeg: {len(data)} bytes of pixels are no {width}x{height} picture")
+    return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+
+def _padded_size(width: int, height: int, multiple: int) -> tuple[int, int]:
+    return (
+        max(-(-width // multiple) * multiple, LEAST),
+        max(-(-height // multiple) * multiple, LEAST),
+    )
+
+
+@dataclass(frozen=True)
+class Hevc:
+    """x265, intra, 4:4:4, 10 bits, BT.709 full range; the role that BPG has elsewhere.
+
+    Adaptive quantisation and psychovisual decisions are off: both lose PSNR (1 dB at equal rate on
+    kodim05), and other codecs are not measured with theirs.
+    """
+
+    program: str
+    qp: float
+    preset: str = "slow"
+
+    def encode(self, image: RGB, prompt: str = "") -> bytes:
+        """The picture's size and the Annex B stream; the prompt is not used."""
+        whole = padded(image, 1, LEAST)
+        settings = {
+            "qp": round(self.qp),
+            "keyint": 1,
+            "aq-mode": 0,
+            "psy-rd": 0,
+            "psy-rdoq": 0,
+            "info": 0,  # no text about the encoder in the stream
+            "log-level": "none",
+            "pools": "none",
+            "frame-threads": 1,
+            "wpp": 0,
+        }
+        parameters = ":".join(f"{name}={value}" for name, value in settings.items())
+        stream = run(
+            [
+                *(self.program, *_QUIET),
+                *_raw((whole.shape[1], whole.shape[0]), "yuv444p10le"),
+                *("-frames:v", "1", "-c:v", "libx265", "-preset", self.preset),
+                *("-x265-params", parameters, "-f", "hevc", "-"),
+            ],
+            color.to_bytes(whole),
+        )
+        return with_size(image, stream)
+
+    def decode(self, data: bytes) -> RGB:
+        """The uint8 picture of such a stream."""
+        width, height, stream = split_size(data)
+        wide, high = _padded_size(width, height, 1)
+        made = run(
+            [
+                *(self.program, *_QUIET, "-threads", "1", "-f", "hevc", "-i", "-"),
+                *(*_TO_PIPE, "-pix_fmt", "yuv444p10le", "-"),
+            ],
+            stream,
+            DECODE_SECONDS,
+        )
+        return np.ascontiguousarray(color.from_bytes(made, wide, high)[:height, :width])
+
+    def convert(self, image: RGB) -> RGB:
+        """The picture after both colour conversions, without any coding."""
+        return color.to_rgb(color.to_ycbcr(image))
+
+
+@dataclass(frozen=True)
+class Vvc:
+    """libvvenc, intra, 4:2:0, 10 bits, BT.709 limited range: what this encoder offers.
+
+    Its perceptual adaptation of the QP is off, and ffmpeg's scaler converts with rounding.
+    """
+
+    program: str
+    qp: float
+    preset: str = "medium"
+
+    def _scale(self, way: str) -> str:
+        flags = "flags=lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"
+        return f"scale={way}_color_matrix=bt709:{way}_range=tv:{flags}"
+
+    def encode(self, image: RGB, prompt: str = "") -> bytes:
+        """The picture's size and the Annex B stream; the prompt is not used."""
+        whole = padded(image, 2, LEAST)
+        stream = run(
+            [
+                *(self.program, *_QUIET),
+                *_raw((whole.shape[1], whole.shape[0]), "rgb24"),
+                *("-frames:v", "1", "-vf", f"{self._scale('out')},format=yuv420p10le"),
+                *("-c:v", "libvvenc", "-preset", self.preset, "-qp", str(round(self.qp))),
+                *("-qpa", "0", "-period", "1", "-threads", "1", "-f", "vvc", "-"),
+            ],
+            whole.tobytes(),
+        )
+        return with_size(image, stream)
+
+    def decode(self, data: bytes) -> RGB:
+        """The uint8 picture of such a stream."""
+        width, height, stream = split_size(data)
+        wide, high = _padded_size(width, height, 2)
+        made = run(
+            [
+                *(self.program, *_QUIET, "-threads", "1", "-f", "vvc", "-i", "-"),
+                *("-vf", f"{self._scale('in')},format=rgb24", *_TO_PIPE, "-"),
+            ],
+            stream,
+            DECODE_SECONDS,
+        )
+        return np.ascontiguousarray(_pixels(made, wide, high)[:height, :width])
+
+    def convert(self, image: RGB) -> RGB:
+        """The picture after both colour conversions, without any coding."""
+        whole = padded(image, 2, LEAST)
+        high, wide = whole.shape[:2]
+        chain = f"{self._scale('out')},format=yuv420p10le,{self._scale('in')},format=rgb24"
+        made = run(
+            [self.program, *_QUIET, *_raw((wide, high), "rgb24"), "-vf", chain, *_TO_PIPE, "-"],
+            whole.tobytes(),
+        )
+        return _pixels(made, wide, high)[: image.shape[0], : image.shape[1]]
+
+
+@dataclass(frozen=True)
+class JpegXl:
+    """libjxl's lossy mode at effort 7: VarDCT in XYB, which is tuned to eyes and not to PSNR."""
+
+    program: str
+    distance: float
+
+    def encode(self, image: RGB, prompt: str = "") -> bytes:
+        """The bare codestream; the prompt is not used."""
+        return run(
+            [
+                *(self.program, *_QUIET, *_raw((image.shape[1], image.shape[0]), "rgb24")),
+                *("-frames:v", "1", "-c:v", "libjxl", "-distance", f"{self.distance:g}"),
+                *("-effort", "7", "-threads", "1", "-f", "image2pipe", "-"),
+            ],
+            image.tobytes(),
+        )
+
+    def decode(self, data: bytes) -> RGB:
+        """The uint8 picture of a codestream; its size comes as the header of a PPM file."""
+        if not data.startswith(JXL_MAGIC):
+            raise CodecFailed("no JPEG XL codestream")  # ffmpeg would look for one for ever
+        made = run(
+            [
+                *(self.program, *_QUIET, "-threads", "1", "-f", "jpegxl_pipe", "-i", "-"),
+                *("-frames:v", "1", "-c:v", "ppm", "-pix_fmt", "rgb24", "-f", "image2pipe", "-"),
+            ],
+            data,
+            DECODE_SECONDS,
+        )
+        parts = made.split(b"\n", 3)
+        if len(parts) != 4 or parts[0] != b"P6":
+            raise CodecFailed("ffmpeg: no picture in the JPEG XL stream")
+        width, height = map(int, parts[1].split())
+        return _pixels(parts[3], width, height)

@@ -1,0 +1,159 @@
+"""Pictures in, VTM and BPG streams out, and back, by the programs of their authors.
+
+Neither is a package that can be installed with ours: VTM is
+https://vcgit.hhi.fraunhofer.de/jvet/VVCSoftware_VTM, BPG is https://bellard.org/bpg. Both read and
+write files; these lie in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.codecs import color
+from pipeline.codecs.command import (
+    DECODE_SECONDS,
+    CodecFailed,
+    Missing,
+    find,
+    padded,
+    run,
+    split_size,
+    with_size,
+)
+from pipeline.pixels import RGB, BadPicture, decode, png_bytes
+
+VTM_HINT = (
+    "Build VTM (vcgit.hhi.fraunhofer.de/jvet/VVCSoftware_VTM) and name its programs as "
+    "programs: {EncoderApp: …, DecoderApp: …, encoder_intra_vtm.cfg: …}."
+)
+BPG_HINT = "Build or install libbpg (bellard.org/bpg), or name programs: {bpgenc: …, bpgdec: …}."
+_CFG = "encoder_intra_vtm.cfg"
+_MOST_PIXELS = 1 << 28
+_VTM_LEAST = 16
+
+
+@dataclass(frozen=True)
+class Vtm:
+    """VTM, all intra, 4:4:4, 10 bits, BT.709 full range, rounded."""
+
+    encoder: str
+    decoder: str
+    configuration: str
+    qp: float
+
+    def encode(self, image: RGB, prompt: str = "") -> bytes:
+        """The picture's size and VTM's stream; the prompt is not used."""
+        whole = padded(image, 1, _VTM_LEAST)
+        high, wide = whole.shape[:2]
+        with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
+            source, made = Path(folder, "in.yuv"), Path(folder, "out.bin")
+            source.write_bytes(color.to_bytes(whole))
+            run(
+                [
+                    *(self.encoder, "-i", str(source), "-c", self.configuration),
+                    *("-q", str(round(self.qp)), "-o", os.devnull, "-b", str(made)),
+                    *("-wdt", str(wide), "-hgt", str(high), "-fr", "1", "-f", "1"),
+                    *("--InputChromaFormat=444", "--InputBitDepth=10"),
+                    "--ConformanceWindowMode=1",
+                ]
+            )
+            return with_size(image, _read(made, self.encoder))
+
+    def decode(self, data: bytes) -> RGB:
+        """The uint8 picture of such a stream."""
+        width, height, stream = split_size(data)
+        wide, high = max(width, _VTM_LEAST), max(height, _VTM_LEAST)
+        with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
+            source, made = Path(folder, "in.bin"), Path(folder, "out.yuv")
+            source.write_bytes(stream)
+            run(
+                [self.decoder, "-b", str(source), "-o", str(made), "-d", "10"],
+                seconds=DECODE_SECONDS,
+            )
+            raw = _read(made, self.decoder)
+        return np.ascontiguousarray(color.from_bytes(raw, wide, high)[:height, :width])
+
+    def convert(self, image: RGB) -> RGB:
+        """The picture after both colour conversions, without any coding."""
+        return color.to_rgb(color.to_ycbcr(image))
+
+
+@dataclass(frozen=True)
+class Bpg:
+    """BPG by its x265, 4:4:4, 8 bits, YCbCr."""
+
+    encoder: str
+    decoder: str
+    qp: float
+
+    def encode(self, image: RGB, prompt: str = "") -> bytes:
+        """The whole file; the prompt is not used."""
+        with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
+            source, made = Path(folder, "in.png"), Path(folder, "out.bpg")
+            source.write_bytes(png_bytes(image))
+            settings = ["-e", "x265", "-q", str(round(self.qp)), "-f", "444", "-c", "ycbcr"]
+            run([self.encoder, *settings, "-b", "8", "-o", str(made), str(source)])
+            return _read(made, self.encoder)
+
+    def decode(self, data: bytes) -> RGB:
+        """The uint8 picture of a file."""
+        with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
+            source, made = Path(folder, "in.bpg"), Path(folder, "out.png")
+            source.write_bytes(data)
+            run([self.decoder, "-o", str(made), str(source)], seconds=DECODE_SECONDS)
+            try:
+                return decode(_read(made, self.decoder), _MOST_PIXELS).rgb
+            except BadPicture as error:
+                raise CodecFailed(f"bpgdec: its picture is {error}") from error
+
+
+def _read(path: Path, program: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CodecFailed(f"{os.path.basename(program)}: wrote no file {path.name}") from error
+
+
+def vtm(qp: float, programs: Mapping[str, str]) -> Vtm:
+    """VTM's programs, and the configuration that comes with them.
+
+    Raises:
+        Missing: one of the three is not there.
+    """
+    encoder = find("EncoderApp", programs, VTM_HINT)
+    decoder = find("DecoderApp", programs, VTM_HINT)
+    if _CFG in programs:
+        return Vtm(encoder, decoder, find(_CFG, programs, VTM_HINT), qp)
+    # Where a build has it: bin/EncoderApp or bin/release-static/EncoderApp, beside cfg/.
+    for folder in list(Path(encoder).resolve().parents)[:4]:
+        for place in (folder / "cfg" / _CFG, folder / _CFG):
+            if place.is_file():
+                return Vtm(encoder, decoder, str(place), qp)
+    raise Missing(f"{_CFG} is not beside {encoder}. {VTM_HINT}")
+
+
+def bpg(qp: float, programs: Mapping[str, str]) -> Bpg:
+    """BPG's two programs.
+
+    Raises:
+        Missing: one of them is not there.
+    """
+    return Bpg(find("bpgenc", programs, BPG_HINT), find("bpgdec", programs, BPG_HINT), qp)
+
+
+def said_version(program: str, pattern: str) -> str:
+    """What a program that is started without arguments says about itself, cut to its version."""
+    try:
+        done = subprocess.run([program], capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired):
+        return "of unknown version"
+    found = re.search(pattern, (done.stdout + done.stderr).decode(errors="replace"))
+    return found[1] if found else "of unknown version"

@@ -1,0 +1,92 @@
+"""A folder of small pictures with a damaged one in it, and a run of the benchmark over it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.benchmark.stages import make
+from pipeline.pixels import png_bytes
+from pipeline.progress import Progress
+from pipeline.tables import Store
+from pipeline.workflow import Benchmark, Compute, load
+from tests.benchmark.test_metrics import pair
+from tests.codecs.conftest import stand_ins
+
+PROMPT = "a [red](http://x) boat | <b>bold</b> & $x$"
+SIZES = {"a.png": (64, 96), "b.png": (176, 161), "c.png": (50, 33)}
+CODECS: list[Any] = [
+    {"codec": "jpeg", "qualities": [20, 60, 90]},
+    {"codec": "webp", "qualities": [10, 60, 90]},
+    {"codec": "vtm", "qualities": [37], "name": "vtm-stand-in"},
+    "bpg",
+]
+
+
+def write_pictures(folder: Path) -> Path:
+    """Three pictures of several sizes, a damaged one, and captions."""
+    folder.mkdir()
+    for i, (name, (height, width)) in enumerate(SIZES.items()):
+        (folder / name).write_bytes(png_bytes(pair(i, height, width)[1]))
+    whole = (folder / "a.png").read_bytes()
+    (folder / "broken.png").write_bytes(whole[: len(whole) // 2])
+    with (folder / "captions.csv").open("w", newline="") as file:
+        names = [*SIZES, "broken.png"]
+        csv.writer(file).writerows([["file", "text"], *([name, PROMPT] for name in names)])
+    return folder
+
+
+def write_workflow(path: Path, pictures: Path, programs: Mapping[str, str], **more: Any) -> Path:
+    """A workflow file that measures a few codecs over the folder."""
+    section = {
+        "pictures": {
+            "place": str(pictures),
+            "name": "boats",
+            "captions": str(pictures / "captions.csv"),
+        },
+        "codecs": CODECS,
+        "anchor": "jpeg",
+        "strips": {"count": 1, "bpp": 1.5, "crop": 24},
+        "programs": dict(programs),
+    }
+    text = yaml.safe_dump({"run": str(path.parent / "run"), "benchmark": section | more})
+    path.write_text(text)
+    return path
+
+
+def execute(workflow: Path, **compute: Any) -> tuple[Store, str]:
+    """Run the benchmark of a workflow in this process: the run, and what it said."""
+    found = load(workflow)
+    assert isinstance(found.benchmark, Benchmark)
+    store, said = Store(found.run), io.StringIO()
+    make(found.benchmark, Compute(**compute), store, Progress(said))
+    return store, said.getvalue()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of pictures."""
+    return write_pictures(tmp_path_factory.mktemp("pictures") / "boats")
+
+
+@pytest.fixture(scope="session")
+def without_bpg(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Stand-ins for VTM; BPG is not on this machine."""
+    found = stand_ins(tmp_path_factory.mktemp("programs"))
+    return found | {"bpgenc": "/nowhere/bpgenc"}
+
+
+@pytest.fixture(scope="session")
+def measured(
+    tmp_path_factory: pytest.TempPathFactory, pictures: Path, without_bpg: dict[str, str]
+) -> tuple[Path, Store, str]:
+    """A workflow, the run that was made of it, and what it said; not to be changed."""
+    folder = tmp_path_factory.mktemp("measured")
+    workflow = write_workflow(folder / "benchmark.yaml", pictures, without_bpg)
+    return workflow, *execute(workflow)

@@ -1,0 +1,93 @@
+"""Operations are counted, memory is a codec's own, and one that fails costs its row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.benchmark.complexity import measure, square
+from pipeline.codecs import codec as codecs
+from pipeline.codecs.codec import Here
+from pipeline.learned.codec import load
+from pipeline.workflow import CodecSettings
+from tests.benchmark.conftest import execute, write_workflow
+from tests.codecs.conftest import model, stand_ins
+from tests.codecs.test_contract import picture
+
+__all__ = ["model"]  # a fixture
+
+
+class OneConvolution:
+    """An encoder of 10 * 3 * 9 products a pixel and a decoder of none; it takes 200 MiB."""
+
+    def __init__(self) -> None:
+        self.network = torch.nn.Conv2d(3, 10, 3, padding=1)
+
+    def encode(self, image: Any, prompt: str = "") -> bytes:
+        """Convolve, and forget."""
+        held = np.ones(200 << 17)
+        with torch.no_grad():
+            self.network(torch.zeros(1, 3, *image.shape[:2]))
+        return b"x" * int(held[0])
+
+    def decode(self, data: bytes) -> Any:
+        """No picture of any use."""
+        return picture(16, 16)
+
+
+def test_operations_weights_and_memory_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = codecs.CODECS["jpeg"]
+    fake = codecs.Row(**{**vars(row), "network": True, "open": lambda *given: OneConvolution()})
+    monkeypatch.setitem(codecs.CODECS, "jpeg", fake)
+    found = measure(CodecSettings(codec="jpeg"), 50, Here(device="cpu"), picture(32, 32), 2)
+    assert found["encode_kmac_per_pixel"] == pytest.approx(0.27)
+    assert found["decode_kmac_per_pixel"] == 0
+    assert found["parameters"] == 280
+    assert 199 < found["peak_mib"] < 450  # torch itself takes some at its first convolution
+    assert found["encode_s_per_mp"] > 0 < found["decode_s_per_mp"]
+
+
+def test_square_cuts_or_mirrors() -> None:
+    image = picture(20, 30)
+    assert (square(image, 16) == image[:16, :16]).all()
+    large = square(image, 100)
+    assert large.shape == (100, 100, 3)
+    assert (large[20:40, :30] == image[::-1]).all()
+
+
+def test_a_table_of_codecs_and_sizes(tmp_path: Path, pictures: Path, model: str) -> None:
+    programs = stand_ins(tmp_path)
+    broken = Path(programs["bpgenc"])
+    broken.write_text("#!/bin/sh\necho out of luck >&2; exit 2\n")
+    workflow = write_workflow(
+        tmp_path / "w.yaml",
+        pictures,
+        programs,
+        codecs=[{"codec": "learned", "models": [model], "name": "ours"}, "vtm", "bpg"],
+        strips=None,
+        complexity={"sides": [64]},
+    )
+    text = workflow.read_text()
+    workflow.write_text(text.replace("anchor: jpeg", "anchor: vtm"))
+    store, _ = execute(workflow)
+    rows = {row["codec"]: row for row in store.read_all("complexity").to_pylist()}
+    assert set(rows) == {"ours", "vtm", "bpg"}
+    ours, vtm = rows["ours"], rows["vtm"]
+    loaded = load(model, device="cpu")
+    assert loaded.text is not None
+    weights = [*loaded.network.parameters(), *loaded.text.model.parameters()]
+    assert ours["error"] is None and ours["parameters"] == sum(w.numel() for w in weights)
+    assert ours["encode_kmac_per_pixel"] > 0.1 < ours["decode_kmac_per_pixel"]
+    assert vtm["error"] is None and vtm["parameters"] is None
+    assert vtm["encode_kmac_per_pixel"] is None and vtm["peak_mib"] > 5
+    assert rows["bpg"]["error"] == "bpgenc: exit code 2: out of luck"
+    page = Path(store.path("benchmark", "README.md")).read_text()
+    assert "## Complexity" in page and "bpgenc: exit code 2" in page.replace("&#58;", ":")
+    # Networks and programs stand in the measurements too.
+    measured = store.read_all("measurements").to_pylist()
+    mine = [row for row in measured if row["codec"] == "ours" and row["error"] is None]
+    assert len(mine) == 3 and all(row["prompt_bytes"] > 10 for row in mine)

@@ -1,0 +1,286 @@
+"""The measurements table: true figures, one row for one failure, and work that is kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import AigiError
+from pipeline.benchmark.comparisons import Comparer
+from pipeline.benchmark.measurements import Bench, Job, with_job
+from pipeline.benchmark.metrics import ms_ssim, psnr
+from pipeline.codecs.codec import Here, digest, opened
+from pipeline.collection import Collection, Part
+from pipeline.pixels import decode
+from pipeline.tables import MEASUREMENTS, Store
+from pipeline.workflow import CodecSettings, load
+from tests.benchmark.conftest import PROMPT, SIZES, execute, write_workflow
+from tests.codecs.conftest import stand_ins
+from tests.conftest import ROOT, aigi
+
+Measured = tuple[Path, Store, str]
+TIMES = ("encode_ms", "decode_ms")
+
+
+def rows_of(store: Store, table: str = "measurements") -> list[dict[str, Any]]:
+    """All rows of a table of the run."""
+    rows: list[dict[str, Any]] = store.read_all(table).to_pylist()
+    return rows
+
+
+def test_a_row_for_every_image_codec_and_quality(measured: Measured) -> None:
+    _, store, _ = measured
+    rows = rows_of(store)
+    assert store.read_all("measurements").schema.equals(MEASUREMENTS)
+    seen = {(row["codec"], row["quality"]) for row in rows}
+    assert seen == {
+        *(("jpeg", q) for q in (20, 60, 90)),
+        *(("webp", q) for q in (10, 60, 90)),
+        ("vtm-stand-in", 37),
+    }
+    assert (
+        len(rows) == len(seen) * 4 == len({(r["image_id"], r["codec"], r["quality"]) for r in rows})
+    )
+
+
+def test_figures_are_those_of_the_codec(measured: Measured, pictures: Path) -> None:
+    _, store, _ = measured
+    originals = {
+        size: decode((pictures / name).read_bytes(), 1 << 20).rgb for name, size in SIZES.items()
+    }
+    checked = 0
+    for row in rows_of(store):
+        if row["error"] is not None or row["codec"] == "vtm-stand-in":
+            continue
+        image = originals[row["height"], row["width"]]
+        codec = opened(CodecSettings(codec=row["codec"]), row["quality"], Here())
+        data = codec.encode(image, PROMPT)
+        decoded = codec.decode(data)
+        assert row["bytes"] == len(data) and row["prompt_bytes"] == 0
+        assert row["bpp"] == 8 * len(data) / (row["height"] * row["width"])
+        assert row["psnr"] == psnr(image, decoded) < 60
+        expected = ms_ssim(image, decoded)
+        assert expected is not None
+        assert (row["ms_ssim"], row["ms_ssim_scales"]) == (expected.value, expected.scales)
+        assert row["encode_ms"] > 0 < row["decode_ms"] and row["device"] == "cpu"
+        assert "Pillow" in row["codec_version"] and row["source"] == "boats"
+        checked += 1
+    assert checked == 3 * 6
+
+
+def test_the_stand_in_is_lossless_and_its_size_counts(measured: Measured) -> None:
+    _, store, _ = measured
+    mine = [r for r in rows_of(store) if r["codec"] == "vtm-stand-in" and r["error"] is None]
+    assert len(mine) == 3 and all(r["psnr"] == 100 and r["ms_ssim"] == 1 for r in mine)
+
+
+def test_a_damaged_picture_costs_its_rows_alone(measured: Measured) -> None:
+    _, store, _ = measured
+    failed = [row for row in rows_of(store) if row["error"] is not None]
+    assert len({row["image_id"] for row in failed}) == 1 and len(failed) == 7
+    assert all(row["error"].startswith("picture: truncated") for row in failed)
+    assert all(row[name] is None for row in failed for name in ("bytes", "bpp", "psnr"))
+
+
+def test_a_missing_program_skips_its_codec_and_says_so(measured: Measured) -> None:
+    _, _, said = measured
+    assert "benchmark: bpg is skipped: programs.bpgenc: /nowhere/bpgenc: no such file" in said
+
+
+def test_a_codec_that_fails_costs_its_rows_alone(tmp_path: Path, pictures: Path) -> None:
+    programs = stand_ins(tmp_path)
+    broken = Path(programs["EncoderApp"])
+    # It fails on the one picture of 161 pixels, and on every picture at QP 27.
+    text = broken.read_text().replace(
+        "raw =", "assert value['-wdt'] != '161' and value['-q'] != '27', 'out of luck'\nraw ="
+    )
+    broken.write_text(text)
+    workflow = write_workflow(
+        tmp_path / "w.yaml",
+        pictures,
+        programs,
+        codecs=[{"codec": "vtm", "qualities": [37, 27]}, {"codec": "jpeg", "qualities": [50]}],
+        strips=None,
+    )
+    store, said = execute(workflow)
+    assert "failed" not in said
+    failed = {
+        (row["codec"], row["quality"], row["width"])
+        for row in rows_of(store)
+        if row["error"] and row["width"]
+    }
+    assert failed == {("vtm", 37, 161), ("vtm", 27, 161), ("vtm", 27, 96), ("vtm", 27, 33)}
+    (why,) = {row["error"] for row in rows_of(store) if row["width"] == 96 and row["error"]}
+    assert why.startswith("CodecFailed: EncoderApp: exit code 1")
+
+
+def test_other_codecs_cost_their_own_shards_alone(tmp_path: Path, pictures: Path) -> None:
+    workflow = tmp_path / "w.yaml"
+    few = {"strips": None, "anchor": "jpeg"}
+    jpeg = {"codec": "jpeg", "qualities": [20, 60]}
+    write_workflow(workflow, pictures, {}, codecs=[jpeg], **few)
+    store, _ = execute(workflow)
+    first = {name: _mtime(store, name) for name in store.shards("measurements")}
+    assert len(first) == 2
+    jpeg["qualities"] = [60, 90]
+    write_workflow(
+        workflow, pictures, {}, codecs=[jpeg, {"codec": "webp", "qualities": [50]}], **few
+    )
+    execute(workflow)
+    second = {name: _mtime(store, name) for name in store.shards("measurements")}
+    assert len(second) == 3
+    kept = set(first) & set(second)
+    assert len(kept) == 1 and all("/60/" in name for name in kept)
+    assert all(first[name] == second[name] for name in kept)
+    # The same again makes nothing.
+    _, said = execute(workflow)
+    assert "measurements: 3 shards, already made" in said
+    # Other pictures are refused, and named.
+    data = workflow.read_text().replace("name: boats", "name: ships")
+    workflow.write_text(data)
+    with pytest.raises(AigiError, match=r"pictures\.name: boats -> ships"):
+        execute(workflow)
+
+
+def test_what_was_measured_elsewhere_is_kept(tmp_path: Path, pictures: Path) -> None:
+    programs = stand_ins(tmp_path)
+    codecs = [{"codec": "vtm", "qualities": [37]}, {"codec": "jpeg", "qualities": [50]}]
+    workflow = tmp_path / "w.yaml"
+    write_workflow(workflow, pictures, programs, codecs=codecs)
+    execute(workflow)
+    gone = programs | {"EncoderApp": "/nowhere/EncoderApp"}
+    write_workflow(workflow, pictures, gone, codecs=codecs)
+    store, said = execute(workflow)
+    assert "vtm is skipped" in said and "measurements: 2 shards, already made" in said
+    assert {row["codec"] for row in rows_of(store)} == {"vtm", "jpeg"}
+    assert {row["codec"] for row in rows_of(store, "comparisons")} == {"vtm", "jpeg"}
+
+
+def test_target_may_be_a_distance(tmp_path: Path, pictures: Path) -> None:
+    workflow = write_workflow(
+        tmp_path / "w.yaml", pictures, {}, codecs=["jpeg", "webp"], strips={"psnr": 23.0}
+    )
+    found = load(workflow).benchmark
+    assert found is not None and found.strips is not None
+    rows = Collection(found.pictures).read("boats/test-00000").slice(0, 2)
+    compare = Comparer(Here(), 1, found.strips)
+    for given in found.codecs:
+        job = with_job(rows, Job(given, 0, Part("", "", "", 0, "", ())))
+        for made in compare(job):
+            (row,) = made.to_pylist()
+            assert row["psnr"] == pytest.approx(23.0, abs=0.5)
+
+
+def _mtime(store: Store, name: str) -> int:
+    return os.stat(store.path("measurements", f"{name}.parquet")).st_mtime_ns
+
+
+def test_settings_of_a_codec_are_in_its_shards_name(tmp_path: Path) -> None:
+    plain = CodecSettings(codec="vvc")
+    assert digest(plain) == digest(CodecSettings(codec="vvc", name="x", qualities=(30,)))
+    assert digest(plain) != digest(CodecSettings(codec="vvc", preset="slow"))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    model = CodecSettings(codec="learned", models=(str(tmp_path),))
+    before = digest(model)
+    (tmp_path / "model.safetensors").write_bytes(b"Weights")
+    assert digest(model) != before  # trained anew in the same folder
+    with pytest.raises(AigiError, match=r"model\.safetensors: No such file"):
+        digest(CodecSettings(codec="learned", models=(str(tmp_path / "absent"),)))
+
+
+def test_killed_it_goes_on_where_it_was(tmp_path: Path, pictures: Path) -> None:
+    programs = stand_ins(tmp_path)
+    slow = Path(programs["EncoderApp"])
+    slow.write_text(slow.read_text().replace("raw =", "import time; time.sleep(0.4)\nraw ="))
+    workflow = write_workflow(
+        tmp_path / "w.yaml",
+        pictures,
+        programs,
+        codecs=[
+            {"codec": "jpeg", "qualities": [50]},
+            {"codec": "vtm", "qualities": [20, 30, 40]},
+        ],
+        strips=None,
+    )
+    store = Store(str(tmp_path / "run"))
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(workflow), "--quiet"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(store.shards("measurements")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {name: _mtime(store, name) for name in store.shards("measurements")}
+    assert 2 <= len(kept) < 4
+    execute(workflow)
+    assert len(rows_of(store)) == 4 * 4
+    assert {name: _mtime(store, name) for name in kept} == kept
+
+
+def test_no_codec_at_all_is_an_error(tmp_path: Path, pictures: Path) -> None:
+    workflow = write_workflow(
+        tmp_path / "w.yaml", pictures, {"bpgenc": "/nowhere"}, codecs=["bpg"], strips=None
+    )
+    done = aigi("run", str(workflow))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "none of them can run on this machine" in done.stderr and "bpg: " in done.stderr
+
+
+def test_first_picture_of_a_codec_is_coded_before_the_clock_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pipeline.codecs import codec as codecs
+    from tests.codecs.test_contract import picture
+
+    calls: list[str] = []
+
+    class Slow:
+        """It takes long at its first picture."""
+
+        def encode(self, image: Any, prompt: str = "") -> bytes:
+            time.sleep(0 if calls else 0.3)
+            calls.append("encode")
+            return b"x"
+
+        def decode(self, data: bytes) -> Any:
+            calls.append("decode")
+            return picture(16, 16)
+
+    row = codecs.CODECS["jpeg"]
+    monkeypatch.setitem(
+        codecs.CODECS, "jpeg", codecs.Row(**{**vars(row), "open": lambda *given: Slow()})
+    )
+    bench = Bench(Here(), 1)
+    given = CodecSettings(codec="jpeg")
+    first = bench.measure(given, 50, picture(16, 16), "")
+    bench.measure(given, 50, picture(16, 16), "")
+    assert calls == ["encode", "decode"] * 3
+    assert first.columns["encode_ms"] < 250
+
+
+@pytest.mark.slow
+def test_ray_measures_the_same(measured: Measured, tmp_path: Path) -> None:
+    import ray
+
+    workflow, store, _ = measured
+    again = tmp_path / "ray.yaml"
+    again.write_text(
+        workflow.read_text().replace(str(workflow.parent / "run"), str(tmp_path / "run"))
+    )
+    assert load(again).run == str(tmp_path / "run")
+    try:
+        other, _ = execute(again, ray="local", workers=2)
+    finally:
+        ray.shutdown()
+    for table in ("measurements", "comparisons"):
+        mine, theirs = (
+            store_.read_all(table).drop_columns(list(TIMES)) for store_ in (store, other)
+        )
+        assert mine.equals(theirs)
