@@ -44,7 +44,12 @@ def test_the_tree_is_whole() -> None:
     tree = README.split("## The tree")[1]
     for path in (ROOT / "pipeline").glob("**/*.py"):
         relative = path.relative_to(ROOT / "pipeline")
-        if path.name != "__init__.py" and relative.parts[0] in ("dataset", "learned", path.name):
+        if path.name != "__init__.py" and relative.parts[0] in (
+            "dataset",
+            "learned",
+            "pages",
+            path.name,
+        ):
             assert f" {path.name} " in tree, f"{relative} is not in the README's tree"
 
 
