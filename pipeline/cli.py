@@ -610,10 +610,10 @@ def encode(
 ) -> None:
     """Code a picture to an .aigi file with a learned codec."""
     with _explained():
-        from pipeline.dataset.pixels import BadPicture
-        from pipeline.dataset.pixels import decode as decode_picture
         from pipeline.learned.bitstream import MOST_PIXELS, rates
         from pipeline.learned.codec import load
+        from pipeline.pixels import BadPicture
+        from pipeline.pixels import decode as decode_picture
 
         if model is None:
             raise AigiError("encode: which codec? Give its folder or Hub id as --model.")
@@ -645,9 +645,9 @@ def decode(
 ) -> None:
     """Decode an .aigi file to a PNG file, with the model that coded it."""
     with _explained():
-        from pipeline.dataset.pixels import png_bytes
         from pipeline.learned.bitstream import unpack
         from pipeline.learned.codec import load
+        from pipeline.pixels import png_bytes
 
         data = _read(file)
         header, _ = unpack(data)

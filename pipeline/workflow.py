@@ -418,6 +418,26 @@ class Release(Settings):
     record: Location | None = Field(None, description="folder that gets a copy of the manifest")
 
 
+class Pictures(Settings):
+    """Pictures to measure, analyse or train on, and which of them."""
+
+    place: Location = Field(
+        description="release folder, run directory, hf://datasets/ORG/NAME@REVISION, or a folder "
+        "of pictures"
+    )
+    sources: tuple[str, ...] | None = Field(None, description="null: all")
+    splits: tuple[Literal["train", "validation", "test"], ...] | None = Field(
+        None, description="null: all; a folder's pictures are test"
+    )
+    limit: Count | None = Field(None, description="at most this many of each source and split")
+    name: str | None = Field(None, description="source of a folder's pictures; null: its name")
+    captions: Location | None = Field(
+        None, description="of a folder: CSV or JSONL; only the files that it names are taken"
+    )
+    file_column: str = "file"
+    text_column: str = "text"
+
+
 class Workflow(Settings):
     """One run: a run directory and the sections of the stages that it makes."""
 

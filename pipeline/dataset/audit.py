@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from pipeline import AigiError
 from pipeline.dataset import regenerate, specification
 from pipeline.dataset.manifest import MANIFEST, RUN_WORKFLOW
-from pipeline.dataset.pixels import RGB
 from pipeline.dataset.specification import DiffusersSpec
+from pipeline.pixels import RGB
 from pipeline.tables import Store
 from pipeline.workflow import Workflow, check
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from pipeline import AigiError
 from pipeline.dataset.pictures import Escapes, Pictures, open_pictures
-from pipeline.dataset.pixels import BadPicture, decode
 from pipeline.device import pick_device
+from pipeline.pixels import BadPicture, decode
 from pipeline.progress import Progress
 from pipeline.run import Build, Map, Stage
 from pipeline.tables import CAPTIONS, PHOTOS, Shard, Store

@@ -26,9 +26,9 @@ from PIL import Image
 
 from pipeline import AigiError
 from pipeline.dataset.pictures import Escapes, FolderPictures, ParquetPictures, open_pictures
-from pipeline.dataset.pixels import RGB, BadPicture, decode
 from pipeline.dataset.visible import Visible, layer, place
 from pipeline.dataset.watermark import BITS, READ, Floats, embed, message_bits, parse
+from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.tables import Store
 
 MAX_PIXELS = 64_000_000

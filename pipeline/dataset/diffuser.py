@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import AigiError
-from pipeline.dataset.pixels import RGB, PngEffort, pixels_sha256, png_bytes
 from pipeline.dataset.specification import SCHEDULERS, DiffusersSpec
 from pipeline.dataset.watermark import embed
 from pipeline.device import device_name, pick_device
+from pipeline.pixels import RGB, PngEffort, pixels_sha256, png_bytes
 from pipeline.tables import IMAGES
 from pipeline.workflow import DiffusersSource
 

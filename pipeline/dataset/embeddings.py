@@ -17,8 +17,8 @@ from PIL import Image
 
 from pipeline import AigiError
 from pipeline.dataset.diffuser import file_sha256
-from pipeline.dataset.pixels import RGB, BadPicture, decode
 from pipeline.device import pick_device
+from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.run import Map
 from pipeline.tables import Store, embeddings_schema
 from pipeline.workflow import Embeddings, Workflow

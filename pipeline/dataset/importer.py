@@ -29,9 +29,9 @@ from pipeline.dataset.pictures import (
     escapes,
     open_pictures,
 )
-from pipeline.dataset.pixels import RGB, BadPicture, PngEffort, decode, pixels_sha256, png_bytes
 from pipeline.dataset.png_prompt import embedded_prompt
 from pipeline.dataset.watermark import embed
+from pipeline.pixels import RGB, BadPicture, PngEffort, decode, pixels_sha256, png_bytes
 from pipeline.tables import IMAGES
 from pipeline.workflow import ImportedSource, ImportSource, OriginalSource
 

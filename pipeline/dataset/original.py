@@ -32,8 +32,8 @@ from pipeline.dataset.pictures import (
     open_pictures,
     wanted,
 )
-from pipeline.dataset.pixels import BadPicture
 from pipeline.dataset.specification import Split
+from pipeline.pixels import BadPicture
 from pipeline.workflow import OriginalSource
 
 MARK = "dwt-dct"

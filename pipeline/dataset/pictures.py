@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import AigiError
-from pipeline.dataset.pixels import BadPicture, open_at_once
 from pipeline.dataset.volumes import open_file, open_zip
+from pipeline.pixels import BadPicture, open_at_once
 
 EXTENSIONS = frozenset(
     [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jxl"]

@@ -24,9 +24,9 @@ from pipeline.dataset.importer import list_captions, open_import
 from pipeline.dataset.manifest import PLAN_FILE
 from pipeline.dataset.original import OriginalPictures
 from pipeline.dataset.pictures import Escapes, FolderPictures, ParquetPictures, ZipPictures
-from pipeline.dataset.pixels import BadPicture, image_size
 from pipeline.dataset.specification import Dataset, DiffusersSpec, ImportSpec, SplitSpec
 from pipeline.dataset.text import normalise, prompt_id, split_of
+from pipeline.pixels import BadPicture, image_size
 from pipeline.progress import Progress
 from pipeline.run import Build
 from pipeline.tables import PLAN, REJECTS, Shard, Store

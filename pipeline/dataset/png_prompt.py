@@ -7,7 +7,7 @@ import re
 import zlib
 from typing import Any
 
-from pipeline.dataset.pixels import PNG_MAGIC, BadPicture, png_chunks
+from pipeline.pixels import PNG_MAGIC, BadPicture, png_chunks
 
 MAX_TEXT_BYTES = 1 << 20  # ComfyUI graphs reach 100 KB
 

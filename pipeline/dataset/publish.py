@@ -137,7 +137,7 @@ def read_back(
     import numpy as np
     from datasets import get_dataset_config_names, load_dataset
 
-    from pipeline.dataset.pixels import pixels_sha256
+    from pipeline.pixels import pixels_sha256
 
     expected: dict[tuple[str, str], int] = {}
     for record in manifest["files"]:

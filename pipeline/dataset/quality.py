@@ -31,8 +31,8 @@ from pipeline.dataset.embeddings import (
     stored_picture,
 )
 from pipeline.dataset.hashes import perceptual_hash
-from pipeline.dataset.pixels import RGB
 from pipeline.device import pick_device
+from pipeline.pixels import RGB
 from pipeline.run import Map
 from pipeline.tables import QUALITY, Store
 from pipeline.workflow import Embeddings, Quality, Workflow

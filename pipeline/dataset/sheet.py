@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline import AigiError
-from pipeline.dataset.pixels import RGB, BadPicture, decode
+from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.tables import Store
 
 SHEET = "sheet.webp"

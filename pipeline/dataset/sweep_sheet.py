@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipeline import AigiError
-from pipeline.dataset.pixels import BadPicture, decode
 from pipeline.dataset.sweep import Drop
+from pipeline.pixels import BadPicture, decode
 from pipeline.tables import Store
 
 THUMB = 144

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset.pixels import RGB
+from pipeline.pixels import RGB
 
 Floats = NDArray[np.float64]
 

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset.pixels import RGB
 from pipeline.dataset.visible import Visible, embed_visible, parse_visible
+from pipeline.pixels import RGB
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]

@@ -20,7 +20,7 @@ from pipeline import AigiError
 from pipeline.dataset import audit as audits
 from pipeline.dataset.audit import Remade, audit, places_of
 from pipeline.dataset.manifest import open_release
-from pipeline.dataset.pixels import pixels_sha256, png_bytes
+from pipeline.pixels import pixels_sha256, png_bytes
 from pipeline.tables import IMAGES, Store
 from tests.conftest import ROOT, aigi
 

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.dataset import visible
 from pipeline.dataset.detection import chance, detect, read_message, robustness, search
-from pipeline.dataset.pixels import decode, png_bytes
 from pipeline.dataset.watermark import BITS, READ, embed, message_bits, parse
+from pipeline.pixels import decode, png_bytes
 from pipeline.tables import Store
 from tests.dataset.test_watermark import picture
 

@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline import AigiError
 from pipeline.dataset import embeddings
 from pipeline.dataset.embeddings import Clip, Embedder, column_vectors, find_weights
-from pipeline.dataset.pixels import RGB, png_bytes
+from pipeline.pixels import RGB, png_bytes
 from pipeline.progress import Progress
 from pipeline.run import Build, run_stages
 from pipeline.tables import IMAGES, PLAN, Shard, Store, embeddings_schema

@@ -23,7 +23,7 @@ from PIL import Image, PngImagePlugin
 from pipeline import AigiError
 from pipeline.dataset import importer
 from pipeline.dataset.importer import CHUNK_ROWS, Importer, list_captions
-from pipeline.dataset.pixels import decode, pixels_sha256
+from pipeline.pixels import decode, pixels_sha256
 from pipeline.tables import IMAGES, PLAN
 from pipeline.workflow import ImportSource
 

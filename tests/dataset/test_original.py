@@ -17,7 +17,7 @@ from pipeline.dataset import original
 from pipeline.dataset.importer import list_captions
 from pipeline.dataset.original import SUBFOLDERS, OriginalPictures
 from pipeline.dataset.pictures import Caption, Escapes
-from pipeline.dataset.pixels import BadPicture
+from pipeline.pixels import BadPicture
 from pipeline.workflow import OriginalSource
 from tests.dataset.test_volumes import split, write_volumes, zipped
 

@@ -21,11 +21,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin
 
-from pipeline import AigiError
-from pipeline.dataset import pictures, pixels
+from pipeline import AigiError, pixels
+from pipeline.dataset import pictures
 from pipeline.dataset.pictures import Escapes, open_pictures
-from pipeline.dataset.pixels import BadPicture, decode, image_size, pixels_sha256, png_bytes
 from pipeline.dataset.png_prompt import embedded_prompt
+from pipeline.pixels import BadPicture, decode, image_size, pixels_sha256, png_bytes
 
 LIMIT = 1_000_000
 GREY = np.tile(np.arange(0, 256, 2, dtype=np.uint8)[:, None], (2, 1, 3)).repeat(64, axis=1)

@@ -105,7 +105,7 @@ def test_published_private_tagged_and_loaded_back(
     assert same.returncode == 0, same.stdout + same.stderr
     code = f"""
 import pipeline
-from pipeline.dataset.pixels import pixels_sha256
+from pipeline.pixels import pixels_sha256
 import numpy as np
 for name in ("{REPO}", "{TO}@v1.2.3"):
     rows = pipeline.load(name, "sdxl", "test", None if "@" in name else "v1.2.3")

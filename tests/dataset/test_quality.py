@@ -20,9 +20,9 @@ from pipeline import workflow as workflows
 from pipeline.dataset import quality
 from pipeline.dataset.embeddings import column_vectors
 from pipeline.dataset.hashes import perceptual_hash
-from pipeline.dataset.pixels import RGB, png_bytes
 from pipeline.dataset.quality import Inspector, blockiness, concept_scores, luminance, measures
 from pipeline.dataset.stages import stages
+from pipeline.pixels import RGB, png_bytes
 from pipeline.progress import Progress
 from pipeline.run import run_stages
 from pipeline.tables import IMAGES, QUALITY, Store

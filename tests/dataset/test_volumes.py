@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from pipeline import AigiError
 from pipeline.dataset.pictures import ZipPictures
-from pipeline.dataset.pixels import BadPicture
 from pipeline.dataset.volumes import Volumes, open_zip
+from pipeline.pixels import BadPicture
 
 SPANNED = b"PK\7\x08"  # what a split archive starts with
 

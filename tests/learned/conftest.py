@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dataset.pixels import RGB
 from pipeline.learned.codec import LearnedCodec
 from pipeline.learned.network import Network
 from pipeline.learned.sizes import NETWORKS
+from pipeline.pixels import RGB
 
 TEXT = {"tower": "tiny", "width": 96}
 SMALL: dict[str, dict[str, Any]] = {

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from pipeline import AigiError
-from pipeline.dataset.pixels import RGB, decode, png_bytes
 from pipeline.learned import bitstream
 from pipeline.learned.codec import load
+from pipeline.pixels import RGB, decode, png_bytes
 from tests.conftest import ROOT
 from tests.learned.conftest import SMALL, codec, pictures, ready, small, tensor, text_of
 

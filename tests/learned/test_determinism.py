@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dataset.pixels import RGB
 from pipeline.learned.codec import LearnedCodec
 from pipeline.learned.coding import DamagedStream
 from pipeline.learned.network import Network
 from pipeline.learned.sizes import NETWORKS
+from pipeline.pixels import RGB
 from tests.learned.conftest import TEXT, fill, pictures, small
 
 

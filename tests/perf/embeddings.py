@@ -60,7 +60,7 @@ def save(folder: Path) -> None:
 
 def shard(count: int) -> pa.Table:
     """Rows of a shard: smooth pictures with some grain, whose PNG is as large as a photo's."""
-    from pipeline.dataset.pixels import png_bytes
+    from pipeline.pixels import png_bytes
     from pipeline.tables import IMAGES, PLAN
 
     sentences = bare.sentences((count + 1) // 2)

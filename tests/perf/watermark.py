@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset.pixels import RGB
 from pipeline.dataset.watermark import BITS, EMBED, READ, message_bits
+from pipeline.pixels import RGB
 from tests.perf.report import Measurement
 
 TARGET = 5.0

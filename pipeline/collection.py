@@ -1,0 +1,300 @@
+"""A release, a dataset on the Hub or a folder of pictures in, its pictures in a fixed order out.
+
+What is measured, analysed or trained on comes through here: nothing of it asks how the pictures
+were made.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import AigiError
+from pipeline.pixels import image_size
+from pipeline.tables import IMAGE, Store
+from pipeline.workflow import Pictures
+
+MANIFEST = "manifest.json"
+ROWS, BYTES = 100, 64 << 20
+"""A part has at most so many pictures; of a folder, at most so many bytes beyond one picture."""
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"))
+
+COLUMNS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("image", IMAGE),
+        ("text", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("watermark", pa.string()),
+        ("pair_id", pa.string()),
+    ]
+)
+"""Columns of `Collection.read`. Of a folder's pictures text may be empty, watermark is `none`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some pictures of one source and split: the unit of reading.
+
+    Attributes:
+        name: unique, the same each time, and a name that a shard can have.
+        rows: pictures in it.
+        path: of its parquet file; of a folder, empty.
+        groups: its row groups; of a folder, numbers of its files.
+        skip: rows at the begin of the first of its row groups that belong to another part.
+    """
+
+    name: str
+    source: str
+    split: str
+    rows: int
+    path: str
+    groups: tuple[int, ...]
+    skip: int = 0
+
+
+class Collection:
+    """Pictures that lie somewhere.
+
+    Args:
+        pictures: where, and which of them.
+
+    Attributes:
+        parts: in the order in which they are read.
+        state: hex digest of everything that decides the rows; of a folder, names and sizes.
+
+    Raises:
+        AigiError: there are none.
+    """
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = pictures
+        self.store, manifest = _open(pictures.place)
+        self._files: list[str] = []
+        self._texts: dict[str, str] = {}
+        if manifest is None:
+            self.parts, state = self._folder()
+        else:
+            self.parts, state = self._release(manifest)
+        self._by_name = {part.name: part for part in self.parts}
+        self.state = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+        if not self.parts:
+            raise AigiError(f"{pictures.place}: no pictures{self._asked()}")
+
+    def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a part, with these columns of COLUMNS, by default all.
+
+        Raises:
+            AigiError: a file is missing or damaged, or no part has this name.
+        """
+        part = self._by_name.get(name)
+        if part is None:
+            raise AigiError(f"{self.pictures.place}: has no part {name}")
+        wanted = list(COLUMNS.names if columns is None else columns)
+        if not part.path:
+            return pa.Table.from_pylist(
+                [self._picture(part, number) for number in part.groups], COLUMNS
+            ).select(wanted)
+        return _read_groups(self.store, part, wanted)
+
+    def _asked(self) -> str:
+        asked = [
+            f"{name} {', '.join(value)}"
+            for name in ("sources", "splits")
+            if (value := getattr(self.pictures, name)) is not None
+        ]
+        return f" of {' and '.join(asked)}" if asked else ""
+
+    def _wanted(self, source: str, split: str) -> bool:
+        sources, splits = self.pictures.sources, self.pictures.splits
+        return (sources is None or source in sources) and (splits is None or split in splits)
+
+    def _release(self, manifest: dict[str, Any]) -> tuple[list[Part], list[Any]]:
+        place = self.pictures.place
+        try:
+            records = [
+                (str(r["path"]), str(r["config"]), str(r["split"]), str(r["sha256"]))
+                for r in manifest["files"]
+            ]
+        except (KeyError, TypeError) as error:
+            raise AigiError(f"{place}: {MANIFEST}: its list of files is damaged: {error}") from None
+        known = {source for _, source, _, _ in records}
+        for source in self.pictures.sources or ():
+            if source not in known:
+                raise AigiError(
+                    f"{place}: no source {source}; there are {', '.join(sorted(known))}"
+                )
+        left: dict[tuple[str, str], int] = {}
+        parts, state = [], []
+        for path, source, split, sha256 in records:
+            if not self._wanted(source, split) or left.get((source, split)) == 0:
+                continue
+            if path.startswith("/") or ".." in path.split("/") or not path.endswith(".parquet"):
+                raise AigiError(f"{place}: {MANIFEST}: {path!r} is no name of a release file")
+            metadata = self.store.metadata("", path.removesuffix(".parquet"))
+            if metadata is None:
+                raise AigiError(f"{place}: {path}: missing or damaged. Get the release anew.")
+            for part in _parts(path, source, split, metadata):
+                most = left.get((source, split), self.pictures.limit)
+                rows = part.rows if most is None else min(part.rows, most)
+                if rows:
+                    parts.append(replace(part, rows=rows))
+                if most is not None:
+                    left[source, split] = most - rows
+            state.append([path, sha256])
+        return parts, [state, [(part.name, part.rows) for part in parts]]
+
+    def _folder(self) -> tuple[list[Part], list[Any]]:
+        place, fs = self.pictures.place, self.store.fs
+        found = fs.find(self.store.root, detail=True)
+        base = self.store.root.rstrip("/") + "/"
+        sizes = {
+            path.removeprefix(base): int(info["size"] or 0)
+            for path, info in found.items()
+            if posixpath.splitext(path)[1].lower() in SUFFIXES
+            and not any(p.startswith(".") for p in path.removeprefix(base).split("/"))
+        }
+        if self.pictures.captions is not None:
+            self._texts = _captions(self.pictures)
+            missing = [name for name in self._texts if name not in sizes]
+            if missing:
+                raise AigiError(
+                    f"{self.pictures.captions}: {missing[0]!r} is not in {place} "
+                    f"({len(missing)} of {len(self._texts)} files are not)"
+                )
+            sizes = {name: size for name, size in sizes.items() if name in self._texts}
+        source = self.pictures.name or posixpath.basename(self.store.root.rstrip("/")) or "pictures"
+        if not self._wanted(source, "test"):
+            return [], []
+        self._files = sorted(sizes)[: self.pictures.limit]
+        groups: list[list[int]] = []
+        total = 0
+        for number, name in enumerate(self._files):
+            if not groups or len(groups[-1]) == ROWS or total + sizes[name] > BYTES:
+                groups.append([])
+                total = 0
+            groups[-1].append(number)
+            total += sizes[name]
+        safe = re.sub(r"[^A-Za-z0-9._-]", "_", source).lstrip(".") or "pictures"
+        parts = [
+            Part(f"{safe}/test-{index:05d}", source, "test", len(numbers), "", tuple(numbers))
+            for index, numbers in enumerate(groups)
+        ]
+        texts = sorted(self._texts.items())
+        return parts, [source, [(name, sizes[name]) for name in self._files], texts]
+
+    def _picture(self, part: Part, number: int) -> dict[str, Any]:
+        name = self._files[number]
+        try:
+            data = self.store.fs.cat_file(self.store.path(name))
+        except OSError as error:
+            raise AigiError(f"{self.pictures.place}: {name}: cannot be read: {error}") from error
+        width, height = image_size(data) or (None, None)
+        return {
+            "image_id": hashlib.sha256(name.encode() + b"\0" + data).hexdigest()[:32],
+            "image": {"bytes": data, "path": name},
+            "text": self._texts.get(name, ""),
+            "source": part.source,
+            "split": part.split,
+            "width": width,
+            "height": height,
+            "watermark": "none",
+            "pair_id": None,
+        }
+
+
+def _open(place: str) -> tuple[Store, dict[str, Any] | None]:
+    """The files, and the manifest of a release or None for a plain folder."""
+    for url in (place, place.rstrip("/") + "/release"):
+        store = Store(url)
+        try:
+            manifest = store.read_json(MANIFEST)
+        except OSError as error:
+            raise AigiError(f"{place}: cannot be read: {error}") from error
+        if manifest is not None:
+            return store, manifest
+    store = Store(place)
+    if "hf://" in place or not store.fs.isdir(store.root):
+        raise AigiError(
+            f"{place}: no {MANIFEST}, so no release, and no folder of pictures. Give a release "
+            "folder, a run, hf://datasets/ORG/NAME@REVISION or a folder."
+        )
+    return store, None
+
+
+def _parts(path: str, source: str, split: str, metadata: Any) -> Iterator[Part]:
+    """A file's row groups: long ones cut, so that a part is small enough to hold."""
+    name = path.removesuffix(".parquet")
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        for skip in range(0, rows, ROWS):
+            yield Part(
+                f"{name}.{group}" + (f".{skip}" if skip else ""),
+                source,
+                split,
+                min(ROWS, rows - skip),
+                path,
+                (group,),
+                skip,
+            )
+
+
+def _read_groups(store: Store, part: Part, wanted: list[str]) -> pa.Table:
+    path = store.path(part.path)
+    try:
+        with store.fs.open(path, "rb") as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
+            have = [name for name in wanted if name in parquet.schema_arrow.names]
+            table = parquet.read_row_groups(list(part.groups), have)
+    except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
+        raise AigiError(f"{path}: cannot be read ({error}). Get the release anew.") from error
+    table = table.slice(part.skip, part.rows)
+    columns = []
+    for name in wanted:
+        kind = COLUMNS.field(name).type
+        if name == "split":
+            columns.append(pa.repeat(pa.scalar(part.split), table.num_rows))
+        elif name in have:
+            columns.append(pc.cast(table[name], kind))
+        elif name in ("watermark", "pair_id", "text"):
+            value = {"watermark": "none", "text": ""}.get(name)
+            columns.append(pa.repeat(pa.scalar(value, pa.string()), table.num_rows))
+        else:
+            raise AigiError(f"{path}: no column {name}: not a file of a release")
+    return pa.table(columns, schema=pa.schema([COLUMNS.field(name) for name in wanted]))
+
+
+def _captions(pictures: Pictures) -> dict[str, str]:
+    """Texts by file name, of a CSV or JSON-lines file."""
+    assert pictures.captions is not None
+    store = Store(posixpath.dirname(pictures.captions))
+    name = posixpath.basename(pictures.captions)
+    try:
+        text = store.fs.cat_file(store.path(name)).decode("utf-8-sig")
+        rows: list[dict[str, Any]] = (
+            [json.loads(line) for line in text.splitlines() if line.strip()]
+            if name.endswith(".jsonl")
+            else list(csv.DictReader(io.StringIO(text, newline="")))
+        )
+        return {
+            str(row[pictures.file_column]): str(row[pictures.text_column] or "") for row in rows
+        }
+    except (OSError, ValueError, csv.Error) as error:
+        raise AigiError(f"{pictures.captions}: cannot be read: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise AigiError(
+            f"{pictures.captions}: no column {error}; set file_column and text_column"
+        ) from None
