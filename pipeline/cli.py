@@ -412,6 +412,21 @@ def sweep(
 
 
 @app.command()
+def report(
+    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file.")] = Path("report.html"),
+) -> None:
+    """Write one page that shows a run: counts, pictures, scores, what was dropped and why."""
+    with _explained():
+        from pipeline.pages.page import write
+        from pipeline.pages.report import report as build
+        from pipeline.tables import Store
+
+        write(build(Store(run_folder)), out)
+        print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command()
 def review(
     run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL.")],
     reason: Annotated[

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pipeline import AigiError
 from pipeline.dataset.selection import REASONS
+from pipeline.dataset.sweep import SWEPT
 from pipeline.pages.page import render, visible
 from pipeline.pages.thumbnails import Place, Thumbnail, thumbnails
 from pipeline.tables import Store
@@ -17,17 +18,6 @@ from pipeline.tables import Store
 KEPT = "kept"
 """Beside the reasons of the selection: images that it keeps."""
 SIDE = 512  # pixels; 500 pictures of this size make a page of some 20 MB
-
-# Score columns with the table that holds them, and the setting that they are compared with.
-_SCORES = {
-    "clip_score": ("embeddings", "min_clip_score", "at least"),
-    "nsfw": ("quality", "max_nsfw", "at most"),
-    "black": ("quality", "max_black", "at most"),
-    "blank": ("quality", "max_blank", "at most"),
-    "luminance_std": ("quality", "min_luminance_std", "at least"),
-    "entropy": ("quality", "min_entropy", "at least"),
-    "blockiness": ("quality", "max_blockiness", "at most"),
-}
 
 
 class _Judged(NamedTuple):
@@ -102,7 +92,7 @@ def _known(store: Store, images: Sequence[_Judged]) -> dict[str, dict[str, Any]]
         wanted = {"plan": ["text", "path"]}
         for table, names in (
             ("embeddings", ["clip_score"]),
-            ("quality", [name for name, (of, _, _) in _SCORES.items() if of == "quality"]),
+            ("quality", [name for name, _ in SWEPT.values() if name != "clip_score"]),
         ):
             if shard in have[table]:
                 wanted[table] = [*names, *(["concepts"] if table == "quality" else [])]
@@ -118,11 +108,11 @@ def _facts(image: _Judged, known: dict[str, Any], rules: dict[str, Any]) -> list
     facts += [("image", image.image_id), ("source", f"{image.source}, {image.split}")]
     if known.get("path"):
         facts.append(("file", visible(known["path"])))
-    for name, (_, setting, words) in _SCORES.items():
+    for setting, (name, low) in SWEPT.items():
         if known.get(name) is not None:
-            least = rules.get(setting)
-            limit = "" if least is None else f" ({words} {least:g})"
-            facts.append((name, f"{known[name]:.3g}{limit}"))
+            limit = rules.get(setting)
+            words = "" if limit is None else f" (at {'least' if low else 'most'} {limit:g})"
+            facts.append((name, f"{known[name]:.3g}{words}"))
     for name, value in dict(known.get("concepts") or {}).items():
         most = (rules.get("max_concepts") or {}).get(name)
         facts.append(

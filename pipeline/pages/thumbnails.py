@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline import AigiError
-from pipeline.dataset.pixels import BadPicture, decode
+from pipeline.pixels import BadPicture, decode
 from pipeline.tables import Store
 
 
