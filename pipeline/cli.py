@@ -56,9 +56,20 @@ def _print(table: Table) -> None:
 def _execute(workflow: Workflow, quiet: bool) -> None:
     from pipeline.dataset.stages import make
     from pipeline.progress import Progress
+    from pipeline.run import run_stages
     from pipeline.tables import Store
 
-    make(workflow, Store(workflow.run), Progress(quiet=quiet))
+    store, progress = Store(workflow.run), Progress(quiet=quiet)
+    make(workflow, store, progress)
+    if workflow.characteristics is not None:
+        from pipeline.analysis import characteristics, effects
+
+        run_stages(
+            [characteristics.stage(workflow), effects.stage(workflow)],
+            store,
+            workflow.compute,
+            progress,
+        )
 
 
 def _print_estimate(workflow: Workflow) -> None:

@@ -438,6 +438,31 @@ class Pictures(Settings):
     text_column: str = "text"
 
 
+class Characteristics(Settings):
+    """Pictures in, the `characteristics` table out: texture, colour, compressibility."""
+
+    pictures: tuple[Pictures, ...] = Field(
+        (), description="releases and folders; empty: the release of this run"
+    )
+    distances: tuple[Count, ...] = Field((1,), min_length=1, description="of the GLCM, in pixels")
+    angles: tuple[Literal[0, 45, 90, 135], ...] = Field(
+        (0, 45, 90, 135), min_length=1, description="of the GLCM, in degrees"
+    )
+    symmetric: bool = Field(True, description="GLCM: count each pair in both directions")
+    crop: Count | None = Field(
+        None,
+        description="look at the middle of so many pixels a side only, and leave smaller pictures "
+        "out, so that sources of different sizes compare",
+    )
+    lossless: tuple[Literal["png", "jxl"], ...] = Field(
+        ("png",), description="files whose bits are counted; jxl: pip install pillow-jxl-plugin"
+    )
+    max_pixels: Count = 64_000_000
+    reference: str | None = Field(
+        None, description="source that the others are compared with; null: each with all others"
+    )
+
+
 class Workflow(Settings):
     """One run: a run directory and the sections of the stages that it makes."""
 
@@ -453,6 +478,7 @@ class Workflow(Settings):
     duplicates: Duplicates | None = None
     selection: Selection | None = None
     release: Release | None = None
+    characteristics: Characteristics | None = None
 
 
 class _Loader(yaml.SafeLoader):

@@ -21,6 +21,7 @@ from pipeline.dataset.counts import reject_reasons
 from pipeline.dataset.manifest import RUN_WORKFLOW
 from pipeline.dataset.selection import REASONS, near_pairs_of
 from pipeline.dataset.sweep import SWEPT
+from pipeline.pages.measured import measured
 from pipeline.pages.page import render, visible
 from pipeline.pages.planned import planned
 from pipeline.pages.section import Gallery, Section, Shown, Table
@@ -508,6 +509,7 @@ def _sections(store: Store, stages: Sequence[Status]) -> Iterator[Section | None
         yield _dropped(images)
         yield _groups(images)
         yield _watermarks(images)
+    yield from measured(store)
     yield _environment(store, stages, images)
 
 
