@@ -426,15 +426,26 @@ def sweep(
 def report(
     run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None, typer.Option(help="Folder for its charts, as SVG files.")
+    ] = None,
 ) -> None:
     """Write one page that shows a run: counts, pictures, scores, what was dropped and why."""
     with _explained():
         from pipeline.pages.page import write
+        from pipeline.pages.report import charts
         from pipeline.pages.report import report as build
         from pipeline.tables import Store
 
-        write(build(Store(run_folder)), out)
+        page, sections = build(Store(run_folder))
+        write(page, out)
         print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+        if figures is not None:
+            files = charts(sections)
+            figures.mkdir(parents=True, exist_ok=True)
+            for name, svg in files.items():
+                write(svg, figures / name)
+            print(f"{figures}: {len(files):,} charts")
 
 
 @app.command()

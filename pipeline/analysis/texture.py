@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVELS = 256
+ROWS = 256
 PROPERTIES = (
     "contrast", "dissimilarity", "homogeneity", "asm", "energy", "correlation", "entropy",
 )  # fmt: skip
@@ -47,20 +48,25 @@ def cooccurrences(grey: Grey, distances: Sequence[int], angles: Sequence[float])
     found = np.empty((len(distances), len(angles), LEVELS * LEVELS), np.int64)
     here = grey.astype(np.uint16) << 8
     height, width = grey.shape
-    # What bincount wants. Asking for this memory anew each time takes as long as the counting.
-    memory = np.empty(grey.size, np.intp)
+    # What bincount wants, for so many rows that it stays in the processor's cache.
+    memory = np.empty((ROWS, max(width, 1)), np.intp)
     for i, distance in enumerate(distances):
         for j, angle in enumerate(angles):
             down, right = offset(distance, angle)
             rows = slice(max(0, -down), max(0, height - max(0, down)))
             columns = slice(max(0, -right), max(0, width - max(0, right)))
-            there = grey[
+            levels = here[rows, columns]
+            neighbours = grey[
                 max(0, down) : max(0, height + min(0, down)),
                 max(0, right) : max(0, width + min(0, right)),
             ]
-            pairs = memory[: there.size]
-            np.bitwise_or(here[rows, columns], there, out=pairs.reshape(there.shape))
-            found[i, j] = np.bincount(pairs, minlength=LEVELS * LEVELS)
+            counts = found[i, j]
+            counts[:] = 0
+            for top in range(0, len(levels), ROWS):
+                band = levels[top : top + ROWS]
+                pairs = memory.ravel()[: band.size]
+                np.bitwise_or(band, neighbours[top : top + ROWS], out=pairs.reshape(band.shape))
+                counts += np.bincount(pairs, minlength=LEVELS * LEVELS)
     return found.reshape(len(distances), len(angles), LEVELS, LEVELS).transpose(2, 3, 0, 1)
 
 
@@ -83,13 +89,14 @@ def properties(counts: Counts, symmetric: bool = True) -> dict[str, Floats]:
     return {name: found[i].reshape(shape) for i, name in enumerate(PROPERTIES)}
 
 
-def _properties(matrix: Counts) -> tuple[float, ...]:
-    total = int(matrix.sum())
+def _properties(counts: Counts) -> tuple[float, ...]:
+    matrix = counts.astype(np.float64)  # whole numbers below 2^53, so sums of them are exact
+    total = float(matrix.sum())
     if total == 0:
         return 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0
     apart = np.bincount(_APART, weights=matrix.ravel(), minlength=LEVELS)
     contrast, dissimilarity, homogeneity = (_OF_APART @ apart / total).tolist()
-    there = matrix[matrix > 0].astype(np.float64)
+    there = matrix[matrix > 0]
     asm = float(there @ there) / total**2
     entropy = max(0.0, math.log2(total) - float(there @ np.log2(there)) / total)
     rows, columns = matrix.sum(axis=1) / total, matrix.sum(axis=0) / total

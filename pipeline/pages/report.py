@@ -532,8 +532,19 @@ def _summary(stages: Sequence[Status]) -> str:
     return ", ".join(told) + (f". Not finished: {', '.join(undone)}." if undone else ".")
 
 
-def report(store: Store) -> str:
-    """The page of a run, whatever stages it has.
+def charts(sections: Sequence[Section]) -> dict[str, str]:
+    """The charts of a report by the name that a file can have, on a white ground."""
+    return {
+        f"{section.name}-{number:02d}.svg": svg.replace(
+            'role="img"', 'role="img" style="background:#fff"', 1
+        )
+        for section in sections
+        for number, svg in enumerate(section.charts, 1)
+    }
+
+
+def report(store: Store) -> tuple[str, list[Section]]:
+    """The page of a run, whatever stages it has, and the sections that it is made of.
 
     Raises:
         AigiError: no run, or one whose tables do not belong together.
@@ -543,6 +554,7 @@ def report(store: Store) -> str:
     galleries = [gallery for section in sections for gallery in section.galleries]
     places = {shown.place for gallery in galleries for shown in gallery.pictures}
     pictures = thumbnails(store, places, SIDE, 75)
-    return render(
+    page = render(
         "report.html", run=store.url, summary=_summary(stages), sections=sections, pictures=pictures
     )
+    return page, sections

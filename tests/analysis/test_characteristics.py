@@ -18,7 +18,6 @@ from pipeline.analysis import characteristics, effects
 from pipeline.analysis.characteristics import measured, middle
 from pipeline.analysis.effects import compare
 from pipeline.analysis.plots import densities
-from pipeline.pages.report import report
 from pipeline.pixels import png_bytes
 from pipeline.progress import Progress
 from pipeline.run import run_stages
@@ -84,7 +83,13 @@ def test_folders_become_a_table_and_a_report(workflow: Path, tmp_path: Path) -> 
     assert found["red_mean"]["cliffs_delta"] == 1 and found["red_mean"]["ks"] == 1
     assert found["red_mean"]["images"] == 5 and found["red_mean"]["images_against"] == 6
     assert found["red_mean"]["p_adjusted"] >= found["red_mean"]["p_value"]
-    text = report(store)
+    page, figures = tmp_path / "report.html", tmp_path / "figures"
+    done = aigi("report", str(store.url), "--out", str(page), "--figures", str(figures))
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in figures.iterdir()}
+    assert {"texture-01.svg", "color-09.svg", "compressibility-06.svg"} <= names
+    assert ET.parse(figures / "color-01.svg").getroot().tag.endswith("svg")
+    text = page.read_text()
     for title in ("Texture", "Colour", "Compressibility", "How sources differ"):
         assert f">{title}</h2>" in text
     assert "&lt;i&gt;light&lt;/i&gt; (5)" in text and "<i>light" not in text

@@ -203,7 +203,7 @@ def large_run(root: Path, count: int, shards: int) -> Store:
 
 @pytest.mark.parametrize("count", [5_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_many_images_are_a_small_page(tmp_path: Path, count: int) -> None:
-    text = report(large_run(tmp_path, count, 20))
+    text, _ = report(large_run(tmp_path, count, 20))
     assert text.count("<img") <= MOST_PICTURES
     assert len(text.encode()) + 12_000_000 < 20_000_000, "beside the worst thumbnails"
     assert f"{count:,} images planned" in text
@@ -224,5 +224,5 @@ def test_a_half_made_run_has_a_report(hostile: tuple[Path, Path], tmp_path: Path
     for table in ("selection", "quality", "embeddings", "duplicates", "release"):
         shutil.rmtree(tmp_path / "run" / table)
         (tmp_path / "run" / "_stages" / f"{table}.json").unlink()
-    text = report(Store(str(tmp_path / "run")))
+    text, _ = report(Store(str(tmp_path / "run")))
     assert "Contact sheets" in text and "Dropped, and why" not in text
