@@ -31,8 +31,8 @@ def characteristics(table: pa.Table, effects: pa.Table | None) -> list[Section]:
         "with a watermark are left out" + (f", and {failed:,} without numbers." if failed else ".")
     )
     sections = [
-        Section(name, _TITLES[name], [text], charts=charts)
-        for name, charts in figures(table).items()
+        Section(name, _TITLES[name], [] if number else [text], charts=charts)
+        for number, (name, charts) in enumerate(figures(table).items())
     ]
     if effects is not None and effects.num_rows:
         rows = effects.to_pylist()
