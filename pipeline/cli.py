@@ -61,15 +61,10 @@ def _execute(workflow: Workflow, quiet: bool) -> None:
 
     store, progress = Store(workflow.run), Progress(quiet=quiet)
     make(workflow, store, progress)
-    if workflow.characteristics is not None:
-        from pipeline.analysis import characteristics, effects
+    if workflow.characteristics is not None or workflow.alignments is not None:
+        from pipeline.analysis.stages import stages
 
-        run_stages(
-            [characteristics.stage(workflow), effects.stage(workflow)],
-            store,
-            workflow.compute,
-            progress,
-        )
+        run_stages(stages(workflow), store, workflow.compute, progress)
 
 
 def _print_estimate(workflow: Workflow) -> None:

@@ -169,9 +169,23 @@ CHARACTERISTICS = pa.schema(
         ("jxl_bpp", pa.float32()),  # null: not asked for
     ]
 )  # fmt: skip
+ALIGNMENTS = pa.schema(
+    # Scores and attributes are empty where `error` says why, and where there is no prompt.
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("watermark", pa.string()),
+        ("text", pa.string()),
+        ("error", pa.string()),
+        ("scores", pa.map_(pa.string(), pa.float32())),  # by the names of the settings
+        # whether the word of the prompt suits the picture best, of all words of its list
+        ("attributes", pa.map_(pa.string(), pa.bool_())),
+    ]
+)
 EFFECTS = pa.schema(
-    # A source beside the reference (or all other sources), for each number of characteristics
-    # and alignments; pictures with a watermark are left out.
+    # A source beside the reference (or all other sources), for each number of characteristics;
+    # pictures with a watermark are left out.
     [
         ("characteristic", pa.string()),
         ("source", pa.string()),

@@ -463,6 +463,64 @@ class Characteristics(Settings):
     )
 
 
+class ClipScorer(Settings):
+    """Cosine of picture and prompt by an open_clip model: CLIPScore, or HPS with its weights."""
+
+    kind: Literal["open_clip"]
+    model: str = Field("ViT-B-32", description="as in embeddings")
+    pretrained: str = "laion2b_s34b_b79k"
+    folder: Location | None = None
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+
+
+class BlipScorer(Settings):
+    """Probability that picture and prompt belong together, by BLIP's matching head."""
+
+    kind: Literal["blip_itm"]
+    model: str = "Salesforce/blip-itm-large-coco"
+    revision: str | None = None
+    folder: Location | None = Field(None, description="a local copy of model and processor")
+
+
+class PickScorer(Settings):
+    """PickScore: the scaled cosine of a CLIP model of transformers, trained on preferences."""
+
+    kind: Literal["pick_score"]
+    model: str = "yuvalkirstain/PickScore_v1"
+    revision: str | None = None
+    processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    folder: Location | None = Field(None, description="a local copy of model and processor")
+
+
+Scorer = Annotated[ClipScorer | BlipScorer | PickScorer, Field(discriminator="kind")]
+
+
+class Alignments(Settings):
+    """Pictures and their prompts in, the `alignments` table out: do they show what was asked?"""
+
+    pictures: tuple[Pictures, ...] = Field(
+        (), description="releases and folders; empty: the release of this run"
+    )
+    models: dict[str, Scorer] = Field(min_length=1, description="by name: the scores to give")
+    attributes: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="lists of words that exclude one another, by name: of prompts with one of "
+        "them, whether it suits the picture best; the first open_clip model tells",
+    )
+    batch_size: Count = 16
+    max_pixels: Count = 64_000_000
+
+    @model_validator(mode="after")
+    def _has_a_judge(self) -> Alignments:
+        kinds = {scorer.kind for scorer in self.models.values()}
+        if self.attributes and "open_clip" not in kinds:
+            raise ValueError("attributes need a model of kind open_clip")
+        for name, words in self.attributes.items():
+            if len(set(words)) < 2 or len(set(words)) < len(words):
+                raise ValueError(f"attributes.{name}: give two different words or more")
+        return self
+
+
 class Workflow(Settings):
     """One run: a run directory and the sections of the stages that it makes."""
 
@@ -479,6 +537,7 @@ class Workflow(Settings):
     selection: Selection | None = None
     release: Release | None = None
     characteristics: Characteristics | None = None
+    alignments: Alignments | None = None
 
 
 class _Loader(yaml.SafeLoader):

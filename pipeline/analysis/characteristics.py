@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,12 @@ from pipeline.analysis.compressibility import (
     noise_level,
     spectral_slope,
 )
+from pipeline.analysis.places import places, read_shard, shard_names, state
 from pipeline.analysis.texture import texture
-from pipeline.collection import Collection
 from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.run import Map
-from pipeline.tables import CHARACTERISTICS, Store
-from pipeline.workflow import Characteristics, Pictures, Workflow
+from pipeline.tables import CHARACTERISTICS
+from pipeline.workflow import Characteristics, Workflow
 
 VERSION = 1
 MOMENTS = ("mean", "std", "third")
@@ -90,43 +90,11 @@ class Characteriser:
         return found | {n: v if math.isfinite(v) else None for n, v in numbers.items()}
 
 
-def places(workflow: Workflow) -> tuple[Pictures, ...]:
-    """Where the pictures of the `characteristics` section lie."""
-    assert workflow.characteristics is not None
-    return workflow.characteristics.pictures or (Pictures(place=workflow.run),)
-
-
-@lru_cache(maxsize=16)
-def _open(pictures: Pictures) -> Collection:
-    return Collection(pictures)
-
-
-def state(pictures: tuple[Pictures, ...], store: Store) -> list[str]:
-    """Digests of what lies at the places now; it is asked for before anything is read."""
-    _open.cache_clear()
-    return [_open(place).state for place in pictures]
-
-
-def shard_names(pictures: tuple[Pictures, ...], store: Store) -> list[str]:
-    """The parts of all places, in order; the number of the place makes them unique."""
-    return [
-        f"{number:02d}-{part.name}"
-        for number, place in enumerate(pictures)
-        for part in _open(place).parts
-    ]
-
-
-def read_shard(pictures: tuple[Pictures, ...], store: Store, name: str) -> pa.Table:
-    """Pictures of one part."""
-    number, _, part = name.partition("-")
-    return _open(pictures[int(number)]).read(part, _COLUMNS)
-
-
 def stage(workflow: Workflow) -> Map:
     """The characteristics stage of a workflow that has such a section."""
     settings = workflow.characteristics
     assert settings is not None
-    pictures = places(workflow)
+    pictures = places(settings.pictures, workflow)
     deciding = settings.model_dump(mode="json", exclude={"pictures", "reference"})
     return Map(
         table="characteristics",
@@ -135,7 +103,7 @@ def stage(workflow: Workflow) -> Map:
         settings=deciding,
         inputs=(),
         names=partial(shard_names, pictures),
-        read=partial(read_shard, pictures),
+        read=partial(read_shard, pictures, _COLUMNS),
         make_worker=partial(Characteriser, settings),
         check=partial(check_lossless, settings.lossless),
         state=partial(state, pictures),

@@ -78,7 +78,7 @@ def properties(counts: Counts, symmetric: bool = True) -> dict[str, Floats]:
         symmetric: count every pair in both directions.
 
     Returns:
-        DxA for each of PROPERTIES. Entropy is in bits; correlation of one level alone is 1; all
+        DxA for each of PROPERTIES. Entropy is in bits; correlation with a single level is 1; all
         are 0 (correlation 1) where there is no pair.
     """
     matrices = counts.transpose(2, 3, 0, 1).reshape(-1, LEVELS, LEVELS)
@@ -103,7 +103,9 @@ def _properties(counts: Counts) -> tuple[float, ...]:
     one, other = float(rows @ _LEVEL), float(columns @ _LEVEL)
     spread = math.sqrt(rows @ (_LEVEL - one) ** 2) * math.sqrt(columns @ (_LEVEL - other) ** 2)
     shared = float((_LEVEL - one) @ matrix @ (_LEVEL - other)) / total
-    correlation = shared / spread if spread > 1e-15 else 1.0
+    # Counted, since rounding leaves some spread of a single level.
+    flat = np.count_nonzero(rows) == 1 or np.count_nonzero(columns) == 1
+    correlation = 1.0 if flat else shared / spread
     return contrast, dissimilarity, homogeneity, asm, math.sqrt(asm), correlation, entropy
 
 

@@ -17,6 +17,7 @@ from pipeline import workflow as workflows
 from pipeline.analysis import characteristics, effects
 from pipeline.analysis.characteristics import measured, middle
 from pipeline.analysis.effects import compare
+from pipeline.analysis.places import places
 from pipeline.analysis.plots import densities
 from pipeline.pixels import png_bytes
 from pipeline.progress import Progress
@@ -126,7 +127,7 @@ def test_a_lost_shard_is_made_again_alone(workflow: Path, tmp_path: Path) -> Non
 
 def test_the_release_of_the_same_run_is_the_default(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_text(f"run: {tmp_path}/run\ncharacteristics: {{}}\n")
-    (place,) = characteristics.places(workflows.load(tmp_path / "w.yaml"))
+    (place,) = places((), workflows.load(tmp_path / "w.yaml"))
     assert place.place == f"{tmp_path}/run"
 
 
@@ -175,7 +176,7 @@ def test_densities_name_every_source() -> None:
     texts = [item.text for item in root.iter() if item.tag.endswith("text")]
     assert {"a (500)", "b & c (300)", "few (2, no density)"} <= set(texts)
     paths = [item for item in root.iter() if item.tag.endswith("polyline")]
-    dashes = {item.get("style") for item in paths}
+    dashes = {(item.get("style") or "").split("stroke-dasharray:")[1] for item in paths}
     assert len(dashes) == len(paths) == 3
     # The legend begins below the axis: nothing is hidden.
     lowest = max(float(y.split(",")[1]) for p in paths for y in (p.get("points") or "0,0").split())
