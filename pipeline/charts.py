@@ -255,19 +255,24 @@ def histogram(
 def ring(title: str, shares: Mapping[str, float]) -> str:
     """A ring of shares that sum to 1, clockwise from the top; each is named with its per cent."""
     middle, radius, width = WIDTH / 2, 82.0, 44.0
-    height = HEIGHT - 20
-    centre = height / 2 + 12
+    height = HEIGHT + 20
+    centre = height / 2 + 14
     parts = [_text(middle, 18, title, "middle", 14, bold=True)]
     turn = 0.0
     around = 2 * math.pi * radius
+    gap = 1.5 if len(shares) > 1 else 0.0  # pixels, so that neighbours part without colour too
     for number, share in enumerate(shares.values()):
         # A dash as long as the share, on a circle that is turned to where it begins.
         parts.append(
             f'<circle cx="{middle}" cy="{centre}" r="{radius}" '
             f'transform="rotate({turn * 360 - 90:.3f} {middle} {centre})" '
             f'style="fill:none;stroke:{_colour(number)};stroke-width:{width};'
-            f'stroke-dasharray:{share * around:.3f} {around:.3f}"/>'
+            f'stroke-dasharray:{max(share * around - gap, 0):.3f} {around:.3f}"/>'
         )
+        if share > 0.03:  # smaller ones would lie over one another; the legend has them all
+            angle = 2 * math.pi * (turn + share / 2)
+            x, y = middle + 126 * math.sin(angle), centre - 118 * math.cos(angle)
+            parts.append(_text(x, y + 4, f"{share:.1%}", "middle"))
         turn += share
     names = [f"{name} {share:.1%}" for name, share in shares.items()]
     legend, bottom = _legend(names, height + 28, filled=True)

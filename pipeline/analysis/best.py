@@ -1,4 +1,7 @@
-"""The `alignments` table in, the share of prompts for which each source is best out."""
+"""The `alignments` table in, the share of prompts for which each source is best out.
+
+Pictures with a watermark are left out.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,17 @@ class Best:
     left_out: tuple[str, ...]
 
 
+def unmarked(table: pa.Table) -> pa.Table:
+    """Rows without a watermark: the others show the same pictures again."""
+    return table.filter(pc.equal(pc.fill_null(table["watermark"], "none"), "none"))
+
+
 def _means(table: pa.Table) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean of each score by prompt and source; pictures with a watermark are left out."""
-    plain = table.filter(pc.equal(pc.fill_null(table["watermark"], "none"), "none"))
+    """Mean of each score by prompt and source."""
     values: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
-    for row in plain.select(["text", "source", "scores"]).to_pylist():
+    for row in unmarked(table).select(["text", "source", "scores"]).to_pylist():
         for name, score in row["scores"] or ():
             values[name][row["text"]][row["source"]].append(score)
     return {
@@ -79,7 +86,7 @@ def attributes(table: pa.Table) -> dict[tuple[str, str], tuple[int, int]]:
     """Right ones and all, by attribute and source."""
     right: Counter[tuple[str, str]] = Counter()
     total: Counter[tuple[str, str]] = Counter()
-    for row in table.select(["source", "attributes"]).to_pylist():
+    for row in unmarked(table).select(["source", "attributes"]).to_pylist():
         for name, good in row["attributes"] or ():
             total[name, row["source"]] += 1
             right[name, row["source"]] += good

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import AigiError
+from pipeline.analysis.best import unmarked
 from pipeline.progress import Progress
 from pipeline.run import Build
 from pipeline.tables import CHARACTERISTICS, EFFECTS, Shard, Store
@@ -29,7 +30,7 @@ Floats = NDArray[np.float64]
 
 def by_source(table: pa.Table, columns: Sequence[str]) -> dict[str, dict[str, Floats]]:
     """Values that are there, by column and source; pictures with a watermark are left out."""
-    plain = table.filter(pc.equal(pc.fill_null(table["watermark"], "none"), "none"))
+    plain = unmarked(table)
     sources = sorted(pc.unique(plain["source"]).to_pylist())
     rows = {source: plain.filter(pc.equal(plain["source"], source)) for source in sources}
     found: dict[str, dict[str, Floats]] = {}

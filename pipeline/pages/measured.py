@@ -1,16 +1,18 @@
-"""Characteristics, effects and measurements of a run in, sections of its report out."""
+"""Characteristics, alignments and measurements of a run in, sections of its report out."""
 
 from __future__ import annotations
 
 import html
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.analysis.best import attributes, best, unmarked
 from pipeline.analysis.plots import MOST, figures
-from pipeline.charts import Line, lines
+from pipeline.charts import Line, lines, ring
 from pipeline.pages.section import Section, Table
 from pipeline.tables import Store
 
@@ -77,6 +79,52 @@ def characteristics(table: pa.Table, effects: pa.Table | None) -> list[Section]:
     return sections
 
 
+def alignments(table: pa.Table) -> Section:
+    """Rings of the best source, and attributes that are right."""
+    rings = best(table)
+    text = [
+        "Of prompts of which every source here has a picture, the share for which each source's "
+        "pictures have the highest mean score. Pictures with a watermark are left out."
+    ]
+    for name, found in rings.items():
+        left = f"; without {', '.join(found.left_out)}, which share none" * bool(found.left_out)
+        text.append(f"{name}: {found.prompts:,} prompts{left}.")
+    scores: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in unmarked(table).select(["source", "scores"]).to_pylist():
+        for name, score in row["scores"] or ():
+            scores[name, row["source"]].append(score)
+    tables = [
+        Table(
+            "Scores of picture and prompt",
+            ("score", "source", "images", "5 %", "median", "95 %"),
+            [
+                (
+                    *key,
+                    f"{len(values):,}",
+                    *(_number(float(q)) for q in np.quantile(values, (0.05, 0.5, 0.95))),
+                )
+                for key, values in sorted(scores.items())
+            ],
+            4,
+        )
+    ]
+    right = attributes(table)
+    if right:
+        tables.append(
+            Table(
+                "Attributes: pictures that suit the word of their prompt best of all words",
+                ("attribute", "source", "right of all", "share"),
+                [
+                    (*key, f"{good:,} of {total:,}", f"{good / total:.1%}")
+                    for key, (good, total) in right.items()
+                ],
+                2,
+            )
+        )
+    charts = [ring(f"{name}: best source", found.shares) for name, found in rings.items()]
+    return Section("alignment", "Alignment", text if rings else [], tables, charts)
+
+
 def rate_distortion(table: pa.Table, bd_rates: Sequence[Table]) -> Section:
     """RD curves of every source, a line for each codec, and BD-rates.
 
@@ -125,6 +173,8 @@ def measured(store: Store) -> list[Section]:
     if store.shards("characteristics"):
         effects = store.read_all("effects") if store.shards("effects") else None
         sections += characteristics(store.read_all("characteristics"), effects)
+    if store.shards("alignments"):
+        sections.append(alignments(store.read_all("alignments")))
     if store.shards("measurements"):
         sections.append(rate_distortion(store.read_all("measurements"), _bd_rates(store)))
     return sections

@@ -524,6 +524,7 @@ def _summary(stages: Sequence[Status]) -> str:
             ("images", "made"),
             ("release", "released"),
             ("characteristics", "characterised"),
+            ("alignments", "scored for alignment"),
             ("measurements", "measurements of codecs"),
         )
         if table in rows
