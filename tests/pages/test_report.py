@@ -133,8 +133,14 @@ def test_no_page_is_wider_than_its_screen(
 
 
 def test_it_prints(chromium: Any, page: Path) -> None:
-    with Visit(chromium, page) as visit:
+    with Visit(chromium, page, color_scheme="dark") as visit:
         visit.page.emulate_media(media="print")
+        colors = "[...document.styleSheets[0].cssRules].filter(r => r.selectorText == ':root')"
+        for name in visit.page.evaluate(f"[...{colors}[0].style].filter(n => n.startsWith('--c'))"):
+            # On paper the ground is white, whatever the screen likes.
+            light = visit.page.evaluate(f"{colors}[0].style.getPropertyValue('{name}')")
+            paper = f"getComputedStyle(document.documentElement).getPropertyValue('{name}')"
+            assert visit.page.evaluate(paper).strip() == light.strip()
         assert not visit.page.locator("nav").is_visible()
         assert visit.page.pdf().startswith(b"%PDF")
 
