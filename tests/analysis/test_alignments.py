@@ -206,7 +206,7 @@ def table(*rows: tuple[str, str, float]) -> pa.Table:
 def test_best_of_the_prompts_that_all_share() -> None:
     found = best(
         table(
-            ("a", "one", 0.4), ("a", "one", 0.6), ("b", "one", 0.45),  # a by its mean
+            ("a", "one", 0.1), ("a", "one", 0.6), ("b", "one", 0.45),  # a by its mean
             ("a", "two", 0.1), ("b", "two", 0.3),  # b
             ("a", "three", 0.2), ("b", "three", 0.2),  # both
             ("a", "alone", 0.9), ("c", "other", 0.9),  # no prompt of c is shared
