@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,17 +55,31 @@ def _print(table: Table) -> None:
 
 
 def _execute(workflow: Workflow, quiet: bool) -> None:
-    from pipeline.dataset.stages import make
+    from pipeline.dataset.manifest import RUN_WORKFLOW
+    from pipeline.dataset.stages import make, stages
     from pipeline.progress import Progress
     from pipeline.run import run_stages
     from pipeline.tables import Store
 
-    store, progress = Store(workflow.run), Progress(quiet=quiet)
-    make(workflow, store, progress)
+    progress = Progress(quiet=quiet)
+    if stages(workflow):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise AigiError(
+                "run: a launcher started several processes, and only training is made for them. "
+                "Run the other sections first, without it."
+            )
+        make(workflow, Store(workflow.run), progress)
     if workflow.characteristics is not None or workflow.alignments is not None:
-        from pipeline.analysis.stages import stages
+        from pipeline.analysis.stages import stages as analysis_stages
 
-        run_stages(stages(workflow), store, workflow.compute, progress)
+        store = Store(workflow.run)
+        if store.read_json(RUN_WORKFLOW) is None:  # else it is that of the run that is looked at
+            store.write_json(workflow.model_dump(mode="json"), RUN_WORKFLOW)
+        run_stages(analysis_stages(workflow), store, workflow.compute, progress)
+    if workflow.train is not None:
+        from pipeline.learned.train import train
+
+        train(workflow, progress)
 
 
 def _print_estimate(workflow: Workflow) -> None:

@@ -521,6 +521,68 @@ class Alignments(Settings):
         return self
 
 
+class Train(Settings):
+    """Pictures with prompts in, a trained codec for each λ out, below RUN/train."""
+
+    data: Pictures
+    network: str | dict[str, Any] = Field(
+        "catc-small", description="a name of pipeline/learned/sizes.py, or all sizes"
+    )
+    lambdas: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.013,), min_length=1, description="weight of the distortion; one codec for each"
+    )
+    distortion: Literal["mse", "ms-ssim"] = Field(
+        "mse", description="λ·255²·MSE + bpp, or λ·(1 - MS-SSIM) + bpp"
+    )
+    init: Location | None = Field(
+        None, description="folder of a trained codec to start from, or hf://ORG/NAME[@REVISION]"
+    )
+    text_folder: Location | None = Field(None, description="local copy of the text encoder")
+    text_dropout: Share = Field(0.1, description="share of crops whose prompt is left empty")
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="times that an epoch sees a source's pictures; default 1"
+    )
+    steps: Count = Field(1_000_000, description="of the optimiser; may be raised later")
+    batch: Count = Field(8, description="crops of a process in a step, times `accumulate`")
+    accumulate: Count = Field(1, description="batches whose gradients make a step")
+    crop: Annotated[int, Field(ge=64, multiple_of=64)] = 256
+    crops_per_picture: Count = Field(8, description="each time that it is decoded")
+    shuffle_buffer: Count = Field(1024, description="crops that wait for their turn")
+    threads: Count = Field(2, description="that decode pictures, of each process")
+    learning_rate: float = Field(1e-4, gt=0)
+    milestones: tuple[Count, ...] = Field((), description="steps at which the rate is multiplied")
+    milestone_factor: float = Field(0.5, gt=0, le=1)
+    warmup: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps of a rising rate at the begin"
+    )
+    aux_learning_rate: float = Field(5e-4, gt=0, description="of the medians of z")
+    clip: float = Field(1.0, gt=0, description="greatest norm of the gradient")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights; 0: none")
+    max_skipped: Annotated[int, Field(ge=0)] = Field(
+        50, description="steps without a finite gradient that are passed over before it stops"
+    )
+    precision: Literal["no", "bf16"] = "no"
+    compile: bool = False
+    seed: int = 0
+    log_every: Count = 100
+    save_every: Count = 1000
+    validate_every: Count = Field(5000, description="on whole pictures, with real files")
+    validation_pictures: Annotated[int, Field(ge=0)] = Field(
+        16, description="of each source's validation split; 0: no validation"
+    )
+    tracker: Literal["tensorboard"] | None = Field(
+        None, description="of accelerate; needs aigi[train]"
+    )
+
+    @model_validator(mode="after")
+    def _own_splits(self) -> Train:
+        if self.data.splits is not None:
+            raise ValueError("data.splits: training takes train, validation takes validation")
+        if self.distortion == "ms-ssim" and self.crop < 192:
+            raise ValueError("distortion ms-ssim needs crops of at least 192")
+        return self
+
+
 class Workflow(Settings):
     """One run: a run directory and the sections of the stages that it makes."""
 
@@ -538,6 +600,11 @@ class Workflow(Settings):
     release: Release | None = None
     characteristics: Characteristics | None = None
     alignments: Alignments | None = None
+    train: Train | None = None
+
+
+READERS = frozenset({"characteristics", "alignments", "train"})
+"""Sections that read a release: nothing of them decides a byte of one."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -109,6 +109,8 @@ def test_every_workflow_file_is_right(path: Path) -> None:
     from pipeline.dataset import specification
 
     loaded = workflows.load(path)
+    if any(getattr(loaded, name) is not None for name in workflows.READERS):
+        return  # it makes no dataset
     assert loaded.plan is not None
     dataset = specification.load(loaded.plan.dataset)
     assert set(loaded.sources) <= set(dataset.sources)

@@ -19,7 +19,7 @@ from pipeline import AigiError
 from pipeline.dataset.manifest import PLAN_FILE
 from pipeline.run import flat
 from pipeline.tables import Store
-from pipeline.workflow import Workflow, read_yaml
+from pipeline.workflow import READERS, Workflow, read_yaml
 
 _PLACE = re.compile(
     r"prompts\.sources\.\d+\.(path|photos|folder)|prompts\.filters\.blocklist"
@@ -55,7 +55,7 @@ def recorded(workflow: Workflow, sources: list[str]) -> dict[str, Any]:
     Args:
         sources: those that the plan has.
     """
-    data = workflow.model_dump(mode="json", exclude={"run", "compute", "release"})
+    data = workflow.model_dump(mode="json", exclude={"run", "compute", "release", *READERS})
     data["compute"] = {"threads": workflow.compute.threads}
     data["sources"] = {name: data["sources"][name] for name in sources if name in data["sources"]}
     data["plan"] = {**data["plan"], "sources": sorted(sources)}

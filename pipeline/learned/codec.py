@@ -63,6 +63,7 @@ class LearnedCodec:
         text_folder: where the text encoder lies, if not where the network says.
         tile: side of a tile in pixels, a multiple of 64; None: one tile up to 1536 x 1536 pixels,
             else tiles of 1024.
+        text: the text encoder, where it is loaded already.
 
     Attributes:
         name: of the model; it stands in the files.
@@ -78,6 +79,7 @@ class LearnedCodec:
         device: str = "auto",
         text_folder: str | os.PathLike[str] | None = None,
         tile: int | None = None,
+        text: TextEncoder | None = None,
     ) -> None:
         self.device = pick_device(device)
         if self.device.type == "mps":
@@ -87,7 +89,7 @@ class LearnedCodec:
         self.tile = tile
         self.network = network.freeze().to(self.device)
         sizes = network.sizes.text
-        self.text = None if sizes is None else TextEncoder(sizes, text_folder, self.device)
+        self.text = None if sizes is None else text or TextEncoder(sizes, text_folder, self.device)
         self.name = network.sizes.name
         text_weights = None if self.text is None else self.text.state()
         self.weights = network.fingerprint(text_weights)[:4]
@@ -245,6 +247,15 @@ def load(
     Raises:
         AigiError: there is no such model, or it is damaged.
     """
+    return LearnedCodec(load_network(model, revision), device, text_folder)
+
+
+def load_network(model: str | os.PathLike[str], revision: str | None = None) -> Network:
+    """Load the network of a codec, not frozen, from a folder or the Hub.
+
+    Raises:
+        AigiError: there is no such model, or it is damaged.
+    """
     folder = Path(model)
     if not folder.is_dir():
         folder = _downloaded(str(model), revision)
@@ -261,7 +272,7 @@ def load(
         raise AigiError(f"codec: {folder / CONFIG}: not JSON: {error}. Copy it anew.") from error
     network = Network(**sizes.model_dump())
     network.load_weights(folder / WEIGHTS)
-    return LearnedCodec(network, device, text_folder)
+    return network
 
 
 def _downloaded(model: str, revision: str | None) -> Path:

@@ -206,8 +206,8 @@ def table(*rows: tuple[str, str, float]) -> pa.Table:
 def test_best_of_the_prompts_that_all_share() -> None:
     found = best(
         table(
-            ("a", "one", 0.1), ("a", "one", 0.6), ("b", "one", 0.45),  # a by its mean
-            ("a", "two", 0.1), ("b", "two", 0.3),  # b
+            ("a", "one", 0.1), ("a", "one", 0.6), ("b", "one", 0.45),  # b by the mean
+            ("a", "two", 0.4), ("b", "two", 0.3),  # a
             ("a", "three", 0.2), ("b", "three", 0.2),  # both
             ("a", "alone", 0.9), ("c", "other", 0.9),  # no prompt of c is shared
         )
@@ -220,13 +220,15 @@ def test_best_of_the_prompts_that_all_share() -> None:
 def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.yaml"
     models = {"itm": {"kind": "blip_itm", "folder": "x"}}
-    for attributes_given, said in (
-        ({"color": ["red", "blue"]}, "attributes need a model of kind open_clip"),
-    ):
-        section = {"models": models, "attributes": attributes_given}
-        path.write_text(yaml.safe_dump({"run": "r", "alignments": section}))
-        with pytest.raises(AigiError, match=said):
-            workflows.load(path)
+    section = {"models": models, "attributes": {"color": ["red", "blue"]}}
+    path.write_text(yaml.safe_dump({"run": "r", "alignments": section}))
+    with pytest.raises(AigiError, match="attributes need a model of kind open_clip"):
+        workflows.load(path)
+    models["clip"] = {"kind": "open_clip", "folder": "x"}
+    section["attributes"] = {"color": ["red", "red"]}
+    path.write_text(yaml.safe_dump({"run": "r", "alignments": section}))
+    with pytest.raises(AigiError, match=r"attributes\.color: give two different words"):
+        workflows.load(path)
 
 
 def test_the_workflow_file_is_valid() -> None:

@@ -93,6 +93,7 @@ def test_folders_become_a_table_and_a_report(workflow: Path, tmp_path: Path) -> 
     text = page.read_text()
     for title in ("Texture", "Colour", "Compressibility", "How sources differ"):
         assert f">{title}</h2>" in text
+    assert "reference: dark" in text, "the settings are on the page"
     assert "&lt;i&gt;light&lt;/i&gt; (5)" in text and "<i>light" not in text
 
 

@@ -20,7 +20,7 @@ from pipeline.dataset.stages import stages
 from pipeline.progress import Progress
 from pipeline.run import run_stages
 from pipeline.tables import Store
-from pipeline.workflow import Location, Workflow
+from pipeline.workflow import READERS, Location, Workflow
 from tests.conftest import aigi
 
 REGENERATE = "workflows/regenerate.yaml"
@@ -211,4 +211,6 @@ def test_every_place_of_a_workflow_is_known_as_one() -> None:
     found = locations(Workflow, "")
     machine = {"run", "plan.dataset", "plan.manifest", "release.record"}
     assert machine | {"prompts.sources.0.path", "embeddings.folder", "sources.name.path"} <= found
+    # What reads a release is not recorded at all.
+    found = {name for name in found if name.partition(".")[0] not in READERS}
     assert {name for name in found if not regenerate.is_place(name, "/a")} == machine

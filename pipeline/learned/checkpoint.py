@@ -1,0 +1,92 @@
+"""Weights, averages and optimisers in, one file that appears whole or not at all out, and back.
+
+A checkpoint is one safetensors file; what is not a tensor stands in its metadata. Pickle, which
+could run code, is not involved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline import AigiError
+
+KEPT = 2
+_NAME = re.compile(r"state-(\d{8})\.safetensors")
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies."""
+    return folder / f"state-{step:08d}.safetensors"
+
+
+def found(folder: Path) -> list[Path]:
+    """All checkpoints, the newest last."""
+    return sorted(path for path in folder.glob("state-*") if _NAME.fullmatch(path.name))
+
+
+def flatten(optimizer: torch.optim.Optimizer, names: list[str], prefix: str) -> dict[str, Tensor]:
+    """The state of an optimiser of one group, by the names of its parameters."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{prefix}.{key}.{names[index]}": value
+        for index, values in state.items()
+        for key, value in values.items()
+    }
+
+
+def restore(
+    optimizer: torch.optim.Optimizer, names: list[str], prefix: str, tensors: Mapping[str, Tensor]
+) -> None:
+    """Give an optimiser the state that `flatten` took."""
+    number = {name: index for index, name in enumerate(names)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(f"{prefix}."):
+            _, field, name = key.split(".", 2)
+            state.setdefault(number[name], {})[field] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write a checkpoint, then remove all but the newest `KEPT`."""
+    from safetensors.torch import save_file
+
+    final = path_of(folder, step)
+    part = final.with_name(f".{final.name}.part")
+    save_file(
+        {name: value.detach().contiguous().cpu() for name, value in tensors.items()},
+        part,
+        {"aigi": json.dumps({**facts, "step": step})},
+    )
+    with open(part, "rb+") as file:
+        os.fsync(file.fileno())
+    part.replace(final)
+    for old in found(folder)[:-KEPT]:
+        old.unlink()
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save` was given, and the step.
+
+    Raises:
+        AigiError: the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["aigi"])
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise AigiError(
+            f"{path}: damaged ({error}). Delete it: training goes on from the one before."
+        ) from error

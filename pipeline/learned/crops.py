@@ -1,0 +1,211 @@
+"""A collection of pictures in, an endless stream of random crops and their prompts out.
+
+A picture is read and decoded once for several crops, which leave through a shuffle buffer. What
+comes in which order is decided by numbers alone and known before anything is decoded: threads
+change nothing, and a stream can start anywhere at the cost of filling its buffer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import AigiError
+from pipeline.collection import Collection, Part
+from pipeline.pixels import RGB, BadPicture, decode
+
+MOST_PIXELS = 1 << 28
+AHEAD = 8
+"""Pictures that are decoded in advance, for each thread."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of a picture.
+
+    Attributes:
+        pixels: uint8, size x size x 3.
+        text: the picture's prompt.
+    """
+
+    pixels: RGB
+    text: str
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """A picture whose turn it is: the n-th of the stream, row `row` of the round's part."""
+
+    number: int
+    round: int
+    part: Part
+    row: int
+
+
+class Crops:
+    """An endless stream of crops.
+
+    Args:
+        collection: the pictures.
+        size: of a crop, in pixels; smaller pictures are mirrored at their edges.
+        per_picture: crops of a picture each time that it is decoded.
+        buffer: crops that wait in the shuffle buffer.
+        weights: how often an epoch sees the pictures of a source; those not named once.
+        seed: of everything random.
+        rank, world: this process and how many there are; each gets other pictures of an epoch.
+        threads: that decode.
+        start: crops of this stream that were taken before.
+
+    Raises:
+        AigiError: there are fewer pictures than processes, or a weight names no source.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        size: int,
+        per_picture: int = 8,
+        buffer: int = 1024,
+        weights: Mapping[str, float] | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        threads: int = 2,
+        start: int = 0,
+    ) -> None:
+        self.collection, self.size, self.per_picture = collection, size, per_picture
+        self.buffer, self.weights, self.seed = buffer, dict(weights or {}), seed
+        self.rank, self.world, self.threads, self.start = rank, world, threads, start
+        sources = {part.source for part in collection.parts}
+        for source in self.weights:
+            if source not in sources:
+                raise AigiError(
+                    f"weights: no source {source} among the pictures of training; there are "
+                    f"{', '.join(sorted(sources))}"
+                )
+        pictures = sum(p.rows for p in collection.parts if self.weights.get(p.source, 1.0) > 0)
+        if pictures < world:
+            raise AigiError(f"{pictures} pictures for {world} processes that train: too few")
+
+    def __iter__(self) -> Iterator[Crop]:
+        shuffle = random.Random(f"{self.seed} shuffle {self.rank}")
+        visits = self._visits()
+        waiting: list[tuple[int, int]] = []  # visit and crop number
+        held: dict[tuple[int, int], Crop] = {}
+        seen: dict[int, _Visit] = {}  # of crops that wait, while nothing is decoded
+
+        def admit(number: int) -> Iterator[tuple[int, int]]:
+            """Put a picture's crops into the buffer; what it makes leave."""
+            for crop in range(self.per_picture):
+                waiting.append((number, crop))
+                if len(waiting) > self.buffer:
+                    at = shuffle.randrange(len(waiting))
+                    waiting[at], waiting[-1] = waiting[-1], waiting[at]
+                    yield waiting.pop()
+
+        # Up to `start` the order alone is followed.
+        left = self.start
+        rest: list[tuple[int, int]] = []
+        while left > 0:
+            visit = next(visits)
+            seen[visit.number] = visit
+            gone = list(admit(visit.number))
+            rest = gone[left:]
+            left -= min(left, len(gone))
+            if len(seen) > 2 * self.buffer:
+                alive = {number for number, _ in [*waiting, *rest]}
+                seen = {number: v for number, v in seen.items() if number in alive}
+        wanted = {number for number, _ in [*waiting, *rest]}
+        again = (visit for number, visit in seen.items() if number in wanted)
+        with ThreadPoolExecutor(self.threads, "crops") as pool:
+            try:
+                keep = {*waiting, *rest}
+                for visit, crops in self._decoded(again, pool):
+                    for number, crop in enumerate(crops):
+                        if (visit.number, number) in keep:
+                            held[visit.number, number] = crop
+                for key in rest:
+                    yield held.pop(key)
+                for visit, crops in self._decoded(visits, pool):
+                    for number, crop in enumerate(crops):
+                        held[visit.number, number] = crop
+                    for key in admit(visit.number):
+                        yield held.pop(key)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _visits(self) -> Iterator[_Visit]:
+        """The pictures of this process, epoch after epoch."""
+        numbers, rounds, turn = itertools.count(), itertools.count(), itertools.count()
+        for epoch in itertools.count():
+            order = random.Random(f"{self.seed} epoch {epoch}")
+            parts = [
+                part
+                for part in self.collection.parts
+                for _ in range(_times(self.weights.get(part.source, 1.0), order))
+            ]
+            order.shuffle(parts)
+            # Whole parts where there are plenty: each is then read by one process alone.
+            whole = len(parts) >= 4 * self.world
+            for at, part in enumerate(parts):
+                rows = list(range(part.rows))
+                order.shuffle(rows)
+                here = next(rounds)
+                for row in rows:
+                    mine = at if whole else next(turn)
+                    if mine % self.world == self.rank:
+                        yield _Visit(next(numbers), here, part, row)
+
+    def _decoded(
+        self, visits: Iterator[_Visit], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[_Visit, list[Crop]]]:
+        """Crops of pictures, in the order of the visits; threads work some pictures ahead."""
+        queue: deque[tuple[_Visit, Future[list[Crop]]]] = deque()
+        rows: Future[pa.Table] | None = None
+        at = -1
+        for visit in visits:
+            if rows is None or visit.round != at:
+                read = partial(self.collection.read, visit.part.name, ["image_id", "image", "text"])
+                rows, at = pool.submit(read), visit.round
+            queue.append((visit, pool.submit(self._cut, visit, rows)))
+            if len(queue) > AHEAD * self.threads:
+                first, crops = queue.popleft()
+                yield first, crops.result()
+        for visit, crops in queue:
+            yield visit, crops.result()
+
+    def _cut(self, visit: _Visit, rows: Future[pa.Table]) -> list[Crop]:
+        table = rows.result()  # submitted before, so never behind this in the queue
+        image = table["image"][visit.row]
+        try:
+            rgb = decode(image["bytes"].as_py(), MOST_PIXELS).rgb
+        except BadPicture as error:
+            raise AigiError(
+                f"{self.collection.pictures.place}: {visit.part.name}: row {visit.row}, image "
+                f"{table['image_id'][visit.row]}: {error}"
+            ) from error
+        short = [max(0, self.size - edge) for edge in rgb.shape[:2]]
+        if any(short):
+            rgb = np.pad(rgb, ((0, short[0]), (0, short[1]), (0, 0)), mode="symmetric")
+        text = table["text"][visit.row].as_py() or ""
+        rng = random.Random(f"{self.seed} crop {self.rank} {visit.number}")
+        found = []
+        for _ in range(self.per_picture):
+            top, left = (rng.randrange(edge - self.size + 1) for edge in rgb.shape[:2])
+            cut = rgb[top : top + self.size, left : left + self.size]
+            found.append(Crop(np.ascontiguousarray(cut), text))
+        return found
+
+
+def _times(weight: float, order: random.Random) -> int:
+    """How often a part is seen in this epoch: `weight` on average."""
+    whole = int(weight)
+    return whole + (order.random() < weight - whole)

@@ -1,0 +1,556 @@
+"""A release in, trained codecs out: one for each λ, below RUN/train.
+
+    aigi run workflows/train.yaml
+    accelerate launch -m pipeline.cli run workflows/train.yaml    # several GPUs
+
+A step is a function of the state before it and its number: batch, noise and dropped prompts are
+drawn from seed and number, so a run that was killed and goes on from its last checkpoint equals one
+that was never stopped (on a CPU, bit by bit).
+
+    RUN/train/NAME/state-STEP.safetensors   the newest two checkpoints
+    RUN/train/NAME/curve.csv                what training saw, every log_every steps
+    RUN/train/NAME/validation.csv           whole pictures, real files
+    RUN/train/NAME/best, last               models to code with
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline import AigiError
+from pipeline.collection import Collection
+from pipeline.learned import checkpoint
+from pipeline.learned.card import RatePoint
+from pipeline.learned.codec import load_network
+from pipeline.learned.crops import Crop, Crops
+from pipeline.learned.distortion import ms_ssim, psnr
+from pipeline.learned.layers import Text
+from pipeline.learned.network import Network, Output
+from pipeline.learned.sizes import NETWORKS, Sizes, parse
+from pipeline.learned.text import TextEncoder
+from pipeline.learned.validation import Found, pictures_of, validate
+from pipeline.pixels import RGB
+from pipeline.progress import Progress, duration
+from pipeline.run import flat
+from pipeline.workflow import Train, Workflow
+
+AUX = "prior.median"
+FREE = {
+    "steps", "threads", "log_every", "save_every", "validate_every", "validation_pictures",
+    "tracker", "text_folder", "max_skipped", "lambdas", "data", "init",
+}  # fmt: skip
+"""Settings that may change while a codec is trained, or that are recorded in another form."""
+
+
+def sizes_of(settings: Train) -> Sizes:
+    """The network that the settings ask for.
+
+    Raises:
+        AigiError: there is none of this name, or its sizes are wrong.
+    """
+    if isinstance(settings.network, dict):
+        return parse(settings.network)
+    if settings.network not in NETWORKS:
+        raise AigiError(
+            f"train.network: no network {settings.network}; there are {', '.join(NETWORKS)}"
+        )
+    return NETWORKS[settings.network]
+
+
+def rate_distortion(
+    output: Output, x: Tensor, weight: float, distortion: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss: λ·255²·MSE + bpp (Ballé 2018), or λ·(1 - MS-SSIM) + bpp.
+
+    Args:
+        output: of the network for x.
+        x: B x 3 x H x W, 0 to 1.
+
+    Returns:
+        loss, bpp and MSE (over values from 0 to 1), scalars.
+    """
+    bpp = output.bits() / (x.shape[0] * x.shape[2] * x.shape[3])
+    x_hat = output.x_hat.float()
+    mse = F.mse_loss(x_hat, x)
+    if distortion == "mse":
+        return weight * 255**2 * mse + bpp, bpp, mse
+    with torch.autocast(x.device.type, enabled=False):
+        # Outside 0 … 1 its terms lose their meaning; the gradient of clamp would be 0 there.
+        return weight * (1 - ms_ssim(x_hat, x).mean()) + bpp, bpp, mse
+
+
+def learning_rate(settings: Train, step: int) -> float:
+    """Of the step after `step` steps: rises over `warmup`, falls at each milestone."""
+    rate = settings.learning_rate * settings.milestone_factor ** sum(
+        step >= milestone for milestone in settings.milestones
+    )
+    return rate * min(1.0, (step + 1) / (settings.warmup + 1))
+
+
+def _seed(*parts: object) -> int:
+    digest = hashlib.blake2b(" ".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass
+class _Progress:
+    """What a checkpoint holds beside tensors."""
+
+    step: int = 0
+    skipped: int = 0
+    best_step: int | None = None
+    best_loss: float | None = None
+    seconds: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class Trainer:
+    """One codec in training.
+
+    Args:
+        settings: all of it.
+        weight: λ.
+        folder: of this codec.
+        threads: of torch; sums on a CPU depend on them.
+        accelerator: of accelerate.
+        collection: pictures of the train split.
+        validation: decoded pictures and prompts.
+
+    Raises:
+        AigiError: the folder was begun with other settings, or what to start from does not fit.
+    """
+
+    def __init__(
+        self,
+        settings: Train,
+        weight: float,
+        folder: Path,
+        threads: int,
+        accelerator: Any,
+        collection: Collection,
+        validation: list[tuple[RGB, str]],
+    ) -> None:
+        self.settings, self.weight, self.folder = settings, weight, folder
+        self.accelerator, self.collection, self.validation = accelerator, collection, validation
+        sizes = sizes_of(settings)
+        self.state = _Progress(settings=self._recorded(sizes, threads))
+        torch.manual_seed(_seed(settings.seed, "weights"))
+        self.network = Network(**sizes.model_dump())
+        self.text = (
+            None
+            if sizes.text is None
+            else TextEncoder(sizes.text, settings.text_folder, accelerator.device)
+        )
+        if settings.init is not None:
+            self._start_from(settings.init)
+        self.network.train().to(accelerator.device)
+        parameters = dict(self.network.named_parameters())
+        self.aux = parameters.pop(AUX)
+        self.names = list(parameters)
+        self.parameters = list(parameters.values())
+        self.optimizer = torch.optim.Adam(self.parameters, settings.learning_rate)
+        self.aux_optimizer = torch.optim.Adam([self.aux], settings.aux_learning_rate)
+        self.average = {name: p.detach().clone() for name, p in self.network.named_parameters()}
+        self._resume()
+        # The medians learn from the medians alone, the same on every process: nothing to share.
+        self.aux.requires_grad_(False)
+        self.model = accelerator.prepare(self.network)
+        self.aux.requires_grad_(True)
+        self.forward = torch.compile(self.model) if settings.compile else self.model
+
+    def _recorded(self, sizes: Sizes, threads: int) -> dict[str, Any]:
+        """Everything that decides the weights after a number of steps."""
+        settings = self.settings
+        return {
+            **settings.model_dump(mode="json", exclude={"network", *FREE}),
+            "network": sizes.model_dump(mode="json"),
+            "lambda": self.weight,
+            "data": self.collection.state,
+            "init": None if settings.init is None else _digest(settings.init),
+            "processes": self.accelerator.num_processes,
+            "device": self.accelerator.device.type,
+            "compute.threads": threads,
+        }
+
+    def _start_from(self, init: str) -> None:
+        place, _, revision = init.removeprefix("hf://").partition("@")
+        other = load_network(place, revision or None)
+        mine = self.network.sizes.model_dump(exclude={"name"})
+        theirs = other.sizes.model_dump(exclude={"name"})
+        if mine != theirs:
+            raise AigiError(
+                f"train.init: {init}: its sizes are {json.dumps(theirs)}, those of this network "
+                f"are {json.dumps(mine)}"
+            )
+        self.network.load_state_dict(other.state_dict())
+
+    def _resume(self) -> None:
+        files = checkpoint.found(self.folder)
+        if not files:
+            return
+        tensors, facts = checkpoint.load(files[-1])
+        before, now = flat(facts["settings"]), flat(self.state.settings)
+        changed = [
+            f"{name}: {before.get(name)} -> {now.get(name)}"
+            for name in sorted(before | now)
+            if before.get(name) != now.get(name)
+        ]
+        if changed:
+            raise AigiError(
+                f"{self.folder}: was begun with other settings:\n  "
+                + "\n  ".join(changed)
+                + "\nSet them back, or train in another run directory."
+            )
+        self.state = _Progress(**facts)
+        own = {
+            k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")
+        }
+        self.network.load_state_dict(own)
+        self.average = {
+            name: tensors[f"average.{name}"].to(self.accelerator.device) for name in self.average
+        }
+        checkpoint.restore(self.optimizer, self.names, "adam", tensors)
+        checkpoint.restore(self.aux_optimizer, [AUX], "aux", tensors)
+
+    def save(self) -> None:
+        """Write a checkpoint; the process that is the first writes, the others wait."""
+        if self.accelerator.is_main_process:
+            tensors = {f"network.{name}": value for name, value in self._network_state().items()}
+            tensors |= {f"average.{name}": value for name, value in self.average.items()}
+            tensors |= checkpoint.flatten(self.optimizer, self.names, "adam")
+            tensors |= checkpoint.flatten(self.aux_optimizer, [AUX], "aux")
+            checkpoint.save(self.folder, self.state.step, tensors, vars(self.state))
+        self.accelerator.wait_for_everyone()
+
+    def _network_state(self) -> dict[str, Tensor]:
+        return dict(self.network.state_dict())
+
+    def crops(self) -> Iterator[Crop]:
+        """The crops of this process from the present step on."""
+        settings = self.settings
+        return iter(
+            Crops(
+                self.collection,
+                settings.crop,
+                settings.crops_per_picture,
+                settings.shuffle_buffer,
+                settings.weights,
+                settings.seed,
+                self.accelerator.process_index,
+                self.accelerator.num_processes,
+                settings.threads,
+                self.state.step * settings.batch * settings.accumulate,
+            )
+        )
+
+    def _batch(self, crops: Iterator[Crop], dropped: random.Random) -> tuple[Tensor, Text | None]:
+        taken = [next(crops) for _ in range(self.settings.batch)]
+        device = self.accelerator.device
+        pixels = torch.from_numpy(np.stack([crop.pixels for crop in taken])).to(device)
+        text = None
+        if self.text is not None:
+            share = self.settings.text_dropout
+            prompts = ["" if dropped.random() < share else crop.text for crop in taken]
+            text = self.text(prompts).to(device, torch.float32)
+        # Contiguous: with the pixels' channels last, torch 2.15 on CPUs writes past the end of
+        # gradients of convolutions with few channels.
+        return pixels.permute(0, 3, 1, 2).contiguous().float() / 255, text
+
+    def step(self, crops: Iterator[Crop]) -> tuple[float, float, float] | None:
+        """One step of the optimisers: loss, bpp and MSE; None where the gradient was not finite."""
+        settings, number = self.settings, self.state.step
+        rank = self.accelerator.process_index
+        dropped = random.Random(f"{settings.seed} text {number} {rank}")
+        torch.manual_seed(_seed(settings.seed, "step", number, rank))
+        sums = torch.zeros(3, device=self.accelerator.device)
+        for micro in range(settings.accumulate):
+            x, text = self._batch(crops, dropped)
+            last = micro == settings.accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    output = self.forward(x, text)
+                found = rate_distortion(output, x, self.weight, settings.distortion)
+                self.accelerator.backward(found[0] / settings.accumulate)
+            sums += torch.stack(found).detach() / settings.accumulate
+        # After all processes have shared their gradients, all see the same norm.
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip)
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(settings, number)
+            self.optimizer.step()
+            torch.autograd.backward(self.network.aux_loss())
+            self.aux_optimizer.step()
+            self._follow()
+        else:
+            self.state.skipped += 1
+        self.optimizer.zero_grad()
+        self.aux_optimizer.zero_grad()
+        self.state.step += 1
+        if not finite:
+            return None
+        loss, bpp, mse = sums.tolist()
+        return loss, bpp, mse
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        # Early weights are forgotten sooner: the average would else be of the random ones.
+        taken = self.state.step + 1 - self.state.skipped
+        decay = min(self.settings.ema, taken / (taken + 9))
+        for name, parameter in self.network.named_parameters():
+            self.average[name].lerp_(parameter, 1 - decay)
+
+    def model_now(self) -> Network:
+        """The averaged weights as a network that codes."""
+        network = Network(**self.network.sizes.model_dump())
+        network.load_state_dict(self.average, strict=False)  # tables are made next
+        network.update()
+        return network.eval()
+
+    def validate(self) -> Found:
+        """Measure the averaged weights on the validation pictures."""
+        device = self.accelerator.device
+        name = "cpu" if device.type == "cpu" else str(device)  # accelerate numbers CPUs, too
+        return validate(self.model_now(), self.validation, self.text, name)
+
+
+def _digest(place: str) -> str:
+    """What tells one model to start from apart from another."""
+    if place.startswith("hf://"):
+        return place
+    from pipeline.learned.network import CONFIG, WEIGHTS
+
+    sha = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        path = Path(place) / name
+        if not path.is_file():
+            raise AigiError(f"train.init: {place} has no {name}. Give the folder of a model.")
+        sha.update(path.read_bytes())
+    return sha.hexdigest()
+
+
+class _Log:
+    """A CSV file that a resumed run goes on with: lines beyond the checkpoint are dropped."""
+
+    def __init__(self, path: Path, columns: list[str], step: int) -> None:
+        lines: list[list[str]] = []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                lines = [r for r in csv.reader(file) if r and r[0].isdigit() and int(r[0]) <= step]
+        self.file = path.open("w", newline="", encoding="utf-8")
+        self.writer = csv.writer(self.file, lineterminator="\n")
+        self.writer.writerow(columns)
+        self.writer.writerows(lines)
+        self.file.flush()
+
+    def write(self, *values: object) -> None:
+        self.writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
+        self.file.flush()
+
+
+CURVE = ["step", "loss", "bpp", "psnr", "learning_rate", "seconds"]
+VALIDATION = ["step", "loss", "bpp", "bpp_without_prompt", "psnr", "ms_ssim", "pictures"]
+
+
+def fit(trainer: Trainer, progress: Progress) -> None:
+    """Train from the last checkpoint to the last step, and leave models to code with.
+
+    Raises:
+        AigiError: more than `max_skipped` steps had no finite gradient.
+    """
+    settings, state, folder = trainer.settings, trainer.state, trainer.folder
+    main = trainer.accelerator.is_main_process
+    name = folder.name
+    if state.step >= settings.steps and (folder / "last").is_dir():
+        progress.say(f"train: {name}: {state.step:,} steps, already made")
+        return
+    curve = _Log(folder / "curve.csv", CURVE, state.step) if main else None
+    table = _Log(folder / "validation.csv", VALIDATION, state.step) if main else None
+    if state.step:
+        progress.say(f"train: {name}: goes on from step {state.step:,}")
+    crops = trainer.crops()
+    window: list[tuple[float, float, float]] = []
+    began, first = time.monotonic(), state.step
+    before = state.seconds
+    while state.step < settings.steps:
+        values = trainer.step(crops)
+        if values is None:
+            progress.say(
+                f"train: {name}: step {state.step:,} had no finite gradient and was passed over "
+                f"({state.skipped} so far)"
+            )
+            if state.skipped > settings.max_skipped:
+                raise AigiError(
+                    f"train: {name}: {state.skipped} steps had no finite gradient "
+                    "(train.max_skipped). Lower train.learning_rate or train.clip in a new run; "
+                    f"the weights of the last checkpoint are in {folder}."
+                )
+        else:
+            window.append(values)
+        state.seconds = before + time.monotonic() - began
+        done = state.step == settings.steps
+        if window and (done or state.step % settings.log_every == 0):
+            loss, bpp, mse = (math.fsum(v) / len(window) for v in zip(*window, strict=True))
+            window.clear()
+            quality = float(psnr(torch.tensor(mse)))
+            rate = learning_rate(settings, state.step - 1)
+            if curve is not None:
+                curve.write(state.step, loss, bpp, quality, rate, state.seconds)
+            trainer.accelerator.log(
+                {"loss": loss, "bpp": bpp, "psnr": quality, "learning_rate": rate}, state.step
+            )
+            pace = (time.monotonic() - began) / (state.step - first)
+            progress.say(
+                f"train: {name}: step {state.step:,} of {settings.steps:,}, loss {loss:.4f}, "
+                f"{bpp:.4f} bpp, {quality:.2f} dB, {1 / pace:.2f} steps/s, "
+                f"{duration(pace * (settings.steps - state.step))} left"
+            )
+        if settings.validation_pictures and (done or state.step % settings.validate_every == 0):
+            if main:
+                _validated(trainer, table, progress)
+            trainer.accelerator.wait_for_everyone()
+        if done or state.step % settings.save_every == 0:
+            trainer.save()
+    if main:
+        _keep(trainer, folder / "last", None)
+
+
+def _validated(trainer: Trainer, table: _Log | None, progress: Progress) -> None:
+    settings, state = trainer.settings, trainer.state
+    found = trainer.validate()
+    loss = found.loss(trainer.weight, settings.distortion)
+    structure = "" if found.ms_ssim is None else found.ms_ssim
+    if table is not None:
+        table.write(
+            state.step, loss, found.bpp, found.bpp_without_prompt, found.psnr, structure,
+            found.pictures,
+        )  # fmt: skip
+    values = {"loss": loss, "bpp": found.bpp, "psnr": found.psnr}
+    trainer.accelerator.log({f"validation/{k}": v for k, v in values.items()}, state.step)
+    better = state.best_loss is None or loss < state.best_loss
+    progress.say(
+        f"train: {trainer.folder.name}: step {state.step:,}: {found.pictures} whole pictures, "
+        f"{found.bpp:.4f} bpp in files, {found.psnr:.2f} dB, loss {loss:.4f}"
+        + (", the best so far" if better else "")
+    )
+    if better:
+        state.best_step, state.best_loss = state.step, loss
+        _keep(trainer, trainer.folder / "best", found)
+
+
+def _keep(trainer: Trainer, target: Path, found: Found | None) -> None:
+    """Write a model's folder whole or not at all."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    network = trainer.model_now()
+    settings, state = trainer.settings, trainer.state
+    points = []
+    if found is not None:
+        measured = (found.bpp, found.bpp_without_prompt, found.psnr, found.ms_ssim)
+        points = [RatePoint("this model", "validation", found.pictures, *measured)]
+    how = (
+        f"{state.step:,} steps of {settings.batch * settings.accumulate} crops of "
+        f"{settings.crop}x{settings.crop}, λ = {trainer.weight:g}, {settings.distortion}, seed "
+        f"{settings.seed}, on {trainer.accelerator.num_processes} "
+        f"{trainer.accelerator.device.type} process(es)."
+    )
+    network.save_pretrained(
+        part, model_card_kwargs={"points": points, "training": how, "model": str(target.name)}
+    )
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    part.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _accelerator(settings: Train, device: str, folder: Path) -> Any:
+    from accelerate import Accelerator
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise AigiError(f"compute.device: {device}: training takes auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise AigiError("compute.device: cuda: torch sees no GPU here")
+    if settings.tracker is not None:
+        try:
+            import tensorboard  # noqa: F401
+        except ImportError:
+            raise AigiError(
+                "train.tracker: tensorboard is not installed: pip install 'aigi[train]'"
+            ) from None
+    accelerator = Accelerator(
+        mixed_precision=settings.precision,
+        # Told so, accelerate starts a group of processes on CPUs too.
+        cpu=device == "cpu" or not torch.cuda.is_available(),
+        log_with=settings.tracker,
+        project_dir=str(folder) if settings.tracker is not None else None,
+    )
+    if settings.tracker is not None:
+        accelerator.init_trackers("tensorboard")
+    return accelerator
+
+
+def train(workflow: Workflow, progress: Progress) -> list[Path]:
+    """Train a codec for each λ of a workflow, one after the other.
+
+    Returns:
+        Their folders.
+
+    Raises:
+        AigiError: there is nothing to train on, the settings do not fit what was begun, or
+            gradients were not finite.
+    """
+    settings = workflow.train
+    if settings is None:
+        raise AigiError("train: the workflow has no such section")
+    if "://" in workflow.run:
+        raise AigiError(f"run: {workflow.run}: training wants a folder on this machine")
+    sizes = sizes_of(settings)
+    torch.set_num_threads(workflow.compute.threads)
+    collection = Collection(settings.data.model_copy(update={"splits": ("train",)}))
+    found = []
+    for weight in settings.lambdas:
+        folder = Path(workflow.run) / "train" / f"{sizes.name}-{settings.distortion}-{weight:g}"
+        folder.mkdir(parents=True, exist_ok=True)
+        accelerator = _accelerator(settings, workflow.compute.device, folder)
+        if not accelerator.is_main_process:
+            progress = Progress(quiet=True)
+        pictures = _validation(settings) if accelerator.is_main_process else []
+        trainer = Trainer(
+            settings, weight, folder, workflow.compute.threads, accelerator, collection, pictures
+        )
+        fit(trainer, progress)
+        accelerator.end_training()
+        found.append(folder)
+    return found
+
+
+def _validation(settings: Train) -> list[tuple[RGB, str]]:
+    if not settings.validation_pictures:
+        return []
+    data = settings.data.model_copy(
+        update={"splits": ("validation",), "limit": settings.validation_pictures}
+    )
+    try:
+        return list(pictures_of(Collection(data)))
+    except AigiError as error:
+        raise AigiError(
+            f"{error}\nThere is nothing to validate with: set train.validation_pictures=0"
+        ) from error

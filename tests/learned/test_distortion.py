@@ -1,0 +1,45 @@
+"""MS-SSIM and PSNR against the package that the field measures with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pytorch_msssim import ms_ssim as theirs
+
+from pipeline.learned.distortion import LEAST_SIDE, ms_ssim, psnr
+
+
+@pytest.mark.parametrize("size", [(161, 161), (192, 256), (201, 333)])
+def test_ms_ssim_equals_the_package(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    x = torch.nn.functional.interpolate(torch.rand(3, 3, 12, 12), size=size, mode="bicubic")
+    x = (x + 0.05 * torch.randn_like(x)).clamp(0, 1)
+    strength = torch.tensor([0.01, 0.1, 0.5]).view(3, 1, 1, 1)
+    y = (x + strength * torch.randn_like(x)).clamp(0, 1)
+    ours = ms_ssim(x, y)
+    assert ours.shape == (3,)
+    assert torch.allclose(ours, theirs(x, y, data_range=1.0, size_average=False), atol=2e-5)
+    assert ours[0] > ours[1] > ours[2]
+    assert torch.allclose(ms_ssim(x, x), torch.ones(3))
+
+
+def test_ms_ssim_leads_back_from_a_negative_scale() -> None:
+    x = torch.rand(1, 3, 176, 176)
+    y = (1 - x).requires_grad_()
+    found = ms_ssim(x, y)
+    assert found.item() == 0
+    torch.autograd.backward(found.sum())
+    assert y.grad is not None
+    assert torch.isfinite(y.grad).all()
+
+
+def test_small_pictures_are_refused() -> None:
+    short = torch.rand(1, 3, LEAST_SIDE - 1, 300)
+    with pytest.raises(ValueError, match="161"):
+        ms_ssim(short, short)
+    enough = torch.rand(1, 3, LEAST_SIDE, 300)
+    ms_ssim(enough, enough)
+
+
+def test_psnr() -> None:
+    assert psnr(torch.tensor(1e-3)).item() == pytest.approx(30.0)

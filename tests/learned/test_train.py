@@ -1,0 +1,383 @@
+"""The trainer: what it promises of steps, checkpoints, guards and the models that it leaves."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from pipeline import AigiError
+from pipeline.collection import Collection
+from pipeline.learned import checkpoint
+from pipeline.learned import train as training
+from pipeline.learned.codec import load, load_network
+from pipeline.learned.network import Network
+from pipeline.progress import Progress
+from pipeline.workflow import Train, Workflow
+from tests.conftest import ROOT, aigi
+from tests.learned.conftest import TEXT, pictures
+from tests.learned.release import write_release
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> None:
+    """One process can have one precision only; each test begins without any."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+
+
+HYPERPRIOR = {"kind": "hyperprior", "name": "tiny", "n": 8, "m": 12}
+CATC = {"kind": "catc", "name": "tiny", "n": 8, "m": 10, "hidden": 8, "heads": 2, "text": TEXT}
+NAME = "train/tiny-mse-0.013"
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parts = {
+        ("sdxl", "train"): pictures(12, 96, 128),
+        ("mj52", "train"): pictures(3, 96, 128, seed=5),
+        ("sdxl", "validation"): pictures(2, 70, 90, seed=9),
+    }
+    return write_release(tmp_path_factory.mktemp("train"), parts)
+
+
+def _workflow(run: Path, release: Path, **settings: Any) -> Workflow:
+    small: dict[str, Any] = {
+        "data": {"place": str(release)},
+        "network": HYPERPRIOR,
+        "weights": {"mj52": 4},
+        "steps": 12,
+        "batch": 2,
+        "crop": 64,
+        "shuffle_buffer": 24,
+        "learning_rate": 1e-3,
+        "save_every": 4,
+        "validate_every": 6,
+        "log_every": 3,
+    }
+    return Workflow(run=str(run), train=Train.model_validate(small | settings))
+
+
+def _train(run: Path, release: Path, **settings: Any) -> Path:
+    (folder,) = training.train(_workflow(run, release, **settings), Progress(quiet=True))
+    return folder
+
+
+def _trainer(run: Path, release: Path, **settings: Any) -> training.Trainer:
+    """A trainer as `train` makes it, for single steps."""
+    workflow = _workflow(run, release, validation_pictures=0, **settings)
+    assert workflow.train is not None
+    run.mkdir(parents=True, exist_ok=True)
+    accelerator = training._accelerator(workflow.train, "cpu", run)
+    data = workflow.train.data.model_copy(update={"splits": ("train",)})
+    return training.Trainer(workflow.train, 0.013, run, 1, accelerator, Collection(data), [])
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _equal(one: Path, other: Path) -> None:
+    """Two checkpoints or models hold the same bits under the same names."""
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, release: Path) -> Path:
+    """60 steps of a network with text, never stopped."""
+    run = tmp_path_factory.mktemp("undisturbed")
+    return _train(run, release, network=CATC, steps=60, save_every=10, validate_every=20)
+
+
+def test_a_trained_codec_codes_and_beats_its_begin(undisturbed: Path) -> None:
+    curve = _rows(undisturbed / "curve.csv")
+    assert [int(row["step"]) for row in curve] == list(range(3, 61, 3))
+    assert float(curve[-1]["loss"]) < 0.5 * float(curve[0]["loss"])
+    whole = _rows(undisturbed / "validation.csv")
+    assert [int(row["step"]) for row in whole] == [20, 40, 60]
+    best = min(whole, key=lambda row: float(row["loss"]))
+    assert f"{float(best['psnr']):.2f}" in (undisturbed / "best" / "README.md").read_text()
+    codec = load(undisturbed / "last", device="cpu")
+    errors, bits, pixels = [], 0, 0
+    for number, picture in enumerate(pictures(2, 70, 90, seed=9)):
+        data = codec.encode(picture, f"a red boat {number} by sdxl")
+        decoded = codec.decode(data)
+        bits, pixels = bits + 8 * len(data), pixels + 70 * 90
+        errors.append(np.mean((picture.astype(float) - decoded) ** 2))
+    # What validation says is what a user measures.
+    assert bits / pixels == pytest.approx(float(whole[-1]["bpp"]), rel=1e-5)
+    psnr = np.mean([10 * np.log10(255**2 / error) for error in errors])
+    assert psnr == pytest.approx(float(whole[-1]["psnr"]), rel=1e-5)
+
+
+def test_killed_again_and_again_the_weights_are_the_same_bits(
+    undisturbed: Path, release: Path, tmp_path: Path
+) -> None:
+    workflow = _workflow(
+        tmp_path / "run", release, network=CATC, steps=60, save_every=10, validate_every=20
+    )
+    path = tmp_path / "train.yaml"
+    settings = workflow.model_dump(mode="json", include={"run", "train"})
+    path.write_text(yaml.safe_dump(settings))
+    folder = tmp_path / "run" / NAME
+    chance = random.Random(1)
+    for goal in (10, 30):
+        with subprocess.Popen(
+            [sys.executable, "-m", "pipeline.cli", "run", str(path)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            while not checkpoint.path_of(folder, goal).exists():
+                assert process.poll() is None, "ended before it could be killed"
+                time.sleep(0.01)
+            time.sleep(chance.random())  # some steps on, or in the middle of writing
+            process.send_signal(signal.SIGKILL)
+    assert checkpoint.found(folder)[-1] != checkpoint.path_of(folder, 60)
+    done = aigi("run", str(path), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert "goes on from step" in done.stderr
+    for name in ("last", "best"):
+        _equal(folder / name / "model.safetensors", undisturbed / name / "model.safetensors")
+    _equal(checkpoint.path_of(folder, 60), checkpoint.path_of(undisturbed, 60))
+    mine, theirs = (checkpoint.load(checkpoint.path_of(f, 60))[1] for f in (folder, undisturbed))
+    for key in ("step", "skipped", "best_step", "best_loss"):
+        assert mine[key] == theirs[key]
+    assert _rows(folder / "validation.csv") == _rows(undisturbed / "validation.csv")
+    again = aigi("run", str(path))
+    assert "already made" in again.stderr
+
+
+def test_steps_may_be_raised_and_other_settings_not(release: Path, tmp_path: Path) -> None:
+    _train(tmp_path / "a", release, steps=8, validation_pictures=0)
+    longer = _train(tmp_path / "a", release, steps=12, validation_pictures=0, log_every=5)
+    straight = _train(tmp_path / "b", release, steps=12, validation_pictures=0)
+    _equal(longer / "last" / "model.safetensors", straight / "last" / "model.safetensors")
+    with pytest.raises(AigiError, match=r"other settings:\n  batch: 2 -> 4\n"):
+        _train(tmp_path / "a", release, steps=12, validation_pictures=0, batch=4)
+    with pytest.raises(AigiError, match=r"network\.m: 12 -> 16"):
+        _train(tmp_path / "a", release, validation_pictures=0, network=HYPERPRIOR | {"m": 16})
+
+
+def test_a_damaged_checkpoint_is_named(release: Path, tmp_path: Path) -> None:
+    folder = _train(tmp_path, release, steps=8, validation_pictures=0)
+    newest = checkpoint.found(folder)[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.raises(AigiError, match=rf"{newest.name}: damaged .*Delete it"):
+        _train(tmp_path, release, steps=12, validation_pictures=0)
+    newest.unlink()
+    straight = _train(tmp_path / "b", release, steps=12, validation_pictures=0)
+    again = _train(tmp_path, release, steps=12, validation_pictures=0)
+    _equal(again / "last" / "model.safetensors", straight / "last" / "model.safetensors")
+
+
+def test_steps_without_a_finite_gradient_are_passed_over_and_counted(
+    release: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    genuine = training.rate_distortion
+    calls = {"n": 0, "bad": {3, 5}}
+
+    def poisoned(*arguments: Any) -> Any:
+        calls["n"] += 1  # type: ignore[operator]
+        loss, bpp, mse = genuine(*arguments)
+        return (loss * float("nan") if calls["n"] in calls["bad"] else loss), bpp, mse  # type: ignore[operator]
+
+    monkeypatch.setattr(training, "rate_distortion", poisoned)
+    workflow = _workflow(tmp_path / "a", release, steps=8, validation_pictures=0)
+    (folder,) = training.train(workflow, Progress())
+    assert "step 3 had no finite gradient" in capsys.readouterr().err
+    facts = checkpoint.load(checkpoint.found(folder)[-1])[1]
+    assert (facts["step"], facts["skipped"]) == (8, 2)
+    weights = load_file(folder / "last" / "model.safetensors")
+    assert all(torch.isfinite(w.float()).all() for w in weights.values())
+    calls |= {"n": 0, "bad": set(range(1, 100))}
+    with pytest.raises(AigiError, match=r"3 steps had no finite gradient .*learning_rate"):
+        _train(tmp_path / "b", release, max_skipped=2, validation_pictures=0)
+
+
+def test_gradients_are_accumulated_as_if_in_one_batch(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Noise would differ between one batch and two.
+    monkeypatch.setattr("pipeline.learned.coding.noise", lambda x: x)
+    monkeypatch.setattr("pipeline.learned.entropy.noise", lambda x: x)
+    one = _trainer(tmp_path / "a", release, batch=4, accumulate=1)
+    two = _trainer(tmp_path / "b", release, batch=2, accumulate=2)
+    assert one.step(one.crops()) == pytest.approx(two.step(two.crops()), rel=1e-5)
+    for a, b in zip(one.parameters, two.parameters, strict=True):
+        first, second = (t.optimizer.state[p]["exp_avg"] for t, p in ((one, a), (two, b)))
+        assert torch.allclose(first, second, rtol=1e-3, atol=1e-6)
+
+
+def test_the_gradient_is_clipped_and_the_average_follows(release: Path, tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path, release, clip=0.5, ema=0.5)
+    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    crops = trainer.crops()
+    trainer.step(crops)
+    # Adam's first moment is a tenth of the gradient that it was given.
+    moments = [trainer.optimizer.state[p]["exp_avg"] for p in trainer.parameters]
+    norm = torch.sqrt(sum((10 * m).square().sum() for m in moments))
+    assert norm.item() == pytest.approx(0.5, rel=1e-4)
+    decay = 1 / 10  # of the first step; later 2 / 11, 3 / 12, … up to `ema`
+    for name, p in trainer.network.named_parameters():
+        assert torch.allclose(trainer.average[name], decay * before[name] + (1 - decay) * p)
+    medians = trainer.network.prior.median
+    assert not torch.equal(medians, before["prior.median"])
+    for _ in range(11):
+        trainer.step(crops)
+    last = {name: p.detach().clone() for name, p in trainer.average.items()}
+    trainer.step(crops)
+    for name, p in trainer.network.named_parameters():
+        assert torch.allclose(trainer.average[name], 0.5 * last[name] + 0.5 * p, atol=1e-7)
+
+
+def test_the_learning_rate_rises_and_falls_at_milestones() -> None:
+    settings = Train.model_validate(
+        {
+            "data": {"place": "x"},
+            "learning_rate": 1e-3,
+            "warmup": 3,
+            "milestones": [10, 20],
+            "milestone_factor": 0.1,
+        }
+    )
+    rates = [training.learning_rate(settings, step) for step in (0, 1, 2, 3, 9, 10, 19, 20, 99)]
+    assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+
+
+def test_prompts_are_dropped_as_often_as_asked(release: Path, tmp_path: Path) -> None:
+    def texts(share: float) -> list[bool]:
+        trainer = _trainer(tmp_path / str(share), release, network=CATC, text_dropout=share)
+        assert trainer.text is not None
+        empty = trainer.text([""]).features.float()
+        crops, chance, found = trainer.crops(), random.Random(0), []
+        for _ in range(40):
+            _, text = trainer._batch(crops, chance)
+            assert text is not None
+            for row, there in zip(text.features, text.there, strict=True):
+                found.append(
+                    int(there.sum()) == empty.shape[1] and torch.equal(row[there], empty[0])
+                )
+        return found
+
+    assert not any(texts(0.0))
+    assert all(texts(1.0))
+    assert 0.3 < np.mean(texts(0.5)) < 0.7
+
+
+def test_ms_ssim_is_trained_too(release: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 192"):
+        _workflow(tmp_path, release, distortion="ms-ssim", crop=128)
+    # The pictures are smaller than the crops, which mirror them; validation is not asked for.
+    asked: dict[str, Any] = {"distortion": "ms-ssim", "crop": 192, "validation_pictures": 0}
+    workflow = _workflow(tmp_path, release, **asked, lambdas=[8.0, 64.0], steps=6, log_every=1)
+    folders = training.train(workflow, Progress(quiet=True))
+    assert [folder.name for folder in folders] == ["tiny-ms-ssim-8", "tiny-ms-ssim-64"]
+    low, high = (_rows(folder / "curve.csv")[0] for folder in folders)
+    # First steps of equal networks: only λ differs, so λ's factor follows from both losses.
+    unlike = [float(r["loss"]) - float(r["bpp"]) for r in (low, high)]
+    assert unlike[1] / unlike[0] == pytest.approx(8.0, rel=1e-3)
+    assert 0 < unlike[0] / 8.0 <= 1
+
+
+def test_a_codec_is_tuned_from_another(release: Path, tmp_path: Path) -> None:
+    first = _train(tmp_path / "a", release, steps=8, validation_pictures=0)
+    start = load_network(first / "last")
+    trainer = _trainer(tmp_path / "b", release, init=str(first / "last"))
+    for name, value in start.state_dict().items():
+        assert torch.equal(trainer.network.state_dict()[name], value), name
+    with pytest.raises(AigiError, match=r"train\.init: .*its sizes are"):
+        _trainer(tmp_path / "c", release, init=str(first / "last"), network=HYPERPRIOR | {"n": 16})
+    tuned = _train(
+        tmp_path / "d", release, init=str(first / "last"), validation_pictures=0, steps=4
+    )
+    Network(**HYPERPRIOR).save_pretrained(tmp_path / "other")
+    with pytest.raises(AigiError, match=r"other settings:\n  init: "):
+        _train(tmp_path / "d", release, init=str(tmp_path / "other"), validation_pictures=0)
+    assert (tuned / "last" / "config.json").exists()
+
+
+def test_bf16_trains_and_is_tracked(release: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = _train(
+        tmp_path, release, network=CATC, precision="bf16", tracker="tensorboard", steps=6
+    )
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("psnr")] == [3, 6]
+    curve = [float(row["psnr"]) for row in _rows(folder / "curve.csv")]
+    assert [event.value for event in events.Scalars("psnr")] == pytest.approx(curve, rel=1e-4)
+    assert [event.step for event in events.Scalars("validation/bpp")] == [6]
+    assert all(
+        value.dtype != torch.bfloat16
+        for value in load_file(folder / "last" / "model.safetensors").values()
+    )
+
+
+def test_what_cannot_be_trained_says_why(release: Path, tmp_path: Path) -> None:
+    with pytest.raises(AigiError, match=r"no network nothing; there are hyperprior"):
+        _train(tmp_path, release, network="nothing")
+    with pytest.raises(AigiError, match="no source mod among"):
+        _train(tmp_path, release, weights={"mod": 7})
+    with pytest.raises(ValueError, match="training takes train"):
+        _workflow(tmp_path, release, data={"place": str(release), "splits": ["test"]})
+    only = write_release(tmp_path / "only", {("sdxl", "train"): pictures(2, 96, 96)})
+    with pytest.raises(AigiError, match=r"set train\.validation_pictures=0"):
+        _train(tmp_path / "x", only, weights={})
+    done = aigi("run", "workflows/demo.yaml", "--set", f"run={tmp_path}", WORLD_SIZE="2")
+    assert done.returncode == 1
+    assert "only training is made for them" in done.stderr
+
+
+def test_two_processes_train_one_codec(release: Path, tmp_path: Path) -> None:
+    workflow = _workflow(tmp_path / "run", release, steps=6, save_every=3, validate_every=6)
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(workflow.model_dump(mode="json", include={"run", "train"})))
+    # What `accelerate launch` is for GPUs; on CPUs it wants MPI for more than one process.
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+    def start(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *launch, "-m", "pipeline.cli", "run", str(path), *more],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+
+    done = start()
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "run" / NAME
+    tensors, facts = checkpoint.load(checkpoint.found(folder)[-1])
+    assert facts["settings"]["processes"] == 2
+    alone = _train(tmp_path / "alone", release, steps=6, save_every=3, validate_every=6)
+    one, _ = checkpoint.load(checkpoint.found(alone)[-1])
+    weight = "network.g_a.layers.0.weight"
+    assert not torch.equal(tensors[weight], one[weight])
+    # Half of twice as many crops: one process with both halves makes nearly the same steps.
+    assert torch.allclose(tensors[weight], one[weight], atol=6 * 2e-3)
+    refused = _workflow(tmp_path / "run", release, steps=9, save_every=3, validate_every=6)
+    with pytest.raises(AigiError, match="processes: 2 -> 1"):
+        training.train(refused, Progress(quiet=True))
