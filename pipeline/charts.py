@@ -221,7 +221,8 @@ def histogram(
         step = max(1, math.ceil((high - low + 1) / BARS))
         edges = np.arange(math.floor(low) - 0.5, high + step + 0.5, step)
     elif limit is not None:  # a bar lies on one side of the limit
-        edges[int(np.abs(edges - limit).argmin())] = limit
+        # Never the first or the last edge, which would leave values out.
+        edges[min(max(int(np.abs(edges - limit).argmin()), 1), BARS - 1)] = limit
     counts, _ = np.histogram(values, edges)
     frame = _Frame(
         title, (float(edges[0]), float(edges[-1])), (0.0, float(counts.max()) * 1.05), (across, up)

@@ -42,11 +42,28 @@ def test_histograms_count_every_value(
     if limit is not None:
         beyond = sum(value < limit if low else value > limit for value in numbers.tolist())
         assert f": {beyond:,} {'below' if low else 'above'} it" in said
-    for bar in chart.iter(f"{SVG}rect"):
+    lines_of = [line for line in chart.iter(f"{SVG}line") if ":1.5" in (line.get("style") or "")]
+    bars = list(chart.iter(f"{SVG}rect"))
+    if limit is not None:
+        place = float(lines_of[0].get("x1", "nan"))
+        for bar in bars:  # the limit cuts none, and the colours change there
+            left, width = float(bar.get("x", "nan")), float(bar.get("width", "nan"))
+            gone = "--drop" in (bar.get("style") or "")
+            assert left + width <= place + 0.7 if gone == low else left >= place - 0.7
+    for bar in bars:
         left, width = float(bar.get("x", "nan")), float(bar.get("width", "nan"))
         assert left >= 0 and left + width <= WIDTH and width > 0
         top, height = float(bar.get("y", "nan")), float(bar.get("height", "nan"))
         assert top >= 0 and height >= 0 and top + height <= HEIGHT
+
+
+def test_a_limit_near_the_end_leaves_no_value_out() -> None:
+    for limit in (0.0, 0.002, 0.998, 1.0):
+        chart = ET.fromstring(histogram("t", np.array([0.0, 0.001, 0.5, 0.999, 1.0]), "x", limit))
+        heights = [float(bar.get("height", "0")) for bar in chart.iter(f"{SVG}rect")]
+        highest = max(heights)
+        # The highest bar counts one value or two.
+        assert 5 in {round(sum(heights) / highest * most) for most in (1, 2)}, limit
 
 
 def test_bars_of_a_histogram_are_as_high_as_their_counts() -> None:
@@ -77,8 +94,9 @@ def test_rings_close(parts: list[float]) -> None:
     lengths = [float(re.findall(r"dasharray:(\S+)", arc.get("style", ""))[0]) for arc in arcs]
     gaps = 1.5 * (len(arcs) > 1)
     around = 2 * math.pi * 82
-    for turn, length, share in zip(turns, lengths, shares.values(), strict=True):
-        assert length == pytest.approx(max(share * around - gaps, 0), abs=0.01)
-        assert turn <= 270
+    begins = np.cumsum([0.0, *shares.values()])[:-1]
+    assert turns == pytest.approx((begins * 360 - 90).tolist(), abs=0.01)
+    wanted = [max(share * around - gaps, 0) for share in shares.values()]
+    assert lengths == pytest.approx(wanted, abs=0.01)
     texts = {item.text for item in root.iter(f"{SVG}text")}
     assert all(f"{name} {share:.1%}" in texts for name, share in shares.items())
