@@ -92,7 +92,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, models: Path) -> tuple[Pat
 def chromium() -> Iterator[Any]:
     """Headless Chromium of the system, driven by Playwright."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = os.environ.get("AIGI_CHROMIUM") or shutil.which("chromium") or shutil.which("chrome")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("AIGI_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if found is None:
         pytest.skip("no chromium here: apt-get install chromium, or name one in AIGI_CHROMIUM")
     with api.sync_playwright() as driver:
