@@ -141,4 +141,4 @@ def run_demo(
         raise AigiError(f"{release}: pictures differ from those that were generated")
     images = sum(line["images"] for line in lines)
     print(f"{images} images in {time.perf_counter() - started:.0f} s: {release}")
-    print(f"next: aigi status {out}; aigi verify {release}")
+    print(f"next: aigi status {out}; aigi verify {release}; aigi report {out}")

@@ -139,6 +139,70 @@ DUPLICATES = pa.schema(
         ("similarity", pa.float64()),
     ]
 )
+CHARACTERISTICS = pa.schema(
+    # All numbers are null where `error` says why; also where a picture is too small or flat.
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("watermark", pa.string()),
+        ("width", pa.int32()),  # pixels, before any crop
+        ("height", pa.int32()),
+        ("error", pa.string()),
+        # GLCM of the luma at 256 levels: means over the distances and angles of the settings
+        ("glcm_contrast", pa.float32()),  # levels²
+        ("glcm_dissimilarity", pa.float32()),  # levels
+        ("glcm_homogeneity", pa.float32()),  # 0 to 1
+        ("glcm_asm", pa.float32()),  # 0 to 1
+        ("glcm_energy", pa.float32()),  # 0 to 1
+        ("glcm_correlation", pa.float32()),  # -1 to 1
+        ("glcm_entropy", pa.float32()),  # bits, 0 to 16
+        # mean, standard deviation, signed cube root of the third central moment: levels
+        *((f"{channel}_{moment}", pa.float32())
+          for channel in ("red", "green", "blue") for moment in ("mean", "std", "third")),
+        ("colorfulness", pa.float32()),  # 0 for grey, about 100 for garish
+        ("saturation", pa.float32()),  # 0 to 1
+        ("gradient_energy", pa.float32()),  # levels²
+        ("spectral_slope", pa.float32()),  # of log power over log frequency
+        ("noise_level", pa.float32()),  # levels
+        ("png_bpp", pa.float32()),  # bits of a lossless file a pixel
+        ("jxl_bpp", pa.float32()),  # null: not asked for
+    ]
+)  # fmt: skip
+ALIGNMENTS = pa.schema(
+    # Scores and attributes are empty where `error` says why, and where there is no prompt.
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("watermark", pa.string()),
+        ("text", pa.string()),
+        ("error", pa.string()),
+        ("scores", pa.map_(pa.string(), pa.float32())),  # by the names of the settings
+        # whether the word of the prompt suits the picture best, of all words of its list
+        ("attributes", pa.map_(pa.string(), pa.bool_())),
+    ]
+)
+EFFECTS = pa.schema(
+    # A source beside the reference (or all other sources), for each number of characteristics;
+    # pictures with a watermark are left out.
+    [
+        ("characteristic", pa.string()),
+        ("source", pa.string()),
+        ("against", pa.string()),  # null: all other sources
+        ("images", pa.int64()),
+        ("images_against", pa.int64()),
+        ("mean", pa.float64()),
+        ("mean_against", pa.float64()),
+        ("std", pa.float64()),
+        ("std_against", pa.float64()),
+        ("cohens_d", pa.float64()),  # difference of means over the pooled standard deviation
+        ("cliffs_delta", pa.float64()),  # P(greater) - P(less) of two pictures, -1 to 1
+        ("ks", pa.float64()),  # two-sample Kolmogorov-Smirnov statistic, 0 to 1
+        ("p_value", pa.float64()),  # of it
+        ("p_adjusted", pa.float64()),  # by Benjamini and Hochberg, over all rows
+    ]
+)
 RELEASE = pa.schema(
     [
         ("image", IMAGE),

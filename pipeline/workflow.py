@@ -527,6 +527,89 @@ class Benchmark(Settings):
         return self
 
 
+class Characteristics(Settings):
+    """Pictures in, the `characteristics` table out: texture, colour, compressibility."""
+
+    pictures: tuple[Pictures, ...] = Field(
+        (), description="releases and folders; empty: the release of this run"
+    )
+    distances: tuple[Count, ...] = Field((1,), min_length=1, description="of the GLCM, in pixels")
+    angles: tuple[Literal[0, 45, 90, 135], ...] = Field(
+        (0, 45, 90, 135), min_length=1, description="of the GLCM, in degrees"
+    )
+    symmetric: bool = Field(True, description="GLCM: count each pair in both directions")
+    crop: Count | None = Field(
+        None,
+        description="look at the middle of so many pixels a side only, and leave smaller pictures "
+        "out, so that sources of different sizes compare",
+    )
+    lossless: tuple[Literal["png", "jxl"], ...] = Field(
+        ("png",), description="files whose bits are counted; jxl: pip install pillow-jxl-plugin"
+    )
+    max_pixels: Count = 64_000_000
+    reference: str | None = Field(
+        None, description="source that the others are compared with; null: each with all others"
+    )
+
+
+class ClipScorer(Settings):
+    """Cosine of picture and prompt by an open_clip model: CLIPScore, or HPS with its weights."""
+
+    kind: Literal["open_clip"]
+    model: str = Field("ViT-B-32", description="as in embeddings")
+    pretrained: str = "laion2b_s34b_b79k"
+    folder: Location | None = None
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+
+
+class BlipScorer(Settings):
+    """Probability that picture and prompt belong together, by BLIP's matching head."""
+
+    kind: Literal["blip_itm"]
+    model: str = "Salesforce/blip-itm-large-coco"
+    revision: str | None = None
+    folder: Location | None = Field(None, description="a local copy of model and processor")
+
+
+class PickScorer(Settings):
+    """PickScore: the scaled cosine of a CLIP model of transformers, trained on preferences."""
+
+    kind: Literal["pick_score"]
+    model: str = "yuvalkirstain/PickScore_v1"
+    revision: str | None = None
+    processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    folder: Location | None = Field(None, description="a local copy of model and processor")
+
+
+Scorer = Annotated[ClipScorer | BlipScorer | PickScorer, Field(discriminator="kind")]
+
+
+class Alignments(Settings):
+    """Pictures and their prompts in, the `alignments` table out: do they show what was asked?"""
+
+    pictures: tuple[Pictures, ...] = Field(
+        (), description="releases and folders; empty: the release of this run"
+    )
+    models: dict[str, Scorer] = Field(min_length=1, description="by name: the scores to give")
+    attributes: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="lists of words that exclude one another, by name: of prompts with one of "
+        "them, whether it suits the picture best; the first open_clip model tells",
+    )
+    batch_size: Count = 16
+    max_pixels: Count = 64_000_000
+
+    @model_validator(mode="after")
+    def _has_a_judge(self) -> Alignments:
+        kinds = {scorer.kind for scorer in self.models.values()}
+        if self.attributes and "open_clip" not in kinds:
+            raise ValueError("attributes need a model of kind open_clip")
+        for name, words in self.attributes.items():
+            if len(set(words)) < 2 or len(set(words)) < len(words):
+                raise ValueError(f"attributes.{name}: give two different words or more")
+        return self
+
+
 class Train(Settings):
     """Pictures with prompts in, a trained codec for each λ out, below RUN/train."""
 
@@ -604,11 +687,13 @@ class Workflow(Settings):
     duplicates: Duplicates | None = None
     selection: Selection | None = None
     release: Release | None = None
+    characteristics: Characteristics | None = None
+    alignments: Alignments | None = None
     train: Train | None = None
     benchmark: Benchmark | None = None
 
 
-READERS = frozenset({"train", "benchmark"})
+READERS = frozenset({"characteristics", "alignments", "train", "benchmark"})
 """Sections that read a release: nothing of them decides a byte of one."""
 
 

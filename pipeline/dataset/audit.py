@@ -220,7 +220,7 @@ def audit(
                 similarity = None
                 if workflow.embeddings is not None:
                     if clip is None:
-                        from pipeline.dataset.embeddings import Clip
+                        from pipeline.clip import Clip
 
                         clip = Clip(workflow.embeddings, workflow.compute.device)
                     a, b = clip.image_vectors([one, other])

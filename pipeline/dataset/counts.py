@@ -164,7 +164,7 @@ def _origins(store: Store, used: pa.ChunkedArray) -> dict[Origin, PromptCount]:
     return dict(found)
 
 
-def _reasons(store: Store, shard: str) -> Counter[tuple[str, str]]:
+def reject_reasons(store: Store, shard: str) -> Counter[tuple[str, str]]:
     """Rejects by source and reason; what stands behind a colon is of one row alone."""
     found: Counter[tuple[str, str]] = Counter()
     if shard not in store.shards("rejects"):
@@ -224,8 +224,8 @@ def count(store: Store, dataset: Dataset, shards: list[str], progress: Progress)
         origins=_origins(store, pa.chunked_array(generated, pa.string())),
         planned=planned,
         dropped=dropped,
-        refused=_reasons(store, "prompts"),
-        unplanned=_reasons(store, "plan"),
-        failed=_reasons(store, "images"),
+        refused=reject_reasons(store, "prompts"),
+        unplanned=reject_reasons(store, "plan"),
+        failed=reject_reasons(store, "images"),
         samples=dict(samples),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import AigiError
+from pipeline.clip import file_sha256
 from pipeline.dataset.specification import SCHEDULERS, DiffusersSpec
 from pipeline.dataset.watermark import embed
 from pipeline.device import device_name, pick_device
@@ -27,12 +27,6 @@ if TYPE_CHECKING:
 
 # Above this many pixels a side the VAE's activations dominate memory: decode in tiles.
 TILE_FROM = 1536
-
-
-def file_sha256(path: str) -> str:
-    """sha256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hub_sha256(name: str, spec: DiffusersSpec) -> dict[str, str | None]:

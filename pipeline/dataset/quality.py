@@ -17,14 +17,11 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline import AigiError
+from pipeline.clip import Clip, Vectors, folder_sha256, hub_file
 from pipeline.dataset.embeddings import (
-    Clip,
     Row,
-    Vectors,
     column_vectors,
     decode_threads,
-    folder_sha256,
-    hub_file,
     images_and_plan,
     names,
     prepared_batches,

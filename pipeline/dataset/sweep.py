@@ -21,8 +21,7 @@ from pipeline.workflow import Selection, Workflow
 
 SHARES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Thresholds are where these shares of the scored images would go."""
-# Setting of the selection, its score, and whether low (else high) scores are dropped.
-_SWEPT = {
+SWEPT = {
     "min_clip_score": ("clip_score", True),
     "min_luminance_std": ("luminance_std", True),
     "min_entropy": ("entropy", True),
@@ -31,6 +30,7 @@ _SWEPT = {
     "max_blockiness": ("blockiness", False),
     "max_nsfw": ("nsfw", False),
 }
+"""Setting of the selection, its score, and whether low (else high) scores are dropped."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def sweep(workflow: Workflow, store: Store, examples: int) -> Iterator[Drop]:
     rules = workflow.selection or Selection()
     known = candidates(store)
     flags(known, rules)  # a concept without scores is refused here
-    for setting, (score, low) in _SWEPT.items():
+    for setting, (score, low) in SWEPT.items():
         now = getattr(rules, setting)
         yield from _scores(known, setting, known.scores[score], low, now, examples)
     for name, values in known.concepts.items():

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from pipeline import AigiError
-from pipeline.dataset.diffuser import Diffuser, check_weights, file_sha256
+from pipeline.clip import file_sha256
+from pipeline.dataset.diffuser import Diffuser, check_weights
 from pipeline.dataset.specification import DiffusersSpec
 from pipeline.dataset.watermark import embed_dwt_dct
 from pipeline.tables import IMAGES, PLAN

@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 from pipeline import AigiError
+from pipeline.clip import Clip, file_sha256, find_weights
 from pipeline.dataset import embeddings
-from pipeline.dataset.embeddings import Clip, Embedder, column_vectors, find_weights
+from pipeline.dataset.embeddings import Embedder, column_vectors
 from pipeline.pixels import RGB, png_bytes
 from pipeline.progress import Progress
 from pipeline.run import Build, run_stages
@@ -325,8 +326,6 @@ def test_a_hub_model_without_safetensors(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_other_weights_than_expected(model: Path) -> None:
-    from pipeline.dataset.diffuser import file_sha256
-
     sha256 = file_sha256(str(model / WEIGHTS))
     assert find_weights(settings_of(model, sha256=sha256)) == str(model / WEIGHTS)
     with pytest.raises(AigiError, match=f"has sha256 {sha256}, the workflow expects 0000"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline import AigiError
-from pipeline.dataset.embeddings import Clip
+from pipeline.clip import Clip
 from pipeline.learned.sizes import TextSizes
 from pipeline.learned.text import EMBEDDED, STEPS, TextEncoder
 from pipeline.workflow import Embeddings

@@ -13,7 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.perf import benchmark, captions, codecs, embeddings, images, pairs, publish, watermark
+from tests.perf import (
+    benchmark,
+    captions,
+    codecs,
+    embeddings,
+    images,
+    pairs,
+    publish,
+    texture,
+    watermark,
+)
 from tests.perf.report import Measurement, machine, machine_line, table
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Measurement]]] = {
@@ -24,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Measurement]]] = {
     "embeddings": lambda given: embeddings.run(given.quick),
     "pairs": lambda given: pairs.run(given.quick),
     "publish": lambda given: publish.run(given.quick),
+    "texture": lambda given: texture.run(given.quick),
     "watermark": lambda given: watermark.run(given.quick),
 }
 

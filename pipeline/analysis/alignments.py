@@ -1,0 +1,113 @@
+"""Pictures with prompts in, the `alignments` table out: scores, and attributes that are right.
+
+An attribute is a word of a list whose words exclude one another, a colour say. Where a prompt has
+exactly one word of the list, the picture is compared with the prompt and with the same sentence
+for each other word; it is right where the prompt is the nearest. For prompts of a grammar the
+word is the whole truth; in others it may belong to a part of the picture that nobody asked about.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.analysis.places import places, read_shard, shard_names, state
+from pipeline.analysis.scorers import ClipScore, load
+from pipeline.pixels import RGB, BadPicture, decode
+from pipeline.run import Map
+from pipeline.tables import ALIGNMENTS
+from pipeline.workflow import Alignments, Workflow
+
+VERSION = 1
+_COLUMNS = ("image_id", "image", "source", "split", "watermark", "text")
+
+
+def variants(text: str, words: Sequence[str]) -> list[str]:
+    """The sentence with each word of the list in the place of the one that it has, that one first.
+
+    Returns:
+        Nothing, where the sentence has none of the words, or more than one.
+    """
+    either = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    found = list(re.finditer(rf"\b(?:(an?) )?({either})\b", text, re.IGNORECASE))
+    if len(found) != 1:
+        return []
+    (match,) = found
+    own = match[2].lower()
+    sentences = []
+    for word in sorted(words, key=lambda word: word.lower() != own):
+        article = ""
+        if match[1]:
+            article = f"{match[1][0]}{'n' if word[0].lower() in 'aeiou' else ''} "
+        sentences.append(text[: match.start()] + article + word + text[match.end() :])
+    return [text, *sentences[1:]]
+
+
+class Aligner:
+    """Rows of pictures with prompts in, rows of ALIGNMENTS out, a batch at a time."""
+
+    def __init__(self, settings: Alignments, device: str) -> None:
+        self.settings = settings
+        self.models = load(settings.models, settings.batch_size, device)
+        self.judge = next((m for m in self.models.values() if isinstance(m, ClipScore)), None)
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """Yield so many rows as the batch size says."""
+        size = self.settings.batch_size
+        for start in range(0, rows.num_rows, size):
+            found = self._batch(rows.slice(start, size).to_pylist())
+            yield pa.Table.from_pylist(found, ALIGNMENTS)
+
+    def _batch(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        found = [{name: row[name] for name in _COLUMNS if name != "image"} for row in rows]
+        pictures: dict[int, RGB] = {}
+        for number, row in enumerate(rows):
+            found[number] |= {"scores": [], "attributes": []}
+            try:
+                pictures[number] = decode(row["image"]["bytes"], self.settings.max_pixels).rgb
+            except BadPicture as error:
+                found[number]["error"] = str(error)
+        there = [number for number in pictures if rows[number]["text"]]
+        texts = [rows[number]["text"] for number in there]
+        for name, model in self.models.items():
+            if there:
+                scores = model([pictures[number] for number in there], texts)
+                for number, score in zip(there, scores.tolist(), strict=True):
+                    found[number]["scores"].append((name, score))
+        for number in there:
+            right = self._right(pictures[number], rows[number]["text"])
+            found[number]["attributes"] = sorted(right.items())
+        return found
+
+    def _right(self, rgb: RGB, text: str) -> Mapping[str, bool]:
+        right = {}
+        for name, words in self.settings.attributes.items():
+            sentences = variants(text, words)
+            if sentences and self.judge is not None:
+                clip = self.judge.clip
+                cosines = clip.text_vectors(sentences) @ clip.image_vectors([rgb])[0]
+                right[name] = bool(np.argmax(cosines) == 0)
+        return right
+
+
+def stage(workflow: Workflow) -> Map:
+    """The alignments stage of a workflow that has such a section."""
+    settings = workflow.alignments
+    assert settings is not None
+    pictures = places(settings.pictures, workflow)
+    return Map(
+        table="alignments",
+        version=VERSION,
+        schema=ALIGNMENTS,
+        settings=settings.model_dump(mode="json", exclude={"pictures"}),
+        inputs=(),
+        names=partial(shard_names, pictures),
+        read=partial(read_shard, pictures, _COLUMNS),
+        make_worker=partial(Aligner, settings, workflow.compute.device),
+        state=partial(state, pictures),
+    )

@@ -1,0 +1,93 @@
+"""The `alignments` table in, the share of prompts for which each source is best out.
+
+Pictures with a watermark are left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+@dataclass(frozen=True)
+class Best:
+    """Of one score: shares of prompts by source.
+
+    Attributes:
+        shares: they sum to 1; sources that tie share a prompt.
+        prompts: those of which every one of these sources has a picture.
+        left_out: sources that have no such prompts.
+    """
+
+    shares: dict[str, float]
+    prompts: int
+    left_out: tuple[str, ...]
+
+
+def unmarked(table: pa.Table) -> pa.Table:
+    """Rows without a watermark: the others show the same pictures again."""
+    return table.filter(pc.equal(pc.fill_null(table["watermark"], "none"), "none"))
+
+
+def _means(table: pa.Table) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean of each score by prompt and source."""
+    values: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
+    for row in unmarked(table).select(["text", "source", "scores"]).to_pylist():
+        for name, score in row["scores"] or ():
+            values[name][row["text"]][row["source"]].append(score)
+    return {
+        name: {
+            text: {source: sum(found) / len(found) for source, found in sources.items()}
+            for text, sources in texts.items()
+        }
+        for name, texts in values.items()
+    }
+
+
+def best(table: pa.Table) -> dict[str, Best]:
+    """Which source is best for how many prompts, by score.
+
+    Sources are compared over the prompts that all of them have. Where there are none, the source
+    that shares the fewest prompts with others is left out, and so on; scores that are left with
+    one source do not appear.
+    """
+    found = {}
+    for name, texts in _means(table).items():
+        sources = {source for means in texts.values() for source in means}
+        left: list[str] = []
+        common = [means for means in texts.values() if sources <= means.keys()]
+        while not common and len(sources) > 1:
+            shared: Counter[str] = Counter(dict.fromkeys(sources, 0))
+            for means in texts.values():
+                mine = sources & means.keys()
+                shared.update(mine if len(mine) > 1 else ())
+            fewest = min(sorted(sources), key=lambda source: shared[source])
+            sources.remove(fewest)
+            left.append(fewest)
+            common = [means for means in texts.values() if sources <= means.keys()]
+        if len(sources) < 2:
+            continue
+        shares = dict.fromkeys(sorted(sources), 0.0)
+        for means in common:
+            most = max(means[source] for source in sources)
+            winners = [source for source in sources if means[source] == most]
+            for source in winners:
+                shares[source] += 1 / len(winners) / len(common)
+        found[name] = Best(shares, len(common), tuple(sorted(left)))
+    return found
+
+
+def attributes(table: pa.Table) -> dict[tuple[str, str], tuple[int, int]]:
+    """Right ones and all, by attribute and source."""
+    right: Counter[tuple[str, str]] = Counter()
+    total: Counter[tuple[str, str]] = Counter()
+    for row in unmarked(table).select(["source", "attributes"]).to_pylist():
+        for name, good in row["attributes"] or ():
+            total[name, row["source"]] += 1
+            right[name, row["source"]] += good
+    return {key: (right[key], total[key]) for key in sorted(total)}

@@ -1,0 +1,110 @@
+"""Pictures of releases and folders in, the `characteristics` table out: a row each.
+
+A picture that cannot be measured is a row with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from pipeline.analysis.color import CHANNELS, color_moments, colorfulness, saturation
+from pipeline.analysis.compressibility import (
+    check_lossless,
+    gradient_energy,
+    lossless_bpp,
+    noise_level,
+    spectral_slope,
+)
+from pipeline.analysis.places import places, read_shard, shard_names, state
+from pipeline.analysis.texture import texture
+from pipeline.pixels import RGB, BadPicture, decode
+from pipeline.run import Map
+from pipeline.tables import CHARACTERISTICS
+from pipeline.workflow import Characteristics, Workflow
+
+VERSION = 1
+MOMENTS = ("mean", "std", "third")
+_COLUMNS = ("image_id", "image", "source", "split", "watermark")
+
+
+def measured(rgb: RGB, settings: Characteristics) -> dict[str, float]:
+    """All numbers of one picture, by column; NaN where one has no meaning."""
+    # Pillow's luma: ITU-R BT.601, rounded.
+    grey = np.asarray(Image.fromarray(rgb).convert("L"))
+    angles = [math.radians(angle) for angle in settings.angles]
+    glcm = texture(grey, settings.distances, angles, settings.symmetric)
+    moments = color_moments(rgb)
+    return {
+        **{f"glcm_{name}": value for name, value in glcm.items()},
+        **{
+            f"{channel}_{moment}": float(moments[i, j])
+            for i, channel in enumerate(CHANNELS)
+            for j, moment in enumerate(MOMENTS)
+        },
+        "colorfulness": colorfulness(rgb),
+        "saturation": saturation(rgb),
+        "gradient_energy": gradient_energy(grey),
+        "spectral_slope": spectral_slope(grey),
+        "noise_level": noise_level(grey),
+        **{f"{kind}_bpp": lossless_bpp(rgb, kind) for kind in settings.lossless},
+    }
+
+
+def middle(rgb: RGB, side: int) -> RGB:
+    """The middle `side` x `side` pixels, nearer to the top and left by half a pixel."""
+    top, left = (rgb.shape[0] - side) // 2, (rgb.shape[1] - side) // 2
+    return np.ascontiguousarray(rgb[top : top + side, left : left + side])
+
+
+class Characteriser:
+    """Rows of pictures in, rows of CHARACTERISTICS out, one by one."""
+
+    def __init__(self, settings: Characteristics) -> None:
+        self.settings = settings
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """Yield one row at a time."""
+        for row in rows.to_pylist():
+            yield pa.Table.from_pylist([self._row(row)], CHARACTERISTICS)
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        found = {name: row[name] for name in ("image_id", "source", "split", "watermark")}
+        crop = self.settings.crop
+        try:
+            rgb = decode(row["image"]["bytes"], self.settings.max_pixels).rgb
+        except BadPicture as error:
+            return found | {"error": str(error)}
+        found |= {"height": rgb.shape[0], "width": rgb.shape[1]}
+        if crop is not None:
+            if min(rgb.shape[:2]) < crop:
+                return found | {"error": f"smaller than the crop of {crop} pixels"}
+            rgb = middle(rgb, crop)
+        numbers = measured(rgb, self.settings)
+        return found | {n: v if math.isfinite(v) else None for n, v in numbers.items()}
+
+
+def stage(workflow: Workflow) -> Map:
+    """The characteristics stage of a workflow that has such a section."""
+    settings = workflow.characteristics
+    assert settings is not None
+    pictures = places(settings.pictures, workflow)
+    deciding = settings.model_dump(mode="json", exclude={"pictures", "reference"})
+    return Map(
+        table="characteristics",
+        version=VERSION,
+        schema=CHARACTERISTICS,
+        settings=deciding,
+        inputs=(),
+        names=partial(shard_names, pictures),
+        read=partial(read_shard, pictures, _COLUMNS),
+        make_worker=partial(Characteriser, settings),
+        check=partial(check_lossless, settings.lossless),
+        state=partial(state, pictures),
+    )

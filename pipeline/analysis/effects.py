@@ -1,0 +1,137 @@
+"""The `characteristics` table in, the `effects` table out: effect sizes and two-sample tests.
+
+With thousands of pictures the smallest difference has a small p-value: how large a difference is,
+the effect sizes say. Pictures of one prompt are not independent, which no p-value here knows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline import AigiError
+from pipeline.analysis.best import unmarked
+from pipeline.progress import Progress
+from pipeline.run import Build
+from pipeline.tables import CHARACTERISTICS, EFFECTS, Shard, Store
+from pipeline.workflow import Workflow
+
+VERSION = 1
+NUMBERS = tuple(field.name for field in CHARACTERISTICS if field.type == pa.float32())
+Floats = NDArray[np.float64]
+
+
+def by_source(table: pa.Table, columns: Sequence[str]) -> dict[str, dict[str, Floats]]:
+    """Values that are there, by column and source; pictures with a watermark are left out."""
+    plain = unmarked(table)
+    sources = sorted(pc.unique(plain["source"]).to_pylist())
+    rows = {source: plain.filter(pc.equal(plain["source"], source)) for source in sources}
+    found: dict[str, dict[str, Floats]] = {}
+    for column in columns:
+        values = {
+            source: mine[column].drop_null().cast(pa.float64()).to_numpy()
+            for source, mine in rows.items()
+        }
+        found[column] = {source: numbers for source, numbers in values.items() if len(numbers)}
+    return found
+
+
+def compare(one: Floats, other: Floats) -> dict[str, float | None]:
+    """Means, spreads, effect sizes and the test of two samples of at least one number each.
+
+    What has no meaning for samples that small or flat is None.
+    """
+    from scipy.stats import ks_2samp, rankdata
+
+    n, m = len(one), len(other)
+    spread = [float(values.std(ddof=1)) if len(values) > 1 else None for values in (one, other)]
+    d = None
+    if n + m > 2:
+        pooled = ((n - 1) * (spread[0] or 0) ** 2 + (m - 1) * (spread[1] or 0) ** 2) / (n + m - 2)
+        d = float(one.mean() - other.mean()) / math.sqrt(pooled) if pooled > 0 else None
+    # Mann and Whitney's U counts the pairs in which `one` is greater, ties by half.
+    ranks = rankdata(np.concatenate([one, other]))
+    u = float(ranks[:n].sum()) - n * (n + 1) / 2
+    test = ks_2samp(one, other)
+    return {
+        "images": n,
+        "images_against": m,
+        "mean": float(one.mean()),
+        "mean_against": float(other.mean()),
+        "std": spread[0],
+        "std_against": spread[1],
+        "cohens_d": d,
+        "cliffs_delta": 2 * u / (n * m) - 1,
+        "ks": float(test.statistic),
+        "p_value": float(test.pvalue),
+    }
+
+
+def _rows(
+    found: Mapping[str, Mapping[str, Floats]], reference: str | None
+) -> Iterator[dict[str, Any]]:
+    for column, values in found.items():
+        for source, one in values.items():
+            others = [v for name, v in values.items() if name != source]
+            if reference is not None:
+                others = [values[reference]] if reference in values and source != reference else []
+            if others:
+                yield {
+                    "characteristic": column,
+                    "source": source,
+                    "against": reference,
+                    **compare(one, np.concatenate(others)),
+                }
+
+
+def effects(found: Mapping[str, Mapping[str, Floats]], reference: str | None) -> pa.Table:
+    """EFFECTS of values by column and source.
+
+    Raises:
+        AigiError: no source is called like the reference.
+    """
+    from scipy.stats import false_discovery_control
+
+    names = {source for values in found.values() for source in values}
+    if reference is not None and reference not in names:
+        raise AigiError(
+            f"characteristics.reference: no source {reference}; there are "
+            + ", ".join(sorted(names))
+        )
+    rows = list(_rows(found, reference))
+    if rows:
+        adjusted = false_discovery_control([row["p_value"] for row in rows])
+        for row, value in zip(rows, adjusted.tolist(), strict=True):
+            row["p_adjusted"] = value
+    return pa.Table.from_pylist(rows, EFFECTS)
+
+
+def _build(reference: str | None, store: Store, progress: Progress) -> list[Shard]:
+    table = store.read_all("characteristics")
+    failed = table.num_rows - table["error"].null_count
+    made = effects(by_source(table, NUMBERS), reference)
+    if failed:
+        progress.say(f"effects: {failed:,} of {table.num_rows:,} pictures have no numbers")
+    return [store.write("effects", "part-00000", made, EFFECTS)]
+
+
+def stage(workflow: Workflow) -> Build:
+    """The effects stage of a workflow that has a characteristics section."""
+    assert workflow.characteristics is not None
+    reference = workflow.characteristics.reference
+    return Build(
+        table="effects",
+        version=VERSION,
+        schema=EFFECTS,
+        settings={"reference": reference},
+        inputs=("characteristics",),
+        build=partial(_build, reference),
+        remake=True,
+    )

@@ -1,0 +1,48 @@
+"""Several places of pictures in; names of shards, and the rows of each, out.
+
+A shard is a part of a `Collection`; the number of its place makes its name unique.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import pyarrow as pa
+
+from pipeline.collection import Collection
+from pipeline.tables import Store
+from pipeline.workflow import Pictures, Workflow
+
+
+def places(asked: tuple[Pictures, ...], workflow: Workflow) -> tuple[Pictures, ...]:
+    """The places that a section asks for; none: the release of the run itself."""
+    return asked or (Pictures(place=workflow.run),)
+
+
+@lru_cache(maxsize=16)
+def _open(pictures: Pictures) -> Collection:
+    return Collection(pictures)
+
+
+def state(pictures: tuple[Pictures, ...], store: Store) -> list[str]:
+    """Digests of what lies at the places now; it is asked for before anything is read."""
+    _open.cache_clear()
+    return [_open(place).state for place in pictures]
+
+
+def shard_names(pictures: tuple[Pictures, ...], store: Store) -> list[str]:
+    """The parts of all places, in order; the number of the place makes them unique."""
+    return [
+        f"{number:02d}-{part.name}"
+        for number, place in enumerate(pictures)
+        for part in _open(place).parts
+    ]
+
+
+def read_shard(
+    pictures: tuple[Pictures, ...], columns: Sequence[str], store: Store, name: str
+) -> pa.Table:
+    """These columns of the pictures of one part."""
+    number, _, part = name.partition("-")
+    return _open(pictures[int(number)]).read(part, columns)

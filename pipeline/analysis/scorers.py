@@ -1,0 +1,150 @@
+"""Models that say how well a picture shows its prompt: pairs in, one number a pair out.
+
+Each is a loaded model with `__call__(pictures, texts) -> scores`; `SCORERS` names them by kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline import AigiError
+from pipeline.clip import Clip
+from pipeline.device import pick_device
+from pipeline.pixels import RGB
+from pipeline.workflow import BlipScorer, ClipScorer, Embeddings, PickScorer, Scorer
+
+Scores = npt.NDArray[np.float64]
+Score = Callable[[Sequence[RGB], Sequence[str]], Scores]
+
+
+class ClipScore:
+    """Cosines of pictures and prompts, -1 to 1 (Hessel 2021, without its factor of 2.5)."""
+
+    def __init__(self, settings: ClipScorer, batch_size: int, device: str) -> None:
+        given = settings.model_dump(exclude={"kind"}) | {"batch_size": batch_size}
+        self.clip = Clip(Embeddings(**given), device)
+
+    def __call__(self, pictures: Sequence[RGB], texts: Sequence[str]) -> Scores:
+        """One cosine a pair."""
+        return _cosines(self.clip.image_vectors(pictures), self.clip.text_vectors(texts))
+
+
+def _cosines(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Scores:
+    found: Scores = np.einsum("nd,nd->n", one.astype(np.float64), other.astype(np.float64))
+    return found
+
+
+def _loaded(settings: BlipScorer | PickScorer, model: Any, processor: Any, at: str) -> Any:
+    """A model and its processor from a folder, or from the Hub at a revision; never pickled."""
+    where = settings.folder or settings.model
+    local = settings.folder is not None
+    try:
+        weights = model.from_pretrained(
+            where,
+            revision=None if local else settings.revision,
+            use_safetensors=True,
+            local_files_only=local,
+        )
+        reads = processor.from_pretrained(settings.folder or at, local_files_only=local)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise AigiError(
+            f"alignments: {settings.kind}: {where}: the model cannot be loaded: "
+            f"{str(error).strip().splitlines()[0]}\nGive its Hub id as model, or a copy with its "
+            "processor (weights as safetensors) as folder."
+        ) from error
+    return weights.eval().requires_grad_(False), reads
+
+
+class BlipMatch:
+    """Probability, 0 to 1, that picture and prompt match, by BLIP's matching head (Li 2022)."""
+
+    def __init__(self, settings: BlipScorer, batch_size: int, device: str) -> None:
+        from transformers import BlipForImageTextRetrieval, BlipProcessor
+
+        model, self.processor = _loaded(
+            settings, BlipForImageTextRetrieval, BlipProcessor, settings.model
+        )
+        self.device, self.batch_size = pick_device(device), batch_size
+        self.model = model.to(self.device)
+
+    def __call__(self, pictures: Sequence[RGB], texts: Sequence[str]) -> Scores:
+        """One probability a pair."""
+
+        def score(inputs: Any) -> Any:
+            return self.model(**inputs, use_itm_head=True).itm_score.softmax(dim=1)[:, 1]
+
+        return _in_batches(self, score, pictures, texts)
+
+
+class PickScore:
+    """Scaled cosine of a CLIP model that was trained on people's choices (Kirstain 2023)."""
+
+    def __init__(self, settings: PickScorer, batch_size: int, device: str) -> None:
+        from transformers import CLIPModel, CLIPProcessor
+
+        model, self.processor = _loaded(settings, CLIPModel, CLIPProcessor, settings.processor)
+        self.device, self.batch_size = pick_device(device), batch_size
+        self.model = model.to(self.device)
+
+    def __call__(self, pictures: Sequence[RGB], texts: Sequence[str]) -> Scores:
+        """One score a pair: around 20 for published weights, higher is better."""
+
+        def score(inputs: Any) -> Any:
+            found = self.model(**inputs)
+            cosines = (found.image_embeds * found.text_embeds).sum(dim=1)
+            return self.model.logit_scale.exp() * cosines
+
+        return _in_batches(self, score, pictures, texts)
+
+
+def _in_batches(
+    scorer: BlipMatch | PickScore,
+    score: Callable[[Any], Any],
+    pictures: Sequence[RGB],
+    texts: Sequence[str],
+) -> Scores:
+    import torch
+
+    limit = getattr(scorer.model.config.text_config, "max_position_embeddings", 77)
+    found = np.empty(len(texts))
+    for start in range(0, len(texts), scorer.batch_size):
+        part = slice(start, start + scorer.batch_size)
+        inputs = scorer.processor(
+            images=[Image.fromarray(rgb) for rgb in pictures[part]],
+            text=list(texts[part]),
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+            max_length=limit,
+        ).to(scorer.device)
+        with torch.inference_mode():
+            found[part] = score(inputs).float().cpu().numpy()
+    return found
+
+
+SCORERS: Mapping[str, Callable[[Any, int, str], Score]] = {
+    "open_clip": ClipScore,
+    "blip_itm": BlipMatch,
+    "pick_score": PickScore,
+}
+"""Kind of the settings, and the class that it makes."""
+
+
+def load(scorers: Mapping[str, Scorer], batch_size: int, device: str) -> dict[str, Score]:
+    """Load the models of the settings, by their names there.
+
+    Raises:
+        AigiError: names the one that cannot be loaded.
+    """
+    found = {}
+    for name, settings in scorers.items():
+        try:
+            found[name] = SCORERS[settings.kind](settings, batch_size, device)
+        except AigiError as error:
+            raise AigiError(f"alignments.models.{name}: {error}") from error
+    return found

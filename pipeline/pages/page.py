@@ -1,0 +1,79 @@
+"""A template and values in, one self-contained HTML page out: no network, no server.
+
+Prompts and file names come from outside. The template engine escapes every value, characters that
+would reorder or hide text are spelled out, and the page's own policy lets no script run but the
+one that belongs to it, and loads nothing from anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from pipeline import AigiError, __version__
+
+_HERE = Path(__file__).parent
+
+
+def visible(text: object) -> str:
+    """The text with every control character and direction mark spelled out, as `[U+202E]`.
+
+    Line breaks and tabs become spaces; half surrogates, which no file can hold, a question mark.
+    """
+    whole = str(text).encode("utf-8", "replace").decode()
+    shown = []
+    for char in whole:
+        if char in "\n\r\t":
+            shown.append(" ")
+        elif unicodedata.category(char) in ("Cc", "Cf"):
+            shown.append(f"[U+{ord(char):04X}]")
+        else:
+            shown.append(char)
+    return "".join(shown)
+
+
+def render(template: str, script: str | None = None, **values: Any) -> str:
+    """The page that a template of this folder makes of the values.
+
+    Args:
+        template: name of the `.html` file.
+        script: name of the `.js` file that the page carries; None: the page runs none.
+        values: for the template, which escapes them.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    engine = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    engine.filters["visible"] = visible
+    code = "" if script is None else (_HERE / script).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    return engine.get_template(template).render(
+        style=(_HERE / "page.css").read_text(encoding="utf-8"),
+        code=code,
+        policy=f"script-src 'sha256-{digest}'" if code else "script-src 'none'",
+        made_by=f"aigi {__version__}",
+        **values,
+    )
+
+
+def write(page: str, path: Path) -> None:
+    """Write a page whole or not at all.
+
+    Raises:
+        AigiError: it cannot be written there.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(page, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise AigiError(f"{path}: cannot be written: {error.strerror}") from error

@@ -1,0 +1,60 @@
+"""The narrow tables of a run in, one table of all planned images out: a row each, in plan order."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import AigiError
+from pipeline.tables import IMAGES, PLAN, QUALITY, SELECTION, Store, embeddings_schema
+
+_COLUMNS = {
+    "plan": (PLAN, ["image_id", "text", "source", "split", "watermark", "path"]),
+    "images": (IMAGES, ["width", "height", "error", "device", "versions", "batch_size"]),
+    "embeddings": (embeddings_schema(1), ["clip_score"]),
+    "quality": (
+        QUALITY,
+        [name for name in QUALITY.names if name not in ("image_id", "perceptual_hash")],
+    ),
+    "selection": (SELECTION, ["keep", "reason", "duplicate_of", "similarity"]),
+}
+
+
+def planned(store: Store) -> pa.Table:
+    """Plan, sizes, scores and verdicts by image, with its `shard` and `row` in it.
+
+    What a run does not have is null.
+
+    Raises:
+        AigiError: there is no plan, or a shard has other rows than the plan's.
+    """
+    have = {table: store.shards(table) for table in _COLUMNS}
+    if not have["plan"]:
+        raise AigiError(f"{store.path('plan')}: no plan table in this run")
+    with ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(partial(_shard, store, have), have["plan"]))
+    return pa.concat_tables(parts)
+
+
+def _shard(store: Store, have: dict[str, dict[str, int]], shard: str) -> pa.Table:
+    columns: dict[str, pa.ChunkedArray | pa.Array] = {}
+    rows = 0
+    for table, (schema, names) in _COLUMNS.items():
+        if shard in have[table]:
+            found = store.read(table, shard, ["image_id", *(n for n in names if n != "image_id")])
+            if table == "plan":
+                columns["image_id"], rows = found["image_id"], found.num_rows
+            elif found["image_id"].to_pylist() != columns["image_id"].to_pylist():
+                raise AigiError(
+                    f"{store.path(table, shard)}.parquet does not have the rows of the plan. "
+                    "Delete it and run again to make it anew."
+                )
+            columns |= {name: found[name] for name in names}
+        else:
+            columns |= {name: pa.nulls(rows, schema.field(name).type) for name in names}
+    columns["shard"] = pa.array([shard] * rows)
+    columns["row"] = pa.array(np.arange(rows))
+    return pa.table(columns)

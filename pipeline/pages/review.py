@@ -1,0 +1,193 @@
+"""A run with a selection in, a page out on which a person decides about a sample of its images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+from pipeline import AigiError
+from pipeline.dataset.selection import REASONS
+from pipeline.dataset.sweep import SWEPT
+from pipeline.pages.page import render, visible
+from pipeline.pages.thumbnails import Place, Thumbnail, thumbnails
+from pipeline.tables import Store
+
+KEPT = "kept"
+"""Beside the reasons of the selection: images that it keeps."""
+SIDE = 512  # pixels; 500 pictures of this size make a page of some 20 MB
+
+
+class _Judged(NamedTuple):
+    """What the selection says of one image."""
+
+    image_id: str
+    place: Place
+    source: str
+    split: str
+    reason: str
+    duplicate_of: str | None
+    similarity: float | None
+
+
+def _judged(store: Store) -> dict[str, _Judged]:
+    columns = ["image_id", "source", "split", "reason", "duplicate_of", "similarity"]
+    found = {}
+    shards = store.shards("selection")
+    if not shards:
+        raise AigiError(f"{store.path('selection')}: no selection table; run the workflow first")
+    for shard in shards:
+        for row, values in enumerate(store.read("selection", shard, columns).to_pylist()):
+            found[values["image_id"]] = _Judged(
+                values["image_id"],
+                Place(shard, row),
+                values["source"],
+                values["split"],
+                values["reason"] or KEPT,
+                values["duplicate_of"],
+                values["similarity"],
+            )
+    return found
+
+
+def _sample(
+    judged: Mapping[str, _Judged], reasons: Sequence[str], most: int, seed: int
+) -> tuple[list[str], int]:
+    """At most so many ids, drawn by a hash, reason by reason; and how many of them were drawn.
+
+    As many of each reason, until the rare ones run out. Behind a duplicate comes the image that
+    stays in its place, which was not drawn.
+    """
+    queues: dict[str, list[tuple[str, str]]] = {reason: [] for reason in reasons}
+    for image in judged.values():
+        if image.reason in queues:
+            order = hashlib.sha256(f"{seed}:{image.image_id}".encode()).hexdigest()
+            queues[image.reason].append((order, image.image_id))
+    layers = zip_longest(*(sorted(queue) for queue in queues.values()))
+    groups: list[list[str]] = []
+    taken: set[str] = set()
+    for entry in (entry for layer in layers for entry in layer if entry is not None):
+        twin = judged[entry[1]].duplicate_of
+        group = [name for name in (entry[1], twin) if name is not None and name not in taken]
+        if len(taken) + len(group) > most:
+            break
+        groups.append(group)
+        taken.update(group)
+    groups.sort(key=lambda group: reasons.index(judged[group[0]].reason) if group else -1)
+    drawn = sum(judged[name].reason in queues for name in taken)
+    return [name for group in groups for name in group], drawn
+
+
+def _known(store: Store, images: Sequence[_Judged]) -> dict[str, dict[str, Any]]:
+    """Prompt and scores of these images."""
+    shards: dict[str, list[_Judged]] = defaultdict(list)
+    for image in images:
+        shards[image.place.shard].append(image)
+    have = {table: store.shards(table) for table in ("embeddings", "quality")}
+    found: dict[str, dict[str, Any]] = {image.image_id: {} for image in images}
+    for shard, mine in shards.items():
+        rows = [image.place.row for image in mine]
+        wanted = {"plan": ["text", "path"]}
+        for table, names in (
+            ("embeddings", ["clip_score"]),
+            ("quality", [name for name, _ in SWEPT.values() if name != "clip_score"]),
+        ):
+            if shard in have[table]:
+                wanted[table] = [*names, *(["concepts"] if table == "quality" else [])]
+        for table, columns in wanted.items():
+            values = store.read(table, shard, columns).take(rows).to_pylist()
+            for image, value in zip(mine, values, strict=True):
+                found[image.image_id] |= value
+    return found
+
+
+def _facts(image: _Judged, known: dict[str, Any], rules: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = [("now", image.reason if image.reason == KEPT else f"dropped: {image.reason}")]
+    facts += [("image", image.image_id), ("source", f"{image.source}, {image.split}")]
+    if known.get("path"):
+        facts.append(("file", visible(known["path"])))
+    for setting, (name, low) in SWEPT.items():
+        if known.get(name) is not None:
+            limit = rules.get(setting)
+            words = "" if limit is None else f" (at {'least' if low else 'most'} {limit:g})"
+            facts.append((name, f"{known[name]:.3g}{words}"))
+    for name, value in dict(known.get("concepts") or {}).items():
+        most = (rules.get("max_concepts") or {}).get(name)
+        facts.append(
+            (visible(name), f"{value:.3g}" + ("" if most is None else f" (at most {most:g})"))
+        )
+    return facts
+
+
+def _veiled(image: _Judged, known: dict[str, Any], rules: dict[str, Any]) -> bool:
+    """Whether somebody may not want to see it unasked: by its reason, or nearly by its scores."""
+    if image.reason in ("nsfw", "concept"):
+        return True
+    limits = rules.get("max_concepts") or {}
+    concepts = dict(known.get("concepts") or {})
+    return (known.get("nsfw") or -1.0) > 0 or any(
+        value > limits.get(name, 0.5) for name, value in concepts.items()
+    )
+
+
+def review(
+    store: Store, reasons: Sequence[str], sample: int, seed: int = 0, side: int = SIDE
+) -> tuple[str, int]:
+    """The page, and how many images it asks about.
+
+    Args:
+        store: a run whose selection is done.
+        reasons: of the selection, or `kept`; as many of each as there are.
+        sample: at most so many images, with those that stay in place of a duplicate.
+        seed: which of them.
+        side: pixels of a picture on the page.
+
+    Raises:
+        AigiError: an unknown reason, no selection, or no such image.
+    """
+    allowed = [KEPT, *(reason for reason in REASONS if reason != "failed")]
+    for reason in reasons:
+        if reason not in allowed:
+            raise AigiError(f"--reason {reason}: expected one of {', '.join(allowed)}")
+    judged = _judged(store)
+    total = sum(image.reason in reasons for image in judged.values())
+    shown, drawn = _sample(judged, list(dict.fromkeys(reasons)), sample, seed)
+    if not shown:
+        raise AigiError(f"{store.url}: no image is {' or '.join(reasons)}, so nothing to review")
+    images = [judged[image_id] for image_id in shown]
+    known = _known(store, images)
+    settings = (store.read_json("_stages", "selection.json") or {}).get("settings", {})
+    small = thumbnails(store, [image.place for image in images], side)
+    number = {image_id: number for number, image_id in enumerate(shown)}
+    items = []
+    for image in images:
+        if image.place not in small:
+            raise AigiError(f"images: {image.image_id}: no picture, though it did not fail")
+        item = _item(image, known[image.image_id], settings, small[image.place])
+        twin = image.duplicate_of
+        items.append(item | {"twin": None if twin is None else number[twin]})
+    digest = hashlib.sha256("\n".join(shown).encode()).hexdigest()[:32]
+    said = f"{len(shown):,} images: {drawn:,} of {total:,} that are {', '.join(reasons)}"
+    extra = len(shown) - drawn
+    said += f", and {extra:,} that stayed in place of duplicates among them." if extra else "."
+    data = {"digest": digest, "items": items}
+    page = render("review.html", "review.js", run=store.url, sampled=said, data=data)
+    return page, len(items)
+
+
+def _item(
+    image: _Judged, known: dict[str, Any], rules: dict[str, Any], picture: Thumbnail
+) -> dict[str, Any]:
+    return {
+        "image_id": image.image_id,
+        "reason": image.reason,
+        "text": visible(known["text"]),
+        "facts": _facts(image, known, rules),
+        "veil": _veiled(image, known, rules),
+        "similarity": None if image.similarity is None else round(image.similarity, 3),
+        "picture": picture.address,
+        "shown_width": picture.width,
+        "shown_height": picture.height,
+    }

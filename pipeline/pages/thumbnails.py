@@ -1,0 +1,89 @@
+"""Rows of a run in, small pictures of them as `data:` addresses out.
+
+Only the row groups that hold a wanted row are read.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline import AigiError
+from pipeline.pixels import BadPicture, decode
+from pipeline.tables import Store
+
+
+class Place(NamedTuple):
+    """Where an image stands: shard of the plan, and row in it, from 0."""
+
+    shard: str
+    row: int
+
+
+class Thumbnail(NamedTuple):
+    """A small picture: WebP as a `data:` address, and its size in pixels."""
+
+    address: str
+    width: int
+    height: int
+
+
+def _small(data: bytes, pixels: int, side: int, quality: int) -> Thumbnail:
+    picture = Image.fromarray(decode(data, pixels).rgb)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
+    file = io.BytesIO()
+    picture.save(file, "WEBP", quality=quality, method=4)
+    text = base64.b64encode(file.getvalue()).decode()
+    return Thumbnail(f"data:image/webp;base64,{text}", *picture.size)
+
+
+def thumbnails(
+    store: Store, places: Iterable[Place], side: int, quality: int = 80
+) -> dict[Place, Thumbnail]:
+    """Pictures of these rows, at most `side` pixels a side; rows without a picture are left out.
+
+    Raises:
+        AigiError: a shard is missing, or a stored picture is damaged.
+    """
+    wanted: dict[str, set[int]] = defaultdict(set)
+    for place in places:
+        wanted[place.shard].add(place.row)
+    found: dict[Place, Thumbnail] = {}
+    for shard, rows in sorted(wanted.items()):
+        path = store.path("images", f"{shard}.parquet")
+        if store.metadata("images", shard) is None:
+            raise AigiError(f"{path}: missing or cut short. Run the images stage again.")
+        with store.fs.open(path, "rb") as file:
+            parquet = pq.ParquetFile(file)
+            start = 0
+            for group in range(parquet.metadata.num_row_groups):
+                end = start + parquet.metadata.row_group(group).num_rows
+                mine = sorted(row for row in rows if start <= row < end)
+                if mine:
+                    table = parquet.read_row_group(group, ["image_id", "image", "width", "height"])
+                    for row in mine:
+                        values = {
+                            name: table[name][row - start].as_py() for name in table.schema.names
+                        }
+                        if values["image"] is None:
+                            continue
+                        try:
+                            found[Place(shard, row)] = _small(
+                                values["image"]["bytes"],
+                                values["width"] * values["height"],
+                                side,
+                                quality,
+                            )
+                        except BadPicture as error:
+                            raise AigiError(
+                                f"{path}: row {row + 1} ({values['image_id']}): {error}. Delete "
+                                "the file and run again to make it anew."
+                            ) from error
+                start = end
+    return found
