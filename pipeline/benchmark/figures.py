@@ -105,8 +105,15 @@ def _name_ends(axes: Axes, published: Mapping[str, Curve]) -> None:
     at = -np.inf
     for name, curve in sorted(published.items(), key=lambda item: item[1].values[-1]):
         at = max(curve.values[-1], at + 0.022 * (top - bottom))
-        look = {"fontsize": 5, "color": "#777777", "va": "center"}
-        axes.annotate(name, (x, at), (3, 0), textcoords="offset points", **look)
+        axes.annotate(
+            name,
+            (x, at),
+            (3, 0),
+            textcoords="offset points",
+            fontsize=5,
+            color="#777777",
+            va="center",
+        )
 
 
 def bars(
