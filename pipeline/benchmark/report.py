@@ -20,7 +20,7 @@ from pipeline import markdown
 from pipeline.benchmark import figures, published
 from pipeline.benchmark.comparisons import chosen_parts, chosen_rows
 from pipeline.benchmark.measurements import MOST_PIXELS, here_of, pixels_of, skipped
-from pipeline.benchmark.metrics import CAP_DB, WEIGHTS, psnr
+from pipeline.benchmark.metrics import CAP_DB, psnr
 from pipeline.benchmark.rates import (
     METRICS,
     POOLED,
@@ -199,7 +199,7 @@ class Report:
         lines += [
             "Rates count every byte that decoding needs, prompts and headers too. PSNR is over all "
             "of uint8 RGB, "
-            f"{CAP_DB:g} dB for equal pictures. MS-SSIM has {len(WEIGHTS)} scales, fewer up to 160 "
+            f"{CAP_DB:g} dB for equal pictures. MS-SSIM has five scales, fewer up to 160 "
             "pixels a side (`ms_ssim_scales` of the table); it is averaged before it is given in "
             "dB. Times are wall time, pixels to bytes and back, one picture at a time; those of "
             "programs of their own count their start. The last column is the PSNR of the colour "

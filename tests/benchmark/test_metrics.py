@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline import AigiError
-from pipeline.benchmark.metrics import CAP_DB, ms_ssim, ms_ssim_db, psnr, scales_of
+from pipeline.benchmark.metrics import CAP_DB, ms_ssim, ms_ssim_db, psnr
+from pipeline.learned.distortion import scales_of
 from pipeline.pixels import RGB
 
 

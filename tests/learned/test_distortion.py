@@ -39,6 +39,18 @@ def test_small_pictures_are_refused() -> None:
         ms_ssim(short, short)
     enough = torch.rand(1, 3, LEAST_SIDE, 300)
     ms_ssim(enough, enough)
+    assert ms_ssim(short, short, 4).item() == pytest.approx(1)
+    with pytest.raises(ValueError, match="scales"):
+        ms_ssim(short, short, 0)
+
+
+def test_gradients_come_after_measuring_without_them() -> None:
+    x = torch.rand(1, 3, 161, 161)
+    with torch.inference_mode():
+        ms_ssim(x, x)
+    y = (x * 0.9).requires_grad_()
+    torch.autograd.backward(ms_ssim(x, y).sum())
+    assert y.grad is not None and y.grad.abs().max() > 0
 
 
 def test_psnr() -> None:
