@@ -663,7 +663,10 @@ def robustness(
 
 
 Codec = Annotated[
-    str | None, typer.Option("--model", "-m", help="Folder or Hub id of a trained codec.")
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Name, folder or Hub id of a codec.", show_default="catc-small-3"
+    ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of the model.")]
 TextFolder = Annotated[
@@ -686,16 +689,16 @@ def encode(
     with _explained():
         from pipeline.learned.bitstream import MOST_PIXELS, rates
         from pipeline.learned.codec import load
+        from pipeline.learned.shipped import DEFAULT, shipped
         from pipeline.pixels import BadPicture
         from pipeline.pixels import decode as decode_picture
 
-        if model is None:
-            raise AigiError("encode: which codec? Give its folder or Hub id as --model.")
         try:
             picture = decode_picture(_read(image), MOST_PIXELS)
         except BadPicture as error:
             raise AigiError(f"{image}: {error}") from None
-        data = load(model, revision, device, text_folder).encode(picture.rgb, prompt)
+        codec = load(DEFAULT if model is None else model, revision, device, text_folder)
+        data = codec.encode(picture.rgb, prompt)
         _write(out, data)
         found = rates(data)
         note = f" ({picture.note})" if picture.note else ""
@@ -703,9 +706,8 @@ def encode(
             f"{out}: {len(data):,} bytes, {found.bpp:.4f} bpp, "
             f"{found.bpp_without_prompt:.4f} without the prompt{note}"
         )
-        print(
-            f"next: aigi decode {out} --model {model} -o {out.with_suffix('.png')}", file=sys.stderr
-        )
+        which = "" if codec.name in shipped() else f" --model {model}"
+        print(f"next: aigi decode {out}{which} -o {out.with_suffix('.png')}", file=sys.stderr)
 
 
 @app.command()
@@ -721,10 +723,13 @@ def decode(
     with _explained():
         from pipeline.learned.bitstream import unpack
         from pipeline.learned.codec import load
+        from pipeline.learned.shipped import shipped
         from pipeline.pixels import png_bytes
 
         data = _read(file)
         header, _ = unpack(data)
+        if model is None and header.model in shipped():
+            model = header.model
         if model is None:
             raise AigiError(
                 f"{file}: made with model {header.model} (weights {header.weights.hex()}). Give "

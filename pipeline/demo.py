@@ -101,19 +101,66 @@ def findings(run: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     return counts, sorted(files)
 
 
+CODED = 2  # test pictures of each source
+
+
+def code_pictures(run: Path, models: dict[str, str]) -> list[tuple[str, int, float, float, float]]:
+    """Code test pictures of the run's release to files in `run/coded`, and decode them again.
+
+    Args:
+        models: folders or names of models, by the name that files and rows have.
+
+    Returns:
+        name, number of pictures, and means: bits a pixel, those of prompts alone, PSNR in dB.
+    """
+    import numpy as np
+
+    from pipeline.benchmark.metrics import psnr
+    from pipeline.collection import Collection
+    from pipeline.learned.bitstream import MOST_PIXELS, rates
+    from pipeline.learned.codec import load
+    from pipeline.pixels import decode, png_bytes
+    from pipeline.workflow import Pictures
+
+    folder = run / "coded"
+    folder.mkdir(exist_ok=True)
+    pictures = Pictures(place=str(run), splits=("test",), limit=CODED)
+    collection = Collection(pictures)
+    columns = ["image_id", "image", "text"]
+    rows = [row for p in collection.parts for row in collection.read(p.name, columns).to_pylist()]
+    found = []
+    for name, model in models.items():
+        codec = load(model, device="cpu")
+        measured = []
+        for row in rows:
+            picture = decode(row["image"]["bytes"], MOST_PIXELS).rgb
+            file = folder / f"{row['image_id'][:12]}-{name}.aigi"
+            file.write_bytes(codec.encode(picture, row["text"]))
+            decoded = codec.decode(file.read_bytes())
+            file.with_suffix(".png").write_bytes(png_bytes(decoded))
+            rate = rates(file.read_bytes())
+            prompt = rate.bpp - rate.bpp_without_prompt
+            measured.append((rate.bpp, prompt, psnr(picture, decoded)))
+        bpp, prompt, quality = np.mean(measured, axis=0)
+        found.append((name, len(rows), float(bpp), float(prompt), float(quality)))
+    return found
+
+
 def run_demo(
     out: Path,
     overrides: Iterable[str],
     execute: Callable[[Workflow], None],
     show: Callable[[Table], None],
 ) -> None:
-    """Run every stage, load the release back and print what there is.
+    """Run every stage, load the release back, code pictures of it and print what there is.
 
     Raises:
         AigiError: a stage failed, or a picture differs after loading.
     """
     from rich.markup import escape
     from rich.table import Table
+
+    from pipeline.learned.shipped import DEFAULT
 
     started = time.perf_counter()
     execute(demo_workflow(out, overrides))
@@ -139,6 +186,13 @@ def run_demo(
     show(dropped)
     if not all(line["same"] for line in lines):
         raise AigiError(f"{release}: pictures differ from those that were generated")
+    trained = {path.parent.name: str(path) for path in sorted(out.glob("train/*/last"))}
+    coded = Table("codec", title=f"Test pictures coded to files in {out / 'coded'} and decoded")
+    for heading in ("pictures", "bpp", "of them prompt", "PSNR, dB"):
+        coded.add_column(heading, justify="right")
+    for name, count, bpp, prompt, quality in code_pictures(out, trained | {DEFAULT: DEFAULT}):
+        coded.add_row(escape(name), f"{count}", f"{bpp:.3f}", f"{prompt:.3f}", f"{quality:.2f}")
+    show(coded)
     images = sum(line["images"] for line in lines)
     print(f"{images} images in {time.perf_counter() - started:.0f} s: {release}")
     print(f"next: aigi status {out}; aigi verify {release}; aigi report {out}")

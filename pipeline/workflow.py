@@ -613,7 +613,7 @@ class Alignments(Settings):
 class Train(Settings):
     """Pictures with prompts in, a trained codec for each λ out, below RUN/train."""
 
-    data: Pictures
+    data: Pictures | None = Field(None, description="null: the release of this run")
     network: str | dict[str, Any] = Field(
         "catc-small", description="a name of pipeline/learned/sizes.py, or all sizes"
     )
@@ -665,7 +665,7 @@ class Train(Settings):
 
     @model_validator(mode="after")
     def _own_splits(self) -> Train:
-        if self.data.splits is not None:
+        if self.data is not None and self.data.splits is not None:
             raise ValueError("data.splits: training takes train, validation takes validation")
         if self.distortion == "ms-ssim" and self.crop < 192:
             raise ValueError("distortion ms-ssim needs crops of at least 192")

@@ -28,7 +28,8 @@ from pipeline.learned import bitstream
 from pipeline.learned.bitstream import MOST_PIXELS, MOST_TILE_PIXELS, STRIDE, Area, Header, areas
 from pipeline.learned.layers import Text
 from pipeline.learned.network import CONFIG, WEIGHTS, Y_STRIDE, Network
-from pipeline.learned.sizes import NETWORKS, parse
+from pipeline.learned.shipped import shipped
+from pipeline.learned.sizes import parse
 from pipeline.learned.text import TextEncoder
 
 RGB = npt.NDArray[np.uint8]
@@ -239,7 +240,8 @@ def load(
     """Load a codec from a folder or the Hub.
 
     Args:
-        model: a folder with `config.json` and `model.safetensors`, or a Hub id.
+        model: a folder with `config.json` and `model.safetensors`, the name of a model that comes
+            with aigi (`catc-small-1` …), or a Hub id.
         revision: commit, tag or branch on the Hub.
         device: auto, cpu, cuda or cuda:N.
         text_folder: where the text encoder lies, if not where the configuration says.
@@ -258,7 +260,7 @@ def load_network(model: str | os.PathLike[str], revision: str | None = None) -> 
     """
     folder = Path(model)
     if not folder.is_dir():
-        folder = _downloaded(str(model), revision)
+        folder = shipped().get(str(model)) or _downloaded(str(model), revision)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise AigiError(
@@ -285,5 +287,5 @@ def _downloaded(model: str, revision: str | None) -> Path:
         raise AigiError(
             f"codec: no folder {model}, and cannot get {model}@{revision or 'main'} from the Hub: "
             f"{str(error).strip().splitlines()[0]}\n"
-            f"Give the folder of a model as --model. Networks: {', '.join(NETWORKS)}."
+            f"Give the folder of a model as --model, or one of {', '.join(shipped())}."
         ) from error

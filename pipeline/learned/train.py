@@ -48,7 +48,7 @@ from pipeline.learned.validation import Found, pictures_of, validate
 from pipeline.pixels import RGB
 from pipeline.progress import Progress, duration
 from pipeline.run import flat
-from pipeline.workflow import Train, Workflow
+from pipeline.workflow import Pictures, Train, Workflow
 
 AUX = "prior.median"
 FREE = {
@@ -524,7 +524,8 @@ def train(workflow: Workflow, progress: Progress) -> list[Path]:
         raise AigiError(f"run: {workflow.run}: training wants a folder on this machine")
     sizes = sizes_of(settings)
     torch.set_num_threads(workflow.compute.threads)
-    collection = Collection(settings.data.model_copy(update={"splits": ("train",)}))
+    data = settings.data or Pictures(place=workflow.run)
+    collection = Collection(data.model_copy(update={"splits": ("train",)}))
     found = []
     for weight in settings.lambdas:
         folder = Path(workflow.run) / "train" / f"{sizes.name}-{settings.distortion}-{weight:g}"
@@ -532,7 +533,7 @@ def train(workflow: Workflow, progress: Progress) -> list[Path]:
         accelerator = _accelerator(settings, workflow.compute.device, folder)
         if not accelerator.is_main_process:
             progress = Progress(quiet=True)
-        pictures = _validation(settings) if accelerator.is_main_process else []
+        pictures = _validation(settings, data) if accelerator.is_main_process else []
         trainer = Trainer(
             settings, weight, folder, workflow.compute.threads, accelerator, collection, pictures
         )
@@ -542,10 +543,10 @@ def train(workflow: Workflow, progress: Progress) -> list[Path]:
     return found
 
 
-def _validation(settings: Train) -> list[tuple[RGB, str]]:
+def _validation(settings: Train, data: Pictures) -> list[tuple[RGB, str]]:
     if not settings.validation_pictures:
         return []
-    data = settings.data.model_copy(
+    data = data.model_copy(
         update={"splits": ("validation",), "limit": settings.validation_pictures}
     )
     try:

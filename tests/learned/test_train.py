@@ -75,6 +75,7 @@ def _trainer(run: Path, release: Path, **settings: Any) -> training.Trainer:
     assert workflow.train is not None
     run.mkdir(parents=True, exist_ok=True)
     accelerator = training._accelerator(workflow.train, "cpu", run)
+    assert workflow.train.data is not None
     data = workflow.train.data.model_copy(update={"splits": ("train",)})
     return training.Trainer(workflow.train, 0.013, run, 1, accelerator, Collection(data), [])
 

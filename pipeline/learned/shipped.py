@@ -1,0 +1,152 @@
+"""The codecs that come with aigi: a name in, its folder out; and how they came into the package.
+
+    python -m pipeline.learned.shipped export RUN/train/*      # weights, from low to high rate
+    aigi run …                                                 # a benchmark of them
+    python -m pipeline.learned.shipped card RUN/benchmark/measurements.csv
+
+No torch at the top, so that a command can list them before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import shutil
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import AigiError
+
+if TYPE_CHECKING:
+    from pipeline.learned.card import RatePoint
+
+FOLDER = Path(__file__).parent / "weights"
+FAMILY = "catc-small"
+DEFAULT = f"{FAMILY}-3"
+"""What codes where nothing else is asked for."""
+LOGS = ("curve.csv", "validation.csv")
+
+
+def shipped() -> dict[str, Path]:
+    """Folders of the models by name, from low to high rate."""
+    return {path.name: path for path in sorted(FOLDER.glob(f"{FAMILY}-[1-9]"))}
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def export(trained: list[Path]) -> None:
+    """Put the best weights of trained codecs into the package, in half precision.
+
+    The tables of z are made after rounding, so they are exactly those of the stored weights.
+
+    Args:
+        trained: folders that training made, from low to high rate.
+
+    Raises:
+        AigiError: one of them has no model.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from pipeline.learned.codec import load_network
+    from pipeline.learned.network import WEIGHTS, Network
+
+    for number, folder in enumerate(trained, 1):
+        found = load_network(folder / "best")
+        name = f"{FAMILY}-{number}"
+        network = Network(**found.sizes.model_copy(update={"name": name}).model_dump())
+        network.load_state_dict(found.half().float().state_dict())
+        target = FOLDER / name
+        target.mkdir(parents=True, exist_ok=True)
+        network.save_pretrained(target)
+        (target / "README.md").unlink()  # one card for all of them
+        stored = {
+            key: value.to(torch.float16) if value.is_floating_point() else value
+            for key, value in load_file(target / WEIGHTS).items()
+        }
+        save_file(stored, target / WEIGHTS)
+        for log in LOGS:
+            shutil.copyfile(folder / log, target / log)
+        print(f"{target}: {(target / WEIGHTS).stat().st_size:,} bytes")
+
+
+def rate_points(measurements: Path) -> list[RatePoint]:
+    """Means by codec, quality and source of a benchmark's `measurements.csv`.
+
+    Raises:
+        AigiError: a measurement failed, or there is none.
+    """
+    from pipeline.learned.card import RatePoint
+
+    groups: dict[tuple[str, str, float], list[dict[str, str]]] = defaultdict(list)
+    with measurements.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["error"]:
+                raise AigiError(f"{measurements}: {row['codec']}: {row['error']}")
+            groups[row["source"], row["codec"], float(row["quality"])].append(row)
+    if not groups:
+        raise AigiError(f"{measurements}: has no measurements")
+    points = []
+    for (source, codec, quality), rows in groups.items():
+        pixels = [float(row["width"]) * float(row["height"]) for row in rows]
+        plain = [
+            8 * (float(row["bytes"]) - float(row["prompt_bytes"])) / size
+            for row, size in zip(rows, pixels, strict=True)
+        ]
+        similar = [float(row["ms_ssim"]) for row in rows if row["ms_ssim"]]
+        points.append(
+            RatePoint(
+                codec=f"{codec} {quality:g}",
+                pictures=source,
+                count=len(rows),
+                bpp=_mean([float(row["bpp"]) for row in rows]),
+                bpp_without_prompt=_mean(plain),
+                psnr=_mean([float(row["psnr"]) for row in rows]),
+                ms_ssim=_mean(similar) if similar else None,
+            )
+        )
+    return points
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def write_card(measurements: Path) -> None:
+    """Write the models' card: how they were trained, their hashes, and what was measured.
+
+    Raises:
+        AigiError: as `rate_points`.
+    """
+    import json
+
+    from pipeline.learned.card import card
+    from pipeline.learned.network import CONFIG, WEIGHTS
+    from pipeline.learned.sizes import parse
+
+    models = shipped()
+    sizes = parse(json.loads((models[DEFAULT] / CONFIG).read_text()))
+    hashes = [f"| `{name}` | `{sha256(path / WEIGHTS)}` |" for name, path in models.items()]
+    training = (FOLDER / "TRAINING.md").read_text(encoding="utf-8").strip()
+    table = "\n".join(["| model | sha256 of model.safetensors |", "|---|---|", *hashes])
+    text = card(
+        sizes.model_copy(update={"name": FAMILY}),
+        rate_points(measurements),
+        training=f"{training}\n\n{table}",
+        model=DEFAULT,
+    )
+    (FOLDER / "README.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    what, *paths = sys.argv[1:]
+    if what == "export":
+        export([Path(path) for path in paths])
+    else:
+        write_card(Path(paths[0]))
