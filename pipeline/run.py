@@ -206,8 +206,12 @@ def _check_address(address: str) -> None:
         ) from error
 
 
-def _connect(compute: Compute) -> float:
-    """Start Ray or join its cluster; how many GPUs a worker gets."""
+def connect(compute: Compute) -> float:
+    """Start Ray or join its cluster; how many GPUs a worker gets.
+
+    Raises:
+        AigiError: there is no such cluster.
+    """
     import ray
 
     _check_address(str(compute.ray))
@@ -239,7 +243,7 @@ def with_ray(
     """
     import ray
 
-    gpus = _connect(compute)
+    gpus = connect(compute)
     task = ray.remote(num_cpus=1, num_gpus=gpus)(function)
     waiting: deque[Any] = deque()
     for given in arguments:
@@ -256,7 +260,7 @@ def _with_ray(
     """Ray Data moves shard names; the actors read and write the shards themselves."""
     import ray
 
-    gpus = _connect(compute)
+    gpus = connect(compute)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # a shard that kills its worker is named below, others go on

@@ -2,6 +2,7 @@
 
     aigi run workflows/train.yaml
     accelerate launch -m pipeline.cli run workflows/train.yaml    # several GPUs
+    aigi run workflows/train.yaml --set compute.ray=auto --set compute.workers=8    # a cluster
 
 A step is a function of the state before it and its number: batch, noise and dropped prompts are
 drawn from seed and number, so a run that was killed and goes on from its last checkpoint equals one
@@ -168,6 +169,7 @@ class Trainer:
         self.aux_optimizer = torch.optim.Adam([self.aux], settings.aux_learning_rate)
         self.average = {name: p.detach().clone() for name, p in self.network.named_parameters()}
         self._resume()
+        self._begin_together()
         # The medians learn from the medians alone, the same on every process: nothing to share.
         self.aux.requires_grad_(False)
         self.model = accelerator.prepare(self.network)
@@ -227,6 +229,15 @@ class Trainer:
         }
         checkpoint.restore(self.optimizer, self.names, "adam", tensors)
         checkpoint.restore(self.aux_optimizer, [AUX], "aux", tensors)
+
+    def _begin_together(self) -> None:
+        at = torch.tensor([self.state.step], device=self.accelerator.device)
+        steps = self.accelerator.gather(at).tolist()
+        if len(set(steps)) > 1:
+            raise AigiError(
+                f"{self.folder}: processes would go on from different steps ({steps}): each reads "
+                "the checkpoints itself. Put the run directory where all machines see it."
+            )
 
     def save(self) -> None:
         """Write a checkpoint; the process that is the first writes, the others wait."""
@@ -495,20 +506,17 @@ def _accelerator(settings: Train, device: str, folder: Path) -> Any:
             raise AigiError(
                 "train.tracker: tensorboard is not installed: pip install 'aigi[train]'"
             ) from None
-    accelerator = Accelerator(
+    return Accelerator(
         mixed_precision=settings.precision,
         # Told so, accelerate starts a group of processes on CPUs too.
         cpu=device == "cpu" or not torch.cuda.is_available(),
         log_with=settings.tracker,
-        project_dir=str(folder) if settings.tracker is not None else None,
+        project_dir=str(folder),
     )
-    if settings.tracker is not None:
-        accelerator.init_trackers("tensorboard")
-    return accelerator
 
 
 def train(workflow: Workflow, progress: Progress) -> list[Path]:
-    """Train a codec for each λ of a workflow, one after the other.
+    """Train a codec for each λ of a workflow, one after the other; by Ray Train where it asks so.
 
     Returns:
         Their folders.
@@ -523,24 +531,37 @@ def train(workflow: Workflow, progress: Progress) -> list[Path]:
     if "://" in workflow.run:
         raise AigiError(f"run: {workflow.run}: training wants a folder on this machine")
     sizes = sizes_of(settings)
+    root = Path(workflow.run) / "train"
+    folders = {
+        weight: root / f"{sizes.name}-{settings.distortion}-{weight:g}"
+        for weight in settings.lambdas
+    }
+    if workflow.compute.ray is not None:
+        from pipeline.learned.cluster import train_with_ray
+
+        train_with_ray(workflow, progress)
+        return list(folders.values())
     torch.set_num_threads(workflow.compute.threads)
     data = settings.data or Pictures(place=workflow.run)
     collection = Collection(data.model_copy(update={"splits": ("train",)}))
-    found = []
-    for weight in settings.lambdas:
-        folder = Path(workflow.run) / "train" / f"{sizes.name}-{settings.distortion}-{weight:g}"
+    # One for all codecs: its end is that of the group of processes.
+    accelerator = _accelerator(settings, workflow.compute.device, root)
+    if not accelerator.is_main_process:
+        progress = Progress(quiet=True)
+    pictures = _validation(settings, data) if accelerator.is_main_process else []
+    for weight, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
-        accelerator = _accelerator(settings, workflow.compute.device, folder)
-        if not accelerator.is_main_process:
-            progress = Progress(quiet=True)
-        pictures = _validation(settings, data) if accelerator.is_main_process else []
         trainer = Trainer(
             settings, weight, folder, workflow.compute.threads, accelerator, collection, pictures
         )
+        if settings.tracker is not None:
+            accelerator.init_trackers(f"{folder.name}/{settings.tracker}")
         fit(trainer, progress)
-        accelerator.end_training()
-        found.append(folder)
-    return found
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.free_memory()
+    accelerator.end_training()
+    return list(folders.values())
 
 
 def _validation(settings: Train, data: Pictures) -> list[tuple[RGB, str]]:

@@ -343,35 +343,3 @@ def test_what_cannot_be_trained_says_why(release: Path, tmp_path: Path) -> None:
     done = aigi("run", "workflows/demo.yaml", "--set", f"run={tmp_path}", WORLD_SIZE="2")
     assert done.returncode == 1
     assert "only training is made for them" in done.stderr
-
-
-def test_two_processes_train_one_codec(release: Path, tmp_path: Path) -> None:
-    workflow = _workflow(tmp_path / "run", release, steps=6, save_every=3, validate_every=6)
-    path = tmp_path / "train.yaml"
-    path.write_text(yaml.safe_dump(workflow.model_dump(mode="json", include={"run", "train"})))
-    # What `accelerate launch` is for GPUs; on CPUs it wants MPI for more than one process.
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-
-    def start(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *launch, "-m", "pipeline.cli", "run", str(path), *more],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-
-    done = start()
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "run" / NAME
-    tensors, facts = checkpoint.load(checkpoint.found(folder)[-1])
-    assert facts["settings"]["processes"] == 2
-    alone = _train(tmp_path / "alone", release, steps=6, save_every=3, validate_every=6)
-    one, _ = checkpoint.load(checkpoint.found(alone)[-1])
-    weight = "network.g_a.layers.0.weight"
-    assert not torch.equal(tensors[weight], one[weight])
-    # Half of twice as many crops: one process with both halves makes nearly the same steps.
-    assert torch.allclose(tensors[weight], one[weight], atol=6 * 2e-3)
-    refused = _workflow(tmp_path / "run", release, steps=9, save_every=3, validate_every=6)
-    with pytest.raises(AigiError, match="processes: 2 -> 1"):
-        training.train(refused, Progress(quiet=True))
