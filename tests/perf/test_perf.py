@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.perf import benchmark, captions, codecs
+from tests.perf import benchmark, captions, codecs, crops
 from tests.perf.report import Measurement, machine, machine_line, number, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,3 +166,9 @@ def test_benchmark_reports_its_time_and_its_own_share() -> None:
     whole, share = benchmark.run(quick=True)
     assert whole.ours > 0 and whole.peer is None
     assert 0 < share.ours < 1 and share.detail["rows"] == 2 * (7 + 6)
+
+
+def test_crops_reports_both_sides_and_how_many_workers_a_gpu_wants() -> None:
+    for found in crops.run(quick=True):
+        assert found.ours > 0 and found.peer is not None and found.peer > 0
+        assert found.detail["workers_wanted"] >= 1
