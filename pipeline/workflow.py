@@ -469,7 +469,9 @@ class CodecSettings(Settings):
     )
     preset: str | None = Field(None, description="of hevc and vvc")
     models: tuple[Annotated[str, BeforeValidator(_locate_model)], ...] = Field(
-        (), description="learned: folders or Hub ids, lowest rate first; compressai: one network"
+        (),
+        description="learned: names, folders or Hub ids, lowest rate first, none: those that come "
+        "with aigi; compressai: one network",
     )
     text: Location | None = Field(None, description="learned: folder of the text encoder")
     prompts: bool = Field(True, description="learned: false codes with an empty prompt")
@@ -650,7 +652,9 @@ class Train(Settings):
     max_skipped: Annotated[int, Field(ge=0)] = Field(
         50, description="steps without a finite gradient that are passed over before it stops"
     )
-    precision: Literal["no", "bf16"] = "no"
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the networks; loss, weights and sums stay float32"
+    )
     compile: bool = False
     seed: int = 0
     log_every: Count = 100

@@ -6,17 +6,21 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline import workflow as workflows
 from pipeline.dataset import specification
 from pipeline.dataset.plan import rounds_made, summary
 from pipeline.dataset.stages import make, stages
-from pipeline.demo import demo_workflow, findings
+from pipeline.demo import code_pictures, demo_workflow, findings
 from pipeline.progress import Progress
 from pipeline.run import run_stages
 from pipeline.tables import Store
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,24 @@ def test_the_kept_twin_of_a_leak_is_the_held_out_one(run: Path) -> None:
     assert twins["leak-of-08.png"]["path"] == "08.png"
     assert twins["leak-of-08.png"]["split"] == "validation"
     assert all(row["similarity"] >= 0.96 for row in dropped)
+
+
+def test_it_ends_with_files_of_a_codec_trained_on_it(run: Path) -> None:
+    from pipeline.learned.codec import load
+    from pipeline.learned.train import train
+
+    few = ["train.steps=3", "train.validation_pictures=0", "train.shuffle_buffer=8"]
+    (folder,) = train(demo_workflow(run, few), Progress(quiet=True))
+    model = str(folder / "last")
+    rows = code_pictures(run, {"demo": model, "catc-small-3": "catc-small-3"})
+    assert [(name, count) for name, count, *_ in rows] == [("demo", 2), ("catc-small-3", 2)]
+    (_, _, _, unread, poor), (_, _, bpp, prompt, good) = rows
+    assert unread < prompt < bpp and poor + 5 < good
+    files = sorted((run / "coded").glob("*-demo.aigi"))
+    assert len(files) == 2
+    decoded = load(model, device="cpu").decode(files[0].read_bytes())
+    written = np.asarray(Image.open(files[0].with_suffix(".png")))
+    assert np.array_equal(decoded, written)
 
 
 def test_an_import_at_its_end_is_asked_once(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Protocol
 from pipeline import AigiError
 from pipeline.codecs import ffmpeg, learned, pillow, programs, zoo
 from pipeline.codecs.command import ffmpeg_version, find_ffmpeg
+from pipeline.learned.shipped import shipped
 from pipeline.pixels import RGB
 from pipeline.workflow import CodecSettings
 
@@ -128,8 +129,13 @@ def _bpg_version(given: CodecSettings, here: Here) -> str:
     return f"BPG {programs.said_version(encoder, r'BPG Image Encoder version ([0-9.]+)')}"
 
 
+def models_of(given: CodecSettings) -> tuple[str, ...]:
+    """Of a learned codec, lowest rate first: those given, or those that come with aigi."""
+    return given.models or tuple(str(folder) for folder in shipped().values())
+
+
 def _learned(given: CodecSettings, quality: float, here: Here) -> Codec:
-    model = given.models[round(quality) - 1]
+    model = models_of(given)[round(quality) - 1]
     return learned.learned(model, here.device, given.text, given.prompts)
 
 
@@ -270,9 +276,8 @@ def row_of(given: CodecSettings) -> Row:
         raise AigiError(
             f"benchmark.codecs: no codec {given.codec!r}; there are {', '.join(CODECS)}"
         )
-    wanted = {"learned": "models: [FOLDER, …]", "compressai": "one network as models"}
-    if given.codec in wanted and not given.models:
-        raise AigiError(f"benchmark.codecs: {given.label}: give {wanted[given.codec]}")
+    if given.codec == "compressai" and not given.models:
+        raise AigiError(f"benchmark.codecs: {given.label}: give one network as models")
     for name, of in (
         ("models", ("learned", "compressai")),
         ("text", ("learned",)),
@@ -282,7 +287,7 @@ def row_of(given: CodecSettings) -> Row:
             raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no {name}")
     if not given.prompts and given.codec != "learned":
         raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no prompts")
-    ends = (1, len(given.models)) if given.codec == "learned" else (1, 8)
+    ends = (1, len(models_of(given))) if given.codec == "learned" else (1, 8)
     low, high = (min(row.grid), max(row.grid)) if row.grid else ends
     for quality in given.qualities or ():
         if not low <= quality <= high:
@@ -298,7 +303,7 @@ def qualities(given: CodecSettings) -> tuple[float, ...]:
     if given.qualities is not None:
         return tuple(dict.fromkeys(given.qualities))
     if given.codec == "learned":
-        return tuple(float(i + 1) for i in range(len(given.models)))
+        return tuple(float(i + 1) for i in range(len(models_of(given))))
     return row_of(given).qualities
 
 
@@ -309,7 +314,8 @@ def digest(given: CodecSettings) -> str:
         AigiError: the weights of a model cannot be read.
     """
     facts: list[object] = [given.model_dump(exclude={"name", "qualities", "models", "text"})]
-    for model in given.models:
+    models = models_of(given) if given.codec == "learned" else given.models
+    for model in (str(shipped().get(model, model)) for model in models):
         weights = Path(model) / "model.safetensors"
         if given.codec != "learned" or not Path(model).is_absolute():
             facts.append(model)

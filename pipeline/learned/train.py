@@ -507,7 +507,7 @@ def _accelerator(settings: Train, device: str, folder: Path) -> Any:
                 "train.tracker: tensorboard is not installed: pip install 'aigi[train]'"
             ) from None
     return Accelerator(
-        mixed_precision=settings.precision,
+        mixed_precision={"float32": "no", "bfloat16": "bf16"}[settings.precision],
         # Told so, accelerate starts a group of processes on CPUs too.
         cpu=device == "cpu" or not torch.cuda.is_available(),
         log_with=settings.tracker,

@@ -143,7 +143,7 @@ VVC_BYTES, VVC_PSNR = 1629, 29.319
 def test_settings_that_make_no_sense_are_refused() -> None:
     for given, said in (
         (CodecSettings(codec="mp3"), "no codec 'mp3'; there are jpeg"),
-        (CodecSettings(codec="learned"), r"give models: \[FOLDER"),
+        (CodecSettings(codec="compressai"), "give one network as models"),
         (CodecSettings(codec="jpeg", models=("x",)), "jpeg takes no models"),
         (CodecSettings(codec="jpeg", preset="slow"), "jpeg takes no preset"),
         (CodecSettings(codec="webp", prompts=False), "webp takes no prompts"),
@@ -154,4 +154,5 @@ def test_settings_that_make_no_sense_are_refused() -> None:
             row_of(given)
     assert qualities(CodecSettings(codec="vvc", qualities=(37, 32, 37))) == (37, 32)
     assert qualities(CodecSettings(codec="learned", models=("a", "b"))) == (1, 2)
+    assert qualities(CodecSettings(codec="learned")) == (1, 2, 3, 4)  # those that come with aigi
     assert all(row.qualities or name == "learned" for name, row in CODECS.items())

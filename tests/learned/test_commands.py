@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
 from pipeline.learned.codec import load
+from pipeline.learned.shipped import DEFAULT
 from tests.learned.conftest import pictures, small
 
 
@@ -81,3 +82,20 @@ def test_errors_name_the_remedy(tmp_path: Path, model: Path) -> None:
     assert done.exit_code == 1 and "made with model catc-small" in done.stderr
     done = aigi("encode", tmp_path / "in.png", "--model", model, "-o", tmp_path / "no" / "x.aigi")
     assert done.exit_code == 1 and "cannot be written" in done.stderr
+
+
+def test_a_picture_is_coded_without_naming_a_model(tmp_path: Path) -> None:
+    picture, prompt = pictures(1, 96, 130)[0], "a red boat"
+    Image.fromarray(picture).save(tmp_path / "in.png")
+    file, out = tmp_path / "x.aigi", tmp_path / "y.png"
+    done = aigi("encode", tmp_path / "in.png", "--prompt", prompt, "-o", file)
+    assert done.exit_code == 0, done.output
+    assert f"next: aigi decode {file} -o" in done.stderr
+    assert file.read_bytes() == load(DEFAULT, device="cpu").encode(picture, prompt)
+    assert aigi("decode", file, "-o", out).exit_code == 0
+    assert np.array_equal(
+        np.asarray(Image.open(out)), load(DEFAULT, device="cpu").decode(file.read_bytes())
+    )
+    # Of another rate: the file says which model it wants.
+    done = aigi("encode", tmp_path / "in.png", "--model", "catc-small-1", "-o", file)
+    assert done.exit_code == 0 and aigi("decode", file, "-o", out).exit_code == 0

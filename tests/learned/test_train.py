@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,7 +317,7 @@ def test_bf16_trains_and_is_tracked(release: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = _train(
-        tmp_path, release, network=CATC, precision="bf16", tracker="tensorboard", steps=6
+        tmp_path, release, network=CATC, precision="bfloat16", tracker="tensorboard", steps=6
     )
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
@@ -343,3 +344,20 @@ def test_what_cannot_be_trained_says_why(release: Path, tmp_path: Path) -> None:
     done = aigi("run", "workflows/demo.yaml", "--set", f"run={tmp_path}", WORLD_SIZE="2")
     assert done.returncode == 1
     assert "only training is made for them" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_the_same_step(release: Path, tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile on a CPU wants g++")
+    small = {"steps": 4, "save_every": 4, "validation_pictures": 0, "network": CATC}
+    eager = _train(tmp_path / "eager", release, **small)
+    compiled = _train(tmp_path / "compiled", release, compile=True, **small)
+    one, other = (checkpoint.load(checkpoint.path_of(f, 4))[0] for f in (eager, compiled))
+    names = [name for name in one if name.startswith("network.")]
+    # Adam's first steps are of the size of the rate, whatever rounding does to gradients.
+    assert all(torch.allclose(one[n].float(), other[n].float(), atol=8e-3) for n in names)
+    moved = [n for n in names if not torch.equal(one[n], other[n])]
+    assert len(moved) < len(names), "nothing is equal: another start or other crops"
+    curves = [_rows(folder / "curve.csv")[0] for folder in (eager, compiled)]
+    assert float(curves[0]["loss"]) == pytest.approx(float(curves[1]["loss"]), rel=0.02)

@@ -172,3 +172,25 @@ def test_crops_reports_both_sides_and_how_many_workers_a_gpu_wants() -> None:
     for found in crops.run(quick=True):
         assert found.ours > 0 and found.peer is not None and found.peer > 0
         assert found.detail["workers_wanted"] >= 1
+
+
+def test_gpu_train_works_without_a_gpu(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    small = ("--tiny", "--no-compile", "--network", "catc-small", "--steps", "2")
+    said = run("tests.perf.gpu_train", *small, "--out", str(out))
+    assert "| catc-small | eager |" in said
+    found = json.loads(out.read_text())
+    assert (found["batch"], found["crop"]) == (2, 64)
+    (row,) = found["measurements"]
+    assert row["steps"] == 2 and row["steps_without_gradient"] == 0
+    assert row["crops_per_s"] == pytest.approx(2 * row["steps_per_s"])
+    # Forward and backward of 2 crops of 64 x 64; the peak of a CPU is not known.
+    assert 1e-3 < row["tflop_per_step"] < 1e-2 and row["share_of_peak"] is None
+
+
+def test_gpu_train_has_the_settings_of_the_workflow() -> None:
+    from tests.perf import gpu_train
+
+    settings = gpu_train.settings_of("catc", tiny=False)
+    assert (settings.batch, settings.crop, settings.precision) == (8, 256, "bfloat16")
+    assert isinstance(settings.network, dict) and settings.network["n"] == 128

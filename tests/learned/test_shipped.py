@@ -1,0 +1,124 @@
+"""The codecs that come with aigi: whole, small, ready without asking, and better than JPEG."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import AigiError
+from pipeline.benchmark.metrics import psnr
+from pipeline.learned import shipped as module
+from pipeline.learned.bitstream import rates
+from pipeline.learned.codec import load, load_network
+from pipeline.learned.shipped import DEFAULT, FOLDER, export, rate_points, sha256, shipped
+from pipeline.learned.sizes import NETWORKS, parse
+from pipeline.pixels import RGB, decode
+from pipeline.tiny.paint import render
+from pipeline.tiny.scenes import captions, draw_scene
+from tests.learned.conftest import small
+
+CARD = (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+def scene(seed: int) -> tuple[RGB, str]:
+    """A picture that nothing was trained on, and its caption."""
+    found = draw_scene(seed)
+    return render(found, 256, 256, seed), captions(found, seed)[0]
+
+
+def test_there_are_four_and_they_are_small() -> None:
+    assert list(shipped()) == [f"catc-small-{number}" for number in (1, 2, 3, 4)]
+    assert DEFAULT in shipped()
+    assert sum(p.stat().st_size for p in FOLDER.rglob("*.safetensors")) <= 20_000_000
+    for name, folder in shipped().items():
+        sizes = parse(json.loads((folder / "config.json").read_text()))
+        mine = NETWORKS["catc-small"].model_copy(update={"name": name, "text": sizes.text})
+        assert sizes == mine and sizes.text is not None and sizes.text.tower == "tiny"
+
+
+def test_the_card_has_the_hash_of_every_file() -> None:
+    pins = dict(re.findall(r"\| `(catc-small-\d)` \| `([0-9a-f]{64})` \|", CARD))
+    assert pins == {
+        name: sha256(folder / "model.safetensors") for name, folder in shipped().items()
+    }
+
+
+def test_rates_rise_and_files_decode_to_what_was_promised() -> None:
+    picture, prompt = scene(1)
+    found = []
+    for name in shipped():
+        codec = load(name, device="cpu")
+        coded = codec.encode_and_reconstruct(picture, prompt)
+        assert np.array_equal(codec.decode(coded.data), coded.reconstruction)
+        found.append((rates(coded.data).bpp, psnr(picture, coded.reconstruction)))
+    assert found == sorted(found) and found[0][1] + 3 < found[-1][1]
+
+
+def _jpeg_at(picture: RGB, bpp: float) -> float:
+    """PSNR of JPEG at a rate, between the two qualities around it."""
+    points = []
+    for quality in range(1, 100, 3):
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=quality, optimize=True)
+        rate = 8 * file.tell() / (picture.shape[0] * picture.shape[1])
+        points.append((rate, psnr(picture, np.asarray(Image.open(file)))))
+    return float(np.interp(bpp, [p[0] for p in points], [p[1] for p in points]))
+
+
+def test_photos_are_nearer_than_jpeg_has_them(shared: Path) -> None:
+    codecs = [load(name, device="cpu") for name in shipped()]
+    pictures = [
+        decode((shared / "kodak" / f"kodim{n}.png").read_bytes(), 1 << 24).rgb[64:448, 128:512]
+        for n in ("04", "23")
+    ]
+    for codec in codecs:
+        gains = []
+        for picture in pictures:
+            coded = codec.encode_and_reconstruct(picture)
+            bpp = rates(coded.data).bpp
+            gains.append(psnr(picture, coded.reconstruction) - _jpeg_at(picture, bpp))
+        assert np.mean(gains) > 0, f"{codec.name}: {gains}"
+
+
+def test_export_halves_and_the_tables_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FOLDER", tmp_path / "weights")
+    trained = tmp_path / "trained"
+    network = small("catc-small")
+    network.save_pretrained(trained / "best")
+    for name in ("curve.csv", "validation.csv"):
+        (trained / name).write_text("step\n1\n")
+    export([trained])
+    (folder,) = shipped().values()
+    assert sorted(p.name for p in folder.iterdir()) == [
+        *("config.json", "curve.csv", "model.safetensors", "validation.csv")
+    ]
+    before, after = ((f / "model.safetensors").stat().st_size for f in (trained / "best", folder))
+    assert after < 0.7 * before
+    stored = load_network(folder)
+    tables = stored.prior.table.clone()
+    stored.update()
+    assert stored.prior.table.equal(tables), "tables of other weights than those in the file"
+
+
+def test_points_are_means_of_a_benchmark(tmp_path: Path) -> None:
+    path = tmp_path / "measurements.csv"
+    path.write_text(
+        "source,codec,quality,width,height,bytes,prompt_bytes,bpp,psnr,ms_ssim,error\n"
+        "kodak,jpeg,50.0,64,32,256,0,1.0,30.0,,\n"
+        "kodak,jpeg,50.0,64,32,512,128,2.0,32.0,0.9,\n"
+    )
+    (point,) = rate_points(path)
+    assert (point.codec, point.pictures, point.count) == ("jpeg 50", "kodak", 2)
+    assert (point.bpp, point.bpp_without_prompt, point.psnr) == (1.5, 1.25, 31.0)
+    assert point.ms_ssim == 0.9
+    path.write_text(path.read_text() + "kodak,jpeg,50.0,64,32,,,,,,it broke\n")
+    with pytest.raises(AigiError, match="it broke"):
+        rate_points(path)
