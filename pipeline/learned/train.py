@@ -174,7 +174,12 @@ class Trainer:
         self.aux.requires_grad_(False)
         self.model = accelerator.prepare(self.network)
         self.aux.requires_grad_(True)
-        self.forward = torch.compile(self.model) if settings.compile else self.model
+        # On CPUs torch 2.15 breaks on channels-last gradients, see `_batch`; compiling would make
+        # such of its own accord.
+        options = {"layout_optimization": accelerator.device.type != "cpu"}
+        self.forward = (
+            torch.compile(self.model, options=options) if settings.compile else self.model
+        )
 
     def _recorded(self, sizes: Sizes, threads: int) -> dict[str, Any]:
         """Everything that decides the weights after a number of steps."""

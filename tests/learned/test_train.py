@@ -213,15 +213,15 @@ def test_steps_without_a_finite_gradient_are_passed_over_and_counted(
 def test_gradients_are_accumulated_as_if_in_one_batch(
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Noise would differ between one batch and two.
+    # Noise would differ between one batch and two; clipping would hide another scale.
     monkeypatch.setattr("pipeline.learned.coding.noise", lambda x: x)
     monkeypatch.setattr("pipeline.learned.entropy.noise", lambda x: x)
-    one = _trainer(tmp_path / "a", release, batch=4, accumulate=1)
-    two = _trainer(tmp_path / "b", release, batch=2, accumulate=2)
+    one = _trainer(tmp_path / "a", release, batch=4, accumulate=1, clip=1e9)
+    two = _trainer(tmp_path / "b", release, batch=2, accumulate=2, clip=1e9)
     assert one.step(one.crops()) == pytest.approx(two.step(two.crops()), rel=1e-5)
     for a, b in zip(one.parameters, two.parameters, strict=True):
         first, second = (t.optimizer.state[p]["exp_avg"] for t, p in ((one, a), (two, b)))
-        assert torch.allclose(first, second, rtol=1e-3, atol=1e-6)
+        assert torch.allclose(first, second, rtol=1e-3, atol=1e-4 * float(first.abs().max()))
 
 
 def test_the_gradient_is_clipped_and_the_average_follows(release: Path, tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_what_cannot_be_trained_says_why(release: Path, tmp_path: Path) -> None:
 def test_a_compiled_step_is_the_same_step(release: Path, tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("torch.compile on a CPU wants g++")
-    small = {"steps": 4, "save_every": 4, "validation_pictures": 0, "network": CATC}
+    small = {"steps": 4, "save_every": 4, "validation_pictures": 0}
     eager = _train(tmp_path / "eager", release, **small)
     compiled = _train(tmp_path / "compiled", release, compile=True, **small)
     one, other = (checkpoint.load(checkpoint.path_of(f, 4))[0] for f in (eager, compiled))
