@@ -439,11 +439,12 @@ class Pictures(Settings):
 
 
 def _locate_model(value: object, info: ValidationInfo) -> object:
-    """A folder where there is one, else the Hub id as it stands."""
+    """A folder or pattern of folders where there is one, else the Hub id as it stands."""
     if not isinstance(value, str) or "://" in value:
         return value
     place = located(value, (info.context or {}).get("base"))
-    return place if value.startswith((".", "/", "~")) or Path(place).exists() else str(value)
+    local = value.startswith((".", "/", "~")) or "*" in value or Path(place).exists()
+    return place if local else str(value)
 
 
 def _named_codec(value: object) -> object:
@@ -470,8 +471,9 @@ class CodecSettings(Settings):
     preset: str | None = Field(None, description="of hevc and vvc")
     models: tuple[Annotated[str, BeforeValidator(_locate_model)], ...] = Field(
         (),
-        description="learned: names, folders or Hub ids, lowest rate first, none: those that come "
-        "with aigi; compressai: one network",
+        description="learned: names, folders or Hub ids, lowest rate first, or a pattern as "
+        "RUN/train/catc-mse-*, lowest λ first; none: those that come with aigi; compressai: one "
+        "network",
     )
     text: Location | None = Field(None, description="learned: folder of the text encoder")
     prompts: bool = Field(True, description="learned: false codes with an empty prompt")
@@ -626,7 +628,9 @@ class Train(Settings):
         "mse", description="λ·255²·MSE + bpp, or λ·(1 - MS-SSIM) + bpp"
     )
     init: Location | None = Field(
-        None, description="folder of a trained codec to start from, or hf://ORG/NAME[@REVISION]"
+        None,
+        description="trained codec to start from: its folder, hf://ORG/NAME[@REVISION], or the "
+        "`train` folder of a run, for the best one of the same name and λ",
     )
     text_folder: Location | None = Field(None, description="local copy of the text encoder")
     text_dropout: Share = Field(0.1, description="share of crops whose prompt is left empty")

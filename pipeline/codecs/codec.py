@@ -10,8 +10,10 @@ one is a class with these two methods and a row.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,8 +132,29 @@ def _bpg_version(given: CodecSettings, here: Here) -> str:
 
 
 def models_of(given: CodecSettings) -> tuple[str, ...]:
-    """Of a learned codec, lowest rate first: those given, or those that come with aigi."""
-    return given.models or tuple(str(folder) for folder in shipped().values())
+    """Of a learned codec, lowest rate first: those given, or those that come with aigi.
+
+    Raises:
+        AigiError: a pattern of folders that training made fits none.
+    """
+    if not given.models:
+        return tuple(str(folder) for folder in shipped().values())
+    found: list[str] = []
+    for model in given.models:
+        if "*" not in model:
+            found.append(model)
+            continue
+        made = [p for p in glob.glob(model) if re.search(r"-[0-9.e-]+$", p)]
+        if not made:
+            raise AigiError(
+                f"benchmark.codecs: {given.label}: {model}: no such folders. Train codecs first; "
+                "they lie in RUN/train, as catc-mse-0.013."
+            )
+        made.sort(key=lambda path: float(path.rpartition("-")[2]))
+        found += [
+            f"{path}/best" if Path(path, "best").is_dir() else f"{path}/last" for path in made
+        ]
+    return tuple(found)
 
 
 def _learned(given: CodecSettings, quality: float, here: Here) -> Codec:

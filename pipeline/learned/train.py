@@ -150,6 +150,7 @@ class Trainer:
         self.settings, self.weight, self.folder = settings, weight, folder
         self.accelerator, self.collection, self.validation = accelerator, collection, validation
         sizes = sizes_of(settings)
+        self.init = None if settings.init is None else _init_of(settings.init, folder.name)
         self.state = _Progress(settings=self._recorded(sizes, threads))
         torch.manual_seed(_seed(settings.seed, "weights"))
         self.network = Network(**sizes.model_dump())
@@ -158,8 +159,8 @@ class Trainer:
             if sizes.text is None
             else TextEncoder(sizes.text, settings.text_folder, accelerator.device)
         )
-        if settings.init is not None:
-            self._start_from(settings.init)
+        if self.init is not None:
+            self._start_from(self.init)
         self.network.train().to(accelerator.device)
         parameters = dict(self.network.named_parameters())
         self.aux = parameters.pop(AUX)
@@ -189,7 +190,7 @@ class Trainer:
             "network": sizes.model_dump(mode="json"),
             "lambda": self.weight,
             "data": self.collection.state,
-            "init": None if settings.init is None else _digest(settings.init),
+            "init": None if self.init is None else _digest(self.init),
             "processes": self.accelerator.num_processes,
             "device": self.accelerator.device.type,
             "compute.threads": threads,
@@ -344,6 +345,12 @@ class Trainer:
         device = self.accelerator.device
         name = "cpu" if device.type == "cpu" else str(device)  # accelerate numbers CPUs, too
         return validate(self.model_now(), self.validation, self.text, name)
+
+
+def _init_of(place: str, name: str) -> str:
+    """The folder or Hub id of a model; of a run's `train` folder, its best one of this name."""
+    best = Path(place) / name / "best"
+    return str(best) if "://" not in place and best.is_dir() else place
 
 
 def _digest(place: str) -> str:

@@ -303,6 +303,9 @@ def test_a_codec_is_tuned_from_another(release: Path, tmp_path: Path) -> None:
         assert torch.equal(trainer.network.state_dict()[name], value), name
     with pytest.raises(AigiError, match=r"train\.init: .*its sizes are"):
         _trainer(tmp_path / "c", release, init=str(first / "last"), network=HYPERPRIOR | {"n": 16})
+    measured = _train(tmp_path / "e", release, steps=6)
+    same = _trainer(tmp_path / "f" / measured.name, release, init=str(measured.parent))
+    assert same.init == str(measured / "best")
     tuned = _train(
         tmp_path / "d", release, init=str(first / "last"), validation_pictures=0, steps=4
     )
