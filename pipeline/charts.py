@@ -177,8 +177,12 @@ def lines(
     low = min(0.0, float(y.min())) if from_zero else float(y.min())
     margin = (float(y.max()) - low) * 0.05
     bottom = low if from_zero else low - margin
+    beside = (float(x.max()) - float(x.min())) * 0.03 if markers else 0.0  # room for a marker
     frame = _Frame(
-        title, (float(x.min()), float(x.max())), (bottom, float(y.max()) + margin), (across, up)
+        title,
+        (float(x.min()) - beside, float(x.max()) + beside),
+        (bottom, float(y.max()) + margin),
+        (across, up),
     )
     for number, line in enumerate(series):
         points = " ".join(

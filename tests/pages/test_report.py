@@ -234,32 +234,3 @@ def test_a_half_made_run_has_a_report(hostile: tuple[Path, Path], tmp_path: Path
         (tmp_path / "run" / "_stages" / f"{table}.json").unlink()
     text, _ = report(Store(str(tmp_path / "run")))
     assert "Contact sheets" in text and "Dropped, and why" not in text
-
-
-def test_codecs_have_curves_and_bd_rates(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
-    rows = [
-        {"source": "kodak", "codec": codec, "quality": quality, "bpp": bpp * scale, "psnr": psnr,
-         "ms_ssim": None, "error": None}
-        for codec, scale in (("<jpeg>", 1.0), ("vvc", 0.5))
-        for quality, bpp, psnr in ((1.0, 0.2, 30.0), (2.0, 0.4, 33.0), (2.0, 0.6, 35.0))
-    ]  # fmt: skip
-    failed = {**rows[0], "bpp": None, "psnr": None, "error": "too large"}
-    (tmp_path / "measurements").mkdir()
-    pq.write_table(pa.Table.from_pylist([*rows, failed]), tmp_path / "measurements" / "a.parquet")
-    (tmp_path / "benchmark" / "tables").mkdir(parents=True)
-    (tmp_path / "benchmark" / "tables" / "bd-rate-psnr.md").write_text(
-        "| BD-rate, % | kodak |\n| --- | ---: |\n| &#60;jpeg&#62; | 0.0 |\n| vvc | -50.0 |\n"
-    )
-    store = Store(str(tmp_path))
-    record = {"table": "measurements", "status": "done", "expected": 1, "inputs": {}, "seconds": 1}
-    store.write_json(record, "_stages", "measurements.json")
-    text, sections = report(store)
-    codecs = next(section for section in sections if section.name == "codecs")
-    assert codecs.tables[0].rows == [["<jpeg>", "0.0"], ["vvc", "-50.0"]]
-    (chart,) = codecs.charts
-    # Two qualities, the second the mean of two pictures; the failed one counts not.
-    assert chart.count("<circle") == 4
-    assert "&lt;jpeg&gt;" in chart and "<jpeg>" not in text
-    assert "6 measurements" in text
