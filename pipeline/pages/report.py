@@ -6,6 +6,7 @@ Counts are of all rows; pictures are a sample, drawn by the hash that an image's
 from __future__ import annotations
 
 import heapq
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,16 +19,17 @@ from numpy.typing import NDArray
 
 from pipeline.charts import histogram
 from pipeline.dataset.counts import reject_reasons
-from pipeline.dataset.manifest import RUN_WORKFLOW
 from pipeline.dataset.selection import REASONS, near_pairs_of
 from pipeline.dataset.sweep import SWEPT
+from pipeline.learned.logs import logs
 from pipeline.pages.measured import measured
 from pipeline.pages.page import render, visible
 from pipeline.pages.planned import planned
 from pipeline.pages.section import Gallery, Section, Shown, Table
 from pipeline.pages.thumbnails import Place, thumbnails
+from pipeline.pages.trained import training
 from pipeline.progress import duration
-from pipeline.run import Status, status
+from pipeline.run import RUN_WORKFLOW, Status, status
 from pipeline.tables import Store
 
 SIDE = 160  # pixels of a thumbnail
@@ -97,9 +99,8 @@ def _flow(store: Store, stages: Sequence[Status], images: pa.Table) -> Section:
             there = len(images) - images[column].null_count
             rows.append((table, f"{total - failed:,} images", there, ""))
     if "duplicates" in made:
-        rows.append(
-            ("duplicates", f"{total - failed:,} images", made["duplicates"], "(pairs found)")
-        )
+        pairs = f"{made['duplicates']:,} near pairs found"
+        rows.append(("duplicates", f"{total - failed:,} images", total - failed, pairs))
     if "selection" in made:
         reasons = Counter(images["reason"].drop_null().to_pylist())
         kept = int(pc.sum(images["keep"]).as_py() or 0)
@@ -117,7 +118,7 @@ def _flow(store: Store, stages: Sequence[Status], images: pa.Table) -> Section:
         [
             Table(
                 "Stages",
-                ("stage", "in", "left out", "out"),
+                ("stage", "in", "left out, or found", "out"),
                 [(stage, before, left, _count(out)) for stage, before, out, left in rows],
                 1,
                 [out / most for _, _, out, _ in rows],
@@ -223,7 +224,10 @@ def _lowest(images: pa.Table, chosen: pa.ChunkedArray, count: int) -> list[dict[
 
 
 def _shown(row: Mapping[str, Any], facts: str = "") -> Shown:
-    return Shown(Place(row["shard"], row["row"]), row["text"], facts or row["split"])
+    facts = facts or row["split"]
+    if (row["watermark"] or "none") != "none":
+        facts += f", {row['watermark']}"
+    return Shown(Place(row["shard"], row["row"]), row["text"], facts)
 
 
 def _sheets(images: pa.Table) -> Section:
@@ -435,33 +439,42 @@ def _watermarks(images: pa.Table) -> Section | None:
     )
 
 
-def _environment(store: Store, stages: Sequence[Status], images: pa.Table | None) -> Section:
+def _libraries(versions: str | None) -> str:
+    """Names and versions, of the JSON text that images have."""
+    return ", ".join(f"{name} {number}" for name, number in json.loads(versions or "{}").items())
+
+
+def _environment(store: Store, stages: Sequence[Status], images: pa.Table | None) -> Section | None:
     """Timings, and what made the pictures."""
-    tables = [
-        Table(
-            "Timings",
-            ("stage", "state", "shards", "rows", "MB", "time", "rows/s"),
-            [
-                (
-                    stage.table,
-                    stage.state + (f", {stage.failed:,} failed" if stage.failed else ""),
-                    *(
-                        (
-                            f"{stage.done:,} of {stage.done + stage.missing:,}",
-                            _count(stage.rows),
-                            f"{stage.bytes / 1e6:,.1f}",
-                        )
-                        if stage.done + stage.missing
-                        else ("", "", "")  # a stage without a table, as the manifest
-                    ),
-                    duration(stage.seconds),
-                    f"{stage.rows / stage.seconds:,.1f}" if stage.seconds and stage.rows else "",
-                )
-                for stage in stages
-            ],
-            5,
+    tables = []
+    if stages:
+        tables.append(
+            Table(
+                "Timings",
+                ("stage", "state", "shards", "rows", "MB", "time", "rows/s"),
+                [
+                    (
+                        stage.table,
+                        stage.state + (f", {stage.failed:,} failed" if stage.failed else ""),
+                        *(
+                            (
+                                f"{stage.done:,} of {stage.done + stage.missing:,}",
+                                _count(stage.rows),
+                                f"{stage.bytes / 1e6:,.1f}",
+                            )
+                            if stage.done + stage.missing
+                            else ("", "", "")  # a stage without a table, as the manifest
+                        ),
+                        duration(stage.seconds),
+                        f"{stage.rows / stage.seconds:,.1f}"
+                        if stage.seconds and stage.rows
+                        else "",
+                    )
+                    for stage in stages
+                ],
+                5,
+            )
         )
-    ]
     if images is not None:
         made = images.group_by(
             ["source", "device", "batch_size", "versions"], use_threads=False
@@ -475,7 +488,7 @@ def _environment(store: Store, stages: Sequence[Status], images: pa.Table | None
                         row["source"],
                         row["device"],
                         "" if row["batch_size"] is None else str(row["batch_size"]),
-                        row["versions"] or "",
+                        _libraries(row["versions"]),
                         _count(row["count_all"]),
                     )
                     for row in made.to_pylist()
@@ -490,6 +503,8 @@ def _environment(store: Store, stages: Sequence[Status], images: pa.Table | None
         if settings is None
         else [("The whole workflow", yaml.safe_dump(settings, allow_unicode=True))]
     )
+    if not tables and not code:
+        return None
     return Section("environment", "Timings and environment", tables=tables, code=code)
 
 
@@ -510,10 +525,12 @@ def _sections(store: Store, stages: Sequence[Status]) -> Iterator[Section | None
         yield _groups(images)
         yield _watermarks(images)
     yield from measured(store)
+    if trained := logs(store):
+        yield training(trained)
     yield _environment(store, stages, images)
 
 
-def _summary(stages: Sequence[Status]) -> str:
+def _summary(stages: Sequence[Status], codecs: int) -> str:
     """One line on how far the run is."""
     rows = {stage.table: stage.rows for stage in stages}
     told = [
@@ -523,12 +540,14 @@ def _summary(stages: Sequence[Status]) -> str:
             ("plan", "images planned"),
             ("images", "made"),
             ("release", "released"),
-            ("characteristics", "characterised"),
-            ("alignments", "scored for alignment"),
+            ("characteristics", "pictures characterised"),
+            ("alignments", "pictures scored for alignment"),
             ("measurements", "measurements of codecs"),
         )
         if table in rows
     ]
+    if codecs:
+        told.append(f"{codecs:,} codec{'s' * (codecs > 1)} in training or trained")
     undone = [stage.table for stage in stages if stage.state != "done"]
     return ", ".join(told) + (f". Not finished: {', '.join(undone)}." if undone else ".")
 
@@ -556,6 +575,10 @@ def report(store: Store) -> tuple[str, list[Section]]:
     places = {shown.place for gallery in galleries for shown in gallery.pictures}
     pictures = thumbnails(store, places, SIDE, 75)
     page = render(
-        "report.html", run=store.url, summary=_summary(stages), sections=sections, pictures=pictures
+        "report.html",
+        run=store.url,
+        summary=_summary(stages, len(logs(store))),
+        sections=sections,
+        pictures=pictures,
     )
     return page, sections
