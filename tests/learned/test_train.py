@@ -180,6 +180,7 @@ def test_killed_again_and_again_the_weights_are_the_same_bits(
     assert _rows(folder / "validation.csv") == _rows(undisturbed / "validation.csv")
     again = aigi("run", str(path))
     assert "already made" in again.stderr
+    assert logs(Store(str(tmp_path / "run")))[0].progress == "60 of 60"
 
 
 def test_steps_may_be_raised_and_other_settings_not(release: Path, tmp_path: Path) -> None:
