@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 
 from pipeline.charts import histogram
 from pipeline.dataset.counts import reject_reasons
+from pipeline.dataset.detection import detect
 from pipeline.dataset.selection import REASONS, near_pairs_of
 from pipeline.dataset.sweep import SWEPT
+from pipeline.dataset.watermark import READ
 from pipeline.learned.logs import logs
 from pipeline.pages.measured import measured
 from pipeline.pages.page import render, visible
 from pipeline.pages.planned import planned
 from pipeline.pages.section import Gallery, Section, Shown, Table
-from pipeline.pages.thumbnails import Place, thumbnails
+from pipeline.pages.thumbnails import Place, pictures, thumbnails
 from pipeline.pages.trained import training
 from pipeline.progress import duration
 from pipeline.run import RUN_WORKFLOW, Status, status
@@ -36,6 +38,7 @@ SIDE = 160  # pixels of a thumbnail
 MOST_PICTURES = 600
 """Thumbnails of a page: of pictures that compress as badly as noise, below 12 MB."""
 _SHEET, _EXAMPLES, _GROUPS, _MEMBERS = 240, 8, 24, 4  # pictures; examples are of each reason
+_READ_BACK = 8  # pictures of each mark, source and split
 _SPLITS = ("train", "validation", "test")
 _VEILED = ("nsfw", "concept")
 _MEANING = {
@@ -406,7 +409,8 @@ def _groups(images: pa.Table) -> Section | None:
     )
 
 
-def _watermarks(images: pa.Table) -> Section | None:
+def _watermarks(store: Store, images: pa.Table) -> Section | None:
+    """Counts of marked pictures, and what reads of their marks."""
     grouped = images.group_by(
         ["watermark", "source", "split", "keep"], use_threads=False
     ).aggregate([([], "count_all")])
@@ -421,22 +425,55 @@ def _watermarks(images: pa.Table) -> Section | None:
     rows = sorted(key for key in counts if key[0] != "none" or any(
         mark != "none" and (source, split) == key[1:] for mark, source, split in counts
     ))  # fmt: skip
+    each = max(1, min(_READ_BACK, 160 // len(rows)))
+    cells = []
+    for key in rows:
+        name, whole, right = _read_back(store, images, key, rows, each)
+        cells.append((*key, name, _count(counts[key]), _count(kept[key]), whole, right))
     return Section(
         "watermarks",
         "Watermarks",
         [
-            "Of sources and splits that ask for a mark. The command aigi watermark detect reads "
-            "marks back."
+            "Of sources and splits that ask for a mark. Invisible marks are looked for in up to "
+            f"{each} pictures each, and in unmarked ones beside them, where chance gives half of "
+            "the bits. The command aigi watermark detect looks at any picture."
         ],
         [
             Table(
                 "Images by watermark",
-                ("watermark", "source", "split", "planned", "kept"),
-                [(*key, _count(counts[key]), _count(kept[key])) for key in rows],
-                2,
+                (
+                    *("watermark", "source", "split", "looked for"),
+                    *("planned", "kept", "whole message", "bits right"),
+                ),
+                cells,
+                4,
             )
         ],
     )
+
+
+def _read_back(
+    store: Store,
+    images: pa.Table,
+    key: tuple[str, str, str],
+    rows: Sequence[tuple[str, str, str]],
+    most: int,
+) -> tuple[str, str, str]:
+    """Of some pictures with this mark, source and split: which mark is read, how often, bits."""
+    mark, source, split = key
+    beside = [other for other, *place in rows if place == [source, split] and other in READ]
+    name = mark if mark in READ else next(iter(beside), None)
+    if name is None or (mark != "none" and mark not in READ):
+        return "", "", ""
+    mine = pc.and_(pc.equal(images["source"], source), pc.equal(images["split"], split))
+    marked = pc.and_(mine, pc.equal(pc.fill_null(images["watermark"], "none"), mark))
+    places = [Place(row["shard"], row["row"]) for row in _lowest(images, marked, most)]
+    found = [detect(rgb, name) for _, rgb in pictures(store, places)]
+    if not found:
+        return "", "", ""
+    shares = [one.bit_accuracy for one in found if one.bit_accuracy is not None]
+    whole = sum(bool(one.whole) for one in found)
+    return name, f"{whole} of {len(found)}", f"{np.mean(shares):.3f}" if shares else ""
 
 
 def _libraries(versions: str | None) -> str:
@@ -523,7 +560,7 @@ def _sections(store: Store, stages: Sequence[Status]) -> Iterator[Section | None
         yield _scores(images, rules, near_pairs_of(store))
         yield _dropped(images)
         yield _groups(images)
-        yield _watermarks(images)
+        yield _watermarks(store, images)
     yield from measured(store)
     if trained := logs(store):
         yield training(trained)
@@ -573,12 +610,12 @@ def report(store: Store) -> tuple[str, list[Section]]:
     sections = [section for section in _sections(store, stages) if section is not None]
     galleries = [gallery for section in sections for gallery in section.galleries]
     places = {shown.place for gallery in galleries for shown in gallery.pictures}
-    pictures = thumbnails(store, places, SIDE, 75)
+    small = thumbnails(store, places, SIDE, 75)
     page = render(
         "report.html",
         run=store.url,
         summary=_summary(stages, len(logs(store))),
         sections=sections,
-        pictures=pictures,
+        pictures=small,
     )
     return page, sections

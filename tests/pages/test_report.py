@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from pipeline import AigiError
-from pipeline.pages.report import MOST_PICTURES, SIDE, report
+from pipeline.dataset.watermark import embed
+from pipeline.pages.report import MOST_PICTURES, SIDE, _sheets, _watermarks, report
 from pipeline.pages.thumbnails import Place, thumbnails
 from pipeline.pixels import png_bytes
 from pipeline.tables import IMAGES, PLAN, QUALITY, SELECTION, Store
@@ -234,3 +235,47 @@ def test_a_half_made_run_has_a_report(hostile: tuple[Path, Path], tmp_path: Path
         (tmp_path / "run" / "_stages" / f"{table}.json").unlink()
     text, _ = report(Store(str(tmp_path / "run")))
     assert "Contact sheets" in text and "Dropped, and why" not in text
+
+
+@pytest.mark.parametrize(("sources", "shown", "each"), [(2, 2, 24), (20, 20, 12), (100, 60, 4)])
+def test_contact_sheets_share_the_room(sources: int, shown: int, each: int) -> None:
+    rows = [
+        {"image_id": f"{n:03d}", "source": f"s{source:03d}", "split": "test", "text": "a boat",
+         "watermark": "dwt-dct" if n % 2 else "none", "keep": n < 40, "width": 8,
+         "shard": "a", "row": n}
+        for source in range(sources) for n in range(50)
+    ]  # fmt: skip
+    section = _sheets(pa.Table.from_pylist(rows))
+    assert [len(gallery.pictures) for gallery in section.galleries] == [each] * shown
+    assert f"At most {each} kept images" in section.text[0]
+    assert [p.facts for p in section.galleries[0].pictures[:2]] == ["test", "test, dwt-dct"]
+    dropped = pa.Table.from_pylist([row | {"keep": False} for row in rows[:5]])
+    assert not _sheets(dropped).galleries
+
+
+def test_marks_are_read_back(tmp_path: Path) -> None:
+    smooth = np.linspace(40, 200, 256)[:, None, None].repeat(256, 1).repeat(3, 2)
+    noise = np.random.default_rng(5).integers(-20, 20, (3, 256, 256, 1))
+    plain = [(smooth + one).astype(np.uint8) for one in noise]
+    marks = ["dwt-dct-svd"] * 3 + ["none"] * 3 + ["visible:text=AI"]
+    pictures = [*(embed(rgb, "dwt-dct-svd") for rgb in plain), *plain, plain[0]]
+    rows = [
+        {"image_id": f"{n}", "image": {"bytes": png_bytes(rgb), "path": None}, "width": 256,
+         "height": 256}
+        for n, rgb in enumerate(pictures)
+    ]  # fmt: skip
+    store = Store(str(tmp_path))
+    store.write("images", "s", pa.Table.from_pylist(rows, IMAGES), IMAGES)
+    known = [
+        {"image_id": f"{n}", "source": "a", "split": "test", "watermark": mark, "keep": True,
+         "width": 256, "shard": "s", "row": n}
+        for n, mark in enumerate(marks)
+    ]  # fmt: skip
+    section = _watermarks(store, pa.Table.from_pylist(known))
+    assert section is not None
+    marked, unmarked, visible = section.tables[0].rows
+    assert marked[3:] == ("dwt-dct-svd", "3", "3", "3 of 3", "1.000")
+    assert unmarked[3:7] == ("dwt-dct-svd", "3", "3", "0 of 3")
+    assert 0.3 < float(unmarked[7]) < 0.7, "by chance"
+    assert visible[3:] == ("", "1", "1", "", "")
+    assert _watermarks(store, pa.Table.from_pylist(known[3:6])) is None
