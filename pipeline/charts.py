@@ -2,7 +2,8 @@
 
 Legends stand below the plot and hide nothing. Lines differ by colour and by dashes, so that they
 are told apart in grey and by the colour-blind. Colours are those of the page around (`--c0` …
-`--ink`); without a page, those of a white one.
+`--ink`); without a page, those of a white one. matplotlib, which draws the benchmark's figures for
+print, cannot do that: its SVG has fixed colours, and ids that collide where two stand in one page.
 """
 
 from __future__ import annotations
