@@ -46,7 +46,7 @@ def training(logs: Sequence[Log]) -> Section:
             rows.append((log.name, f"{last['step']:,.0f}", *cells, f"{best['step']:,.0f}"))
     tables = [
         Table(
-            "Training",
+            "How far each codec is",
             ("codec", "step", "time"),
             [(log.name, log.progress, duration(log.seconds)) for log in logs],
             2,

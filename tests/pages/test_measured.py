@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 from collections import defaultdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,8 @@ from pipeline.pages.report import report
 from pipeline.pages.section import Section
 from pipeline.tables import Store
 from tests.benchmark.conftest import execute
+from tests.pages.conftest import Visit
+from tests.pages.test_report import axe
 
 Rates = dict[float, list[tuple[float, float, float]]]
 
@@ -103,3 +107,19 @@ def test_marked_pictures_have_curves_of_their_own(benchmark: Store) -> None:
     assert [chart.count(title) > 0 for chart in charts for title in titles] == [
         *(True, False, False) * 2, *(False, True, False) * 2, *(False, False, True) * 2
     ]  # fmt: skip
+
+
+def test_axe_finds_nothing(chromium: Any, benchmark: Store, tmp_path: Path) -> None:
+    source = axe()
+    shutil.copytree(benchmark.path(), tmp_path / "run")
+    folder = tmp_path / "run" / "train" / "<catc>"
+    folder.mkdir(parents=True)
+    (folder / "curve.csv").write_text("step,loss,bpp,psnr,seconds\n10,2.5,0.4,25,9\n20,2,0.3,2")
+    (folder / "validation.csv").write_text("step,loss,bpp,psnr,ms_ssim\n10,2.1,0.41,25.5,\n")
+    (tmp_path / "report.html").write_text(report(Store(str(tmp_path / "run")))[0])
+    with Visit(chromium, tmp_path / "report.html", bypass_csp=True) as visit:
+        assert "10" in visit.page.locator("#training td").first.inner_text(), "no half line"
+        visit.page.evaluate(source)
+        found = visit.page.evaluate("axe.run()")
+        assert len(found["passes"]) > 15 and not visit.said and not visit.strangers()
+        assert [(item["id"], item["nodes"][0]["html"]) for item in found["violations"]] == []
