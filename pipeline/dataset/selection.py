@@ -14,7 +14,7 @@ nsfw         the safety checker's score
 concept      a zero-shot concept's probability
 clip_score   the picture does not show its prompt
 duplicate    near another picture that is kept (`duplicate_of`), or on the wrong side of a split
-surplus      the quota is full
+surplus      the quota is full; what a person keeps fills it first
 
 The variants of one generation stand or fall together.
 """
@@ -245,7 +245,7 @@ def select(
     """Give every image its reason.
 
     Args:
-        known: images in plan order; quotas are filled in this order.
+        known: images in plan order; quotas are filled in this order, after what people keep.
         rules: thresholds.
         wanted: generations of each source and split; none: all.
         pairs: DUPLICATES rows; those below the thresholds are passed over.
@@ -267,7 +267,7 @@ def select(
     first[known.unit[::-1]] = np.arange(len(known.unit))[::-1]
     twin, near = _duplicates(known, rules, pairs, reason, first, spared)
     kept: Counter[tuple[str, str]] = Counter()
-    for unit in range(units):
+    for unit in np.argsort(~spared, kind="stable").tolist():  # what a person keeps comes first
         at = first[unit]
         key = (known.source[at], known.split[at])
         if reason[unit] is not None:

@@ -211,6 +211,14 @@ def test_people_overrule_scores_but_not_failures_and_quotas() -> None:
     assert found.reason == [None, "review", "failed", "nsfw", "surplus"]
 
 
+def test_what_people_keep_fills_the_quota_first() -> None:
+    rows: list[dict[str, Any]] = [{"id": name} for name in "abcd"]
+    found = chosen(rows, quota=2, review={"c": "keep"})
+    assert found.reason == [None, "surplus", None, "surplus"]
+    found = chosen(rows, quota=2, review=dict.fromkeys("bcd", "keep"))
+    assert found.reason == ["surplus", None, None, "surplus"]
+
+
 def test_people_overrule_duplicates_within_a_split() -> None:
     rows: list[dict[str, Any]] = [
         {"id": "a", "clip_score": 0.9},
