@@ -155,7 +155,8 @@ def rate_distortion(table: pa.Table, bd_rates: Sequence[Mapping[str, str]]) -> S
         f"{table.num_rows:,} measurements of {pictures:,} pictures"
         + (f", of which {failed:,} failed" if failed else "")
         + ". A point is the mean over the pictures of a source that the codec coded at every "
-        "quality; MS-SSIM is averaged before it is given in dB."
+        "quality; MS-SSIM is averaged before it is given in dB. BD-rates below 0: fewer bits at "
+        "equal quality; in brackets the 95 % interval over pictures."
     ]
     text += [
         f"No BD-rate of {row['codec']}, {row['source']}, {METRICS[row['metric']]}: {row['reason']}."
@@ -175,9 +176,8 @@ def _bd_rates(rows: Sequence[Mapping[str, str]]) -> list[Table]:
     metrics = [metric for metric in METRICS if any(metric in found for found in cells.values())]
     return [
         Table(
-            f"BD-rate against {rows[0]['anchor']}, % (below 0: fewer bits at equal quality; in "
-            "brackets the 95 % interval over pictures)",
-            ("source", "codec", *(METRICS[metric] for metric in metrics)),
+            f"BD-rate against {rows[0]['anchor']}, %",
+            ("source", "codec", *(f"by {METRICS[name].partition(',')[0]}" for name in metrics)),
             [
                 (*key, *(found.get(metric, "") for metric in metrics))
                 for key, found in cells.items()
