@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import re
@@ -132,6 +133,8 @@ def test_status_and_report_show_what_was_trained(undisturbed: Path) -> None:
     done = aigi("status", store.url)
     assert done.returncode == 0, done.stderr
     assert re.search(rf"{log.name} +│ +60 │ .* {log.curve[-1]['bpp']:.4f} ", done.stdout)
+    (told,) = json.loads(aigi("status", store.url, "--json").stdout)
+    assert (told["table"], told["step"]) == (f"train/{log.name}", 60)
     page, sections = report(store)
     (section,) = sections
     assert len(section.charts) == 3 and "1 codec in training or trained" in page
