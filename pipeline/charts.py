@@ -2,7 +2,8 @@
 
 Legends stand below the plot and hide nothing. Lines differ by colour and by dashes, so that they
 are told apart in grey and by the colour-blind. Colours are those of the page around (`--c0` …
-`--ink`); without a page, those of a white one.
+`--ink`); without a page, those of a white one. matplotlib, which draws the benchmark's figures for
+print, cannot do that: its SVG has fixed colours, and ids that collide where two stand in one page.
 """
 
 from __future__ import annotations
@@ -177,8 +178,12 @@ def lines(
     low = min(0.0, float(y.min())) if from_zero else float(y.min())
     margin = (float(y.max()) - low) * 0.05
     bottom = low if from_zero else low - margin
+    beside = (float(x.max()) - float(x.min())) * 0.03 if markers else 0.0  # room for a marker
     frame = _Frame(
-        title, (float(x.min()), float(x.max())), (bottom, float(y.max()) + margin), (across, up)
+        title,
+        (float(x.min()) - beside, float(x.max()) + beside),
+        (bottom, float(y.max()) + margin),
+        (across, up),
     )
     for number, line in enumerate(series):
         points = " ".join(

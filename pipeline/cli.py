@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pipeline.dataset.audit import Remade
     from pipeline.dataset.detection import Found
-    from pipeline.workflow import Workflow
+    from pipeline.workflow import Pictures, Workflow
 
 app = typer.Typer(
     help="Build, publish and measure datasets of AI-generated images.",
@@ -55,7 +55,6 @@ def _print(table: Table) -> None:
 
 
 def _execute(workflow: Workflow, quiet: bool) -> None:
-    from pipeline.dataset.manifest import RUN_WORKFLOW
     from pipeline.dataset.stages import make, stages
     from pipeline.progress import Progress
     from pipeline.run import run_stages
@@ -69,12 +68,12 @@ def _execute(workflow: Workflow, quiet: bool) -> None:
                 "Run the other sections first, without it."
             )
         make(workflow, Store(workflow.run), progress)
+    elif os.environ.get("RANK", "0") == "0":
+        _record(workflow)
     if workflow.characteristics is not None or workflow.alignments is not None:
         from pipeline.analysis.stages import stages as analysis_stages
 
         store = Store(workflow.run)
-        if store.read_json(RUN_WORKFLOW) is None:  # else it is that of the run that is looked at
-            store.write_json(workflow.model_dump(mode="json"), RUN_WORKFLOW)
         run_stages(analysis_stages(workflow), store, workflow.compute, progress)
     if workflow.train is not None:
         from pipeline.learned.train import train
@@ -85,6 +84,75 @@ def _execute(workflow: Workflow, quiet: bool) -> None:
 
         store = Store(workflow.run)
         print(f"benchmark: {measure(workflow.benchmark, workflow.compute, store, progress)}")
+
+
+def _record(workflow: Workflow) -> None:
+    """Keep a workflow of readers alone in its run, unless that has the one which built it."""
+    from pipeline.run import RUN_WORKFLOW
+    from pipeline.tables import Store
+
+    store = Store(workflow.run)
+    if (store.read_json(RUN_WORKFLOW) or {}).get("plan") is None:
+        store.write_json(workflow.model_dump(mode="json"), RUN_WORKFLOW)
+
+
+def _reading(workflow: Workflow) -> Iterator[tuple[str, Pictures, str]]:
+    """Sections that read pictures: name, where these lie, and what is done with them."""
+    from pipeline.analysis.places import places
+
+    if (looks := workflow.characteristics) is not None:
+        matrices = len(looks.distances) * len(looks.angles)
+        files = ", ".join(looks.lossless) or "no files"
+        for pictures in places(looks.pictures, workflow):
+            yield "characteristics", pictures, f"{matrices} GLCM, colours, {files} of each"
+    if (scores := workflow.alignments) is not None:
+        words = "scores: " + ", ".join(scores.models)
+        if scores.attributes:
+            words += "; attributes: " + ", ".join(scores.attributes)
+        for pictures in places(scores.pictures, workflow):
+            yield "alignments", pictures, words
+    if (train := workflow.train) is not None:
+        network = train.network if isinstance(train.network, str) else train.network.get("name")
+        yield (
+            "train",
+            train.data.model_copy(update={"splits": ("train",)}),
+            f"{network}, λ {', '.join(f'{weight:g}' for weight in train.lambdas)}: "
+            f"{train.steps:,} steps of {train.batch * train.accumulate} crops each",
+        )
+
+
+def _counted(pictures: Pictures, workflow: Workflow) -> dict[str, str]:
+    """Pictures by source; what this workflow makes itself is not there before it has run."""
+    from collections import Counter
+
+    from pipeline.collection import Collection
+
+    try:
+        parts = Collection(pictures).parts
+    except AigiError:
+        own = (workflow.run, workflow.run.rstrip("/") + "/release")
+        if workflow.plan is None or pictures.place.rstrip("/") not in own:
+            raise
+        return {"(what it releases)": ""}
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts[part.source] += part.rows
+    return {source: f"{count:,}" for source, count in counts.items()}
+
+
+def _print_reading(workflow: Workflow) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("section", "place", "source", title=f"What {escape(workflow.run)} would read")
+    table.add_column("pictures", justify="right")
+    table.add_column("work")
+    for section, pictures, work in _reading(workflow):
+        for source, count in _counted(pictures, workflow).items():
+            table.add_row(section, escape(pictures.place), escape(source), count, escape(work))
+            work = ""  # said once
+    if table.row_count:
+        _print(table)
 
 
 def _print_benchmark(workflow: Workflow) -> None:
@@ -110,11 +178,13 @@ def _print_estimate(workflow: Workflow) -> None:
     from rich.table import Table
 
     from pipeline.dataset.stages import estimate
+    from pipeline.workflow import READERS
 
+    _print_reading(workflow)
     if workflow.benchmark is not None:
         _print_benchmark(workflow)
-        if workflow.plan is None:
-            return
+    if workflow.plan is None and any(getattr(workflow, name) is not None for name in READERS):
+        return
     table = Table("source", "split", "size", title=f"Plan of {workflow.run}")
     for heading in ("images", "with margin", "prompts", "shards", "GB", "GPU-hours"):
         table.add_column(heading, justify="right")
@@ -195,18 +265,30 @@ def status(
     run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show every stage of a run: shards done, failed and missing, rows, bytes, time."""
+    """Show every stage of a run: shards done, failed and missing, rows, bytes, time.
+
+    Of codecs in training: the step, and what the last steps came to.
+    """
     with _explained():
         from dataclasses import asdict
 
+        from pipeline.learned.logs import logs
         from pipeline.progress import duration
         from pipeline.run import status as stage_status
         from pipeline.tables import Store
 
-        found = stage_status(Store(run_folder))
+        store = Store(run_folder)
+        found, codecs = stage_status(store), logs(store)
         if as_json:
-            print(json.dumps([asdict(stage) for stage in found], indent=1))
+            rows = [asdict(stage) for stage in found]
+            rows += [
+                {"table": f"train/{log.name}", "step": log.step, "steps": log.steps,
+                 "seconds": log.seconds}
+                for log in codecs
+            ]  # fmt: skip
+            print(json.dumps(rows, indent=1))
             return
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table("stage", "state")
@@ -223,7 +305,20 @@ def status(
                 f"{stage.bytes / 1e6:,.1f}",
                 duration(stage.seconds),
             )
-        _print(table)
+        if found:
+            _print(table)
+        table = Table("codec in training")
+        for heading in ("step", "loss", "bpp", "PSNR, dB", "time"):
+            table.add_column(heading, justify="right")
+        for log in codecs:
+            last = log.curve[-1] if log.curve else {}
+            numbers = (
+                f"{last[name]:{form}}" if name in last else ""
+                for name, form in (("loss", ".4g"), ("bpp", ".4f"), ("psnr", ".2f"))
+            )
+            table.add_row(escape(log.name), log.progress, *numbers, duration(log.seconds))
+        if codecs:
+            _print(table)
 
 
 Target = Annotated[

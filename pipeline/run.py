@@ -37,6 +37,8 @@ R = TypeVar("R")
 # A model that cannot load fails every shard; there is no use in trying thousands.
 FAILURES_IN_A_ROW = 8
 RAY_ROUNDS = 3
+RUN_WORKFLOW = "_workflow.json"
+"""In a run: the workflow that made it, with all defaults."""
 
 
 def no_check() -> None:
@@ -455,6 +457,8 @@ class Status:
 def status(store: Store) -> list[Status]:
     """State of every stage of a run, in the order in which they were started.
 
+    None, where all that the run holds are codecs in training, which keep files of their own.
+
     Raises:
         AigiError: the folder holds no run.
     """
@@ -463,7 +467,7 @@ def status(store: Store) -> list[Status]:
     except FileNotFoundError:
         files = []
     records = [store.read_json("_stages", file.rsplit("/", 1)[-1]) or {} for file in files]
-    if not records:
+    if not records and not store.fs.isdir(store.path("train")):
         raise AigiError(f"{store.url}: no run here (no _stages folder)")
     found = []
 

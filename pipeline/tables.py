@@ -7,8 +7,10 @@ one upload call makes the file visible at its end.
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import posixpath
@@ -655,6 +657,18 @@ class Store:
         except ValueError as error:
             raise AigiError(f"{self.path(*parts)}: not JSON ({error}); delete it") from error
         return value
+
+    def read_csv(self, *parts: str) -> list[dict[str, str]]:
+        """Read the rows of a CSV file with a heading; none where it does not exist.
+
+        A last line that is still being written, without its line break, is left out.
+        """
+        try:
+            text = self.fs.cat_file(self.path(*parts)).decode()
+        except FileNotFoundError:
+            return []
+        whole = text[: text.rfind("\n") + 1]
+        return list(csv.DictReader(io.StringIO(whole, newline="")))
 
     def write_json(self, value: object, *parts: str) -> None:
         """Write a JSON object, keys in order, whole or not at all."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 
@@ -44,6 +47,38 @@ def test_errors_have_no_traceback(tmp_path: Path) -> None:
     done = python("-m", "pipeline.cli", "status", str(tmp_path))
     assert done.returncode == 1
     assert "no run here" in done.stderr
+
+
+def test_a_dry_run_says_what_readers_would_read(tmp_path: Path) -> None:
+    drawn = {"place": str(ROOT / "pipeline/tiny/pictures/mj52"), "name": "[drawn]", "limit": 3}
+    readers: dict[str, Any] = {
+        "characteristics": {"pictures": [drawn], "lossless": ["png"]},
+        "alignments": {"pictures": [drawn], "models": {"clip": {"kind": "open_clip"}}},
+        "train": {"data": {"place": str(tmp_path / "run")}, "steps": 5000, "lambdas": [0.01, 0.02]},
+        "benchmark": {"pictures": drawn, "codecs": ["jpeg"], "anchor": "jpeg"},
+    }
+    workflow = tmp_path / "w.yaml"
+    sections = {name: readers[name] for name in readers if name != "train"}
+    workflow.write_text(yaml.safe_dump({"run": str(tmp_path / "run"), **sections}))
+    done = python("-m", "pipeline.cli", "run", str(workflow), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for name, work in (("characteristics", "4 GLCM, colours, png"), ("alignments", "scores: clip")):
+        line = rf"{name} +│ .*mj52 +│ \[drawn\] +│ +3 │ {work}"
+        assert re.search(line, done.stdout), done.stdout
+    assert "Benchmark in" in done.stdout
+    assert not (tmp_path / "run").exists(), "nothing is made"
+    # What the run has yet to make is no error; what lies nowhere is one.
+    plan = {"dataset": str(ROOT / "manifests/demo.yaml")}
+    whole = {"run": str(tmp_path / "run"), "plan": plan, "train": readers["train"]}
+    workflow.write_text(yaml.safe_dump(whole))
+    done = python("-m", "pipeline.cli", "run", str(workflow), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "(what it releases)" in done.stdout and "5,000 steps of 8 crops" in done.stdout
+    assert "Plan of" in done.stdout
+    del whole["plan"]
+    workflow.write_text(yaml.safe_dump(whole))
+    done = python("-m", "pipeline.cli", "run", str(workflow), "--dry-run")
+    assert done.returncode == 1 and "no folder of pictures" in done.stderr
 
 
 def test_schema_describes_the_workflow() -> None:

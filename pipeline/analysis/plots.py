@@ -22,7 +22,7 @@ FIGURES: dict[str, dict[str, tuple[str, str]]] = {
         "glcm_homogeneity": ("homogeneity", "0 to 1"),
         "glcm_dissimilarity": ("dissimilarity", "levels"),
         "glcm_correlation": ("correlation", "-1 to 1"),
-        "glcm_asm": ("ASM", "0 to 1"),
+        "glcm_asm": ("ASM", "log10; 0: a single level"),
         "glcm_entropy": ("entropy", "bits"),
     },
     "color": {
@@ -43,6 +43,8 @@ FIGURES: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 """Figures, their columns, and the title and unit of each."""
+LOGARITHMIC = frozenset({"glcm_asm"})
+"""Columns whose few large values would leave all others in one corner; above 0."""
 
 
 def densities(title: str, across: str, values: Mapping[str, Floats]) -> str | None:
@@ -77,6 +79,8 @@ def figures(table: pa.Table) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, columns in FIGURES.items():
         values = by_source(some, list(columns))
+        for column in LOGARITHMIC & values.keys():
+            values[column] = {source: np.log10(n) for source, n in values[column].items()}
         charts = [densities(*words, values[column]) for column, words in columns.items()]
         found[name] = [chart for chart in charts if chart is not None]
     return {name: charts for name, charts in found.items() if charts}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,8 @@ from pipeline.benchmark.bd import (
 from pipeline.benchmark.metrics import ms_ssim_db
 
 POOLED = "all"
+FOLDER, BD_RATES = "benchmark", "bd-rates.csv"
+"""Where the report of a run stands, and its table of BD-rates."""
 
 METRICS = {"psnr": "PSNR (RGB), dB", "ms_ssim": "MS-SSIM, dB"}
 """Columns of the table, and what figures call them once they are in dB."""
@@ -152,6 +155,7 @@ class Comparison:
     """A codec against the anchor over the pictures that both coded.
 
     Attributes:
+        quality: BD-PSNR or its like; None where the curves share no rates.
         reason: why there is no figure; empty where there is one.
     """
 
@@ -170,9 +174,12 @@ def compare(anchor: Curves, test: Curves, metric: str, how: Interpolation) -> Co
         return Comparison(0, reason="no picture that both coded at every quality")
     one, two = (in_db(mean_curve([of[image] for image in shared]), metric) for of in (theirs, ours))
     try:
-        rate, quality = bd_rate(one, two, how), bd_quality(one, two, how)
+        rate = bd_rate(one, two, how)
     except NoComparison as error:
         return Comparison(len(shared), reason=str(error))
+    quality = None
+    with suppress(NoComparison):  # of a far better codec the rates may not overlap, as values do
+        quality = bd_quality(one, two, how)
 
     def difference(one: Curve, other: Curve, how: Interpolation) -> Difference:
         return bd_rate(in_db(one, metric), in_db(other, metric), how)

@@ -22,6 +22,8 @@ from pipeline.benchmark.comparisons import chosen_parts, chosen_rows
 from pipeline.benchmark.measurements import MOST_PIXELS, here_of, pixels_of, skipped
 from pipeline.benchmark.metrics import CAP_DB, psnr
 from pipeline.benchmark.rates import (
+    BD_RATES,
+    FOLDER,
     METRICS,
     POOLED,
     Comparison,
@@ -38,7 +40,6 @@ from pipeline.pixels import BadPicture, decode
 from pipeline.tables import Store
 from pipeline.workflow import Benchmark, Compute
 
-FOLDER = "benchmark"
 CONVERTED = 4  # pictures whose colour conversion is measured
 
 
@@ -456,6 +457,30 @@ class Report:
         ]
         return [*lines, "", "Every one is a row of measurements.csv.", ""]
 
+    def _bd_csv(self) -> str:
+        """Every comparison with the anchor: per cent with its interval, dB, or the reason."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(
+            ["metric", "source", "codec", "anchor", "pictures", "bd_rate", "low", "high", "bd_db",
+             "reason"]
+        )  # fmt: skip
+        for metric, groups in self.comparisons.items():
+            for group, found in groups.items():
+                for label, one in found.items():
+                    rate, interval, quality = one.rate, one.interval, one.quality
+                    numbers = [
+                        None if rate is None else rate.value,
+                        None if interval is None else interval.low,
+                        None if interval is None else interval.high,
+                        None if quality is None else quality.value,
+                    ]
+                    writer.writerow(
+                        [metric, group, label, self.benchmark.anchor, one.images,
+                         *("" if n is None else f"{n:.6g}" for n in numbers), one.reason]
+                    )  # fmt: skip
+        return out.getvalue()
+
     def _files(self) -> list[str]:
         out = io.StringIO()
         writer = csv.DictWriter(out, self.measurements.column_names, lineterminator="\n")
@@ -463,10 +488,12 @@ class Report:
         for batch in self.measurements.to_batches(1 << 14):
             writer.writerows(batch.to_pylist())
         self._put(out.getvalue(), "measurements.csv")
+        self._put(self._bd_csv(), BD_RATES)
         return [
             "## Files",
             "",
             "- [measurements.csv](measurements.csv): a row an image, codec and quality",
+            f"- [{BD_RATES}]({BD_RATES}): a row a metric, source and codec",
             "- [compressai/](compressai): means by codec, in the JSON that CompressAI's plots read",
             "- [figures/](figures), [tables/](tables): everything above, as SVG and LaTeX too",
             "",

@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 
 from pipeline import AigiError
 from pipeline.dataset import regenerate, specification
-from pipeline.dataset.manifest import MANIFEST, RUN_WORKFLOW
+from pipeline.dataset.manifest import MANIFEST
 from pipeline.dataset.specification import DiffusersSpec
 from pipeline.pixels import RGB
+from pipeline.run import RUN_WORKFLOW
 from pipeline.tables import Store
 from pipeline.workflow import Workflow, check
 

@@ -14,7 +14,6 @@ from pipeline.tables import Store
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
-RUN_WORKFLOW = "_workflow.json"
 """In a run directory: the workflow of its last run, places included. It is not published."""
 PLAN_FILE = "plan.arrow"
 """Every planned image, kept or not, with its shard: with it, batches can be made again."""

@@ -5,7 +5,8 @@ change, and nothing that cost a GPU is touched. Dropping is giving a reason. The
 order in which they are asked for:
 
 failed       no picture was made
-review       a person said drop; a person's keep overrules the scores below, not the rest
+review       a person said drop; a person's keep overrules the scores below, and `duplicate` where
+             the picture that stays is of the same split: none near a held-out one slips through
 size         not of the planned size
 blank        black, of one colour, or with hardly any information
 compressed   the 8x8 grid of a JPEG of low quality shows
@@ -13,7 +14,7 @@ nsfw         the safety checker's score
 concept      a zero-shot concept's probability
 clip_score   the picture does not show its prompt
 duplicate    near another picture that is kept (`duplicate_of`), or on the wrong side of a split
-surplus      the quota is full
+surplus      the quota is full; what a person keeps fills it first
 
 The variants of one generation stand or fall together.
 """
@@ -42,7 +43,7 @@ from pipeline.run import Build
 from pipeline.tables import REJECTS, SELECTION, Shard, Store
 from pipeline.workflow import Selection, Workflow
 
-VERSION = 2
+VERSION = 3
 REASONS = (
     "failed", "review", "size", "blank", "compressed", "nsfw", "concept", "clip_score",
     "duplicate", "surplus",
@@ -244,7 +245,7 @@ def select(
     """Give every image its reason.
 
     Args:
-        known: images in plan order; quotas are filled in this order.
+        known: images in plan order; quotas are filled in this order, after what people keep.
         rules: thresholds.
         wanted: generations of each source and split; none: all.
         pairs: DUPLICATES rows; those below the thresholds are passed over.
@@ -264,9 +265,9 @@ def select(
                 reason[unit] = why
     first = np.full(units, -1, np.int64)  # the first image of each unit
     first[known.unit[::-1]] = np.arange(len(known.unit))[::-1]
-    twin, near = _duplicates(known, rules, pairs, reason, first)
+    twin, near = _duplicates(known, rules, pairs, reason, first, spared)
     kept: Counter[tuple[str, str]] = Counter()
-    for unit in range(units):
+    for unit in np.argsort(~spared, kind="stable").tolist():  # what a person keeps comes first
         at = first[unit]
         key = (known.source[at], known.split[at])
         if reason[unit] is not None:
@@ -289,8 +290,12 @@ def _duplicates(
     pairs: pa.Table,
     reason: list[str | None],
     first: NDArray[np.int64],
+    spared: NDArray[np.bool_],
 ) -> tuple[dict[int, int], dict[int, float]]:
-    """Drop all but one unit of every group; return the kept image and the similarity of each."""
+    """Drop all but one unit of every group; return the kept image and the similarity of each.
+
+    A `spared` unit, that a person keeps, stays beside one of its own split.
+    """
     from pipeline.dataset.groups import SPLIT_RANK, components, kept
     from pipeline.dataset.pairs import Pairs
 
@@ -331,6 +336,8 @@ def _duplicates(
     near: dict[int, float] = {}
     for unit in units[~stays].tolist():
         keeps = keeper[int(group[unit])]
+        if spared[unit] and known.split[first[unit]] == known.split[first[keeps]]:
+            continue
         reason[unit] = "duplicate"
         twin[unit] = int(first[keeps])
         near[unit] = edges.get((min(keeps, unit), max(keeps, unit)), best[unit])

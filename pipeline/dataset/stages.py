@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline import AigiError
-from pipeline.dataset.manifest import RUN_WORKFLOW
 from pipeline.progress import Progress
-from pipeline.run import Stage, run_stages
+from pipeline.run import RUN_WORKFLOW, Stage, run_stages
 from pipeline.tables import Store
 from pipeline.workflow import BlipCaptions, Workflow
 

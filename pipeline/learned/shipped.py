@@ -41,9 +41,10 @@ def sha256(path: Path) -> str:
 
 
 def export(trained: list[Path]) -> None:
-    """Put the best weights of trained codecs into the package, in half precision.
+    """Put the last weights of trained codecs into the package, in half precision.
 
-    The tables of z are made after rounding, so they are exactly those of the stored weights.
+    The last, not the best: so validation pictures have chosen nothing. The tables of z are made
+    after rounding, so they are exactly those of the stored weights.
 
     Args:
         trained: folders that training made, from low to high rate.
@@ -58,7 +59,7 @@ def export(trained: list[Path]) -> None:
     from pipeline.learned.network import WEIGHTS, Network
 
     for number, folder in enumerate(trained, 1):
-        found = load_network(folder / "best")
+        found = load_network(folder / "last")
         name = f"{FAMILY}-{number}"
         network = Network(**found.sizes.model_copy(update={"name": name}).model_dump())
         network.load_state_dict(found.half().float().state_dict())

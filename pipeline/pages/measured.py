@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import html
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -12,12 +11,12 @@ import pyarrow.compute as pc
 
 from pipeline.analysis.best import attributes, best, unmarked
 from pipeline.analysis.plots import MOST, figures
+from pipeline.benchmark.rates import BD_RATES, FOLDER, METRICS, curves
 from pipeline.charts import Line, lines, ring
 from pipeline.pages.section import Section, Table
 from pipeline.tables import Store
 
 _TITLES = {"texture": "Texture", "color": "Colour", "compressibility": "Compressibility"}
-_METRICS = {"psnr": "PSNR, dB", "ms_ssim": "MS-SSIM"}
 
 
 def _number(value: float | None) -> str:
@@ -125,46 +124,74 @@ def alignments(table: pa.Table) -> Section:
     return Section("alignment", "Alignment", text if rings else [], tables, charts)
 
 
-def rate_distortion(table: pa.Table, bd_rates: Sequence[Table]) -> Section:
-    """RD curves of every source, a line for each codec, and BD-rates.
+def rate_distortion(table: pa.Table, bd_rates: Sequence[Mapping[str, str]]) -> Section:
+    """RD curves and BD-rates by source, as the benchmark's own page has them.
 
-    A point is the mean over the pictures of a source at one quality.
+    Args:
+        table: of MEASUREMENTS.
+        bd_rates: rows of the benchmark's `bd-rates.csv`; none: there is no such table.
     """
-    good = table.filter(pc.is_null(table["error"])) if "error" in table.column_names else table
-    keys = ["source", "codec", "quality"]
-    means = good.group_by(keys, use_threads=False).aggregate(
-        [*((name, "mean") for name in ("bpp", *_METRICS)), ([], "count_all")]
-    )
-    points = means.to_pylist()
+    labels = sorted(pc.unique(table["codec"]).to_pylist())
+    found = curves(table, labels)
     charts = []
-    for source in sorted({point["source"] for point in points}):
-        for metric, words in _METRICS.items():
+    for group, codecs in found.items():
+        for metric, words in METRICS.items():
             series = []
-            mine = [
-                point
-                for point in points
-                if point["source"] == source and point[f"{metric}_mean"] is not None
-            ]
-            for codec in sorted({point["codec"] for point in mine}):
-                of = sorted(
-                    (p["bpp_mean"], p[f"{metric}_mean"]) for p in mine if p["codec"] == codec
-                )
-                rates, values = np.array(of, np.float64).T
-                series.append(Line(codec, rates, values))
-            if series:
+            for label in labels:  # all of them, so that a codec looks the same in every chart
+                made = codecs.get(label)
+                curve = None if made is None else made.curve(metric)
+                if curve is None or not np.isfinite(curve.values).all():
+                    series.append(Line(f"{label} (none)", np.empty(0), np.empty(0)))
+                else:
+                    series.append(Line(label, np.array(curve.rates), np.array(curve.values)))
+            if any(len(line.x) for line in series):
+                title = f"{group}: {words.partition(',')[0]}"
                 charts.append(
-                    lines(source, series, "bits a pixel", words, markers=True, from_zero=False)
+                    lines(title, series, "bits a pixel", words, markers=True, from_zero=False)
                 )
-    return Section(
-        "codecs",
-        "Codecs",
-        [
-            f"{good.num_rows:,} measurements. Each point is the mean over the pictures of a source "
-            "at one quality."
-        ],
-        bd_rates,
-        charts,
-    )
+    failed = table.num_rows - table["error"].null_count
+    pictures = len({row["image_id"] for row in table.select(["image_id"]).to_pylist()})
+    text = [
+        f"{table.num_rows:,} measurements of {pictures:,} pictures"
+        + (f", of which {failed:,} failed" if failed else "")
+        + ". A point is the mean over the pictures of a source that the codec coded at every "
+        "quality; MS-SSIM is averaged before it is given in dB. BD-rates below 0: fewer bits at "
+        "equal quality; in brackets the 95 % interval over pictures."
+    ]
+    text += [
+        f"No BD-rate of {row['codec']}, {row['source']}, {METRICS[row['metric']]}: {row['reason']}."
+        for row in bd_rates
+        if row["reason"]
+    ]
+    return Section("codecs", "Codecs", text, _bd_rates(bd_rates), charts)
+
+
+def _bd_rates(rows: Sequence[Mapping[str, str]]) -> list[Table]:
+    """One table: a row for each source and codec, a column for each metric."""
+    cells: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for row in rows:
+        cells[row["source"], row["codec"]][row["metric"]] = _per_cent(row)
+    if not cells:
+        return []
+    metrics = [metric for metric in METRICS if any(metric in found for found in cells.values())]
+    return [
+        Table(
+            f"BD-rate against {rows[0]['anchor']}, %",
+            ("source", "codec", *(f"by {METRICS[name].partition(',')[0]}" for name in metrics)),
+            [
+                (*key, *(found.get(metric, "") for metric in metrics))
+                for key, found in cells.items()
+            ],
+            len(metrics),
+        )
+    ]
+
+
+def _per_cent(row: Mapping[str, str]) -> str:
+    if not row["bd_rate"]:
+        return "none"
+    interval = f" [{float(row['low']):+.1f}, {float(row['high']):+.1f}]" if row["low"] else ""
+    return f"{float(row['bd_rate']):+.1f}{interval}"
 
 
 def measured(store: Store) -> list[Section]:
@@ -176,24 +203,6 @@ def measured(store: Store) -> list[Section]:
     if store.shards("alignments"):
         sections.append(alignments(store.read_all("alignments")))
     if store.shards("measurements"):
-        sections.append(rate_distortion(store.read_all("measurements"), _bd_rates(store)))
+        rates = store.read_csv(FOLDER, BD_RATES)
+        sections.append(rate_distortion(store.read_all("measurements"), rates))
     return sections
-
-
-def _bd_rates(store: Store) -> list[Table]:
-    """Tables of BD-rates that the benchmark has written, in Markdown."""
-    folder = store.path("benchmark", "tables")
-    if not store.fs.isdir(folder):
-        return []
-    found = []
-    for path in sorted(store.fs.find(folder)):
-        name = path.rsplit("/", 1)[-1].removesuffix(".md")
-        if path.endswith(".md") and name.startswith("bd-rate"):
-            rows = [
-                [html.unescape(cell) for cell in line.strip("| ").split(" | ")]
-                for line in store.fs.cat_file(path).decode().splitlines()
-                if line.startswith("| ")
-            ]
-            if rows:
-                found.append(Table(name, rows[0], rows[2:], len(rows[0]) - 1))
-    return found

@@ -6,6 +6,7 @@ Counts are of all rows; pictures are a sample, drawn by the hash that an image's
 from __future__ import annotations
 
 import heapq
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,22 +19,26 @@ from numpy.typing import NDArray
 
 from pipeline.charts import histogram
 from pipeline.dataset.counts import reject_reasons
-from pipeline.dataset.manifest import RUN_WORKFLOW
+from pipeline.dataset.detection import detect
 from pipeline.dataset.selection import REASONS, near_pairs_of
 from pipeline.dataset.sweep import SWEPT
+from pipeline.dataset.watermark import READ
+from pipeline.learned.logs import logs
 from pipeline.pages.measured import measured
 from pipeline.pages.page import render, visible
 from pipeline.pages.planned import planned
 from pipeline.pages.section import Gallery, Section, Shown, Table
-from pipeline.pages.thumbnails import Place, thumbnails
+from pipeline.pages.thumbnails import Place, pictures, thumbnails
+from pipeline.pages.trained import training
 from pipeline.progress import duration
-from pipeline.run import Status, status
+from pipeline.run import RUN_WORKFLOW, Status, status
 from pipeline.tables import Store
 
 SIDE = 160  # pixels of a thumbnail
 MOST_PICTURES = 600
 """Thumbnails of a page: of pictures that compress as badly as noise, below 12 MB."""
 _SHEET, _EXAMPLES, _GROUPS, _MEMBERS = 240, 8, 24, 4  # pictures; examples are of each reason
+_READ_BACK = 8  # pictures of each mark, source and split
 _SPLITS = ("train", "validation", "test")
 _VEILED = ("nsfw", "concept")
 _MEANING = {
@@ -97,9 +102,8 @@ def _flow(store: Store, stages: Sequence[Status], images: pa.Table) -> Section:
             there = len(images) - images[column].null_count
             rows.append((table, f"{total - failed:,} images", there, ""))
     if "duplicates" in made:
-        rows.append(
-            ("duplicates", f"{total - failed:,} images", made["duplicates"], "(pairs found)")
-        )
+        pairs = f"{made['duplicates']:,} near pairs found"
+        rows.append(("duplicates", f"{total - failed:,} images", total - failed, pairs))
     if "selection" in made:
         reasons = Counter(images["reason"].drop_null().to_pylist())
         kept = int(pc.sum(images["keep"]).as_py() or 0)
@@ -117,7 +121,7 @@ def _flow(store: Store, stages: Sequence[Status], images: pa.Table) -> Section:
         [
             Table(
                 "Stages",
-                ("stage", "in", "left out", "out"),
+                ("stage", "in", "left out, or found", "out"),
                 [(stage, before, left, _count(out)) for stage, before, out, left in rows],
                 1,
                 [out / most for _, _, out, _ in rows],
@@ -223,7 +227,10 @@ def _lowest(images: pa.Table, chosen: pa.ChunkedArray, count: int) -> list[dict[
 
 
 def _shown(row: Mapping[str, Any], facts: str = "") -> Shown:
-    return Shown(Place(row["shard"], row["row"]), row["text"], facts or row["split"])
+    facts = facts or row["split"]
+    if (row["watermark"] or "none") != "none":
+        facts += f", {row['watermark']}"
+    return Shown(Place(row["shard"], row["row"]), row["text"], facts)
 
 
 def _sheets(images: pa.Table) -> Section:
@@ -402,7 +409,8 @@ def _groups(images: pa.Table) -> Section | None:
     )
 
 
-def _watermarks(images: pa.Table) -> Section | None:
+def _watermarks(store: Store, images: pa.Table) -> Section | None:
+    """Counts of marked pictures, and what reads of their marks."""
     grouped = images.group_by(
         ["watermark", "source", "split", "keep"], use_threads=False
     ).aggregate([([], "count_all")])
@@ -417,51 +425,93 @@ def _watermarks(images: pa.Table) -> Section | None:
     rows = sorted(key for key in counts if key[0] != "none" or any(
         mark != "none" and (source, split) == key[1:] for mark, source, split in counts
     ))  # fmt: skip
+    each = max(1, min(_READ_BACK, 160 // len(rows)))
+    cells = []
+    for key in rows:
+        name, whole, right = _read_back(store, images, key, rows, each)
+        cells.append((*key, name, _count(counts[key]), _count(kept[key]), whole, right))
     return Section(
         "watermarks",
         "Watermarks",
         [
-            "Of sources and splits that ask for a mark. The command aigi watermark detect reads "
-            "marks back."
+            "Of sources and splits that ask for a mark. Invisible marks are looked for in up to "
+            f"{each} pictures each, and in unmarked ones beside them, where chance gives half of "
+            "the bits. The command aigi watermark detect looks at any picture."
         ],
         [
             Table(
                 "Images by watermark",
-                ("watermark", "source", "split", "planned", "kept"),
-                [(*key, _count(counts[key]), _count(kept[key])) for key in rows],
-                2,
+                (
+                    *("watermark", "source", "split", "looked for"),
+                    *("planned", "kept", "whole message", "bits right"),
+                ),
+                cells,
+                4,
             )
         ],
     )
 
 
-def _environment(store: Store, stages: Sequence[Status], images: pa.Table | None) -> Section:
+def _read_back(
+    store: Store,
+    images: pa.Table,
+    key: tuple[str, str, str],
+    rows: Sequence[tuple[str, str, str]],
+    most: int,
+) -> tuple[str, str, str]:
+    """Of some pictures with this mark, source and split: which mark is read, how often, bits."""
+    mark, source, split = key
+    beside = [other for other, *place in rows if place == [source, split] and other in READ]
+    name = mark if mark in READ else next(iter(beside), None)
+    if name is None or (mark != "none" and mark not in READ):
+        return "", "", ""
+    mine = pc.and_(pc.equal(images["source"], source), pc.equal(images["split"], split))
+    marked = pc.and_(mine, pc.equal(pc.fill_null(images["watermark"], "none"), mark))
+    places = [Place(row["shard"], row["row"]) for row in _lowest(images, marked, most)]
+    found = [detect(rgb, name) for _, rgb in pictures(store, places)]
+    if not found:
+        return "", "", ""
+    shares = [one.bit_accuracy for one in found if one.bit_accuracy is not None]
+    whole = sum(bool(one.whole) for one in found)
+    return name, f"{whole} of {len(found)}", f"{np.mean(shares):.3f}" if shares else ""
+
+
+def _libraries(versions: str | None) -> str:
+    """Names and versions, of the JSON text that images have."""
+    return ", ".join(f"{name} {number}" for name, number in json.loads(versions or "{}").items())
+
+
+def _environment(store: Store, stages: Sequence[Status], images: pa.Table | None) -> Section | None:
     """Timings, and what made the pictures."""
-    tables = [
-        Table(
-            "Timings",
-            ("stage", "state", "shards", "rows", "MB", "time", "rows/s"),
-            [
-                (
-                    stage.table,
-                    stage.state + (f", {stage.failed:,} failed" if stage.failed else ""),
-                    *(
-                        (
-                            f"{stage.done:,} of {stage.done + stage.missing:,}",
-                            _count(stage.rows),
-                            f"{stage.bytes / 1e6:,.1f}",
-                        )
-                        if stage.done + stage.missing
-                        else ("", "", "")  # a stage without a table, as the manifest
-                    ),
-                    duration(stage.seconds),
-                    f"{stage.rows / stage.seconds:,.1f}" if stage.seconds and stage.rows else "",
-                )
-                for stage in stages
-            ],
-            5,
+    tables = []
+    if stages:
+        tables.append(
+            Table(
+                "Timings",
+                ("stage", "state", "shards", "rows", "MB", "time", "rows/s"),
+                [
+                    (
+                        stage.table,
+                        stage.state + (f", {stage.failed:,} failed" if stage.failed else ""),
+                        *(
+                            (
+                                f"{stage.done:,} of {stage.done + stage.missing:,}",
+                                _count(stage.rows),
+                                f"{stage.bytes / 1e6:,.1f}",
+                            )
+                            if stage.done + stage.missing
+                            else ("", "", "")  # a stage without a table, as the manifest
+                        ),
+                        duration(stage.seconds),
+                        f"{stage.rows / stage.seconds:,.1f}"
+                        if stage.seconds and stage.rows
+                        else "",
+                    )
+                    for stage in stages
+                ],
+                5,
+            )
         )
-    ]
     if images is not None:
         made = images.group_by(
             ["source", "device", "batch_size", "versions"], use_threads=False
@@ -475,7 +525,7 @@ def _environment(store: Store, stages: Sequence[Status], images: pa.Table | None
                         row["source"],
                         row["device"],
                         "" if row["batch_size"] is None else str(row["batch_size"]),
-                        row["versions"] or "",
+                        _libraries(row["versions"]),
                         _count(row["count_all"]),
                     )
                     for row in made.to_pylist()
@@ -490,6 +540,8 @@ def _environment(store: Store, stages: Sequence[Status], images: pa.Table | None
         if settings is None
         else [("The whole workflow", yaml.safe_dump(settings, allow_unicode=True))]
     )
+    if not tables and not code:
+        return None
     return Section("environment", "Timings and environment", tables=tables, code=code)
 
 
@@ -508,12 +560,14 @@ def _sections(store: Store, stages: Sequence[Status]) -> Iterator[Section | None
         yield _scores(images, rules, near_pairs_of(store))
         yield _dropped(images)
         yield _groups(images)
-        yield _watermarks(images)
+        yield _watermarks(store, images)
     yield from measured(store)
+    if trained := logs(store):
+        yield training(trained)
     yield _environment(store, stages, images)
 
 
-def _summary(stages: Sequence[Status]) -> str:
+def _summary(stages: Sequence[Status], codecs: int) -> str:
     """One line on how far the run is."""
     rows = {stage.table: stage.rows for stage in stages}
     told = [
@@ -523,12 +577,14 @@ def _summary(stages: Sequence[Status]) -> str:
             ("plan", "images planned"),
             ("images", "made"),
             ("release", "released"),
-            ("characteristics", "characterised"),
-            ("alignments", "scored for alignment"),
+            ("characteristics", "pictures characterised"),
+            ("alignments", "pictures scored for alignment"),
             ("measurements", "measurements of codecs"),
         )
         if table in rows
     ]
+    if codecs:
+        told.append(f"{codecs:,} codec{'s' * (codecs > 1)} in training or trained")
     undone = [stage.table for stage in stages if stage.state != "done"]
     return ", ".join(told) + (f". Not finished: {', '.join(undone)}." if undone else ".")
 
@@ -554,8 +610,12 @@ def report(store: Store) -> tuple[str, list[Section]]:
     sections = [section for section in _sections(store, stages) if section is not None]
     galleries = [gallery for section in sections for gallery in section.galleries]
     places = {shown.place for gallery in galleries for shown in gallery.pictures}
-    pictures = thumbnails(store, places, SIDE, 75)
+    small = thumbnails(store, places, SIDE, 75)
     page = render(
-        "report.html", run=store.url, summary=_summary(stages), sections=sections, pictures=pictures
+        "report.html",
+        run=store.url,
+        summary=_summary(stages, len(logs(store))),
+        sections=sections,
+        pictures=small,
     )
     return page, sections

@@ -88,7 +88,7 @@ function mark(number) {
   const decision = state.decisions[items[number].image_id];
   button.className = `${decision || ""} ${number === state.at ? "here" : ""}`;
   button.tabIndex = number === state.at ? 0 : -1;
-  button.lastChild.textContent = `${decision ? WORDS[decision] : items[number].reason}`;
+  button.lastChild.textContent = decision ? WORDS[decision] : `now: ${items[number].reason}`;
   if (number === state.at) button.setAttribute("aria-current", "true");
   else button.removeAttribute("aria-current");
 }

@@ -8,14 +8,14 @@ from __future__ import annotations
 import base64
 import io
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline import AigiError
-from pipeline.pixels import BadPicture, decode
+from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.tables import Store
 
 
@@ -34,8 +34,8 @@ class Thumbnail(NamedTuple):
     height: int
 
 
-def _small(data: bytes, pixels: int, side: int, quality: int) -> Thumbnail:
-    picture = Image.fromarray(decode(data, pixels).rgb)
+def _small(rgb: RGB, side: int, quality: int) -> Thumbnail:
+    picture = Image.fromarray(rgb)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
     file = io.BytesIO()
     picture.save(file, "WEBP", quality=quality, method=4)
@@ -43,10 +43,8 @@ def _small(data: bytes, pixels: int, side: int, quality: int) -> Thumbnail:
     return Thumbnail(f"data:image/webp;base64,{text}", *picture.size)
 
 
-def thumbnails(
-    store: Store, places: Iterable[Place], side: int, quality: int = 80
-) -> dict[Place, Thumbnail]:
-    """Pictures of these rows, at most `side` pixels a side; rows without a picture are left out.
+def pictures(store: Store, places: Iterable[Place]) -> Iterator[tuple[Place, RGB]]:
+    """Decoded pictures of these rows, shard by shard; rows without a picture are left out.
 
     Raises:
         AigiError: a shard is missing, or a stored picture is damaged.
@@ -54,7 +52,6 @@ def thumbnails(
     wanted: dict[str, set[int]] = defaultdict(set)
     for place in places:
         wanted[place.shard].add(place.row)
-    found: dict[Place, Thumbnail] = {}
     for shard, rows in sorted(wanted.items()):
         path = store.path("images", f"{shard}.parquet")
         if store.metadata("images", shard) is None:
@@ -74,16 +71,22 @@ def thumbnails(
                         if values["image"] is None:
                             continue
                         try:
-                            found[Place(shard, row)] = _small(
-                                values["image"]["bytes"],
-                                values["width"] * values["height"],
-                                side,
-                                quality,
-                            )
+                            pixels = values["width"] * values["height"]
+                            yield Place(shard, row), decode(values["image"]["bytes"], pixels).rgb
                         except BadPicture as error:
                             raise AigiError(
                                 f"{path}: row {row + 1} ({values['image_id']}): {error}. Delete "
                                 "the file and run again to make it anew."
                             ) from error
                 start = end
-    return found
+
+
+def thumbnails(
+    store: Store, places: Iterable[Place], side: int, quality: int = 80
+) -> dict[Place, Thumbnail]:
+    """Pictures of these rows, at most `side` pixels a side; rows without a picture are left out.
+
+    Raises:
+        AigiError: as `pictures`.
+    """
+    return {place: _small(rgb, side, quality) for place, rgb in pictures(store, places)}

@@ -18,7 +18,7 @@ from pipeline.analysis import characteristics, effects
 from pipeline.analysis.characteristics import measured, middle
 from pipeline.analysis.effects import compare
 from pipeline.analysis.places import places
-from pipeline.analysis.plots import densities
+from pipeline.analysis.plots import densities, figures
 from pipeline.pixels import png_bytes
 from pipeline.progress import Progress
 from pipeline.run import run_stages
@@ -184,6 +184,16 @@ def test_densities_name_every_source() -> None:
     legend = [item for item in root.iter() if item.text in ("a (500)", "few (2, no density)")]
     assert all(float(item.get("y", "0")) > lowest for item in legend)
     assert densities("title", "units", {"few": np.ones(2)}) is None
+
+
+def test_few_large_values_leave_room_for_the_others() -> None:
+    values = np.r_[np.random.default_rng(3).lognormal(-7, 0.5, 200), 0.5, 0.9]
+    rows = [{"source": "a", "glcm_asm": value} for value in values.tolist()]
+    (chart,) = figures(pa.Table.from_pylist(rows, CHARACTERISTICS))["texture"]
+    assert "log10" in chart and ">-3</text>" in chart
+    line = chart.split('<polyline points="')[1].split('"')[0].split()
+    y = np.array([point.split(",")[1] for point in line], float)
+    assert (y < y.max() - 5).mean() > 0.3, "the hump is wide, not a needle at the border"
 
 
 def test_the_workflow_file_is_valid() -> None:

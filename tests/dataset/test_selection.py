@@ -211,6 +211,39 @@ def test_people_overrule_scores_but_not_failures_and_quotas() -> None:
     assert found.reason == [None, "review", "failed", "nsfw", "surplus"]
 
 
+def test_what_people_keep_fills_the_quota_first() -> None:
+    rows: list[dict[str, Any]] = [{"id": name} for name in "abcd"]
+    found = chosen(rows, quota=2, review={"c": "keep"})
+    assert found.reason == [None, "surplus", None, "surplus"]
+    found = chosen(rows, quota=2, review=dict.fromkeys("bcd", "keep"))
+    assert found.reason == ["surplus", None, None, "surplus"]
+
+
+def test_people_overrule_duplicates_within_a_split() -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "clip_score": 0.9},
+        {"id": "b"},
+        {"id": "c"},
+        {"id": "t", "split": "test"},
+        {"id": "u"},
+        {"id": "v", "split": "test"},
+    ]
+    near = pairs(
+        ("a", "b", "vector", 0.97), ("b", "c", "vector", 0.98), ("t", "u", "vector", 0.99),
+        ("t", "v", "vector", 0.97),
+    )  # fmt: skip
+    rules = Selection(min_similarity=0.95)
+    assert chosen(rows, rules, near=near).reason == [
+        None, "duplicate", "duplicate", None, "duplicate", "duplicate"
+    ]  # fmt: skip
+    found = chosen(rows, rules, near=near, review=dict.fromkeys("buv", "keep"))
+    # b differs from a, says a person; c is still one too many, and u would leak into the test.
+    assert found.reason == [None, None, "duplicate", None, "duplicate", None]
+    assert found.duplicate_of == [None, None, "a", None, "t", None]
+    found = chosen(rows, rules, near=near, review={"a": "drop", "b": "keep", "u": "keep"})
+    assert found.reason == ["review", None, "duplicate", None, "duplicate", "duplicate"]
+
+
 def test_review_files(tmp_path: Path) -> None:
     path = tmp_path / "decisions.csv"
     path.write_text("image_id,decision,note\na,keep,\nb,drop,blurred\n", encoding="utf-8-sig")
@@ -281,10 +314,11 @@ def test_selection_partitions_the_plan(
                 for why, row in zip(found.reason, rows, strict=True)
             )
             assert not surplus or len(kept.get(key, ())) == quota, "surplus before it was full"
-    # No two kept pictures are joined, so no group spans two splits of the release.
+    # No two kept pictures are joined, but where a person keeps one: never over two splits.
+    spared = {unit[n] for n, name in enumerate(names) if review.get(name) == "keep"}
     for a, b, _ in edges:
-        if unit[a] != unit[b]:
-            assert found.reason[a] is not None or found.reason[b] is not None
+        if unit[a] != unit[b] and found.reason[a] is None and found.reason[b] is None:
+            assert rows[a]["split"] == rows[b]["split"] and spared & {unit[a], unit[b]}
     for why, twin in zip(found.reason, found.duplicate_of, strict=True):
         assert (twin is not None) == (why == "duplicate")
         if twin is not None:

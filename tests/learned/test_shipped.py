@@ -92,7 +92,7 @@ def test_export_halves_and_the_tables_follow(
     monkeypatch.setattr(module, "FOLDER", tmp_path / "weights")
     trained = tmp_path / "trained"
     network = small("catc-small")
-    network.save_pretrained(trained / "best")
+    network.save_pretrained(trained / "last")
     for name in ("curve.csv", "validation.csv"):
         (trained / name).write_text("step\n1\n")
     export([trained])
@@ -100,7 +100,7 @@ def test_export_halves_and_the_tables_follow(
     assert sorted(p.name for p in folder.iterdir()) == [
         *("config.json", "curve.csv", "model.safetensors", "validation.csv")
     ]
-    before, after = ((f / "model.safetensors").stat().st_size for f in (trained / "best", folder))
+    before, after = ((f / "model.safetensors").stat().st_size for f in (trained / "last", folder))
     assert after < 0.7 * before
     stored = load_network(folder)
     tables = stored.prior.table.clone()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,8 +26,11 @@ from pipeline.collection import Collection
 from pipeline.learned import checkpoint
 from pipeline.learned import train as training
 from pipeline.learned.codec import load, load_network
+from pipeline.learned.logs import logs
 from pipeline.learned.network import Network
+from pipeline.pages.report import report
 from pipeline.progress import Progress
+from pipeline.tables import Store
 from pipeline.workflow import Train, Workflow
 from tests.conftest import ROOT, aigi
 from tests.learned.conftest import TEXT, pictures
@@ -122,6 +127,28 @@ def test_a_trained_codec_codes_and_beats_its_begin(undisturbed: Path) -> None:
     assert psnr == pytest.approx(float(whole[-1]["psnr"]), rel=1e-5)
 
 
+def test_status_and_report_show_what_was_trained(undisturbed: Path) -> None:
+    store = Store(str(undisturbed.parents[1]))
+    (log,) = logs(store)
+    assert (log.name, log.step, log.steps) == ("tiny-mse-0.013", 60, None)
+    assert log.validation[-1]["psnr"] == float(_rows(undisturbed / "validation.csv")[-1]["psnr"])
+    done = aigi("status", store.url)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"{log.name} +│ +60 │ .* {log.curve[-1]['bpp']:.4f} ", done.stdout)
+    (told,) = json.loads(aigi("status", store.url, "--json").stdout)
+    assert (told["table"], told["step"]) == (f"train/{log.name}", 60)
+    page, sections = report(store)
+    (section,) = sections
+    assert len(section.charts) == 3 and "1 codec in training or trained" in page
+    points = section.charts[1].split('<polyline points="')[1].split('"')[0].split()
+    assert len(points) == len(log.curve)
+    (row,) = section.tables[1].rows
+    assert row[:3] == (log.name, "60", f"{log.validation[-1]['pictures']:.0f}")
+    assert row[5] == f"{log.validation[-1]['psnr']:.2f}"
+    # Small pictures have no MS-SSIM.
+    assert row[6] == ""
+
+
 def test_killed_again_and_again_the_weights_are_the_same_bits(
     undisturbed: Path, release: Path, tmp_path: Path
 ) -> None:
@@ -158,6 +185,7 @@ def test_killed_again_and_again_the_weights_are_the_same_bits(
     assert _rows(folder / "validation.csv") == _rows(undisturbed / "validation.csv")
     again = aigi("run", str(path))
     assert "already made" in again.stderr
+    assert logs(Store(str(tmp_path / "run")))[0].progress == "60 of 60"
 
 
 def test_steps_may_be_raised_and_other_settings_not(release: Path, tmp_path: Path) -> None:

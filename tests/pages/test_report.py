@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from pipeline import AigiError
-from pipeline.pages.report import MOST_PICTURES, SIDE, report
+from pipeline.dataset.watermark import embed
+from pipeline.pages.report import MOST_PICTURES, SIDE, _sheets, _watermarks, report
 from pipeline.pages.thumbnails import Place, thumbnails
 from pipeline.pixels import png_bytes
 from pipeline.tables import IMAGES, PLAN, QUALITY, SELECTION, Store
@@ -236,30 +237,45 @@ def test_a_half_made_run_has_a_report(hostile: tuple[Path, Path], tmp_path: Path
     assert "Contact sheets" in text and "Dropped, and why" not in text
 
 
-def test_codecs_have_curves_and_bd_rates(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
+@pytest.mark.parametrize(("sources", "shown", "each"), [(2, 2, 24), (20, 20, 12), (100, 60, 4)])
+def test_contact_sheets_share_the_room(sources: int, shown: int, each: int) -> None:
     rows = [
-        {"source": "kodak", "codec": codec, "quality": quality, "bpp": bpp * scale, "psnr": psnr,
-         "ms_ssim": None, "error": None}
-        for codec, scale in (("<jpeg>", 1.0), ("vvc", 0.5))
-        for quality, bpp, psnr in ((1.0, 0.2, 30.0), (2.0, 0.4, 33.0), (2.0, 0.6, 35.0))
+        {"image_id": f"{n:03d}", "source": f"s{source:03d}", "split": "test", "text": "a boat",
+         "watermark": "dwt-dct" if n % 2 else "none", "keep": n < 40, "width": 8,
+         "shard": "a", "row": n}
+        for source in range(sources) for n in range(50)
     ]  # fmt: skip
-    failed = {**rows[0], "bpp": None, "psnr": None, "error": "too large"}
-    (tmp_path / "measurements").mkdir()
-    pq.write_table(pa.Table.from_pylist([*rows, failed]), tmp_path / "measurements" / "a.parquet")
-    (tmp_path / "benchmark" / "tables").mkdir(parents=True)
-    (tmp_path / "benchmark" / "tables" / "bd-rate-psnr.md").write_text(
-        "| BD-rate, % | kodak |\n| --- | ---: |\n| &#60;jpeg&#62; | 0.0 |\n| vvc | -50.0 |\n"
-    )
+    section = _sheets(pa.Table.from_pylist(rows))
+    assert [len(gallery.pictures) for gallery in section.galleries] == [each] * shown
+    assert f"At most {each} kept images" in section.text[0]
+    assert [p.facts for p in section.galleries[0].pictures[:2]] == ["test", "test, dwt-dct"]
+    dropped = pa.Table.from_pylist([row | {"keep": False} for row in rows[:5]])
+    assert not _sheets(dropped).galleries
+
+
+def test_marks_are_read_back(tmp_path: Path) -> None:
+    smooth = np.linspace(40, 200, 256)[:, None, None].repeat(256, 1).repeat(3, 2)
+    noise = np.random.default_rng(5).integers(-20, 20, (3, 256, 256, 1))
+    plain = [(smooth + one).astype(np.uint8) for one in noise]
+    marks = ["dwt-dct-svd"] * 3 + ["none"] * 3 + ["visible:text=AI"]
+    pictures = [*(embed(rgb, "dwt-dct-svd") for rgb in plain), *plain, plain[0]]
+    rows = [
+        {"image_id": f"{n}", "image": {"bytes": png_bytes(rgb), "path": None}, "width": 256,
+         "height": 256}
+        for n, rgb in enumerate(pictures)
+    ]  # fmt: skip
     store = Store(str(tmp_path))
-    record = {"table": "measurements", "status": "done", "expected": 1, "inputs": {}, "seconds": 1}
-    store.write_json(record, "_stages", "measurements.json")
-    text, sections = report(store)
-    codecs = next(section for section in sections if section.name == "codecs")
-    assert codecs.tables[0].rows == [["<jpeg>", "0.0"], ["vvc", "-50.0"]]
-    (chart,) = codecs.charts
-    # Two qualities, the second the mean of two pictures; the failed one counts not.
-    assert chart.count("<circle") == 4
-    assert "&lt;jpeg&gt;" in chart and "<jpeg>" not in text
-    assert "6 measurements" in text
+    store.write("images", "s", pa.Table.from_pylist(rows, IMAGES), IMAGES)
+    known = [
+        {"image_id": f"{n}", "source": "a", "split": "test", "watermark": mark, "keep": True,
+         "width": 256, "shard": "s", "row": n}
+        for n, mark in enumerate(marks)
+    ]  # fmt: skip
+    section = _watermarks(store, pa.Table.from_pylist(known))
+    assert section is not None
+    marked, unmarked, visible = section.tables[0].rows
+    assert marked[3:] == ("dwt-dct-svd", "3", "3", "3 of 3", "1.000")
+    assert unmarked[3:7] == ("dwt-dct-svd", "3", "3", "0 of 3")
+    assert 0.3 < float(unmarked[7]) < 0.7, "by chance"
+    assert visible[3:] == ("", "1", "1", "", "")
+    assert _watermarks(store, pa.Table.from_pylist(known[3:6])) is None

@@ -1,0 +1,69 @@
+"""Logs of training in, the section of a report that shows them out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.charts import Line, lines
+from pipeline.learned.logs import Log
+from pipeline.pages.section import Section, Table
+from pipeline.progress import duration
+
+POINTS = 300  # of a line
+_CHARTS = {"bpp": "bits a pixel", "psnr": "PSNR (RGB), dB", "loss": "loss"}
+
+
+def _line(log: Log, column: str) -> Line:
+    """A log's column over its steps: means of at most POINTS stretches."""
+    rows = [(row["step"], row[column]) for row in log.curve if column in row]
+    points = np.array([row for row in rows if np.isfinite(row).all()]).reshape(-1, 2)
+    parts = np.array_split(points, min(POINTS, len(points))) if len(points) else []
+    x, y = (np.array([part[:, axis].mean() for part in parts]) for axis in range(2))
+    return Line(log.name, x, y)
+
+
+def training(logs: Sequence[Log]) -> Section:
+    """Curves of rate, quality and loss by step, and the last validation of each codec."""
+    charts = []
+    for column, words in _CHARTS.items():
+        series = [_line(log, column) for log in logs]
+        if any(len(line.x) for line in series):
+            charts.append(lines(f"Training: {words}", series, "step", words, from_zero=False))
+    rows = []
+    for log in logs:
+        if log.validation:
+            last = log.validation[-1]
+            best = min(log.validation, key=lambda row: row["loss"])
+            cells = [
+                f"{last[name]:{form}}" if name in last else ""
+                for name, form in (
+                    ("pictures", ".0f"), ("bpp", ".4f"), ("bpp_without_prompt", ".4f"),
+                    ("psnr", ".2f"), ("ms_ssim", ".4f"), ("loss", ".4g"),
+                )
+            ]  # fmt: skip
+            rows.append((log.name, f"{last['step']:,.0f}", *cells, f"{best['step']:,.0f}"))
+    tables = [
+        Table(
+            "How far each codec is",
+            ("codec", "step", "time"),
+            [(log.name, log.progress, duration(log.seconds)) for log in logs],
+            2,
+        )
+    ]
+    headings = ("codec", "step", "pictures", "bpp", "without prompt", "PSNR, dB", "MS-SSIM")
+    if rows:
+        tables.append(
+            Table("Last validation, of real files", (*headings, "loss", "best at step"), rows, 8)
+        )
+    return Section(
+        "training",
+        "Training",
+        [
+            "Curves are of random crops, with estimated rates; validation codes whole pictures to "
+            "real files. Losses of different λ do not compare."
+        ],
+        tables,
+        charts,
+    )
