@@ -310,9 +310,9 @@ def row_of(given: CodecSettings) -> Row:
             raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no {name}")
     if not given.prompts and given.codec != "learned":
         raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no prompts")
-    ends = (1, len(models_of(given))) if given.codec == "learned" else (1, 8)
-    low, high = (min(row.grid), max(row.grid)) if row.grid else ends
     for quality in given.qualities or ():
+        ends = (1, len(models_of(given))) if given.codec == "learned" else (1, 8)
+        low, high = (min(row.grid), max(row.grid)) if row.grid else ends
         if not low <= quality <= high:
             raise AigiError(
                 f"benchmark.codecs: {given.label}: quality {quality:g} is not in {low:g} to "

@@ -57,7 +57,7 @@ def test_rates_rise_and_files_decode_to_what_was_promised() -> None:
         coded = codec.encode_and_reconstruct(picture, prompt)
         assert np.array_equal(codec.decode(coded.data), coded.reconstruction)
         found.append((rates(coded.data).bpp, psnr(picture, coded.reconstruction)))
-    assert found == sorted(found) and found[0][1] + 3 < found[-1][1]
+    assert found == sorted(found) and found[0][1] + 1 < found[-1][1]
 
 
 def _jpeg_at(picture: RGB, bpp: float) -> float:
