@@ -581,7 +581,8 @@ def detect(
     with _explained():
         from pipeline.dataset.detection import Found, search, write_csv
         from pipeline.dataset.visible import read_logo
-        from pipeline.dataset.watermark import READ, parse
+        from pipeline.dataset.watermark import parse
+        from pipeline.dwt_dct import READ
 
         try:
             for logo in logos or ():
