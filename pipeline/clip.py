@@ -206,6 +206,11 @@ def identity(settings: Embeddings, where: str = SECTION) -> dict[str, Any]:
     return named
 
 
+def cosine(one: Vectors, other: Vectors) -> float:
+    """Of two vectors of length 1, D numbers each; rounding does not take it over 1."""
+    return min(1.0, max(-1.0, float(np.dot(one.astype(np.float64), other.astype(np.float64)))))
+
+
 class Clip:
     """A loaded CLIP model: pictures and sentences in, vectors of length 1 out.
 
