@@ -270,11 +270,17 @@ WATERMARK_COLUMNS = (
     ("watermark_accuracy", pa.float64()),
 )
 
+LPIPS_COLUMNS = (("lpips", pa.float64()),)  # 0: equal; null below 31 pixels a side
 
-def measurements_schema(clip: bool, watermarks: bool) -> pa.Schema:
+
+def measurements_schema(clip: bool, watermarks: bool, lpips: bool = False) -> pa.Schema:
     """MEASUREMENTS, and before `error` the columns that a workflow asked for."""
     found = MEASUREMENTS
-    for name, kind in (*CLIP_COLUMNS * clip, *WATERMARK_COLUMNS * watermarks):
+    for name, kind in (
+        *LPIPS_COLUMNS * lpips,
+        *CLIP_COLUMNS * clip,
+        *WATERMARK_COLUMNS * watermarks,
+    ):
         found = found.insert(found.get_field_index("error"), pa.field(name, kind))
     return found
 

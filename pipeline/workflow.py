@@ -517,6 +517,11 @@ class Benchmark(Settings):
         description="model, as in embeddings, that decoded pictures are compared with their "
         "originals and prompts by; null: they are not",
     )
+    lpips: Location | None = Field(
+        None,
+        description="file of torchvision's AlexNet weights (alexnet-owt-7be5be79.pth, or the same "
+        "as safetensors), for LPIPS; it needs aigi[metrics]; null: no LPIPS",
+    )
     watermarks: bool = Field(
         False, description="read the marks of decoded pictures; of those that hold a message"
     )

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import AigiError
+from pipeline.benchmark import lpips
 from pipeline.benchmark.metrics import ms_ssim, psnr
 from pipeline.clip import Clip, cosine, identity
 from pipeline.codecs.codec import (
@@ -34,7 +35,7 @@ from pipeline.codecs.command import Missing
 from pipeline.collection import Collection, Part
 from pipeline.dwt_dct import bit_accuracy
 from pipeline.pixels import RGB, BadPicture, decode
-from pipeline.run import Map
+from pipeline.run import Map, no_check
 from pipeline.tables import Store, measurements_schema
 from pipeline.workflow import Benchmark, CodecSettings, Compute, Embeddings
 
@@ -239,14 +240,21 @@ class Measurer:
         clip: the model that decoded pictures are looked at with, or none; with it rows have the
             vectors of `references`.
         watermarks: read the marks of decoded pictures.
+        alexnet: weights for LPIPS, or none.
     """
 
     def __init__(
-        self, here: Here, threads: int, clip: Embeddings | None = None, watermarks: bool = False
+        self,
+        here: Here,
+        threads: int,
+        clip: Embeddings | None = None,
+        watermarks: bool = False,
+        alexnet: str | None = None,
     ) -> None:
         self.bench, self.watermarks = Bench(here, threads), watermarks
         self.clip = None if clip is None else Clip(clip, here.device, CLIP)
-        self.schema = measurements_schema(clip is not None, watermarks)
+        self.lpips = None if alexnet is None else lpips.Lpips(alexnet, here.device)
+        self.schema = measurements_schema(clip is not None, watermarks, alexnet is not None)
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Yield one row at a time: a codec may take minutes for a picture."""
@@ -264,15 +272,17 @@ class Measurer:
         given = CodecSettings.model_validate_json(row["settings"])
         try:
             coded = self.bench.measure(given, row["quality"], image, row["text"])
-            return facts | coded.columns | self._content(row, coded.image)
+            return facts | coded.columns | self._content(row, image, coded.image)
         except Missing:
             raise
         except Exception as error:  # whatever a codec does to this picture, the others go on
             return facts | {"error": f"{type(error).__name__}: {error}"}
 
-    def _content(self, row: dict[str, Any], decoded: RGB) -> dict[str, Any]:
-        """What CLIP and the mark say of a decoded picture, as far as that was asked for."""
+    def _content(self, row: dict[str, Any], image: RGB, decoded: RGB) -> dict[str, Any]:
+        """What networks and the mark say of a decoded picture, as far as that was asked for."""
         found: dict[str, Any] = {}
+        if self.lpips is not None:
+            found["lpips"] = self.lpips(image, decoded)
         if self.watermarks:
             found["watermark_accuracy"] = bit_accuracy(decoded, row["watermark"])
         if self.clip is not None and row["image_vector"] is not None:
@@ -290,7 +300,7 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
 
     Raises:
         AigiError: a codec does not exist, or none of them can run here; a folder has no weights
-            of CLIP.
+            of CLIP, or there is no file for LPIPS.
     """
     without = skipped(benchmark, compute)
     if len(without) == len(benchmark.codecs):
@@ -299,11 +309,14 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
     found = jobs(benchmark, collection.parts)
     labels = {name: job.codec.label for name, job in found.items()}
     more = asked(benchmark, compute)
+    network = {} if benchmark.lpips is None else {"lpips": lpips.identity(benchmark.lpips)}
     return Map(
         table="measurements",
         version=VERSION,
-        schema=measurements_schema(benchmark.clip is not None, benchmark.watermarks),
-        settings={"pictures": benchmark.pictures.model_dump(mode="json"), **more},
+        schema=measurements_schema(
+            benchmark.clip is not None, benchmark.watermarks, benchmark.lpips is not None
+        ),
+        settings={"pictures": benchmark.pictures.model_dump(mode="json"), **more, **network},
         inputs=("references",) if more else (),
         names=partial(names_of, "measurements", labels, without),
         read=partial(_read, collection, found, benchmark.clip is not None),
@@ -313,6 +326,8 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
             compute.threads,
             benchmark.clip,
             benchmark.watermarks,
+            benchmark.lpips,
         ),
+        check=lpips.check if network else no_check,
         state=lambda store: collection.state,
     )

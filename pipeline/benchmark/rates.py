@@ -29,6 +29,7 @@ METRICS = {"psnr": "PSNR (RGB), dB", "ms_ssim": "MS-SSIM, dB"}
 """Columns of the table, and what figures call them once they are in dB."""
 
 CONTENT = {
+    "lpips": "LPIPS",
     "clip_similarity": "CLIP similarity",
     "clip_score_change": "change of clip_score",
     "watermark_accuracy": "watermark bits right",
@@ -47,7 +48,7 @@ class Curves:
         images: ids of the pictures, those that were coded at every quality.
         failed: pictures that were not.
         content: such arrays of the columns of CONTENT that say something of these pictures, not a
-            number where a picture has no prompt or mark.
+            number where a picture has no prompt or mark, or is too small.
     """
 
     qualities: tuple[float, ...]

@@ -223,6 +223,7 @@ def test_a_picture_that_clip_cannot_take_costs_its_columns_alone(
     assert "failed" not in said
     (bad,) = (row for row in rows_of(store, "references") if row["image_id"] == f"{1:032x}")
     assert bad["error"] == "clip: MemoryError: too wide"
+    assert {row["watermark_accuracy"] for row in rows_of(store, "references")} == {None}
     for row in rows_of(store):
         if row["image_id"] != f"{DAMAGED:032x}":
             assert row["error"] is None and row["psnr"] > 20
@@ -297,6 +298,21 @@ def test_a_folder_without_a_model_is_refused_before_any_work(tmp_path: Path, rel
     asking(workflow, release, {}, clip={"folder": str(CLIP_FOLDER), "sha256": "0" * 64})
     with pytest.raises(AigiError, match=r"^benchmark\.clip\.sha256: "):
         execute(workflow)
+    with pytest.raises(AigiError, match=r"^benchmark\.clip\.folder: "):
+        measurements.Measurer(Here(), 1, Embeddings(folder=str(tmp_path)))
+
+
+def test_measurements_belong_to_their_references(tmp_path: Path, release: Path) -> None:
+    workflow = asking(tmp_path / "w.yaml", release, {}, codecs=["jpeg"], clip=None)
+    store = measure(workflow)
+    record = store.read_json("_stages", "references.json")
+    assert record is not None
+    store.write_json({**record, "fingerprint": "other"}, "_stages", "references.json")
+    found = load(workflow).benchmark
+    assert found is not None
+    stage = measurements.stage(found, Compute(), Collection(found.pictures))
+    with pytest.raises(AigiError, match="its input table references is another one"):
+        run_stages([stage], store, Compute(), Progress(quiet=True))
 
 
 def test_references_of_other_pictures_are_refused(tmp_path: Path, release: Path) -> None:
