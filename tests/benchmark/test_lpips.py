@@ -125,6 +125,7 @@ def test_a_missing_file_or_package_is_refused_before_any_work(
     with pytest.raises(AigiError, match=r"pip install 'aigi\[metrics\]'"):
         execute(workflow)
     assert not (tmp_path / "run" / "measurements").exists()
+    assert not (tmp_path / "run" / "_stages" / "measurements.json").exists()
 
 
 @needed
