@@ -386,6 +386,7 @@ def test_the_page_says_what_originals_read_back(looked: Looked) -> None:
     assert found["lake (dwt-dct-svd)"][0] == "2" and found["lake (dwt-dct-svd)"][3] == "1 of 1"
     (mine,) = (row for row in before if row["watermark"] == "dwt-dct")
     assert found["lake (dwt-dct)"][2] == f"{mine['watermark_accuracy']:.3f}"
+    assert mine["watermark_accuracy"] < 1 and found["lake (dwt-dct)"][3] == "0 of 1"
     assert found["lake (dwt-dct)"][1] == f"{mine['clip_score']:.4f}"
     assert "the model of the folder clip" in html and "1 without: picture: truncated" in html
 
