@@ -99,6 +99,7 @@ def _record(workflow: Workflow) -> None:
 def _reading(workflow: Workflow) -> Iterator[tuple[str, Pictures, str]]:
     """Sections that read pictures: name, where these lie, and what is done with them."""
     from pipeline.analysis.places import places
+    from pipeline.workflow import Pictures
 
     if (looks := workflow.characteristics) is not None:
         matrices = len(looks.distances) * len(looks.angles)
@@ -115,7 +116,7 @@ def _reading(workflow: Workflow) -> Iterator[tuple[str, Pictures, str]]:
         network = train.network if isinstance(train.network, str) else train.network.get("name")
         yield (
             "train",
-            train.data.model_copy(update={"splits": ("train",)}),
+            (train.data or Pictures(place=workflow.run)).model_copy(update={"splits": ("train",)}),
             f"{network}, λ {', '.join(f'{weight:g}' for weight in train.lambdas)}: "
             f"{train.steps:,} steps of {train.batch * train.accumulate} crops each",
         )
@@ -676,7 +677,8 @@ def detect(
     with _explained():
         from pipeline.dataset.detection import Found, search, write_csv
         from pipeline.dataset.visible import read_logo
-        from pipeline.dataset.watermark import READ, parse
+        from pipeline.dataset.watermark import parse
+        from pipeline.dwt_dct import READ
 
         try:
             for logo in logos or ():

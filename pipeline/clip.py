@@ -24,6 +24,7 @@ CONFIG = "open_clip_config.json"
 # The names that open_clip itself takes before any pickled file of the same folder.
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 HUB = "hf-hub:"
+SECTION = "embeddings"  # of a workflow, where settings of a model usually stand
 
 T = TypeVar("T")
 Vectors = npt.NDArray[np.float32]
@@ -70,8 +71,11 @@ def in_hub(settings: Embeddings) -> str | None:
     return settings.model.removeprefix(HUB) if named else None
 
 
-def model_config(settings: Embeddings) -> dict[str, Any]:
+def model_config(settings: Embeddings, where: str = SECTION) -> dict[str, Any]:
     """The `model_cfg` of open_clip: sizes and tokenizer. No weights are read.
+
+    Args:
+        where: section of the settings, for messages.
 
     Raises:
         AigiError: no such model, or its configuration is damaged.
@@ -83,15 +87,15 @@ def model_config(settings: Embeddings) -> dict[str, Any]:
         config: dict[str, Any] | None = open_clip.get_model_config(settings.model)
         if config is None:
             raise AigiError(
-                f"embeddings.model: {settings.model}: open_clip has no such model. Set it to one "
+                f"{where}.model: {settings.model}: open_clip has no such model. Set it to one "
                 f"of {', '.join(open_clip.list_models()[:8])}, … (open_clip.list_models()), or to "
                 f"{HUB}ORG/NAME."
             )
         return config
     if repository is not None:
-        where, path = "embeddings.model", hub_file("embeddings.model", repository, CONFIG)
+        field, path = f"{where}.model", hub_file(f"{where}.model", repository, CONFIG)
     else:
-        where, path = "embeddings.folder", os.path.join(str(settings.folder), CONFIG)
+        field, path = f"{where}.folder", os.path.join(str(settings.folder), CONFIG)
     try:
         with open(path, encoding="utf-8") as file:
             found: dict[str, Any] = json.load(file)["model_cfg"]
@@ -99,17 +103,17 @@ def model_config(settings: Embeddings) -> dict[str, Any]:
         found["text_cfg"].get("hf_tokenizer_name")
     except FileNotFoundError:
         raise AigiError(
-            f"{where}: {settings.folder} holds no open_clip model ({CONFIG} is missing)"
+            f"{field}: {settings.folder} holds no open_clip model ({CONFIG} is missing)"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AigiError(
-            f"{where}: {path}: not a configuration of open_clip ({type(error).__name__}: {error}). "
+            f"{field}: {path}: not a configuration of open_clip ({type(error).__name__}: {error}). "
             "Copy the model anew."
         ) from error
     return found
 
 
-def _tagged(settings: Embeddings, config: dict[str, Any]) -> str:
+def _tagged(settings: Embeddings, config: dict[str, Any], where: str) -> str:
     """The weight file of one of open_clip's tags."""
     import open_clip
 
@@ -117,7 +121,7 @@ def _tagged(settings: Embeddings, config: dict[str, Any]) -> str:
     known = open_clip.get_pretrained_cfg(model, settings.pretrained)
     if not known:
         raise AigiError(
-            f"embeddings.pretrained: {settings.pretrained}: open_clip has no such weights of "
+            f"{where}.pretrained: {settings.pretrained}: open_clip has no such weights of "
             f"{model}. Set it to one of: "
             f"{', '.join(open_clip.list_pretrained_tags_by_model(model)) or '(there are none)'}"
         )
@@ -125,33 +129,36 @@ def _tagged(settings: Embeddings, config: dict[str, Any]) -> str:
         other = model.removesuffix("-quickgelu")
         other = f"{other}-quickgelu" if other == model else other
         raise AigiError(
-            f"embeddings.model: {model}: the weights {settings.pretrained} were trained with "
+            f"{where}.model: {model}: the weights {settings.pretrained} were trained with "
             f"another activation (quick_gelu), and would give poor vectors. Set it to {other}."
         )
     repository, file = os.path.split(known.get("hf_hub", ""))
     if not repository:
         raise AigiError(
-            f"embeddings.pretrained: {settings.pretrained}: there are only pickled weights of it, "
+            f"{where}.pretrained: {settings.pretrained}: there are only pickled weights of it, "
             "which are not read. Take other weights, or convert these and give them as folder."
         )
     return hub_file(
-        "embeddings.pretrained",
+        f"{where}.pretrained",
         repository,
         f"{os.path.splitext(file)[0]}.safetensors" if file else WEIGHTS[0],
     )
 
 
-def find_weights(settings: Embeddings) -> str:
+def find_weights(settings: Embeddings, where: str = SECTION) -> str:
     """Path of the safetensors file that open_clip will read; downloaded if need be.
+
+    Args:
+        where: section of the settings, for messages.
 
     Raises:
         AigiError: there is none, or it is not the expected one.
     """
-    config, repository = model_config(settings), in_hub(settings)
+    config, repository = model_config(settings, where), in_hub(settings)
     if repository is not None:
-        path = hub_file("embeddings.model", repository, WEIGHTS[0])
+        path = hub_file(f"{where}.model", repository, WEIGHTS[0])
     elif settings.folder is None:
-        path = _tagged(settings, config)
+        path = _tagged(settings, config, where)
     else:
         for name in WEIGHTS:
             path = os.path.join(settings.folder, name)
@@ -159,12 +166,12 @@ def find_weights(settings: Embeddings) -> str:
                 break
         else:
             raise AigiError(
-                f"embeddings.folder: {settings.folder} has no {WEIGHTS[0]}; weights in pickle "
+                f"{where}.folder: {settings.folder} has no {WEIGHTS[0]}; weights in pickle "
                 "files are not read. Save them with safetensors.torch.save_file under this name."
             )
     if settings.sha256 is not None and (found := file_sha256(path)) != settings.sha256:
         raise AigiError(
-            f"embeddings.sha256: {path} has sha256 {found}, the workflow expects "
+            f"{where}.sha256: {path} has sha256 {found}, the workflow expects "
             f"{settings.sha256}. Get the right weights, or correct the workflow."
         )
     return path
@@ -180,6 +187,30 @@ def folder_sha256(folder: str, weights: str) -> dict[str, str]:
     }
 
 
+def identity(settings: Embeddings, where: str = SECTION) -> dict[str, Any]:
+    """Which model it is, as records of stages name it.
+
+    Args:
+        where: section of the settings, for messages.
+
+    Raises:
+        AigiError: a folder has no weights.
+    """
+    if settings.folder is not None:
+        # A folder has no name to go by: its content says which model it is.
+        return {"folder": folder_sha256(settings.folder, find_weights(settings, where))}
+    left_out = {"pretrained"} if in_hub(settings) else set()
+    named: dict[str, Any] = settings.model_dump(
+        mode="json", include={"model", "pretrained", "sha256"} - left_out
+    )
+    return named
+
+
+def cosine(one: Vectors, other: Vectors) -> float:
+    """Of two vectors of length 1, D numbers each; rounding does not take it over 1."""
+    return min(1.0, max(-1.0, float(np.dot(one.astype(np.float64), other.astype(np.float64)))))
+
+
 class Clip:
     """A loaded CLIP model: pictures and sentences in, vectors of length 1 out.
 
@@ -192,15 +223,16 @@ class Clip:
     Args:
         settings: which model, and how it is run.
         device: auto, cpu, cuda, cuda:N or mps.
+        where: section of the settings, for messages.
 
     Raises:
         AigiError: no such model or device, or the model cannot be loaded.
     """
 
-    def __init__(self, settings: Embeddings, device: str = "auto") -> None:
-        self.settings, self.device = settings, pick_device(device)
-        config = model_config(settings)
-        find_weights(settings)
+    def __init__(self, settings: Embeddings, device: str = "auto", where: str = SECTION) -> None:
+        self.settings, self.device, self.where = settings, pick_device(device), where
+        config = model_config(settings, where)
+        find_weights(settings, where)
         import open_clip
         from safetensors import SafetensorError
 
@@ -225,14 +257,14 @@ class Clip:
             SafetensorError,
         ) as error:
             raise AigiError(
-                f"embeddings: {name}: the model cannot be loaded: {error}\n"
+                f"{where}: {name}: the model cannot be loaded: {error}\n"
                 "Copy or download it anew, or set another one."
             ) from error
         words, others = self.tokenizer(["a cat", "two dogs"])
         if words.equal(others):
             # What transformers makes of a folder without a vocabulary.
             raise AigiError(
-                f"embeddings: {name}: its tokenizer knows no words: its files are missing or "
+                f"{where}: {name}: its tokenizer knows no words: its files are missing or "
                 "damaged. Copy or download the model anew."
             )
         self.model: Any = model.eval().requires_grad_(False)
@@ -283,14 +315,14 @@ class Clip:
                     found = encode(list(given[start : start + size]))
             except torch.OutOfMemoryError as error:
                 raise AigiError(
-                    f"embeddings: {self.device} ran out of memory with batch_size {size}; "
+                    f"{self.where}: {self.device} ran out of memory with batch_size {size}; "
                     "set a smaller one"
                 ) from error
             unit = torch.nn.functional.normalize(found.float(), dim=-1)
             vectors[start : start + size] = unit.cpu().numpy()
         if not np.isfinite(vectors).all():
             raise AigiError(
-                f"embeddings: not a number in a vector: the model overflows in {kind}, or its "
+                f"{self.where}: not a number in a vector: the model overflows in {kind}, or its "
                 "weights are damaged. Set precision to bfloat16 or float32."
             )
         return vectors

@@ -399,6 +399,11 @@ def image_size(data_or_path: bytes | str | os.PathLike[str]) -> tuple[int, int] 
 PngEffort = Literal["fast", "small"]
 
 
+def decode_threads(wanted: int | None) -> int:
+    """Threads that decode pictures: as wanted, or all cores, up to 8."""
+    return wanted or min(8, os.cpu_count() or 1)
+
+
 def png_bytes(rgb: RGB, effort: PngEffort = "fast") -> bytes:
     """Encode a picture (uint8 HxWx3) as PNG without metadata.
 

@@ -263,6 +263,43 @@ MEASUREMENTS = pa.schema(
         ("error", pa.string()),
     ]
 )
+CLIP_COLUMNS = (
+    ("clip_similarity", pa.float64()),  # cosine of the original's and the decoded one's vectors
+    ("clip_score_change", pa.float64()),  # decoded less original; null without a prompt
+)
+WATERMARK_COLUMNS = (
+    # Share of the bits read that are right, 0 to 1; null where the mark holds none.
+    ("watermark_accuracy", pa.float64()),
+)
+
+LPIPS_COLUMNS = (("lpips", pa.float64()),)  # 0: equal; null below 31 pixels a side
+
+
+def measurements_schema(clip: bool, watermarks: bool, lpips: bool = False) -> pa.Schema:
+    """MEASUREMENTS, and before `error` the columns that a workflow asked for."""
+    found = MEASUREMENTS
+    for name, kind in (
+        *LPIPS_COLUMNS * lpips,
+        *CLIP_COLUMNS * clip,
+        *WATERMARK_COLUMNS * watermarks,
+    ):
+        found = found.insert(found.get_field_index("error"), pa.field(name, kind))
+    return found
+
+
+REFERENCES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("watermark", pa.string()),
+        ("image_vector", pa.list_(pa.float32())),  # of CLIP, length 1; null: not asked for
+        ("text_vector", pa.list_(pa.float32())),  # null without a prompt
+        ("clip_score", pa.float32()),  # cosine of the two, -1 to 1
+        ("watermark_accuracy", pa.float64()),  # null where the mark holds no bits
+        ("error", pa.string()),  # what is missing, and why
+    ]
+)
 COMPLEXITY = pa.schema(
     # What comes after `quality` is null where `error` says why.
     [

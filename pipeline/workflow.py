@@ -516,6 +516,19 @@ class Benchmark(Settings):
     )
     anchor: str = Field("vvc", description="the codec that BD-rates are against")
     interpolation: Literal["pchip", "akima", "cubic"] = "pchip"
+    clip: Embeddings | None = Field(
+        None,
+        description="model, as in embeddings, that decoded pictures are compared with their "
+        "originals and prompts by; null: they are not",
+    )
+    lpips: Location | None = Field(
+        None,
+        description="file of torchvision's AlexNet weights (alexnet-owt-7be5be79.pth, or the same "
+        "as safetensors), for LPIPS; it needs aigi[metrics]; null: no LPIPS",
+    )
+    watermarks: bool = Field(
+        False, description="read the marks of decoded pictures; of those that hold a message"
+    )
     strips: Strips | None = Strips(bpp=0.3)
     complexity: Complexity | None = None
     programs: dict[str, Location] = Field(

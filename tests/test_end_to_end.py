@@ -76,7 +76,7 @@ def test_release_files_are_as_the_hub_expects(finished: tuple[Path, Path]) -> No
 def test_the_watermarked_twin_is_in_the_release(finished: tuple[Path, Path]) -> None:
     from datasets import load_dataset
 
-    from pipeline.dataset.watermark import embed_dwt_dct
+    from pipeline.dwt_dct import embed_dwt_dct
 
     _, run = finished
     rows = load_dataset(

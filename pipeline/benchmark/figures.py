@@ -116,6 +116,39 @@ def _name_ends(axes: Axes, published: Mapping[str, Curve]) -> None:
         )
 
 
+def watermark(
+    title: str, curves: Mapping[str, Curves], original: float | None, order: Sequence[str]
+) -> Figure:
+    """Share of a mark's bits that is read rightly over bits a pixel, a line a codec.
+
+    Args:
+        original: the share before any codec.
+    """
+    figure, (axes,) = _figure(5.2, 3.9)
+    marks = [(0.5, "by chance")] + ([] if original is None else [(original, "before any codec")])
+    for share, words in marks:
+        axes.axhline(share, color="#777777", linewidth=0.8, linestyle="--", zorder=1)
+        axes.annotate(
+            words,
+            (1, share),
+            (0, 2),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            fontsize=6,
+            color="#777777",
+            ha="right",
+        )
+    for label, found in curves.items():
+        if "watermark_accuracy" in found.content:
+            shares = found.content_means("watermark_accuracy")
+            axes.plot(found.bpp.mean(0), shares, label=label, zorder=3, **style(label, order))
+    axes.set_xlabel("bits per pixel")
+    axes.set_ylabel("share of bits read rightly")
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
 def bars(
     title: str, comparisons: Mapping[str, Mapping[str, Comparison]], order: Sequence[str]
 ) -> Figure:

@@ -3,6 +3,9 @@
 A shard is one part of the pictures, coded by one codec at one quality; its name says which, and
 has a digest of the codec's settings in it. So another codec or quality in the workflow costs its
 own shards alone, and one that is taken out takes its shards along.
+
+What CLIP and marks say of a decoded picture is measured where the workflow asks for it; what they
+say of the originals is in the `references` table, which is made first.
 """
 
 from __future__ import annotations
@@ -13,10 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline import AigiError
+from pipeline.benchmark import lpips
 from pipeline.benchmark.metrics import ms_ssim, psnr
+from pipeline.clip import Clip, cosine, identity
 from pipeline.codecs.codec import (
     Codec,
     Here,
@@ -27,19 +33,39 @@ from pipeline.codecs.codec import (
 )
 from pipeline.codecs.command import Missing
 from pipeline.collection import Collection, Part
+from pipeline.dwt_dct import bit_accuracy
 from pipeline.pixels import RGB, BadPicture, decode
-from pipeline.run import Map
-from pipeline.tables import MEASUREMENTS, Store
-from pipeline.workflow import Benchmark, CodecSettings, Compute
+from pipeline.run import Map, no_check
+from pipeline.tables import Store, measurements_schema
+from pipeline.workflow import Benchmark, CodecSettings, Compute, Embeddings
 
 VERSION = 1
 MOST_PIXELS = 1 << 27
 COLUMNS = ("image_id", "image", "text", "source", "split", "watermark")
+CLIP = "benchmark.clip"
+VECTORS = ("image_vector", "text_vector")
 
 
 def here_of(benchmark: Benchmark, compute: Compute) -> Here:
     """Where this run finds programs, and the device of its networks."""
     return Here(benchmark.programs, compute.device)
+
+
+def asked(benchmark: Benchmark, compute: Compute) -> dict[str, Any]:
+    """What a workflow asks for beside rates and distances, as records of stages have it.
+
+    Empty where it asks for nothing, so that tables are what they were without the question.
+
+    Raises:
+        AigiError: a folder has no weights of CLIP.
+    """
+    found: dict[str, Any] = {}
+    if (clip := benchmark.clip) is not None:
+        settings = clip.model_dump(mode="json", include={"batch_size", "precision"})
+        found["clip"] = {**identity(clip, CLIP), **settings, "threads": compute.threads}
+    if benchmark.watermarks:
+        found["watermarks"] = True
+    return found
 
 
 def skipped(benchmark: Benchmark, compute: Compute) -> dict[str, str]:
@@ -99,9 +125,21 @@ def with_job(rows: pa.Table, job: Job) -> pa.Table:
     )
 
 
-def _read(collection: Collection, found: dict[str, Job], store: Store, name: str) -> pa.Table:
+def _read(
+    collection: Collection, found: dict[str, Job], vectors: bool, store: Store, name: str
+) -> pa.Table:
     job = found[name]
-    return with_job(collection.read(job.part.name, COLUMNS), job)
+    rows = collection.read(job.part.name, COLUMNS)
+    if vectors:
+        references = store.read("references", job.part.name, ["image_id", *VECTORS])
+        if references["image_id"] != rows["image_id"]:
+            raise AigiError(
+                f"{store.path('references', job.part.name)}.parquet does not have the rows of the "
+                "pictures. Delete it and run again to make it anew."
+            )
+        for column in VECTORS:
+            rows = rows.append_column(column, references[column])
+    return with_job(rows, job)
 
 
 def pixels_of(row: dict[str, Any]) -> RGB:
@@ -196,16 +234,33 @@ def facts_of(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class Measurer:
-    """Rows with pictures in, rows of measurements out."""
+    """Rows with pictures in, rows of measurements out.
 
-    def __init__(self, here: Here, threads: int) -> None:
-        self.bench = Bench(here, threads)
+    Args:
+        clip: the model that decoded pictures are looked at with, or none; with it rows have the
+            vectors of `references`.
+        watermarks: read the marks of decoded pictures.
+        alexnet: weights for LPIPS, or none.
+    """
+
+    def __init__(
+        self,
+        here: Here,
+        threads: int,
+        clip: Embeddings | None = None,
+        watermarks: bool = False,
+        alexnet: str | None = None,
+    ) -> None:
+        self.bench, self.watermarks = Bench(here, threads), watermarks
+        self.clip = None if clip is None else Clip(clip, here.device, CLIP)
+        self.lpips = None if alexnet is None else lpips.Lpips(alexnet, here.device)
+        self.schema = measurements_schema(clip is not None, watermarks, alexnet is not None)
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Yield one row at a time: a codec may take minutes for a picture."""
         for batch in rows.to_batches(1):
             (row,) = batch.to_pylist()
-            yield pa.Table.from_pylist([self._row(row)], MEASUREMENTS)
+            yield pa.Table.from_pylist([self._row(row)], self.schema)
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         facts = facts_of(row)
@@ -216,18 +271,36 @@ class Measurer:
         facts |= {"width": image.shape[1], "height": image.shape[0]}
         given = CodecSettings.model_validate_json(row["settings"])
         try:
-            return facts | self.bench.measure(given, row["quality"], image, row["text"]).columns
+            coded = self.bench.measure(given, row["quality"], image, row["text"])
+            return facts | coded.columns | self._content(row, image, coded.image)
         except Missing:
             raise
         except Exception as error:  # whatever a codec does to this picture, the others go on
             return facts | {"error": f"{type(error).__name__}: {error}"}
+
+    def _content(self, row: dict[str, Any], image: RGB, decoded: RGB) -> dict[str, Any]:
+        """What networks and the mark say of a decoded picture, as far as that was asked for."""
+        found: dict[str, Any] = {}
+        if self.lpips is not None:
+            found["lpips"] = self.lpips(image, decoded)
+        if self.watermarks:
+            found["watermark_accuracy"] = bit_accuracy(decoded, row["watermark"])
+        if self.clip is not None and row["image_vector"] is not None:
+            vector = self.clip.image_vectors([decoded])[0]
+            original = np.array(row["image_vector"], np.float32)
+            found["clip_similarity"] = cosine(vector, original)
+            if row["text_vector"] is not None:
+                text = np.array(row["text_vector"], np.float32)
+                found["clip_score_change"] = cosine(vector, text) - cosine(original, text)
+        return found
 
 
 def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map:
     """The stage of the measurements table.
 
     Raises:
-        AigiError: a codec does not exist, or none of them can run here.
+        AigiError: a codec does not exist, or none of them can run here; a folder has no weights
+            of CLIP, or there is no file for LPIPS.
     """
     without = skipped(benchmark, compute)
     if len(without) == len(benchmark.codecs):
@@ -235,14 +308,26 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
         raise AigiError(f"benchmark.codecs: none of them can run on this machine:\n{lines}")
     found = jobs(benchmark, collection.parts)
     labels = {name: job.codec.label for name, job in found.items()}
+    more = asked(benchmark, compute)
+    network = {} if benchmark.lpips is None else {"lpips": lpips.identity(benchmark.lpips)}
     return Map(
         table="measurements",
         version=VERSION,
-        schema=MEASUREMENTS,
-        settings={"pictures": benchmark.pictures.model_dump(mode="json")},
-        inputs=(),
+        schema=measurements_schema(
+            benchmark.clip is not None, benchmark.watermarks, benchmark.lpips is not None
+        ),
+        settings={"pictures": benchmark.pictures.model_dump(mode="json"), **more, **network},
+        inputs=("references",) if more else (),
         names=partial(names_of, "measurements", labels, without),
-        read=partial(_read, collection, found),
-        make_worker=partial(Measurer, here_of(benchmark, compute), compute.threads),
+        read=partial(_read, collection, found, benchmark.clip is not None),
+        make_worker=partial(
+            Measurer,
+            here_of(benchmark, compute),
+            compute.threads,
+            benchmark.clip,
+            benchmark.watermarks,
+            benchmark.lpips,
+        ),
+        check=lpips.check if network else no_check,
         state=lambda store: collection.state,
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,14 @@ FOLDER, BD_RATES = "benchmark", "bd-rates.csv"
 METRICS = {"psnr": "PSNR (RGB), dB", "ms_ssim": "MS-SSIM, dB"}
 """Columns of the table, and what figures call them once they are in dB."""
 
+CONTENT = {
+    "lpips": "LPIPS",
+    "clip_similarity": "CLIP similarity",
+    "clip_score_change": "change of clip_score",
+    "watermark_accuracy": "watermark bits right",
+}
+"""Columns that a workflow may ask for, and what tables call them."""
+
 
 @dataclass(frozen=True)
 class Curves:
@@ -42,6 +50,8 @@ class Curves:
             qualities; MS-SSIM is plain, and not a number for pictures that are too small for it.
         images: ids of the pictures, those that were coded at every quality.
         failed: pictures that were not.
+        content: such arrays of the columns of CONTENT that say something of these pictures, not a
+            number where a picture has no prompt or mark, or is too small.
     """
 
     qualities: tuple[float, ...]
@@ -52,6 +62,12 @@ class Curves:
     ms_ssim: Array
     encode_s_per_mp: Array
     decode_s_per_mp: Array
+    content: Mapping[str, Array] = field(default_factory=dict)
+
+    def content_means(self, column: str) -> Array:
+        """Means over the pictures that have a value, one a quality."""
+        means: Array = np.nanmean(self.content[column], axis=0)
+        return means
 
     def curve(self, metric: str) -> Curve:
         """The curve of the means; MS-SSIM is averaged first and then given in dB."""
@@ -94,8 +110,9 @@ def curves(measurements: pa.Table, order: Iterable[str]) -> dict[str, dict[str, 
         *("image_id", "source", "watermark", "codec", "quality", "width", "height"),
         *("bpp", "psnr", "ms_ssim", "encode_ms", "decode_ms", "error"),
     ]
+    content = [name for name in CONTENT if name in measurements.column_names]
     groups: set[str] = set()
-    for row in measurements.select(columns).to_pylist():
+    for row in measurements.select([*columns, *content]).to_pylist():
         group = group_name(row["source"], row["watermark"])
         groups.add(group)
         for name in (group, POOLED):
@@ -105,17 +122,25 @@ def curves(measurements: pa.Table, order: Iterable[str]) -> dict[str, dict[str, 
     if len(groups) < 2:
         found.pop(POOLED, None)
     names = [name for name in sorted(groups) if name != POOLED] + [POOLED] * (POOLED in found)
-    return {
+    # Marks differ in what they survive: a mean over several kinds would say nothing.
+    pooled = [column for column in content if column != "watermark_accuracy"]
+    made = {
         name: {
-            label: made
+            label: _curves(found[name][label], pooled if name == POOLED else content)
             for label in order
-            if label in found[name] and (made := _curves(found[name][label])) is not None
+            if label in found[name]
         }
         for name in names
     }
+    return {
+        name: {label: one for label, one in of.items() if one is not None}
+        for name, of in made.items()
+    }
 
 
-def _curves(images: Mapping[str, Mapping[float, Mapping[str, float]]]) -> Curves | None:
+def _curves(
+    images: Mapping[str, Mapping[float, Mapping[str, float]]], content: Collection[str]
+) -> Curves | None:
     qualities = sorted({quality for rows in images.values() for quality in rows})
     whole = {
         image: rows
@@ -138,6 +163,7 @@ def _curves(images: Mapping[str, Mapping[float, Mapping[str, float]]]) -> Curves
         return np.array(values, float)
 
     order = np.argsort(array("bpp").mean(0), kind="stable")
+    said = {column: array(column)[:, order] for column in content}
     return Curves(
         qualities=tuple(qualities[i] for i in order),
         images=tuple(whole),
@@ -147,6 +173,7 @@ def _curves(images: Mapping[str, Mapping[float, Mapping[str, float]]]) -> Curves
         ms_ssim=array("ms_ssim")[:, order],
         encode_s_per_mp=array("encode_ms", True)[:, order],
         decode_s_per_mp=array("decode_ms", True)[:, order],
+        content={column: values for column, values in said.items() if np.isfinite(values).any()},
     )
 
 

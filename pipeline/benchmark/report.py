@@ -23,6 +23,7 @@ from pipeline.benchmark.measurements import MOST_PIXELS, here_of, pixels_of, ski
 from pipeline.benchmark.metrics import CAP_DB, psnr
 from pipeline.benchmark.rates import (
     BD_RATES,
+    CONTENT,
     FOLDER,
     METRICS,
     POOLED,
@@ -35,6 +36,7 @@ from pipeline.benchmark.rates import (
 from pipeline.benchmark.strips import strip
 from pipeline.codecs.codec import conversion, opened, qualities, row_of
 from pipeline.collection import Collection
+from pipeline.dwt_dct import BITS
 from pipeline.markdown import escape
 from pipeline.pixels import BadPicture, decode
 from pipeline.tables import Store
@@ -90,6 +92,8 @@ class Report:
         self.order = sorted(self.labels, key=lambda label: label != benchmark.anchor)
         self.measurements = store.read_all("measurements")
         self.curves = curves(self.measurements, self.labels)
+        wanted = benchmark.clip is not None or benchmark.watermarks
+        self.references = store.read_all("references").to_pylist() if wanted else []
         self.skipped = skipped(benchmark, compute)
         self.comparisons = {
             metric: {group: self._compared(found, metric) for group, found in self.curves.items()}
@@ -116,6 +120,7 @@ class Report:
             *self._codecs(),
             *self._bd_rates(),
             *self._rate_distortion(),
+            *self._content(),
             *self._rate_time(),
             *self._complexity(),
             *self._strips(),
@@ -278,7 +283,9 @@ class Report:
         lines = ["## Rate and distortion", ""]
         for group, found in self.curves.items():
             rows = []
+            content = [name for name in CONTENT if any(name in c.content for c in found.values())]
             for label, mine in found.items():
+                means = {name: mine.content_means(name) for name in mine.content}
                 db = {metric: mine.curve(metric).values for metric in METRICS}
                 for i, quality in enumerate(mine.qualities):
                     rows.append(
@@ -288,6 +295,7 @@ class Report:
                             f"{len(mine.images)}" + (f" (-{mine.failed})" if mine.failed else ""),
                             f"{mine.bpp[:, i].mean():.4f}",
                             *(_db(db[metric], i) for metric in METRICS),
+                            *(_content(name, means, i) for name in content),
                             f"{np.median(mine.encode_s_per_mp[:, i]):.3g}",
                             f"{np.median(mine.decode_s_per_mp[:, i]):.3g}",
                         )
@@ -300,13 +308,73 @@ class Report:
                 )
                 lines += self._figure(figure, name, f"{title} over bits per pixel, {group}")
             headings = ("codec", "quality", "pictures", "bpp", "PSNR, dB", "MS-SSIM, dB")
-            times = ("encode, s/MP", "decode, s/MP")
-            lines += self._table((*headings, *times), rows, f"rd-{slug(group)}", 7)
+            more = (*(CONTENT[name] for name in content), "encode, s/MP", "decode, s/MP")
+            lines += self._table((*headings, *more), rows, f"rd-{slug(group)}", 7 + len(content))
             self._exchange(group, found)
         if any(self._published(group, "psnr") for group in self.curves):
             text = published.__doc__ or ""
             lines += ["Thin lines: " + escape(" ".join(text.split("\n\n")[1].split())), ""]
         return lines
+
+    def _content(self) -> list[str]:
+        """What the originals say, before any codec, and what becomes of their marks."""
+        learned = [
+            "LPIPS is that of AlexNet, version 0.1, of decoded 8-bit pictures: 0 for equal ones.",
+            "",
+        ] * (self.benchmark.lpips is not None)
+        if not self.references:
+            return ["## What pictures show", "", *learned] if learned else []
+        clip, marks = self.benchmark.clip, self.benchmark.watermarks
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in self.references:
+            groups.setdefault(group_name(row["source"], row["watermark"]), []).append(row)
+        rows, figured = [], []
+        for group, of in sorted(groups.items()):
+            scores = _given(of, "clip_score")
+            shares = _given(of, "watermark_accuracy")
+            cells = [group, f"{len(of)}"]
+            if clip is not None:
+                cells.append(f"{np.mean(scores):.4f}" if scores else "-")
+            if marks:
+                whole = f"{sum(share == 1 for share in shares)} of {len(shares)}"
+                cells += [f"{np.mean(shares):.3f}", whole] if shares else ["-", "-"]
+            rows.append(cells)
+            found = self.curves.get(group, {})
+            if any("watermark_accuracy" in mine.content for mine in found.values()):
+                shown = float(np.mean(shares)) if shares else None
+                title = f"{group}: watermark"
+                figure = figures.watermark(title, found, shown, self.order)
+                shows = f"Share of the watermark's bits over bits per pixel, {group}"
+                figured += self._figure(figure, f"watermark-{slug(group)}", shows)
+        headings = ["before any codec", "pictures"]
+        headings += ["clip_score"] * (clip is not None)
+        headings += [CONTENT["watermark_accuracy"], "all of them right"] * marks
+        lines = ["## What pictures show", ""]
+        lines += self._table(headings, rows, "originals", len(headings) - 1)
+        lines += learned
+        if clip is not None:
+            model = f"{clip.model}, {clip.pretrained}"
+            if clip.folder is not None:
+                model = f"the model of the folder {clip.folder.rstrip('/').rsplit('/', 1)[-1]}"
+            lines += [
+                f"CLIP is {escape(model)}. Its similarity is the cosine of decoded and original "
+                "picture; clip_score is the cosine of picture and prompt, and its change that of "
+                "the decoded picture less that of the original. Pictures without a prompt have "
+                "none.",
+                "",
+            ]
+        if marks:
+            lines += [
+                f"Of the {BITS} bits of a mark's message, each read by majority of the blocks that "
+                "hold it; by chance about a half is right. Marks that are seen, and any that are "
+                "not known here, hold none.",
+                "",
+                *figured,
+            ]
+        errors = Counter(row["error"] for row in self.references if row["error"] is not None)
+        for error, count in errors.most_common(20):
+            lines.append(f"- {count} without: {escape(error)}")
+        return [*lines, ""] if errors else lines
 
     def _published(self, group: str, metric: str) -> Mapping[str, Any]:
         for (source, mark), subset in published.SUBSETS.items():
@@ -516,6 +584,20 @@ def _short(value: float | None) -> str:
 
 def _db(values: Sequence[float], i: int) -> str:
     return f"{values[i]:.3f}" if np.isfinite(values[i]) else "-"
+
+
+def _content(column: str, means: Mapping[str, Any], i: int) -> str:
+    if column not in means:
+        return "-"
+    value = means[column][i]
+    if column == "clip_score_change":
+        return f"{value:+.4f}"
+    return f"{value:.3f}" if column == "watermark_accuracy" else f"{value:.4f}"
+
+
+def _given(rows: Iterable[Mapping[str, Any]], column: str) -> list[float]:
+    """The values that are not null."""
+    return [row[column] for row in rows if row[column] is not None]
 
 
 def _whole(values: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.benchmark import comparisons, complexity, measurements
+from pipeline.benchmark import comparisons, complexity, measurements, references
 from pipeline.benchmark.report import Report
 from pipeline.codecs.codec import qualities
 from pipeline.collection import Collection
@@ -21,7 +21,10 @@ def make(benchmark: Benchmark, compute: Compute, store: Store, progress: Progres
     collection = Collection(benchmark.pictures)
     for label, why in measurements.skipped(benchmark, compute).items():
         progress.say(f"benchmark: {label} is skipped: {why}")
-    stages: list[Stage] = [measurements.stage(benchmark, compute, collection)]
+    stages: list[Stage] = []
+    if measurements.asked(benchmark, compute):
+        stages.append(references.stage(benchmark, compute, collection))
+    stages.append(measurements.stage(benchmark, compute, collection))
     if benchmark.strips is not None:
         stages.append(comparisons.stage(benchmark, benchmark.strips, compute, collection))
     if benchmark.complexity is not None:

@@ -27,7 +27,8 @@ from PIL import Image
 from pipeline import AigiError
 from pipeline.dataset.pictures import Escapes, FolderPictures, ParquetPictures, open_pictures
 from pipeline.dataset.visible import Visible, layer, place
-from pipeline.dataset.watermark import BITS, READ, Floats, embed, message_bits, parse
+from pipeline.dataset.watermark import embed, parse
+from pipeline.dwt_dct import BITS, READ, Floats, read_message, rightly_read
 from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.tables import Store
 
@@ -61,11 +62,6 @@ def chance(right: int, of: int) -> float:
     """Probability of at least `right` heads in `of` tosses of a coin."""
     ways = sum(math.comb(of, count) for count in range(right, of + 1))
     return float(ways / 2**of)
-
-
-def read_message(votes: Floats) -> str:
-    """Bits by majority of votes, an even vote counts as one (as in the package); `.` without."""
-    return "".join("." if math.isnan(v) else str(int(v * 255 > 127)) for v in votes.tolist())
 
 
 def _luma(rgb: NDArray[Any]) -> Floats:
@@ -141,11 +137,9 @@ def detect(rgb: RGB, name: str) -> Detection:
     if variant not in READ:
         raise ValueError(f"{variant}: leaves no mark; use {', '.join(READ)} or visible:…")
     bits = read_message(READ[variant](rgb))
-    message = "".join(str(bit) for bit in message_bits().tolist())
-    read = BITS - bits.count(".")
-    right = sum(a == b for a, b in zip(bits, message, strict=True))
+    right, read = rightly_read(bits), BITS - bits.count(".")
     accuracy = right / read if read else None
-    return Detection(variant, bits, accuracy, None, chance(right, read), bits == message)
+    return Detection(variant, bits, accuracy, None, chance(right, read), right == BITS)
 
 
 # --- files ------------------------------------------------------------------------------------

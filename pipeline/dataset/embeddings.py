@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import AigiError
-from pipeline.clip import Clip, Vectors, find_weights, folder_sha256, in_hub, model_config
-from pipeline.pixels import RGB, BadPicture, decode
+from pipeline.clip import Clip, Vectors, find_weights, identity, model_config
+from pipeline.pixels import RGB, BadPicture, decode, decode_threads
 from pipeline.run import Map
 from pipeline.tables import Store, embeddings_schema
 from pipeline.workflow import Embeddings, Workflow
@@ -77,11 +76,6 @@ def prepared_batches(
             yield first()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def decode_threads(wanted: int | None) -> int:
-    """Threads that decode pictures: as wanted, or all cores, up to 8."""
-    return wanted or min(8, os.cpu_count() or 1)
 
 
 def _column(vectors: Vectors, there: npt.NDArray[np.bool_]) -> pa.Array:
@@ -205,21 +199,12 @@ def stage(workflow: Workflow) -> Map:
     """
     settings = workflow.embeddings
     assert settings is not None
-    which: dict[str, Any]
-    if settings.folder is not None:
-        # A folder has no name to go by: its content says which model it is.
-        which = {"folder": folder_sha256(settings.folder, find_weights(settings))}
-    else:
-        left_out = {"pretrained"} if in_hub(settings) else set()
-        which = settings.model_dump(
-            mode="json", include={"model", "pretrained", "sha256"} - left_out
-        )
     return Map(
         table="embeddings",
         version=VERSION,
         schema=embeddings_schema(int(model_config(settings)["embed_dim"])),
         settings={
-            **which,
+            **identity(settings),
             **settings.model_dump(mode="json", include={"batch_size", "precision"}),
             "threads": workflow.compute.threads,
         },

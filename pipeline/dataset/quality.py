@@ -21,7 +21,6 @@ from pipeline.clip import Clip, Vectors, folder_sha256, hub_file
 from pipeline.dataset.embeddings import (
     Row,
     column_vectors,
-    decode_threads,
     images_and_plan,
     names,
     prepared_batches,
@@ -29,7 +28,7 @@ from pipeline.dataset.embeddings import (
 )
 from pipeline.dataset.hashes import perceptual_hash
 from pipeline.device import pick_device
-from pipeline.pixels import RGB
+from pipeline.pixels import RGB, decode_threads
 from pipeline.run import Map
 from pipeline.tables import QUALITY, Store
 from pipeline.workflow import Embeddings, Quality, Workflow

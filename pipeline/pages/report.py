@@ -22,7 +22,7 @@ from pipeline.dataset.counts import reject_reasons
 from pipeline.dataset.detection import detect
 from pipeline.dataset.selection import REASONS, near_pairs_of
 from pipeline.dataset.sweep import SWEPT
-from pipeline.dataset.watermark import READ
+from pipeline.dwt_dct import READ
 from pipeline.learned.logs import logs
 from pipeline.pages.measured import measured
 from pipeline.pages.page import render, visible

@@ -42,7 +42,7 @@ def write_pictures(folder: Path) -> Path:
     return folder
 
 
-def write_workflow(path: Path, pictures: Path, programs: Mapping[str, str], **more: Any) -> Path:
+def write_workflow(path: Path, pictures: Path, programs: Mapping[str, str], /, **more: Any) -> Path:
     """A workflow file that measures a few codecs over the folder."""
     section = {
         "pictures": {

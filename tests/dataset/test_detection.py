@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.dataset import visible
-from pipeline.dataset.detection import chance, detect, read_message, robustness, search
-from pipeline.dataset.watermark import BITS, READ, embed, message_bits, parse
+from pipeline.dataset.detection import chance, detect, robustness, search
+from pipeline.dataset.watermark import embed, parse
+from pipeline.dwt_dct import BITS, READ, message_bits, read_message
 from pipeline.pixels import decode, png_bytes
 from pipeline.tables import Store
 from tests.dataset.test_watermark import picture

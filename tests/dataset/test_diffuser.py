@@ -17,7 +17,7 @@ from pipeline import AigiError
 from pipeline.clip import file_sha256
 from pipeline.dataset.diffuser import Diffuser, check_weights
 from pipeline.dataset.specification import DiffusersSpec
-from pipeline.dataset.watermark import embed_dwt_dct
+from pipeline.dwt_dct import embed_dwt_dct
 from pipeline.tables import IMAGES, PLAN
 from pipeline.workflow import DiffusersSource
 

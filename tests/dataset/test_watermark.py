@@ -14,15 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.dataset import watermark
-from pipeline.dataset.watermark import (
-    BITS,
-    EMBED,
-    READ,
-    embed,
-    message_bits,
-    parse,
-)
+from pipeline import dwt_dct
+from pipeline.dataset.watermark import EMBED, embed, parse
+from pipeline.dwt_dct import BITS, READ, message_bits
 from tests.dataset.test_plan import import_workflow, planned
 
 METHODS = {"dwt-dct": "dwtDct", "dwt-dct-svd": "dwtDctSvd"}
@@ -127,7 +121,7 @@ def test_the_last_digit_of_a_step_is_the_packages(package: dict[str, Any]) -> No
     """Blocks whose largest singular value is a whole number of steps: which one, is rounding."""
     shades = np.full((256, 1, 3), 110, np.uint8)
     shades[:, 0, 2] = np.arange(256)
-    u_of = {u: blue for blue, u in enumerate(watermark._y_and_u(shades)[1].ravel().tolist())}
+    u_of = {u: blue for blue, u in enumerate(dwt_dct._y_and_u(shades)[1].ravel().tolist())}
     rng = np.random.default_rng(0)
     wanted = rng.integers(min(u_of) + 18, max(u_of) - 18, (1024, 4))
     wanted[:, 3] -= wanted.sum(axis=1) % 18
@@ -146,7 +140,7 @@ def test_every_flat_colour_equals_the_package(package: dict[str, Any]) -> None:
 
 def test_another_message() -> None:
     bits = message_bits(0x5A5A_0F0F_1234)
-    marked = watermark.embed_dwt_dct_svd(picture(256, 256, 7, "smooth"), bits)
+    marked = dwt_dct.embed_dwt_dct_svd(picture(256, 256, 7, "smooth"), bits)
     assert (READ["dwt-dct-svd"](marked) > 0.5).astype(int).tolist() == bits.tolist()
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset.watermark import BITS, EMBED, READ, message_bits
+from pipeline.dataset.watermark import EMBED
+from pipeline.dwt_dct import BITS, READ, message_bits
 from pipeline.pixels import RGB
 from tests.perf.report import Measurement
 
