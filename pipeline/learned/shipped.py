@@ -2,7 +2,7 @@
 
     python -m pipeline.learned.shipped export RUN/train/*      # weights, from low to high rate
     aigi run …                                                 # a benchmark of them
-    python -m pipeline.learned.shipped card RUN/benchmark/measurements.csv
+    python -m pipeline.learned.shipped card RUN/benchmark/measurements.csv …
 
 No torch at the top, so that a command can list them before anything heavy is loaded.
 """
@@ -119,8 +119,11 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def write_card(measurements: Path) -> None:
+def write_card(measurements: list[Path]) -> None:
     """Write the models' card: how they were trained, their hashes, and what was measured.
+
+    Args:
+        measurements: `measurements.csv` of benchmarks, each of another set of pictures.
 
     Raises:
         AigiError: as `rate_points`.
@@ -138,7 +141,7 @@ def write_card(measurements: Path) -> None:
     table = "\n".join(["| model | sha256 of model.safetensors |", "|---|---|", *hashes])
     text = card(
         sizes.model_copy(update={"name": FAMILY}),
-        rate_points(measurements),
+        [point for path in measurements for point in rate_points(path)],
         training=f"{training}\n\n{table}",
         model=DEFAULT,
     )
@@ -150,4 +153,4 @@ if __name__ == "__main__":
     if what == "export":
         export([Path(path) for path in paths])
     else:
-        write_card(Path(paths[0]))
+        write_card([Path(path) for path in paths])

@@ -139,7 +139,7 @@ def main() -> None:
         ]
         for row in found["measurements"]
     ]
-    print("\n".join(markdown(headings, rows)))
+    print(markdown(headings, rows))
 
 
 if __name__ == "__main__":
