@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,6 +55,14 @@ def _print(table: Table) -> None:
 
 
 def _execute(workflow: Workflow, quiet: bool) -> None:
+    from pipeline.run import alone
+
+    # Of several processes that train together, the first holds the directory for all.
+    with alone(workflow.run) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        _make(workflow, quiet)
+
+
+def _make(workflow: Workflow, quiet: bool) -> None:
     from pipeline.dataset.stages import make, stages
     from pipeline.progress import Progress
     from pipeline.run import run_stages

@@ -19,7 +19,9 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -38,6 +40,35 @@ R = TypeVar("R")
 FAILURES_IN_A_ROW = 8
 RAY_ROUNDS = 3
 RUN_WORKFLOW = "_workflow.json"
+LOCK = ".lock"
+
+
+@contextmanager
+def alone(run: str) -> Iterator[None]:
+    """Keep a second run out of a run directory on this machine's disks; its end frees it.
+
+    What is not a local folder is not guarded.
+
+    Raises:
+        AigiError: another run works there.
+    """
+    if "://" in run:
+        yield
+        return
+    import fcntl
+
+    Path(run).mkdir(parents=True, exist_ok=True)
+    with open(Path(run) / LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AigiError(
+                f"{run}: another run works there now. Wait for its end, or take another directory "
+                "(--set run=…)."
+            ) from None
+        yield
+
+
 """In a run: the workflow that made it, with all defaults."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, aigi
 
 
 def python(*arguments: str, folder: Path = ROOT, **more: str) -> subprocess.CompletedProcess[str]:
@@ -143,3 +143,17 @@ def test_demo_from_an_installed_wheel_in_an_empty_folder(tmp_path: Path) -> None
     assert where.stdout.startswith(str(site)), "the wheel runs, not the checkout"
     done = python("-m", "pipeline.cli", "demo", folder=empty, PYTHONPATH=str(site))
     check_demo(empty / "runs" / "demo", done)
+
+
+def test_a_second_run_in_one_directory_is_refused(tmp_path: Path) -> None:
+    from pipeline.run import alone
+
+    path = tmp_path / "only.yaml"
+    path.write_text(f"run: {tmp_path / 'run'}\n")
+    with alone(str(tmp_path / "run")):
+        done = aigi("run", str(path))
+        assert done.returncode == 1
+        assert f"{tmp_path / 'run'}: another run works there now" in done.stderr
+    with alone(str(tmp_path / "run")), alone(str(tmp_path / "another")), alone("memory://run"):
+        pass
+    assert "another run" not in aigi("run", str(path)).stderr
