@@ -6,7 +6,7 @@ import pytest
 import torch
 from pytorch_msssim import ms_ssim as theirs
 
-from pipeline.learned.distortion import LEAST_SIDE, ms_ssim, psnr
+from pipeline.learned.distortion import LEAST_SIDE, WEIGHTS, ms_ssim, psnr
 
 
 @pytest.mark.parametrize("size", [(161, 161), (192, 256), (201, 333)])
@@ -21,6 +21,16 @@ def test_ms_ssim_equals_the_package(size: tuple[int, int]) -> None:
     assert torch.allclose(ours, theirs(x, y, data_range=1.0, size_average=False), atol=2e-5)
     assert ours[0] > ours[1] > ours[2]
     assert torch.allclose(ms_ssim(x, x), torch.ones(3))
+
+
+def test_fewer_scales_have_exponents_of_the_same_sum() -> None:
+    torch.manual_seed(1)
+    x = torch.nn.functional.interpolate(torch.rand(2, 3, 20, 20), size=(170, 190), mode="bicubic")
+    x, y = x.clamp(0, 1), (x + 0.1 * torch.randn_like(x)).clamp(0, 1)
+    for scales in (2, 4):
+        shares = [weight / sum(WEIGHTS[:scales]) for weight in WEIGHTS[:scales]]
+        found = theirs(x, y, data_range=1.0, size_average=False, weights=shares)
+        assert torch.allclose(ms_ssim(x, y, scales), found, atol=2e-5)
 
 
 def test_ms_ssim_leads_back_from_a_negative_scale() -> None:
