@@ -62,8 +62,8 @@ def _peer(python: str, place: Path) -> float:
     started = time.perf_counter()
     for codec, qualities in SHARED.items():
         command = [python, "-m", "compressai.utils.bench", codec, str(place), "-j", "2", "-q"]
-        numbers = [f"{quality:g}" for quality in qualities]
-        subprocess.run([*command, *numbers], check=True, stdout=subprocess.DEVNULL)
+        numbers = ",".join(f"{quality:g}" for quality in qualities)
+        subprocess.run([*command, numbers], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
