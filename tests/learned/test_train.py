@@ -28,6 +28,7 @@ from pipeline.learned import train as training
 from pipeline.learned.codec import load, load_network
 from pipeline.learned.logs import logs
 from pipeline.learned.network import Network
+from pipeline.learned.validation import Found
 from pipeline.pages.report import report
 from pipeline.progress import Progress
 from pipeline.tables import Store
@@ -189,14 +190,32 @@ def test_killed_again_and_again_the_weights_are_the_same_bits(
 
 
 def test_steps_may_be_raised_and_other_settings_not(release: Path, tmp_path: Path) -> None:
-    _train(tmp_path / "a", release, steps=8, validation_pictures=0)
-    longer = _train(tmp_path / "a", release, steps=12, validation_pictures=0, log_every=5)
-    straight = _train(tmp_path / "b", release, steps=12, validation_pictures=0)
+    same = {"validation_pictures": 0, "accumulate": 2}
+    _train(tmp_path / "a", release, steps=8, **same)
+    longer = _train(tmp_path / "a", release, steps=12, log_every=5, **same)
+    straight = _train(tmp_path / "b", release, steps=12, **same)
     _equal(longer / "last" / "model.safetensors", straight / "last" / "model.safetensors")
     with pytest.raises(AigiError, match=r"other settings:\n  batch: 2 -> 4\n"):
-        _train(tmp_path / "a", release, steps=12, validation_pictures=0, batch=4)
+        _train(tmp_path / "a", release, steps=12, batch=4, **same)
     with pytest.raises(AigiError, match=r"network\.m: 12 -> 16"):
-        _train(tmp_path / "a", release, validation_pictures=0, network=HYPERPRIOR | {"m": 16})
+        _train(tmp_path / "a", release, network=HYPERPRIOR | {"m": 16}, **same)
+
+
+def test_the_best_is_kept_and_worse_ones_are_not(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter((0.03, 0.01, 0.02))
+    monkeypatch.setattr(
+        training.Trainer,
+        "validate",
+        lambda self: Found(1, 0.5, 0.4, next(errors), 20.0, None),
+    )
+    folder = _train(tmp_path, release, steps=9, validate_every=3)
+    _, facts = checkpoint.load(checkpoint.found(folder)[-1])
+    assert facts["best_step"] == 6
+    assert facts["best_loss"] == pytest.approx(0.013 * 255**2 * 0.01 + 0.5)
+    at_six = _train(tmp_path / "six", release, steps=6, validation_pictures=0)
+    _equal(folder / "best" / "model.safetensors", at_six / "last" / "model.safetensors")
 
 
 def test_a_damaged_checkpoint_is_named(release: Path, tmp_path: Path) -> None:
