@@ -107,7 +107,6 @@ def _record(workflow: Workflow) -> None:
 def _reading(workflow: Workflow) -> Iterator[tuple[str, Pictures, str]]:
     """Sections that read pictures: name, where these lie, and what is done with them."""
     from pipeline.analysis.places import places
-    from pipeline.workflow import Pictures
 
     if (looks := workflow.characteristics) is not None:
         matrices = len(looks.distances) * len(looks.angles)
@@ -124,7 +123,7 @@ def _reading(workflow: Workflow) -> Iterator[tuple[str, Pictures, str]]:
         network = train.network if isinstance(train.network, str) else train.network.get("name")
         yield (
             "train",
-            (train.data or Pictures(place=workflow.run)).model_copy(update={"splits": ("train",)}),
+            workflow.pictures(train.data).model_copy(update={"splits": ("train",)}),
             f"{network}, λ {', '.join(f'{weight:g}' for weight in train.lambdas)}: "
             f"{train.steps:,} steps of {train.batch * train.accumulate} crops each",
         )

@@ -136,9 +136,10 @@ def code_pictures(run: Path, models: dict[str, str]) -> list[tuple[str, int, flo
             picture = decode(row["image"]["bytes"], MOST_PIXELS).rgb
             file = folder / f"{row['image_id'][:12]}-{name}.aigi"
             file.write_bytes(codec.encode(picture, row["text"]))
-            decoded = codec.decode(file.read_bytes())
+            data = file.read_bytes()
+            decoded = codec.decode(data)
             file.with_suffix(".png").write_bytes(png_bytes(decoded))
-            rate = rates(file.read_bytes())
+            rate = rates(data)
             prompt = rate.bpp - rate.bpp_without_prompt
             measured.append((rate.bpp, prompt, psnr(picture, decoded)))
         bpp, prompt, quality = np.mean(measured, axis=0)

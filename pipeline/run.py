@@ -40,6 +40,7 @@ R = TypeVar("R")
 FAILURES_IN_A_ROW = 8
 RAY_ROUNDS = 3
 RUN_WORKFLOW = "_workflow.json"
+"""In a run: the workflow that made it, with all defaults."""
 LOCK = ".lock"
 
 
@@ -67,9 +68,6 @@ def alone(run: str) -> Iterator[None]:
                 "(--set run=…)."
             ) from None
         yield
-
-
-"""In a run: the workflow that made it, with all defaults."""
 
 
 def no_check() -> None:

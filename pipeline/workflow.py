@@ -713,6 +713,10 @@ class Workflow(Settings):
     train: Train | None = None
     benchmark: Benchmark | None = None
 
+    def pictures(self, asked: Pictures | None) -> Pictures:
+        """The pictures that a section asks for; None: the release of this run itself."""
+        return asked or Pictures(place=self.run)
+
 
 READERS = frozenset({"characteristics", "alignments", "train", "benchmark"})
 """Sections that read a release: nothing of them decides a byte of one."""

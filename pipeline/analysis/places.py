@@ -17,7 +17,7 @@ from pipeline.workflow import Pictures, Workflow
 
 def places(asked: tuple[Pictures, ...], workflow: Workflow) -> tuple[Pictures, ...]:
     """The places that a section asks for; none: the release of the run itself."""
-    return asked or (Pictures(place=workflow.run),)
+    return asked or (workflow.pictures(None),)
 
 
 @lru_cache(maxsize=16)

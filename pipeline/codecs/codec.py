@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline import AigiError
+from pipeline.clip import file_sha256
 from pipeline.codecs import ffmpeg, learned, pillow, programs, zoo
 from pipeline.codecs.command import ffmpeg_version, find_ffmpeg
 from pipeline.learned.shipped import shipped
@@ -142,7 +143,7 @@ def models_of(given: CodecSettings) -> tuple[str, ...]:
     found: list[str] = []
     for model in given.models:
         if "*" not in model:
-            found.append(model)
+            found.append(str(shipped().get(model, model)))
             continue
         made = [p for p in glob.glob(model) if re.search(r"-[0-9.e-]+$", p)]
         if not made:
@@ -310,9 +311,11 @@ def row_of(given: CodecSettings) -> Row:
             raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no {name}")
     if not given.prompts and given.codec != "learned":
         raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no prompts")
-    for quality in given.qualities or ():
-        ends = (1, len(models_of(given))) if given.codec == "learned" else (1, 8)
-        low, high = (min(row.grid), max(row.grid)) if row.grid else ends
+    if given.qualities is None:
+        return row  # nothing to hold to the ends: models are not looked for
+    ends = (1, len(models_of(given))) if given.codec == "learned" else (1, 8)
+    low, high = (min(row.grid), max(row.grid)) if row.grid else ends
+    for quality in given.qualities:
         if not low <= quality <= high:
             raise AigiError(
                 f"benchmark.codecs: {given.label}: quality {quality:g} is not in {low:g} to "
@@ -338,14 +341,13 @@ def digest(given: CodecSettings) -> str:
     """
     facts: list[object] = [given.model_dump(exclude={"name", "qualities", "models", "text"})]
     models = models_of(given) if given.codec == "learned" else given.models
-    for model in (str(shipped().get(model, model)) for model in models):
+    for model in models:
         weights = Path(model) / "model.safetensors"
         if given.codec != "learned" or not Path(model).is_absolute():
             facts.append(model)
             continue
         try:
-            with weights.open("rb") as file:
-                facts.append(hashlib.file_digest(file, "sha256").hexdigest())
+            facts.append(file_sha256(str(weights)))
         except OSError as error:
             raise AigiError(
                 f"benchmark.codecs: {given.label}: {weights}: {error.strerror}. Give the folder of "

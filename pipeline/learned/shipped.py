@@ -10,14 +10,15 @@ No torch at the top, so that a command can list them before anything heavy is lo
 from __future__ import annotations
 
 import csv
-import hashlib
 import shutil
 import sys
 from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from pipeline import AigiError
+from pipeline.clip import file_sha256
 
 if TYPE_CHECKING:
     from pipeline.learned.card import RatePoint
@@ -32,12 +33,6 @@ LOGS = ("curve.csv", "validation.csv")
 def shipped() -> dict[str, Path]:
     """Folders of the models by name, from low to high rate."""
     return {path.name: path for path in sorted(FOLDER.glob(f"{FAMILY}-[1-9]"))}
-
-
-def sha256(path: Path) -> str:
-    """Of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def export(trained: list[Path]) -> None:
@@ -106,17 +101,13 @@ def rate_points(measurements: Path) -> list[RatePoint]:
                 codec=f"{codec} {quality:g}",
                 pictures=source,
                 count=len(rows),
-                bpp=_mean([float(row["bpp"]) for row in rows]),
-                bpp_without_prompt=_mean(plain),
-                psnr=_mean([float(row["psnr"]) for row in rows]),
-                ms_ssim=_mean(similar) if similar else None,
+                bpp=fmean([float(row["bpp"]) for row in rows]),
+                bpp_without_prompt=fmean(plain),
+                psnr=fmean([float(row["psnr"]) for row in rows]),
+                ms_ssim=fmean(similar) if similar else None,
             )
         )
     return points
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def write_card(measurements: list[Path]) -> None:
@@ -136,7 +127,9 @@ def write_card(measurements: list[Path]) -> None:
 
     models = shipped()
     sizes = parse(json.loads((models[DEFAULT] / CONFIG).read_text()))
-    hashes = [f"| `{name}` | `{sha256(path / WEIGHTS)}` |" for name, path in models.items()]
+    hashes = [
+        f"| `{name}` | `{file_sha256(str(path / WEIGHTS))}` |" for name, path in models.items()
+    ]
     training = (FOLDER / "TRAINING.md").read_text(encoding="utf-8").strip()
     table = "\n".join(["| model | sha256 of model.safetensors |", "|---|---|", *hashes])
     text = card(

@@ -6,7 +6,6 @@ decoder reads (see `pipeline.learned.coding`).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import OrderedDict
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline import AigiError
+from pipeline.clip import file_sha256
 from pipeline.learned.layers import Text
 from pipeline.learned.sizes import TextSizes
 
@@ -61,14 +61,11 @@ def find_tower(sizes: TextSizes, folder: str | os.PathLike[str] | None = None) -
                 f"text encoder: {found} has no {name}; weights in pickle files are not read. Give "
                 "the folder of an open_clip model saved as safetensors."
             )
-    if sizes.sha256 is not None:
-        with open(found / WEIGHTS, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if sha256 != sizes.sha256:
-            raise AigiError(
-                f"text encoder: {found / WEIGHTS} has sha256 {sha256}, the codec was trained with "
-                f"{sizes.sha256}. Get the right weights."
-            )
+    if sizes.sha256 is not None and (sha256 := file_sha256(str(found / WEIGHTS))) != sizes.sha256:
+        raise AigiError(
+            f"text encoder: {found / WEIGHTS} has sha256 {sha256}, the codec was trained with "
+            f"{sizes.sha256}. Get the right weights."
+        )
     return found
 
 

@@ -554,7 +554,7 @@ def train(workflow: Workflow, progress: Progress) -> list[Path]:
         train_with_ray(workflow, progress)
         return list(folders.values())
     torch.set_num_threads(workflow.compute.threads)
-    data = settings.data or Pictures(place=workflow.run)
+    data = workflow.pictures(settings.data)
     collection = Collection(data.model_copy(update={"splits": ("train",)}))
     # One for all codecs: its end is that of the group of processes.
     accelerator = _accelerator(settings, workflow.compute.device, root)

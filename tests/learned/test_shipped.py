@@ -13,10 +13,11 @@ from PIL import Image
 
 from pipeline import AigiError
 from pipeline.benchmark.metrics import psnr
+from pipeline.clip import file_sha256
 from pipeline.learned import shipped as module
 from pipeline.learned.bitstream import rates
 from pipeline.learned.codec import load, load_network
-from pipeline.learned.shipped import DEFAULT, FOLDER, export, rate_points, sha256, shipped
+from pipeline.learned.shipped import DEFAULT, FOLDER, export, rate_points, shipped
 from pipeline.learned.sizes import NETWORKS, parse
 from pipeline.pixels import RGB, decode
 from pipeline.tiny.paint import render
@@ -45,7 +46,7 @@ def test_there_are_four_and_they_are_small() -> None:
 def test_the_card_has_the_hash_of_every_file() -> None:
     pins = dict(re.findall(r"\| `(catc-small-\d)` \| `([0-9a-f]{64})` \|", CARD))
     assert pins == {
-        name: sha256(folder / "model.safetensors") for name, folder in shipped().items()
+        name: file_sha256(str(folder / "model.safetensors")) for name, folder in shipped().items()
     }
 
 
