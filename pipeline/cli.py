@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pipeline.dataset.audit import Remade
     from pipeline.dataset.detection import Found
-    from pipeline.workflow import Pictures, Workflow
+    from pipeline.workflow import Benchmark, Pictures, Workflow
 
 app = typer.Typer(
     help="Build, publish and measure datasets of AI-generated images.",
@@ -87,11 +87,11 @@ def _make(workflow: Workflow, quiet: bool) -> None:
         from pipeline.learned.train import train
 
         train(workflow, progress)
-    if workflow.benchmark is not None:
+    if (benchmark := workflow.benchmark_here()) is not None:
         from pipeline.benchmark.stages import make as measure
 
         store = Store(workflow.run)
-        print(f"benchmark: {measure(workflow.benchmark, workflow.compute, store, progress)}")
+        print(f"benchmark: {measure(benchmark, workflow.compute, store, progress)}")
 
 
 def _record(workflow: Workflow) -> None:
@@ -129,7 +129,7 @@ def _reading(workflow: Workflow) -> Iterator[tuple[str, Pictures, str]]:
         )
 
 
-def _counted(pictures: Pictures, workflow: Workflow) -> dict[str, str]:
+def _counted(pictures: Pictures, workflow: Workflow) -> dict[str, int | None]:
     """Pictures by source; what this workflow makes itself is not there before it has run."""
     from collections import Counter
 
@@ -141,11 +141,11 @@ def _counted(pictures: Pictures, workflow: Workflow) -> dict[str, str]:
         own = (workflow.run, workflow.run.rstrip("/") + "/release")
         if workflow.plan is None or pictures.place.rstrip("/") not in own:
             raise
-        return {"(what it releases)": ""}
+        return {"(what it releases)": None}
     counts: Counter[str] = Counter()
     for part in parts:
         counts[part.source] += part.rows
-    return {source: f"{count:,}" for source, count in counts.items()}
+    return dict(counts)
 
 
 def _print_reading(workflow: Workflow) -> None:
@@ -157,27 +157,34 @@ def _print_reading(workflow: Workflow) -> None:
     table.add_column("work")
     for section, pictures, work in _reading(workflow):
         for source, count in _counted(pictures, workflow).items():
-            table.add_row(section, escape(pictures.place), escape(source), count, escape(work))
+            table.add_row(
+                section, escape(pictures.place), escape(source), _number(count), escape(work)
+            )
             work = ""  # said once
     if table.row_count:
         _print(table)
 
 
-def _print_benchmark(workflow: Workflow) -> None:
+def _number(count: int | None) -> str:
+    return "" if count is None else f"{count:,}"
+
+
+def _print_benchmark(benchmark: Benchmark, workflow: Workflow) -> None:
     from rich.markup import escape
     from rich.table import Table
 
     from pipeline.benchmark.stages import planned
 
-    assert workflow.benchmark is not None
+    counts = _counted(benchmark.measured, workflow).values()
+    pictures = None if None in counts else sum(count or 0 for count in counts)
     table = Table("codec", title=f"Benchmark in {workflow.run}")
     for heading in ("qualities", "pictures", "measurements"):
         table.add_column(heading, justify="right")
     table.add_column("")
-    for label, count, pictures, why in planned(workflow.benchmark, workflow.compute):
-        total = 0 if why else count * pictures
+    for label, count, why in planned(benchmark, workflow.compute):
+        total = None if pictures is None else 0 if why else count * pictures
         said = escape(f"skipped: {why}" if why else "")
-        table.add_row(escape(label), f"{count}", f"{pictures:,}", f"{total:,}", said)
+        table.add_row(escape(label), f"{count}", _number(pictures), _number(total), said)
     _print(table)
 
 
@@ -189,8 +196,8 @@ def _print_estimate(workflow: Workflow) -> None:
     from pipeline.workflow import READERS
 
     _print_reading(workflow)
-    if workflow.benchmark is not None:
-        _print_benchmark(workflow)
+    if (benchmark := workflow.benchmark_here()) is not None:
+        _print_benchmark(benchmark, workflow)
     if workflow.plan is None and any(getattr(workflow, name) is not None for name in READERS):
         return
     table = Table("source", "split", "size", title=f"Plan of {workflow.run}")
@@ -785,6 +792,12 @@ def encode(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
     model: Codec = None,
     prompt: Annotated[str, typer.Option(help="What it shows; it is stored in the file.")] = "",
+    quality: Annotated[
+        int | None,
+        typer.Option(
+            "--quality", "-q", help="1, 2, …, from low to high rate.", show_default="the highest"
+        ),
+    ] = None,
     revision: Revision = None,
     text_folder: TextFolder = None,
     device: Device = "auto",
@@ -802,7 +815,7 @@ def encode(
         except BadPicture as error:
             raise AigiError(f"{image}: {error}") from None
         codec = load(DEFAULT if model is None else model, revision, device, text_folder)
-        data = codec.encode(picture.rgb, prompt)
+        data = codec.encode(picture.rgb, prompt, quality)
         _write(out, data)
         found = rates(data)
         note = f" ({picture.note})" if picture.note else ""
@@ -810,7 +823,7 @@ def encode(
             f"{out}: {len(data):,} bytes, {found.bpp:.4f} bpp, "
             f"{found.bpp_without_prompt:.4f} without the prompt{note}"
         )
-        which = "" if codec.name in shipped() else f" --model {model}"
+        which = "" if model is None or model in shipped() else f" --model {model}"
         print(f"next: aigi decode {out}{which} -o {out.with_suffix('.png')}", file=sys.stderr)
 
 

@@ -111,7 +111,8 @@ def code_pictures(run: Path, models: dict[str, str]) -> list[tuple[str, int, flo
         models: folders or names of models, by the name that files and rows have.
 
     Returns:
-        name, number of pictures, and means: bits a pixel, those of prompts alone, PSNR in dB.
+        name and quality, number of pictures, and means: bits a pixel, those of prompts alone, PSNR
+        in dB.
     """
     import numpy as np
 
@@ -131,19 +132,21 @@ def code_pictures(run: Path, models: dict[str, str]) -> list[tuple[str, int, flo
     found = []
     for name, model in models.items():
         codec = load(model, device="cpu")
-        measured = []
-        for row in rows:
-            picture = decode(row["image"]["bytes"], MOST_PIXELS).rgb
-            file = folder / f"{row['image_id'][:12]}-{name}.aigi"
-            file.write_bytes(codec.encode(picture, row["text"]))
-            data = file.read_bytes()
-            decoded = codec.decode(data)
-            file.with_suffix(".png").write_bytes(png_bytes(decoded))
-            rate = rates(data)
-            prompt = rate.bpp - rate.bpp_without_prompt
-            measured.append((rate.bpp, prompt, psnr(picture, decoded)))
-        bpp, prompt, quality = np.mean(measured, axis=0)
-        found.append((name, len(rows), float(bpp), float(prompt), float(quality)))
+        for quality in range(1, codec.qualities + 1):
+            label = name if codec.qualities == 1 else f"{name}-q{quality}"
+            measured = []
+            for row in rows:
+                picture = decode(row["image"]["bytes"], MOST_PIXELS).rgb
+                file = folder / f"{row['image_id'][:12]}-{label}.aigi"
+                file.write_bytes(codec.encode(picture, row["text"], quality))
+                data = file.read_bytes()
+                decoded = codec.decode(data)
+                file.with_suffix(".png").write_bytes(png_bytes(decoded))
+                rate = rates(data)
+                prompt = rate.bpp - rate.bpp_without_prompt
+                measured.append((rate.bpp, prompt, psnr(picture, decoded)))
+            bpp, prompt, decibels = np.mean(measured, axis=0)
+            found.append((label, len(rows), float(bpp), float(prompt), float(decibels)))
     return found
 
 
@@ -191,8 +194,8 @@ def run_demo(
     coded = Table("codec", title=f"Test pictures coded to files in {out / 'coded'} and decoded")
     for heading in ("pictures", "bpp", "of them prompt", "PSNR, dB"):
         coded.add_column(heading, justify="right")
-    for name, count, bpp, prompt, quality in code_pictures(out, trained | {DEFAULT: DEFAULT}):
-        coded.add_row(escape(name), f"{count}", f"{bpp:.3f}", f"{prompt:.3f}", f"{quality:.2f}")
+    for name, count, bpp, prompt, decibels in code_pictures(out, trained | {DEFAULT: DEFAULT}):
+        coded.add_row(escape(name), f"{count}", f"{bpp:.3f}", f"{prompt:.3f}", f"{decibels:.2f}")
     show(coded)
     images = sum(line["images"] for line in lines)
     print(f"{images} images in {time.perf_counter() - started:.0f} s: {release}")

@@ -272,14 +272,17 @@ WATERMARK_COLUMNS = (
     ("watermark_accuracy", pa.float64()),
 )
 
-LPIPS_COLUMNS = (("lpips", pa.float64()),)  # 0: equal; null below 31 pixels a side
 
+def measurements_schema(clip: bool, watermarks: bool, distances: Iterable[str] = ()) -> pa.Schema:
+    """MEASUREMENTS, and before `error` the columns that a workflow asked for.
 
-def measurements_schema(clip: bool, watermarks: bool, lpips: bool = False) -> pa.Schema:
-    """MEASUREMENTS, and before `error` the columns that a workflow asked for."""
+    Args:
+        clip, watermarks: whether decoded pictures are looked at so.
+        distances: kinds of perceptual distances: 0 for equal pictures, null for too small ones.
+    """
     found = MEASUREMENTS
     for name, kind in (
-        *LPIPS_COLUMNS * lpips,
+        *((kind, pa.float64()) for kind in distances),
         *CLIP_COLUMNS * clip,
         *WATERMARK_COLUMNS * watermarks,
     ):

@@ -466,7 +466,9 @@ class CodecSettings(Settings):
         None, description="in tables and figures; null: the codec's, or that of its one network"
     )
     qualities: tuple[float, ...] | None = Field(
-        None, min_length=1, description="as the codec counts them; of models: 1, 2, …; null: usual"
+        None,
+        min_length=1,
+        description="as the codec counts them; of models, all of them: 1, 2, …; null: usual",
     )
     preset: str | None = Field(None, description="of hevc and vvc")
     models: tuple[Annotated[str, BeforeValidator(_locate_model)], ...] = Field(
@@ -510,7 +512,7 @@ class Complexity(Settings):
 class Benchmark(Settings):
     """Pictures and codecs in, the `measurements` table and a report out."""
 
-    pictures: Pictures
+    pictures: Pictures | None = Field(None, description="null: the release of this run")
     codecs: tuple[Annotated[CodecSettings, BeforeValidator(_named_codec)], ...] = Field(
         min_length=1
     )
@@ -526,6 +528,11 @@ class Benchmark(Settings):
         description="file of torchvision's AlexNet weights (alexnet-owt-7be5be79.pth, or the same "
         "as safetensors), for LPIPS; it needs aigi[metrics]; null: no LPIPS",
     )
+    dists: Location | None = Field(
+        None,
+        description="file of torchvision's VGG-16 weights (vgg16-397923af.pth, or the same as "
+        "safetensors), for DISTS; it needs aigi[metrics]; null: no DISTS",
+    )
     watermarks: bool = Field(
         False, description="read the marks of decoded pictures; of those that hold a message"
     )
@@ -534,6 +541,18 @@ class Benchmark(Settings):
     programs: dict[str, Location] = Field(
         default_factory=dict, description="where programs lie: ffmpeg, EncoderApp, bpgenc, …"
     )
+
+    @property
+    def distances(self) -> dict[str, str]:
+        """Files of weights by kind, of the perceptual distances that are asked for."""
+        files = {"lpips": self.lpips, "dists": self.dists}
+        return {kind: file for kind, file in files.items() if file is not None}
+
+    @property
+    def measured(self) -> Pictures:
+        """The pictures; of a section that `Workflow.benchmark_here` has made complete."""
+        assert self.pictures is not None
+        return self.pictures
 
     @model_validator(mode="after")
     def _one_each(self) -> Benchmark:
@@ -637,6 +656,9 @@ class Train(Settings):
     lambdas: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.013,), min_length=1, description="weight of the distortion; one codec for each"
     )
+    together: bool = Field(
+        False, description="one network that codes at the rates of all λ, in place of one for each"
+    )
     distortion: Literal["mse", "ms-ssim"] = Field(
         "mse", description="λ·255²·MSE + bpp, or λ·(1 - MS-SSIM) + bpp"
     )
@@ -716,6 +738,14 @@ class Workflow(Settings):
     def pictures(self, asked: Pictures | None) -> Pictures:
         """The pictures that a section asks for; None: the release of this run itself."""
         return asked or Pictures(place=self.run)
+
+    def benchmark_here(self) -> Benchmark | None:
+        """The benchmark that is asked for, with the pictures that it measures on."""
+        if self.benchmark is None:
+            return None
+        return self.benchmark.model_copy(
+            update={"pictures": self.pictures(self.benchmark.pictures)}
+        )
 
 
 READERS = frozenset({"characteristics", "alignments", "train", "benchmark"})

@@ -117,7 +117,7 @@ def stage(benchmark: Benchmark, strips: Strips, compute: Compute, collection: Co
         version=VERSION,
         schema=COMPARISONS,
         settings={
-            "pictures": benchmark.pictures.model_dump(mode="json"),
+            "pictures": benchmark.measured.model_dump(mode="json"),
             "strips": strips.model_dump(mode="json", exclude={"crop"}),
         },
         inputs=(),

@@ -189,7 +189,7 @@ def stage(
         table="complexity",
         version=VERSION,
         schema=COMPLEXITY,
-        settings={"pictures": benchmark.pictures.model_dump(mode="json")},
+        settings={"pictures": benchmark.measured.model_dump(mode="json")},
         inputs=(),
         names=partial(names_of, "complexity", labels, without),
         read=partial(_read, collection, found),

@@ -14,13 +14,14 @@ import time
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import AigiError
-from pipeline.benchmark import lpips
+from pipeline.benchmark import perceptual
 from pipeline.benchmark.metrics import ms_ssim, psnr
 from pipeline.clip import Clip, cosine, identity
 from pipeline.codecs.codec import (
@@ -240,7 +241,7 @@ class Measurer:
         clip: the model that decoded pictures are looked at with, or none; with it rows have the
             vectors of `references`.
         watermarks: read the marks of decoded pictures.
-        alexnet: weights for LPIPS, or none.
+        distances: files of weights of perceptual distances, by their kinds.
     """
 
     def __init__(
@@ -249,12 +250,14 @@ class Measurer:
         threads: int,
         clip: Embeddings | None = None,
         watermarks: bool = False,
-        alexnet: str | None = None,
+        distances: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.bench, self.watermarks = Bench(here, threads), watermarks
         self.clip = None if clip is None else Clip(clip, here.device, CLIP)
-        self.lpips = None if alexnet is None else lpips.Lpips(alexnet, here.device)
-        self.schema = measurements_schema(clip is not None, watermarks, alexnet is not None)
+        self.distances = {
+            kind: perceptual.DISTANCES[kind](file, here.device) for kind, file in distances.items()
+        }
+        self.schema = measurements_schema(clip is not None, watermarks, distances)
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Yield one row at a time: a codec may take minutes for a picture."""
@@ -280,9 +283,9 @@ class Measurer:
 
     def _content(self, row: dict[str, Any], image: RGB, decoded: RGB) -> dict[str, Any]:
         """What networks and the mark say of a decoded picture, as far as that was asked for."""
-        found: dict[str, Any] = {}
-        if self.lpips is not None:
-            found["lpips"] = self.lpips(image, decoded)
+        found: dict[str, Any] = {
+            kind: distance(image, decoded) for kind, distance in self.distances.items()
+        }
         if self.watermarks:
             found["watermark_accuracy"] = bit_accuracy(decoded, row["watermark"])
         if self.clip is not None and row["image_vector"] is not None:
@@ -300,7 +303,7 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
 
     Raises:
         AigiError: a codec does not exist, or none of them can run here; a folder has no weights
-            of CLIP, or there is no file for LPIPS.
+            of CLIP, or there is no file for a perceptual distance.
     """
     without = skipped(benchmark, compute)
     if len(without) == len(benchmark.codecs):
@@ -309,14 +312,13 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
     found = jobs(benchmark, collection.parts)
     labels = {name: job.codec.label for name, job in found.items()}
     more = asked(benchmark, compute)
-    network = {} if benchmark.lpips is None else {"lpips": lpips.identity(benchmark.lpips)}
+    distances = benchmark.distances
+    networks = {kind: perceptual.identity(kind, file) for kind, file in distances.items()}
     return Map(
         table="measurements",
         version=VERSION,
-        schema=measurements_schema(
-            benchmark.clip is not None, benchmark.watermarks, benchmark.lpips is not None
-        ),
-        settings={"pictures": benchmark.pictures.model_dump(mode="json"), **more, **network},
+        schema=measurements_schema(benchmark.clip is not None, benchmark.watermarks, distances),
+        settings={"pictures": benchmark.measured.model_dump(mode="json"), **more, **networks},
         inputs=("references",) if more else (),
         names=partial(names_of, "measurements", labels, without),
         read=partial(_read, collection, found, benchmark.clip is not None),
@@ -326,8 +328,8 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
             compute.threads,
             benchmark.clip,
             benchmark.watermarks,
-            benchmark.lpips,
+            distances,
         ),
-        check=lpips.check if network else no_check,
+        check=perceptual.check if networks else no_check,
         state=lambda store: collection.state,
     )

@@ -33,6 +33,7 @@ METRICS = {"psnr": "PSNR (RGB), dB", "ms_ssim": "MS-SSIM, dB"}
 
 CONTENT = {
     "lpips": "LPIPS",
+    "dists": "DISTS",
     "clip_similarity": "CLIP similarity",
     "clip_score_change": "change of clip_score",
     "watermark_accuracy": "watermark bits right",

@@ -131,7 +131,7 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
         version=VERSION,
         schema=REFERENCES,
         settings={
-            "pictures": benchmark.pictures.model_dump(mode="json"),
+            "pictures": benchmark.measured.model_dump(mode="json"),
             **asked(benchmark, compute),
         },
         inputs=(),

@@ -318,10 +318,13 @@ class Report:
 
     def _content(self) -> list[str]:
         """What the originals say, before any codec, and what becomes of their marks."""
-        learned = [
-            "LPIPS is that of AlexNet, version 0.1, of decoded 8-bit pictures: 0 for equal ones.",
-            "",
-        ] * (self.benchmark.lpips is not None)
+        words = {
+            "lpips": "LPIPS is that of AlexNet, version 0.1",
+            "dists": "DISTS is that of VGG-16",
+        }
+        said = [words[kind] for kind in self.benchmark.distances]
+        learned = [f"{', '.join(said)}, of decoded 8-bit pictures: 0 for equal ones.", ""]
+        learned *= bool(said)
         if not self.references:
             return ["## What pictures show", "", *learned] if learned else []
         clip, marks = self.benchmark.clip, self.benchmark.watermarks

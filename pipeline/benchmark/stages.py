@@ -18,7 +18,7 @@ def make(benchmark: Benchmark, compute: Compute, store: Store, progress: Progres
     Raises:
         AigiError: as `run_stages`; there are no pictures, or no codec can run here.
     """
-    collection = Collection(benchmark.pictures)
+    collection = Collection(benchmark.measured)
     for label, why in measurements.skipped(benchmark, compute).items():
         progress.say(f"benchmark: {label} is skipped: {why}")
     stages: list[Stage] = []
@@ -33,15 +33,14 @@ def make(benchmark: Benchmark, compute: Compute, store: Store, progress: Progres
     return Report(benchmark, compute, store, collection).write()
 
 
-def planned(benchmark: Benchmark, compute: Compute) -> list[tuple[str, int, int, str]]:
-    """What would be measured: label, qualities, pictures and, where it is skipped, why.
+def planned(benchmark: Benchmark, compute: Compute) -> list[tuple[str, int, str]]:
+    """What would be measured: label, qualities and, where it is skipped, why.
 
     Raises:
-        AigiError: there are no pictures, or a codec does not exist.
+        AigiError: a codec does not exist.
     """
-    pictures = sum(part.rows for part in Collection(benchmark.pictures).parts)
     without = measurements.skipped(benchmark, compute)
     return [
-        (given.label, len(qualities(given)), pictures, without.get(given.label, ""))
+        (given.label, len(qualities(given)), without.get(given.label, ""))
         for given in benchmark.codecs
     ]

@@ -143,7 +143,7 @@ def models_of(given: CodecSettings) -> tuple[str, ...]:
     found: list[str] = []
     for model in given.models:
         if "*" not in model:
-            found.append(str(shipped().get(model, model)))
+            found.append(_best_in(str(shipped().get(model, model))))
             continue
         made = [p for p in glob.glob(model) if re.search(r"-[0-9.e-]+$", p)]
         if not made:
@@ -152,15 +152,19 @@ def models_of(given: CodecSettings) -> tuple[str, ...]:
                 "they lie in RUN/train, as catc-mse-0.013."
             )
         made.sort(key=lambda path: float(path.rpartition("-")[2]))
-        found += [
-            f"{path}/best" if Path(path, "best").is_dir() else f"{path}/last" for path in made
-        ]
+        found += [_best_in(path) for path in made]
     return tuple(found)
 
 
+def _best_in(folder: str) -> str:
+    """The model in a folder that training made; any other place as it is."""
+    made = (f"{folder}/best", f"{folder}/last")
+    return next((place for place in made if Path(place).is_dir()), folder)
+
+
 def _learned(given: CodecSettings, quality: float, here: Here) -> Codec:
-    model = models_of(given)[round(quality) - 1]
-    return learned.learned(model, here.device, given.text, given.prompts)
+    model, own = learned.points(models_of(given))[round(quality) - 1]
+    return learned.learned(model, own, here.device, given.text, given.prompts)
 
 
 def _learned_version(given: CodecSettings, here: Here) -> str:
@@ -313,7 +317,7 @@ def row_of(given: CodecSettings) -> Row:
         raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no prompts")
     if given.qualities is None:
         return row  # nothing to hold to the ends: models are not looked for
-    ends = (1, len(models_of(given))) if given.codec == "learned" else (1, 8)
+    ends = (1, len(learned.points(models_of(given)))) if given.codec == "learned" else (1, 8)
     low, high = (min(row.grid), max(row.grid)) if row.grid else ends
     for quality in given.qualities:
         if not low <= quality <= high:
@@ -329,7 +333,7 @@ def qualities(given: CodecSettings) -> tuple[float, ...]:
     if given.qualities is not None:
         return tuple(dict.fromkeys(given.qualities))
     if given.codec == "learned":
-        return tuple(float(i + 1) for i in range(len(models_of(given))))
+        return tuple(float(i + 1) for i in range(len(learned.points(models_of(given)))))
     return row_of(given).qualities
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import AigiError
 from pipeline.pixels import RGB
 
 if TYPE_CHECKING:
@@ -17,22 +22,44 @@ class Learned:
 
     Attributes:
         codec: of `pipeline.learned`.
+        quality: of those that it codes at.
         prompts: false codes every picture with an empty prompt.
     """
 
     codec: LearnedCodec
+    quality: int
     prompts: bool
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
         """The whole file, prompt included."""
-        return self.codec.encode(image, prompt if self.prompts else "")
+        return self.codec.encode(image, prompt if self.prompts else "", self.quality)
 
     def decode(self, data: bytes) -> RGB:
         """The uint8 picture of a file."""
         return self.codec.decode(data)
 
 
-def learned(model: str, device: str, text: str | None, prompts: bool) -> Learned:
+def points(models: Sequence[str]) -> list[tuple[str, int]]:
+    """All models at each of their qualities, in order: a network may code at several rates."""
+    return [(model, q) for model in models for q in range(1, _qualities(model) + 1)]
+
+
+@lru_cache(maxsize=64)
+def _qualities(model: str) -> int:
+    from pipeline.learned.sizes import parse
+
+    path = Path(model) / "config.json"
+    try:
+        if not Path(model).is_dir():
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(model, "config.json"))
+        return parse(json.loads(path.read_text(encoding="utf-8"))).qualities
+    except (OSError, ValueError, AigiError):
+        return 1  # where it is loaded, it is said what is wrong
+
+
+def learned(model: str, quality: int, device: str, text: str | None, prompts: bool) -> Learned:
     """Load a network.
 
     Raises:
@@ -40,7 +67,7 @@ def learned(model: str, device: str, text: str | None, prompts: bool) -> Learned
     """
     from pipeline.learned.codec import load
 
-    return Learned(load(model, device=device, text_folder=text), prompts)
+    return Learned(load(model, device=device, text_folder=text), quality, prompts)
 
 
 def prompt_bytes(data: bytes) -> int:

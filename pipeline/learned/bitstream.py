@@ -1,10 +1,11 @@
 """A header and coded tiles in, the bytes of a file out, and back.
 
     magic     4   "AIGI"
-    version   1   1
+    version   1   2; files of version 1 have no quality, and are read
     checksum  4   CRC-32 of all that follows
     model     1+  length and name, ASCII
     weights   4   first bytes of the model's fingerprint
+    quality   1   from 1, the lowest rate of the model
     width     v   pixels            v: a varint, 7 bits a byte, low ones first, at most 4 bytes
     height    v
     tile      v   side of a tile in steps of 64 pixels; 0: the picture is one tile
@@ -30,7 +31,7 @@ from pipeline.learned.coding import DamagedStream
 from pipeline.learned.prompt import compress_prompt, decompress_prompt
 from pipeline.learned.sizes import NAME
 
-MAGIC, VERSION = b"AIGI", 1
+MAGIC, VERSION, WITHOUT_QUALITY = b"AIGI", 2, 1
 START = 9
 STRIDE = 64
 MOST_TILE_PIXELS = 1536 * 1536
@@ -48,6 +49,7 @@ class Header:
     Attributes:
         model: name of the model that coded it.
         weights: 4 bytes of its fingerprint.
+        quality: of the model's, from 1, the lowest rate.
         width, height: of the picture, in pixels.
         tile: side of a tile in pixels, a multiple of 64; 0: one tile.
         prompt: empty where there is none, or where the model does not read it.
@@ -55,6 +57,7 @@ class Header:
 
     model: str
     weights: bytes
+    quality: int
     width: int
     height: int
     tile: int
@@ -179,7 +182,7 @@ def seal(body: bytes) -> bytes:
 def pack(header: Header, tiles: list[bytes]) -> bytes:
     """The bytes of a file."""
     name = header.model.encode("ascii")
-    parts = [bytes([len(name)]), name, header.weights]
+    parts = [bytes([len(name)]), name, header.weights, bytes([header.quality])]
     parts += [_varint(n) for n in (header.width, header.height, header.tile // STRIDE)]
     parts.append(pack_prompt(header.prompt))
     for tile in tiles[:-1]:
@@ -215,10 +218,10 @@ def _unpack_header(data: bytes) -> tuple[Header, _Reader]:
         raise DamagedStream("bitstream: not an aigi file: it does not start with AIGI.")
     if len(data) < START:
         raise DamagedStream("bitstream: cut short. Get the file again.")
-    if data[4] != VERSION:
+    if data[4] not in (VERSION, WITHOUT_QUALITY):
         raise DamagedStream(
-            f"bitstream: version {data[4]}; this aigi reads version {VERSION}. Get a newer aigi, "
-            "or the file again."
+            f"bitstream: version {data[4]}; this aigi reads up to version {VERSION}. Get a newer "
+            "aigi, or the file again."
         )
     if zlib.crc32(data[START:]) != int.from_bytes(data[5:START], "big"):
         raise DamagedStream("bitstream: damaged or cut short: wrong checksum. Get the file again.")
@@ -228,11 +231,14 @@ def _unpack_header(data: bytes) -> tuple[Header, _Reader]:
     if not re.fullmatch(NAME, name):
         raise DamagedStream("bitstream: the name of its model is none. Get the file again.")
     weights = reader.bytes(4, "header")
+    (quality,) = b"\1" if data[4] == WITHOUT_QUALITY else reader.bytes(1, "header")
+    if not quality:
+        raise DamagedStream("bitstream: its quality is 0. Get the file again.")
     width, height, tile = (reader.varint("header") for _ in range(3))
     if not width or not height:
         raise DamagedStream(f"bitstream: claims {width}x{height} pixels. Get the file again.")
     prompt = _read_prompt(reader)
-    return Header(name, weights, width, height, tile * STRIDE, prompt), reader
+    return Header(name, weights, quality, width, height, tile * STRIDE, prompt), reader
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,9 @@ def card(
     }
     prompt = "" if sizes.text is None else ' --prompt "WHAT IT SHOWS"'
     argument = "" if sizes.text is None else ', "WHAT IT SHOWS"'
+    if sizes.qualities > 1:
+        prompt += f" --quality {sizes.qualities}"
+        argument += f", quality={sizes.qualities}"
     if sizes.text is None:
         text = "It does not read prompts, and stores none."
     else:
@@ -97,9 +100,11 @@ def card(
         if points
         else "Nothing was measured yet."
     )
+    if sizes.qualities > 1:
+        text += f" It codes at {sizes.qualities} qualities, from 1, the lowest rate."
     shape = ", ".join(
         f"{name} = {value}"
-        for name, value in sizes.model_dump(exclude={"kind", "name", "text"}).items()
+        for name, value in sizes.model_dump(exclude={"kind", "name", "text", "qualities"}).items()
     )
     return f"""---
 {yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()}

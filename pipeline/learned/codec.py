@@ -26,6 +26,7 @@ from pipeline import AigiError
 from pipeline.device import pick_device
 from pipeline.learned import bitstream
 from pipeline.learned.bitstream import MOST_PIXELS, MOST_TILE_PIXELS, STRIDE, Area, Header, areas
+from pipeline.learned.coding import DamagedStream
 from pipeline.learned.layers import Text
 from pipeline.learned.network import CONFIG, WEIGHTS, Y_STRIDE, Network
 from pipeline.learned.shipped import shipped
@@ -69,6 +70,7 @@ class LearnedCodec:
     Attributes:
         name: of the model; it stands in the files.
         weights: 4 bytes of its fingerprint.
+        qualities: how many rates it codes at.
 
     Raises:
         AigiError: the network or its text encoder cannot be used, or there is no such device.
@@ -91,31 +93,34 @@ class LearnedCodec:
         self.network = network.freeze().to(self.device)
         sizes = network.sizes.text
         self.text = None if sizes is None else text or TextEncoder(sizes, text_folder, self.device)
-        self.name = network.sizes.name
+        self.name, self.qualities = network.sizes.name, network.sizes.qualities
         text_weights = None if self.text is None else self.text.state()
         self.weights = network.fingerprint(text_weights)[:4]
 
-    def encode(self, image: RGB, prompt: str = "") -> bytes:
+    def encode(self, image: RGB, prompt: str = "", quality: int | None = None) -> bytes:
         """Code a picture; the bytes alone suffice to decode it.
 
         Args:
             image: uint8, H x W x 3, of any size from 1 x 1.
             prompt: what it shows; a network without text ignores it and does not store it.
+            quality: from 1 to `qualities`, the highest rate; None: that.
 
         Raises:
-            AigiError: the picture or the prompt is none.
+            AigiError: the picture or the prompt is none, or there is no such quality.
         """
-        return self._encode(image, prompt)[0]
+        return self._encode(image, prompt, quality)[0]
 
-    def encode_and_reconstruct(self, image: RGB, prompt: str = "") -> Encoded:
+    def encode_and_reconstruct(
+        self, image: RGB, prompt: str = "", quality: int | None = None
+    ) -> Encoded:
         """Code a picture, and decode it without reading it back.
 
         Raises:
             AigiError: as `encode`.
         """
-        data, y_bar, text = self._encode(image, prompt)
-        tile = bitstream.unpack(data, image.shape[0] * image.shape[1])[0].tile
-        return Encoded(data, self._synthesise(y_bar, text, image.shape[1], image.shape[0], tile))
+        data, y_bar, text = self._encode(image, prompt, quality)
+        header = bitstream.unpack(data, image.shape[0] * image.shape[1])[0]
+        return Encoded(data, self._synthesise(y_bar, text, header))
 
     def decode(self, data: bytes, max_pixels: int = MOST_PIXELS) -> RGB:
         """The picture of a file: uint8, H x W x 3.
@@ -130,6 +135,10 @@ class LearnedCodec:
                 f"bitstream: made with model {header.model} (weights {header.weights.hex()}), this "
                 f"is {self.name} (weights {self.weights.hex()}). Give the right one as --model."
             )
+        if header.quality > self.qualities:
+            raise DamagedStream(
+                f"bitstream: coded at quality {header.quality}; {self.name} has {self.qualities}."
+            )
         text = self._features(header.prompt)
         places = areas(header.width, header.height, header.tile)
         y_bars = (
@@ -137,12 +146,18 @@ class LearnedCodec:
             for tile, place in zip(tiles, places, strict=True)
         )
         y_bar = _joined(y_bars, places)
-        return self._synthesise(y_bar, text, header.width, header.height, header.tile)
+        return self._synthesise(y_bar, text, header)
 
     def _features(self, prompt: str) -> Text | None:
         return None if self.text is None else self.text([prompt])
 
-    def _encode(self, image: RGB, prompt: str) -> tuple[bytes, Tensor, Text | None]:
+    def _encode(
+        self, image: RGB, prompt: str, quality: int | None
+    ) -> tuple[bytes, Tensor, Text | None]:
+        if quality is None:
+            quality = self.qualities
+        if not 1 <= quality <= self.qualities:
+            raise AigiError(f"quality: {quality}: {self.name} codes at 1 to {self.qualities}")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise AigiError(
                 f"image: {image.dtype} {'x'.join(map(str, image.shape))}; expected uint8, height x "
@@ -161,14 +176,14 @@ class LearnedCodec:
                 around, inside = _with_halo(place, bottom, right)
                 part = whole[around.top : around.bottom, around.left : around.right]
                 x = torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
-                y = self.network.analyse(x.permute(2, 0, 1)[None].float() / 255, text)
+                y = self.network.analyse(x.permute(2, 0, 1)[None].float() / 255, text, quality)
                 data, y_bar = self.network.write(_cut(y, inside, Y_STRIDE).contiguous(), text)
                 coded.append(data)
                 yield y_bar
 
         y_bar = _joined(y_bars(), places)
         stored = prompt if self.text is not None else ""
-        header = Header(self.name, self.weights, width, height, tile, stored)
+        header = Header(self.name, self.weights, quality, width, height, tile, stored)
         return bitstream.pack(header, coded), y_bar, text
 
     def _tile(self, width: int, height: int) -> int:
@@ -177,19 +192,19 @@ class LearnedCodec:
             return 0 if pixels <= MOST_TILE_PIXELS else TILE
         return self.tile
 
-    def _synthesise(
-        self, y_bar: Tensor, text: Text | None, width: int, height: int, tile: int
-    ) -> RGB:
-        places = areas(width, height, tile)
+    def _synthesise(self, y_bar: Tensor, text: Text | None, header: Header) -> RGB:
+        places = areas(header.width, header.height, header.tile)
         bottom, right = places[-1].bottom, places[-1].right
         out = np.empty((bottom, right, 3), np.uint8)
         for place in places:
             around, inside = _with_halo(place, bottom, right)
-            x_hat = self.network.synthesise(_cut(y_bar, around, Y_STRIDE).contiguous(), text)
+            x_hat = self.network.synthesise(
+                _cut(y_bar, around, Y_STRIDE).contiguous(), text, header.quality
+            )
             x_hat = _cut(x_hat, inside, 1)[0].permute(1, 2, 0)
             pixels = torch.round(torch.nan_to_num(x_hat).clamp(0, 1) * 255).to(torch.uint8)
             out[place.top : place.bottom, place.left : place.right] = pixels.cpu().numpy()
-        return np.ascontiguousarray(out[:height, :width])
+        return np.ascontiguousarray(out[: header.height, : header.width])
 
 
 def _with_halo(place: Area, bottom: int, right: int) -> tuple[Area, Area]:

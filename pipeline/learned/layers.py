@@ -74,6 +74,40 @@ class Gdn(nn.Module):
         return x * (norm.sqrt() if self.inverse else norm.rsqrt())
 
 
+class Gains(nn.Module):
+    """Factors for the channels of y, one set for each quality, so that one network codes at several
+    rates (Cui 2021): a larger gain means finer steps.
+
+    Args:
+        qualities: how many sets; they count from 1, the lowest rate.
+        channels: M of y.
+    """
+
+    def __init__(self, qualities: int, channels: int) -> None:
+        super().__init__()
+        self.log_gain = nn.Parameter(torch.zeros(qualities, channels))
+        self.log_inverse = nn.Parameter(torch.zeros(qualities, channels))
+
+    def begin(self, logarithms: Tensor) -> None:
+        """Set all gains of a quality to one value, given by its logarithm, and their inverses."""
+        with torch.no_grad():
+            self.log_gain.copy_(logarithms[:, None])
+            self.log_inverse.copy_(-logarithms[:, None])
+
+    def scale(self, y: Tensor, quality: Tensor | None) -> Tensor:
+        """y as it is coded, B x M x h x w, at B qualities; None: the highest."""
+        return y * _factors(self.log_gain, quality)
+
+    def restore(self, y_bar: Tensor, quality: Tensor | None) -> Tensor:
+        """What was coded at these qualities as the synthesis wants it."""
+        return y_bar * _factors(self.log_inverse, quality)
+
+
+def _factors(logarithms: Tensor, quality: Tensor | None) -> Tensor:
+    taken = logarithms[-1:] if quality is None else logarithms[quality - 1]
+    return taken.exp()[:, :, None, None]
+
+
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
     """A convolution whose output is 1 / stride of the size of its input."""
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
@@ -145,6 +179,11 @@ class CrossAttention(nn.Module):
         self.nothing = nn.Parameter(torch.randn(2 * channels) * 0.02)
         self.out = nn.Linear(channels, channels)
 
+    def silence(self) -> None:
+        """Say nothing until trained: added to its input, it leaves a trained network as it was."""
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
     def forward(self, x: Tensor, text: Text) -> Tensor:
         batch, _, channels = x.shape
         nothing = self.nothing.expand(batch, 1, -1)
@@ -180,7 +219,13 @@ class WindowAttention(nn.Module):
         parts = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0)
         q, k, v = (part.transpose(-3, -2) for part in parts)
         bias = self.bias[:, self.offset].to(q.dtype)
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        if x.device.type == "cpu" and torch.is_grad_enabled():
+            # The fused kernel of CPUs knows no gradient of the bias; what stands in for it guards
+            # against rows that see nothing, a tenth of a training step. None is such a row here.
+            scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + bias
+            found = scores.softmax(-1).to(v.dtype) @ v
+        else:
+            found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         out: Tensor = self.out(found.transpose(-3, -2).flatten(-2))
         return out
 

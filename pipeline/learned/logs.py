@@ -23,13 +23,23 @@ class Log:
         name: its folder: network, distortion and λ.
         steps: how many are wanted; None: the run does not know.
         curve: step, loss, bpp, psnr, learning_rate and seconds, means since the row before.
-        validation: step, loss, bpp, bpp_without_prompt, psnr, ms_ssim and pictures, of real files.
+        validation: step, quality, loss, bpp, bpp_without_prompt, psnr, ms_ssim and pictures, of
+            real files; a row for each quality of the network.
     """
 
     name: str
     steps: int | None
     curve: list[dict[str, float]]
     validation: list[dict[str, float]]
+
+    @property
+    def by_quality(self) -> dict[str, list[dict[str, float]]]:
+        """Validation of each quality, by the codec's name and, where there are several, quality."""
+        found: dict[float, list[dict[str, float]]] = {}
+        for row in self.validation:
+            found.setdefault(row.get("quality", 1), []).append(row)
+        which = ", quality {:.0f}" if len(found) > 1 else ""
+        return {self.name + which.format(quality): rows for quality, rows in found.items()}
 
     @property
     def step(self) -> int:

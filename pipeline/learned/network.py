@@ -23,7 +23,7 @@ from pipeline.learned.bitstream import STRIDE
 from pipeline.learned.card import card
 from pipeline.learned.coding import Estimate, Read, Write
 from pipeline.learned.entropy import Factorized
-from pipeline.learned.layers import Text
+from pipeline.learned.layers import Gains, Text
 from pipeline.learned.sizes import Sizes, parse
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -71,40 +71,54 @@ class Network(nn.Module, PyTorchModelHubMixin):
         self.prior = Factorized(self.sizes.n)
         self.entropy = parts.EntropyModel(self.sizes)
         self.g_s = parts.Synthesis(self.sizes)
+        several = self.sizes.qualities > 1
+        self.gains = Gains(self.sizes.qualities, self.sizes.m) if several else None
         self.frozen = False
 
-    def forward(self, x: Tensor, text: Text | None = None) -> Output:
+    def forward(self, x: Tensor, text: Text | None = None, quality: Tensor | None = None) -> Output:
         """Pass pictures through, with noise in place of rounding where it trains.
 
         Args:
             x: B x 3 x H x W, 0 to 1; 64 divides H and W.
             text: features of the B prompts, for networks with text.
+            quality: int64, B, from 1, for networks of several; None: the highest.
         """
         y = self.g_a(x, text)
+        if self.gains is not None:
+            y = self.gains.scale(y, quality)
         z_hat, z_likelihoods = self.prior(self.h_a(y))
         step = Estimate(y, self.training)
         y_bar = self.entropy(*self._exact(z_hat, text), step)
+        if self.gains is not None:
+            y_bar = self.gains.restore(y_bar, quality)
         return Output(
             self.g_s(y_bar.to(x.dtype), text), torch.cat(step.likelihoods, 1), z_likelihoods
         )
 
-    def compress(self, x: Tensor, text: Text | None = None) -> bytes:
+    def compress(self, x: Tensor, text: Text | None = None, quality: int | None = None) -> bytes:
         """Code one picture, 1 x 3 x H x W, of a frozen network."""
-        return self.write(self.analyse(x, text), text)[0]
+        return self.write(self.analyse(x, text, quality), text)[0]
 
-    def decompress(self, data: bytes, height: int, width: int, text: Text | None = None) -> Tensor:
+    def decompress(
+        self,
+        data: bytes,
+        height: int,
+        width: int,
+        text: Text | None = None,
+        quality: int | None = None,
+    ) -> Tensor:
         """The picture, 1 x 3 x height x width, about 0 to 1, that `compress` coded.
 
         Raises:
             DamagedStream: the data are not what `compress` made.
         """
-        return self.synthesise(self.read(data, height, width, text), text)
+        return self.synthesise(self.read(data, height, width, text), text, quality)
 
     @torch.no_grad()
-    def analyse(self, x: Tensor, text: Text | None) -> Tensor:
-        """g_a: 1 x 3 x H x W in, y out."""
+    def analyse(self, x: Tensor, text: Text | None, quality: int | None = None) -> Tensor:
+        """g_a: 1 x 3 x H x W in, y out as it is coded at a quality (None: the highest)."""
         y: Tensor = self.g_a(x, _single(text))
-        return y
+        return y if self.gains is None else self.gains.scale(y, _one(quality, y))
 
     @torch.no_grad()
     def write(self, y: Tensor, text: Text | None) -> tuple[bytes, Tensor]:
@@ -128,8 +142,10 @@ class Network(nn.Module, PyTorchModelHubMixin):
         return y_bar
 
     @torch.no_grad()
-    def synthesise(self, y_bar: Tensor, text: Text | None) -> Tensor:
-        """g_s: y_bar in, the picture out."""
+    def synthesise(self, y_bar: Tensor, text: Text | None, quality: int | None = None) -> Tensor:
+        """g_s: y_bar that was coded at a quality (None: the highest) in, the picture out."""
+        if self.gains is not None:
+            y_bar = self.gains.restore(y_bar, _one(quality, y_bar))
         x_hat: Tensor = self.g_s(y_bar, _single(text))
         return x_hat
 
@@ -175,6 +191,8 @@ class Network(nn.Module, PyTorchModelHubMixin):
     def fingerprint(self, text_weights: dict[str, Tensor] | None = None) -> bytes:
         """sha256 of all that decides what bits mean: weights, the text encoder's, and sizes."""
         sizes = self.sizes.model_dump(mode="json", exclude={"name", "text"})
+        if sizes["qualities"] == 1:
+            del sizes["qualities"]  # as it was before there were networks of several
         sizes["features"] = None if self.sizes.text is None else self.sizes.text.features
         sha = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
         for weights in (self.weights(), text_weights or {}):
@@ -248,6 +266,10 @@ class Network(nn.Module, PyTorchModelHubMixin):
                 f"codec: {path}: not the weights of {self.sizes.name}: "
                 f"{' '.join(str(error).split())[:300]}. Copy the model anew."
             ) from error
+
+
+def _one(quality: int | None, near: Tensor) -> Tensor | None:
+    return None if quality is None else torch.tensor([quality], device=near.device)
 
 
 def _single(text: Text | None) -> Text | None:

@@ -46,12 +46,14 @@ class HyperpriorSizes(Strict):
     Attributes:
         n: channels of the transforms and of z.
         m: channels of y.
+        qualities: rates that it codes at, each with gains of its own for the channels of y.
     """
 
     kind: Literal["hyperprior", "mean-scale"]
     name: str = Field(pattern=NAME)
     n: int = Field(ge=1, le=512)
     m: int = Field(ge=1, le=1024)
+    qualities: int = Field(1, ge=1, le=32)
     text: None = None
 
 
@@ -65,6 +67,7 @@ class CatcSizes(Strict):
         hidden: channels of the recurrent state.
         heads: of every attention; divides n and hidden.
         mlp: width of a block's MLP over its channels.
+        qualities: rates that it codes at, each with gains of its own for the channels of y.
         text: null leaves the cross-attention out.
     """
 
@@ -76,6 +79,7 @@ class CatcSizes(Strict):
     hidden: int = Field(ge=1, le=1024)
     heads: int = Field(4, ge=1, le=64)
     mlp: int = Field(2, ge=1, le=8)
+    qualities: int = Field(1, ge=1, le=32)
     text: TextSizes | None = None
 
     @model_validator(mode="after")

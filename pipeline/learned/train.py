@@ -23,7 +23,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import AigiError
@@ -41,7 +40,7 @@ from pipeline.learned.card import RatePoint
 from pipeline.learned.codec import load_network
 from pipeline.learned.crops import Crop, Crops
 from pipeline.learned.distortion import ms_ssim, psnr
-from pipeline.learned.layers import Text
+from pipeline.learned.layers import CrossAttention, Text
 from pipeline.learned.network import Network, Output
 from pipeline.learned.sizes import NETWORKS, Sizes, parse
 from pipeline.learned.text import TextEncoder
@@ -54,46 +53,68 @@ from pipeline.workflow import Pictures, Train, Workflow
 AUX = "prior.median"
 FREE = {
     "steps", "threads", "log_every", "save_every", "validate_every", "validation_pictures",
-    "tracker", "text_folder", "max_skipped", "lambdas", "data", "init",
+    "tracker", "text_folder", "max_skipped", "lambdas", "together", "data", "init",
 }  # fmt: skip
 """Settings that may change while a codec is trained, or that are recorded in another form."""
 
 
 def sizes_of(settings: Train) -> Sizes:
-    """The network that the settings ask for.
+    """The network that the settings ask for; trained together, of as many qualities as λ.
 
     Raises:
         AigiError: there is none of this name, or its sizes are wrong.
     """
     if isinstance(settings.network, dict):
-        return parse(settings.network)
-    if settings.network not in NETWORKS:
+        sizes = parse(settings.network)
+    elif settings.network in NETWORKS:
+        sizes = NETWORKS[settings.network]
+    else:
         raise AigiError(
             f"train.network: no network {settings.network}; there are {', '.join(NETWORKS)}"
         )
-    return NETWORKS[settings.network]
+    if settings.together:
+        return sizes.model_copy(update={"qualities": len(settings.lambdas)})
+    return sizes
+
+
+def codecs_of(settings: Train, sizes: Sizes) -> dict[str, tuple[float, ...]]:
+    """Names of the codecs that are trained, and λ of each of their qualities.
+
+    Raises:
+        AigiError: the network codes at several qualities, and those are not the λ.
+    """
+    name, lambdas = f"{sizes.name}-{settings.distortion}", settings.lambdas
+    if sizes.qualities == 1:
+        return {f"{name}-{weight:g}": (weight,) for weight in lambdas}
+    if len(lambdas) != sizes.qualities or list(lambdas) != sorted(set(lambdas)):
+        raise AigiError(
+            f"train.lambdas: {', '.join(f'{weight:g}' for weight in lambdas)}: {sizes.name} codes "
+            f"at {sizes.qualities} qualities. Give a λ for each, from low to high."
+        )
+    return {name: lambdas}
 
 
 def rate_distortion(
-    output: Output, x: Tensor, weight: float, distortion: str
+    output: Output, x: Tensor, weight: float | Tensor, distortion: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss: λ·255²·MSE + bpp (Ballé 2018), or λ·(1 - MS-SSIM) + bpp.
 
     Args:
         output: of the network for x.
         x: B x 3 x H x W, 0 to 1.
+        weight: λ, of all pictures or of each.
 
     Returns:
         loss, bpp and MSE (over values from 0 to 1), scalars.
     """
     bpp = output.bits() / (x.shape[0] * x.shape[2] * x.shape[3])
     x_hat = output.x_hat.float()
-    mse = F.mse_loss(x_hat, x)
+    errors = (x_hat - x).square().mean((1, 2, 3))
     if distortion == "mse":
-        return weight * 255**2 * mse + bpp, bpp, mse
+        return (weight * 255**2 * errors).mean() + bpp, bpp, errors.mean()
     with torch.autocast(x.device.type, enabled=False):
         # Outside 0 … 1 its terms lose their meaning; the gradient of clamp would be 0 there.
-        return weight * (1 - ms_ssim(x_hat, x).mean()) + bpp, bpp, mse
+        return (weight * (1 - ms_ssim(x_hat, x))).mean() + bpp, bpp, errors.mean()
 
 
 def learning_rate(settings: Train, step: int) -> float:
@@ -126,7 +147,7 @@ class Trainer:
 
     Args:
         settings: all of it.
-        weight: λ.
+        weights: λ of each quality of the network, rising.
         folder: of this codec.
         threads: of torch; sums on a CPU depend on them.
         accelerator: of accelerate.
@@ -140,14 +161,14 @@ class Trainer:
     def __init__(
         self,
         settings: Train,
-        weight: float,
+        weights: tuple[float, ...],
         folder: Path,
         threads: int,
         accelerator: Any,
         collection: Collection,
         validation: list[tuple[RGB, str]],
     ) -> None:
-        self.settings, self.weight, self.folder = settings, weight, folder
+        self.settings, self.weights, self.folder = settings, weights, folder
         self.accelerator, self.collection, self.validation = accelerator, collection, validation
         sizes = sizes_of(settings)
         self.init = None if settings.init is None else _init_of(settings.init, folder.name)
@@ -159,6 +180,10 @@ class Trainer:
             if sizes.text is None
             else TextEncoder(sizes.text, settings.text_folder, accelerator.device)
         )
+        if self.network.gains is not None:
+            # Where steps are small, distortion is that of the steps' squares: gains as √λ.
+            rise = 0.5 * torch.log(torch.tensor(weights))
+            self.network.gains.begin(rise - rise.mean())
         if self.init is not None:
             self._start_from(self.init)
         self.network.train().to(accelerator.device)
@@ -188,7 +213,7 @@ class Trainer:
         return {
             **settings.model_dump(mode="json", exclude={"network", *FREE}),
             "network": sizes.model_dump(mode="json"),
-            "lambda": self.weight,
+            "lambda": self.weights[0] if len(self.weights) == 1 else list(self.weights),
             "data": self.collection.state,
             "init": None if self.init is None else _digest(self.init),
             "processes": self.accelerator.num_processes,
@@ -201,12 +226,17 @@ class Trainer:
         other = load_network(place, revision or None)
         mine = self.network.sizes.model_dump(exclude={"name"})
         theirs = other.sizes.model_dump(exclude={"name"})
-        if mine != theirs:
+        blind = theirs["text"] is None and mine["text"] is not None
+        if mine | ({"text": None} if blind else {}) != theirs:
             raise AigiError(
                 f"train.init: {init}: its sizes are {json.dumps(theirs)}, those of this network "
-                f"are {json.dumps(mine)}"
+                f"are {json.dumps(mine)}. Only text may be new."
             )
-        self.network.load_state_dict(other.state_dict())
+        self.network.load_state_dict(other.state_dict(), strict=not blind)
+        if blind:
+            for module in self.network.modules():
+                if isinstance(module, CrossAttention):
+                    module.silence()
 
     def _resume(self) -> None:
         files = checkpoint.found(self.folder)
@@ -276,14 +306,14 @@ class Trainer:
             )
         )
 
-    def _batch(self, crops: Iterator[Crop], dropped: random.Random) -> tuple[Tensor, Text | None]:
+    def _batch(self, crops: Iterator[Crop], drawn: random.Random) -> tuple[Tensor, Text | None]:
         taken = [next(crops) for _ in range(self.settings.batch)]
         device = self.accelerator.device
         pixels = torch.from_numpy(np.stack([crop.pixels for crop in taken])).to(device)
         text = None
         if self.text is not None:
             share = self.settings.text_dropout
-            prompts = ["" if dropped.random() < share else crop.text for crop in taken]
+            prompts = ["" if drawn.random() < share else crop.text for crop in taken]
             text = self.text(prompts).to(device, torch.float32)
         # Contiguous: with the pixels' channels last, torch 2.15 on CPUs writes past the end of
         # gradients of convolutions with few channels.
@@ -293,16 +323,17 @@ class Trainer:
         """One step of the optimisers: loss, bpp and MSE; None where the gradient was not finite."""
         settings, number = self.settings, self.state.step
         rank = self.accelerator.process_index
-        dropped = random.Random(f"{settings.seed} text {number} {rank}")
+        drawn = random.Random(f"{settings.seed} text {number} {rank}")
         torch.manual_seed(_seed(settings.seed, "step", number, rank))
         sums = torch.zeros(3, device=self.accelerator.device)
         for micro in range(settings.accumulate):
-            x, text = self._batch(crops, dropped)
+            x, text = self._batch(crops, drawn)
+            quality, weight = self._qualities(drawn)
             last = micro == settings.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
-                    output = self.forward(x, text)
-                found = rate_distortion(output, x, self.weight, settings.distortion)
+                    output = self.forward(x, text, quality)
+                found = rate_distortion(output, x, weight, settings.distortion)
                 self.accelerator.backward(found[0] / settings.accumulate)
             sums += torch.stack(found).detach() / settings.accumulate
         # After all processes have shared their gradients, all see the same norm.
@@ -325,6 +356,15 @@ class Trainer:
         loss, bpp, mse = sums.tolist()
         return loss, bpp, mse
 
+    def _qualities(self, drawn: random.Random) -> tuple[Tensor | None, float | Tensor]:
+        """The quality of every crop of a batch, all as often as can be, and their λ."""
+        count, device = len(self.weights), self.accelerator.device
+        if count == 1:
+            return None, self.weights[0]
+        first = drawn.randrange(count)
+        index = (torch.arange(self.settings.batch, device=device) + first) % count
+        return index + 1, torch.tensor(self.weights, device=device)[index]
+
     @torch.no_grad()
     def _follow(self) -> None:
         # Early weights are forgotten sooner: the average would else be of the random ones.
@@ -340,8 +380,8 @@ class Trainer:
         network.update()
         return network.eval()
 
-    def validate(self) -> Found:
-        """Measure the averaged weights on the validation pictures."""
+    def validate(self) -> list[Found]:
+        """Measure the averaged weights on the validation pictures, at each quality."""
         device = self.accelerator.device
         name = "cpu" if device.type == "cpu" else str(device)  # accelerate numbers CPUs, too
         return validate(self.model_now(), self.validation, self.text, name)
@@ -388,7 +428,9 @@ class _Log:
 
 
 CURVE = ["step", "loss", "bpp", "psnr", "learning_rate", "seconds"]
-VALIDATION = ["step", "loss", "bpp", "bpp_without_prompt", "psnr", "ms_ssim", "pictures"]
+VALIDATION = [
+    *("step", "quality", "loss", "bpp", "bpp_without_prompt", "psnr", "ms_ssim", "pictures")
+]
 
 
 def fit(trainer: Trainer, progress: Progress) -> None:
@@ -451,45 +493,55 @@ def fit(trainer: Trainer, progress: Progress) -> None:
         if done or state.step % settings.save_every == 0:
             trainer.save()
     if main:
-        _keep(trainer, folder / "last", None)
+        _keep(trainer, folder / "last")
 
 
 def _validated(trainer: Trainer, table: _Log | None, progress: Progress) -> None:
     settings, state = trainer.settings, trainer.state
     found = trainer.validate()
-    loss = found.loss(trainer.weight, settings.distortion)
-    structure = "" if found.ms_ssim is None else found.ms_ssim
-    if table is not None:
-        table.write(
-            state.step, loss, found.bpp, found.bpp_without_prompt, found.psnr, structure,
-            found.pictures,
-        )  # fmt: skip
-    values = {"loss": loss, "bpp": found.bpp, "psnr": found.psnr}
-    trainer.accelerator.log({f"validation/{k}": v for k, v in values.items()}, state.step)
+    losses = []
+    for quality, (one, weight) in enumerate(zip(found, trainer.weights, strict=True), 1):
+        losses.append(one.loss(weight, settings.distortion))
+        if table is not None:
+            table.write(
+                state.step, quality, losses[-1], one.bpp, one.bpp_without_prompt, one.psnr,
+                "" if one.ms_ssim is None else one.ms_ssim, one.pictures,
+            )  # fmt: skip
+        values = {"loss": losses[-1], "bpp": one.bpp, "psnr": one.psnr}
+        which = "" if len(found) == 1 else f"/{quality}"
+        trainer.accelerator.log(
+            {f"validation{which}/{k}": v for k, v in values.items()}, state.step
+        )
+    loss = math.fsum(losses) / len(losses)
     better = state.best_loss is None or loss < state.best_loss
+    points = ", ".join(f"{one.psnr:.2f} dB at {one.bpp:.4f} bpp" for one in found)
     progress.say(
-        f"train: {trainer.folder.name}: step {state.step:,}: {found.pictures} whole pictures, "
-        f"{found.bpp:.4f} bpp in files, {found.psnr:.2f} dB, loss {loss:.4f}"
-        + (", the best so far" if better else "")
+        f"train: {trainer.folder.name}: step {state.step:,}: {found[0].pictures} whole pictures, "
+        f"{points} in files, loss {loss:.4f}" + (", the best so far" if better else "")
     )
     if better:
         state.best_step, state.best_loss = state.step, loss
         _keep(trainer, trainer.folder / "best", found)
 
 
-def _keep(trainer: Trainer, target: Path, found: Found | None) -> None:
+def _keep(trainer: Trainer, target: Path, found: Sequence[Found] = ()) -> None:
     """Write a model's folder whole or not at all."""
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     network = trainer.model_now()
     settings, state = trainer.settings, trainer.state
-    points = []
-    if found is not None:
-        measured = (found.bpp, found.bpp_without_prompt, found.psnr, found.ms_ssim)
-        points = [RatePoint("this model", "validation", found.pictures, *measured)]
+    several = len(trainer.weights) > 1
+    points = [
+        RatePoint(
+            f"this model, quality {quality}" if several else "this model",
+            *("validation", one.pictures, one.bpp, one.bpp_without_prompt, one.psnr, one.ms_ssim),
+        )
+        for quality, one in enumerate(found, 1)
+    ]
+    lambdas = ", ".join(f"{weight:g}" for weight in trainer.weights)
     how = (
         f"{state.step:,} steps of {settings.batch * settings.accumulate} crops of "
-        f"{settings.crop}x{settings.crop}, λ = {trainer.weight:g}, {settings.distortion}, seed "
+        f"{settings.crop}x{settings.crop}, λ = {lambdas}, {settings.distortion}, seed "
         f"{settings.seed}, on {trainer.accelerator.num_processes} "
         f"{trainer.accelerator.device.type} process(es)."
     )
@@ -544,15 +596,12 @@ def train(workflow: Workflow, progress: Progress) -> list[Path]:
         raise AigiError(f"run: {workflow.run}: training wants a folder on this machine")
     sizes = sizes_of(settings)
     root = Path(workflow.run) / "train"
-    folders = {
-        weight: root / f"{sizes.name}-{settings.distortion}-{weight:g}"
-        for weight in settings.lambdas
-    }
+    codecs = {root / name: weights for name, weights in codecs_of(settings, sizes).items()}
     if workflow.compute.ray is not None:
         from pipeline.learned.cluster import train_with_ray
 
         train_with_ray(workflow, progress)
-        return list(folders.values())
+        return list(codecs)
     torch.set_num_threads(workflow.compute.threads)
     data = workflow.pictures(settings.data)
     collection = Collection(data.model_copy(update={"splits": ("train",)}))
@@ -561,10 +610,10 @@ def train(workflow: Workflow, progress: Progress) -> list[Path]:
     if not accelerator.is_main_process:
         progress = Progress(quiet=True)
     pictures = _validation(settings, data) if accelerator.is_main_process else []
-    for weight, folder in folders.items():
+    for folder, weights in codecs.items():
         folder.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(
-            settings, weight, folder, workflow.compute.threads, accelerator, collection, pictures
+            settings, weights, folder, workflow.compute.threads, accelerator, collection, pictures
         )
         if settings.tracker is not None:
             accelerator.init_trackers(f"{folder.name}/{settings.tracker}")
@@ -573,7 +622,7 @@ def train(workflow: Workflow, progress: Progress) -> list[Path]:
             tracker.finish()
         accelerator.free_memory()
     accelerator.end_training()
-    return list(folders.values())
+    return list(codecs)
 
 
 def _validation(settings: Train, data: Pictures) -> list[tuple[RGB, str]]:

@@ -69,8 +69,8 @@ def pictures_of(collection: Collection) -> Iterator[tuple[RGB, str]]:
 
 def validate(
     network: Network, pictures: Sequence[tuple[RGB, str]], text: TextEncoder | None, device: str
-) -> Found:
-    """Code pictures to real files, and measure what they decode to.
+) -> list[Found]:
+    """Code pictures to real files at each quality, and measure what they decode to.
 
     Args:
         network: with tables; it is frozen in place.
@@ -79,28 +79,33 @@ def validate(
         AigiError: a file decodes to something else than the encoder says, a defect.
     """
     codec = LearnedCodec(network, device, text=text)
+    qualities = range(1, network.sizes.qualities + 1)
+    return [_validated(codec, pictures, quality) for quality in qualities]
+
+
+def _validated(codec: LearnedCodec, pictures: Sequence[tuple[RGB, str]], quality: int) -> Found:
     bpp, plain, errors, structure = [], [], [], []
     for number, (picture, prompt) in enumerate(pictures):
-        coded = codec.encode_and_reconstruct(picture, prompt)
+        coded = codec.encode_and_reconstruct(picture, prompt, quality)
         if number == 0 and not np.array_equal(codec.decode(coded.data), coded.reconstruction):
             raise AigiError("validation: a file decodes to other pixels than were coded")
         rate = rates(coded.data)
         bpp.append(rate.bpp)
         plain.append(rate.bpp_without_prompt)
-        x, y = (
+        before, after = (
             torch.tensor(p).permute(2, 0, 1)[None].double() / 255
             for p in (picture, coded.reconstruction)
         )
-        errors.append(float(((x - y) ** 2).mean()))
+        errors.append(float(((before - after) ** 2).mean()))
         if min(picture.shape[:2]) >= LEAST_SIDE:
-            structure.append(float(ms_ssim(x.float(), y.float())))
+            structure.append(float(ms_ssim(before.float(), after.float())))
     # A picture without any error counts as 100 dB.
-    quality = psnr(torch.tensor(errors, dtype=torch.float64).clamp(min=1e-10))
+    decibels = psnr(torch.tensor(errors, dtype=torch.float64).clamp(min=1e-10))
     return Found(
         pictures=len(bpp),
         bpp=float(np.mean(bpp)),
         bpp_without_prompt=float(np.mean(plain)),
         mse=float(np.mean(errors)),
-        psnr=float(quality.mean()),
+        psnr=float(decibels.mean()),
         ms_ssim=float(np.mean(structure)) if structure else None,
     )

@@ -33,17 +33,17 @@ def training(logs: Sequence[Log]) -> Section:
             charts.append(lines(f"Training: {words}", series, "step", words, from_zero=False))
     rows = []
     for log in logs:
-        if log.validation:
-            last = log.validation[-1]
-            best = min(log.validation, key=lambda row: row["loss"])
+        for name, validation in log.by_quality.items():
+            last = validation[-1]
+            best = min(validation, key=lambda row: row["loss"])
             cells = [
-                f"{last[name]:{form}}" if name in last else ""
-                for name, form in (
+                f"{last[column]:{form}}" if column in last else ""
+                for column, form in (
                     ("pictures", ".0f"), ("bpp", ".4f"), ("bpp_without_prompt", ".4f"),
                     ("psnr", ".2f"), ("ms_ssim", ".4f"), ("loss", ".4g"),
                 )
             ]  # fmt: skip
-            rows.append((log.name, f"{last['step']:,.0f}", *cells, f"{best['step']:,.0f}"))
+            rows.append((name, f"{last['step']:,.0f}", *cells, f"{best['step']:,.0f}"))
     tables = [
         Table(
             "How far each codec is",

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.tables import Store
-from pipeline.tiny.paint import render
-from pipeline.tiny.scenes import draw_scene
 from tests.conftest import aigi
 from tests.learned.conftest import TEXT, pictures
 from tests.learned.release import write_release
@@ -20,6 +18,8 @@ SMALL = (
     "train.crop=64", "train.shuffle_buffer=32", "train.learning_rate=0.002",
     "train.precision=float32", "train.validation_pictures=2", "train.validate_every=60",
 )  # fmt: skip
+TEST = 18
+"""Test pictures of the demo's release."""
 SIZES = "{{kind: catc, name: {name}, n: 8, m: 20, hidden: 16, heads: 2, text: {text}}}"
 
 
@@ -31,23 +31,23 @@ def run(workflow: str, *settings: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A release of generated pictures, one mark among them, and one of photos."""
-    folder = tmp_path_factory.mktemp("experiments")
-    drawn = [render(draw_scene(n), 96, 96, n) for n in range(20)]
-    generated = write_release(
-        folder / "generated",
-        {("sdxl", s): p for s, p in (
-            ("train", drawn[:12]), ("validation", drawn[12:14]), ("test", drawn[14:]),
-        )},
-    )  # fmt: skip
-    photos = write_release(
-        folder / "photos",
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's release: three models, marks on some SDXL pictures."""
+    folder = tmp_path_factory.mktemp("experiments") / "demo"
+    done = aigi("demo", "--out", str(folder), "--set", "train=null")
+    assert done.returncode == 0, done.stderr
+    return folder / "release"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release of other pictures than generated ones."""
+    return write_release(
+        tmp_path_factory.mktemp("photos"),
         {("photos", s): pictures(count, 96, 96, seed) for s, count, seed in (
             ("train", 12, 0), ("validation", 2, 7), ("test", 6, 8),
         )},
     )  # fmt: skip
-    return generated, photos
 
 
 def labels(run_directory: Path) -> dict[str, int]:
@@ -58,8 +58,34 @@ def labels(run_directory: Path) -> dict[str, int]:
     return {name: names.count(name) for name in dict.fromkeys(names)}
 
 
-def test_text_on_and_off(places: tuple[Path, Path], tmp_path: Path) -> None:
-    generated, _ = places
+def test_all_codecs_by_source(generated: Path, tmp_path: Path) -> None:
+    place = f"benchmark.pictures.place={generated}"
+    page = run("benchmark.yaml", f"run={tmp_path}", place, "benchmark.pictures.limit=2")
+    counts = labels(tmp_path)
+    assert {"jpeg", "webp", "avif", "jpeg2000", "catc-small"} <= counts.keys()
+    rows = Store(str(tmp_path)).read_all("measurements").to_pylist()
+    assert {row["source"] for row in rows} == {"sd21-base", "sd21", "sdxl", "mj52", "mod"}
+    assert "benchmark/README.md" in page
+    for codec in counts:
+        mine = {(row["image_id"], row["quality"]) for row in rows if row["codec"] == codec}
+        assert len(mine) == counts[codec]
+
+
+def test_with_and_without_a_mark(generated: Path, tmp_path: Path) -> None:
+    place = f"benchmark.pictures.place={generated}"
+    few = "benchmark.codecs=[jpeg, webp, avif]"
+    run("benchmark_watermark.yaml", f"run={tmp_path}", place, few, "benchmark.anchor=jpeg")
+    labels(tmp_path)
+    rows = Store(str(tmp_path)).read_all("measurements").to_pylist()
+    marked = [row for row in rows if row["watermark"] != "none"]
+    assert marked and len(marked) < len(rows)
+    assert all((row["watermark_accuracy"] is not None) == (row in marked) for row in rows)
+    high = [row["watermark_accuracy"] for row in marked if row["bpp"] > 1.5]
+    low = [row["watermark_accuracy"] for row in marked if row["bpp"] < 0.4]
+    assert sum(high) / len(high) > sum(low) / len(low), "a codec that keeps more keeps the mark"
+
+
+def test_text_on_and_off(generated: Path, tmp_path: Path) -> None:
     data = (f"run={tmp_path / 'train'}", f"train.data.place={generated}", *SMALL)
     run("train.yaml", *data, "train.network=" + SIZES.format(name="catc", text=str(TEXT)))
     run("train.yaml", *data, "train.network=" + SIZES.format(name="catc-no-text", text="null"))
@@ -69,7 +95,8 @@ def test_text_on_and_off(places: tuple[Path, Path], tmp_path: Path) -> None:
         f"benchmark.codecs.0.models=[{with_text}]", f"benchmark.codecs.1.models=[{with_text}]",
         f"benchmark.codecs.2.models=[{without}]", "benchmark.strips=null",
     )  # fmt: skip
-    assert labels(tmp_path / "run") == {"text": 12, "empty-prompts": 12, "no-text": 12}
+    count = 2 * TEST
+    assert labels(tmp_path / "run") == {"text": count, "empty-prompts": count, "no-text": count}
     assert "benchmark/README.md" in page
     rows = Store(str(tmp_path / "run")).read_all("measurements").to_pylist()
     spent = {
@@ -79,22 +106,22 @@ def test_text_on_and_off(places: tuple[Path, Path], tmp_path: Path) -> None:
     assert spent["text"] > 10 * spent["empty-prompts"]
 
 
-def test_photos_and_generated_pictures(places: tuple[Path, Path], tmp_path: Path) -> None:
-    generated, photos = places
+def test_photos_and_generated_pictures(generated: Path, photos: Path, tmp_path: Path) -> None:
     net = "train.network=" + SIZES.format(name="catc-no-text", text="null")
     run("train.yaml", f"run={tmp_path / 'photos'}", f"train.data.place={photos}", *SMALL, net)
     run(
         "train.yaml", f"run={tmp_path / 'tuned'}", f"train.data.place={generated}", *SMALL, net,
         f"train.init={tmp_path / 'photos' / 'train'}",
     )  # fmt: skip
-    for name, place in (("generated", generated), ("photos-too", photos)):
+    for name, place, count in (("generated", generated, TEST), ("photos-too", photos, 6)):
         run(
             "benchmark_domain.yaml", f"run={tmp_path / name}", f"benchmark.pictures.place={place}",
             f"benchmark.codecs.0.models=[{tmp_path}/photos/train/catc-no-text-mse-*]",
             f"benchmark.codecs.1.models=[{tmp_path}/tuned/train/catc-no-text-mse-*]",
             "benchmark.codecs.2=jpeg", "benchmark.strips=null",
         )  # fmt: skip
-        assert labels(tmp_path / name) == {"photos": 12, "tuned": 12, "jpeg": 42}
+        expected = {"photos": 2 * count, "tuned": 2 * count, "jpeg": 7 * count}
+        assert labels(tmp_path / name) == expected
     # More training on one kind helps on that kind.
     rows = Store(str(tmp_path / "generated")).read_all("measurements").to_pylist()
     quality = {

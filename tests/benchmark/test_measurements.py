@@ -169,7 +169,7 @@ def test_target_may_be_a_distance(tmp_path: Path, pictures: Path) -> None:
     )
     found = load(workflow).benchmark
     assert found is not None and found.strips is not None
-    rows = Collection(found.pictures).read("boats/test-00000").slice(0, 2)
+    rows = Collection(found.measured).read("boats/test-00000").slice(0, 2)
     compare = Comparer(Here(), 1, found.strips)
     for given in found.codecs:
         job = with_job(rows, Job(given, 0, Part("", "", "", 0, "", ())))

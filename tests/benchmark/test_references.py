@@ -101,7 +101,7 @@ def measure(workflow: Path) -> Store:
     """Make the tables alone, without a page."""
     found = load(workflow)
     assert found.benchmark is not None
-    collection, compute = Collection(found.benchmark.pictures), Compute()
+    collection, compute = Collection(found.benchmark.measured), Compute()
     stages = [of.stage(found.benchmark, compute, collection) for of in (references, measurements)]
     store = Store(found.run)
     run_stages(stages, store, compute, Progress(quiet=True))
@@ -263,9 +263,9 @@ def test_nothing_changes_where_nothing_is_asked(tmp_path: Path, release: Path) -
     workflow = asking(tmp_path / "w.yaml", release, {}, **few, clip=None, watermarks=False)
     found = load(workflow).benchmark
     assert found is not None
-    stage = measurements.stage(found, Compute(threads=3), Collection(found.pictures))
+    stage = measurements.stage(found, Compute(threads=3), Collection(found.measured))
     assert stage.schema == MEASUREMENTS and stage.version == 1 and stage.inputs == ()
-    assert stage.settings == {"pictures": found.pictures.model_dump(mode="json")}
+    assert stage.settings == {"pictures": found.measured.model_dump(mode="json")}
     store, said = execute(workflow)
     assert "references" not in said and not store.shards("references")
     assert "What pictures show" not in Path(store.path("benchmark", "README.md")).read_text()
@@ -310,7 +310,7 @@ def test_measurements_belong_to_their_references(tmp_path: Path, release: Path) 
     store.write_json({**record, "fingerprint": "other"}, "_stages", "references.json")
     found = load(workflow).benchmark
     assert found is not None
-    stage = measurements.stage(found, Compute(), Collection(found.pictures))
+    stage = measurements.stage(found, Compute(), Collection(found.measured))
     with pytest.raises(AigiError, match="its input table references is another one"):
         run_stages([stage], store, Compute(), Progress(quiet=True))
 

@@ -38,6 +38,11 @@ def fill(network: Network, seed: int) -> Network:
             # Norms, GDN and the prior stay as they are, but for where z lies.
             if "norm" in name or name.endswith(("beta", "gamma")):
                 continue
+            if name.startswith("gains."):
+                # From a quarter of the latents to four times them, and back.
+                rise = torch.linspace(-1.4, 1.4, len(value))[:, None]
+                value.copy_(rise if name.endswith("gain") else -rise)
+                continue
             if name.startswith("prior.") and not name.startswith(("prior.biases", "prior.median")):
                 continue
             unit = random.integers(-(2**20), 2**20, tuple(value.shape)) / 2**20
@@ -60,9 +65,10 @@ def fill(network: Network, seed: int) -> Network:
     return network
 
 
-def small(name: str, seed: int = 0) -> Network:
+def small(name: str, seed: int = 0, qualities: int = 1) -> Network:
     """A small network of that name, not frozen."""
-    return fill(Network(**NETWORKS[name].model_dump() | SMALL[name]), seed)
+    sizes = NETWORKS[name].model_dump() | SMALL[name] | {"qualities": qualities}
+    return fill(Network(**sizes), seed)
 
 
 def pictures(count: int, height: int = 64, width: int = 64, seed: int = 0) -> list[RGB]:

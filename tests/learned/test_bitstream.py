@@ -27,7 +27,7 @@ from pipeline.learned.bitstream import (
 from pipeline.learned.coding import DamagedStream
 from pipeline.learned.prompt import compress_prompt, decompress_prompt
 
-HEADER = Header("catc", b"\1\2\3\4", 100, 70, 0, "a cat")
+HEADER = Header("catc", b"\1\2\3\4", 3, 100, 70, 0, "a cat")
 
 
 @settings(max_examples=200, deadline=None)
@@ -105,14 +105,14 @@ def test_tiles_keep_their_order_and_bounds() -> None:
 
 def test_what_stands_where() -> None:
     data = pack(dataclasses.replace(HEADER, prompt=""), [b"tile"])
-    assert data[:5] == b"AIGI\1"
-    assert data[9:] == b"\4catc\1\2\3\4" + bytes([100, 70, 0, 0]) + b"tile"
+    assert data[:5] == b"AIGI\2"
+    assert data[9:] == b"\4catc\1\2\3\4" + bytes([3, 100, 70, 0, 0]) + b"tile"
     assert int.from_bytes(data[5:9], "big") == zlib.crc32(data[9:])
 
 
 def _claim(width: int, height: int, tile: int) -> bytes:
     fields = b"".join(map(_varint, (width, height, tile)))
-    return seal(b"\4catc\1\2\3\4" + fields + b"\0" + bytes(50))
+    return seal(b"\4catc\1\2\3\4\1" + fields + b"\0" + bytes(50))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,8 @@ def _claim(width: int, height: int, tile: int) -> bytes:
         (b"", "not an aigi file"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "not an aigi file"),
         (b"AIGI", "cut short"),
-        (b"AIGI\2" + bytes(40), "version 2"),
+        (b"AIGI\3" + bytes(40), "version 3"),
+        (seal(b"\4catc\1\2\3\4" + bytes(50)), "its quality is 0"),
         (pack(HEADER, [b"tile"])[:-1], "wrong checksum"),
         (_claim(0, 5, 0), "claims 0x5"),
         (_claim(1 << 20, 1 << 20, 1), "at most 134,217,728"),
@@ -129,9 +130,9 @@ def _claim(width: int, height: int, tile: int) -> bytes:
         (_claim(4096, 4096, 0), "a tile of 4096x4096"),
         (_claim(4096, 4096, 40), "a tile of 2560x2560"),
         (seal(b"\3../\1\2\3\4\5\5\0\0"), "name of its model"),
-        (seal(b"\4catc\1\2\3\4\5\5\0" + _varint(2 * 5000)), "a prompt of 5,000"),
-        (seal(b"\4catc\1\2\3\4\5\5\0" + _varint(2 * 4 + 1) + b"\xff\xfe\xfd\xfc"), "not text"),
-        (seal(b"\4catc\1\2\3\4\5\5\0" + _varint(2 * 4 + 1) + b"ab"), "cut short in its prompt"),
+        (seal(b"\4catc\1\2\3\4\1\5\5\0" + _varint(2 * 5000)), "a prompt of 5,000"),
+        (seal(b"\4catc\1\2\3\4\1\5\5\0" + _varint(2 * 4 + 1) + b"\xff\xfe\xfd\xfc"), "not text"),
+        (seal(b"\4catc\1\2\3\4\1\5\5\0" + _varint(2 * 4 + 1) + b"ab"), "cut short in its prompt"),
     ],
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )

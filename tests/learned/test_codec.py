@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,7 +15,8 @@ import torch
 
 from pipeline import AigiError
 from pipeline.learned import bitstream
-from pipeline.learned.codec import load
+from pipeline.learned.codec import LearnedCodec, load
+from pipeline.learned.coding import DamagedStream
 from pipeline.pixels import RGB, decode, png_bytes
 from tests.conftest import ROOT
 from tests.learned.conftest import SMALL, codec, pictures, ready, small, tensor, text_of
@@ -67,7 +70,9 @@ def test_estimated_bits_are_the_real_ones(name: str) -> None:
     bits = float(estimate.bits())
     assert 8 * sum(map(len, tiles)) == pytest.approx(bits, rel=0.01)
     # And no more than the header beside them.
-    fields = 9 + 1 + len(header.model) + 4 + 2 + 2 + 1 + len(bitstream.pack_prompt(header.prompt))
+    fields = (
+        9 + 1 + len(header.model) + 4 + 1 + 2 + 2 + 1 + len(bitstream.pack_prompt(header.prompt))
+    )
     assert len(data) == fields + sum(map(len, tiles))
 
 
@@ -90,6 +95,51 @@ def test_the_text_decides_the_bits() -> None:
     (picture,) = pictures(1)
     tiles = {bitstream.unpack(ready("catc").encode(picture, p))[1][0] for p in ("", "a", "b")}
     assert len(tiles) == 3
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_one_network_codes_at_several_qualities(name: str, tmp_path: Path) -> None:
+    small(name, qualities=3).save_pretrained(tmp_path)
+    several = load(tmp_path, device="cpu")
+    (picture,) = pictures(1, 100, 130)
+    coded = [several.encode_and_reconstruct(picture, PROMPT, quality) for quality in (1, 2, 3)]
+    assert [bitstream.unpack(one.data)[0].quality for one in coded] == [1, 2, 3]
+    # A file says its quality: nothing else is needed to read it.
+    for one in coded:
+        assert np.array_equal(several.decode(one.data), one.reconstruction)
+    sizes = [len(one.data) for one in coded]
+    assert sizes == sorted(sizes) and sizes[0] < 0.8 * sizes[2]
+    assert len({one.reconstruction.tobytes() for one in coded}) == 3
+    assert several.encode(picture, PROMPT) == coded[2].data, "the highest where none is given"
+
+
+def test_qualities_train_and_code_alike() -> None:
+    """What a batch of mixed qualities learns from is what each picture is coded to."""
+    network = small("mean-scale", qualities=3).eval()
+    mixed = torch.cat([tensor(p) for p in pictures(3)])
+    with torch.no_grad():
+        together = network(mixed, None, torch.tensor([3, 1, 2])).x_hat
+        highest = network(mixed[:1]).x_hat
+    torch.testing.assert_close(together[:1], highest)
+    frozen = copy.deepcopy(network).freeze()
+    for number, quality in enumerate((3, 1, 2)):
+        data = frozen.compress(mixed[number : number + 1], None, quality)
+        alone = frozen.decompress(data, 64, 64, None, quality)
+        off = float((alone - together[number : number + 1]).abs().mean())
+        assert off < 0.004  # the grid of means
+    other = frozen.decompress(data, 64, 64, None, 3)
+    assert float((other - together[2:]).abs().mean()) > 2 * off, "another gain, another picture"
+
+
+def test_a_quality_that_is_not_there_is_refused() -> None:
+    (picture,) = pictures(1)
+    for quality in (0, 2, -1):
+        with pytest.raises(AigiError, match=rf"quality: {quality}: mean-scale codes at 1 to 1"):
+            ready("mean-scale").encode(picture, quality=quality)
+    header, tiles = bitstream.unpack(ready("mean-scale").encode(picture))
+    claimed = bitstream.pack(dataclasses.replace(header, quality=2), tiles)
+    with pytest.raises(DamagedStream, match="coded at quality 2; mean-scale has 1"):
+        ready("mean-scale").decode(claimed)
 
 
 def test_another_model_is_named() -> None:
@@ -117,7 +167,8 @@ def test_the_fingerprint_covers_everything_that_decides_bits(tmp_path: Path) -> 
 
 RUN = """
 import sys, numpy as np
-from pipeline.learned.codec import load
+from pipeline.learned.codec import LearnedCodec, load
+from pipeline.learned.coding import DamagedStream
 codec = load(sys.argv[1], device="cpu")
 np.save(sys.argv[3], codec.decode(open(sys.argv[2], "rb").read()))
 """
@@ -137,17 +188,26 @@ def test_a_fresh_process_decodes_the_encoders_reconstruction(tmp_path: Path) -> 
     assert np.array_equal(np.load(tmp_path / "y.npy"), encoded.reconstruction)
 
 
-@pytest.mark.parametrize("name", ["hyperprior", "mean-scale", "catc", "catc-small"])
+@pytest.mark.parametrize(
+    "name", ["hyperprior", "mean-scale", "catc", "catc-small", "mean-scale-3", "catc-3"]
+)
 def test_golden_files_decode(name: str) -> None:
-    """A file that was written once is read for ever, to the same picture."""
+    """A file that was written once is read for ever, to the same picture.
+
+    Those of one quality are of version 1 of the format.
+    """
     file, picture = GOLDEN / f"{name}.aigi", GOLDEN / f"{name}.png"
+    several = name.endswith("-3")
+    kind = name.removesuffix("-3")
+    made = LearnedCodec(small(kind, qualities=3), "cpu") if several else ready(kind)
     if REWRITE:
         GOLDEN.mkdir(parents=True, exist_ok=True)
         (original,) = pictures(1, 48, 80, seed=11)
-        encoded = ready(name).encode_and_reconstruct(original, PROMPT)
+        encoded = made.encode_and_reconstruct(original, PROMPT, 2 if several else 1)
         file.write_bytes(encoded.data)
         picture.write_bytes(png_bytes(encoded.reconstruction, "small"))
-    decoded = ready(name).decode(file.read_bytes())  # fails where a latent differs
+    assert file.read_bytes()[4] == (2 if several else 1)
+    decoded = made.decode(file.read_bytes())  # fails where a latent differs
     expected = decode(picture.read_bytes(), 10_000).rgb
     difference = np.abs(decoded.astype(int) - expected)
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01, "rounding of float32"

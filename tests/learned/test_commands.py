@@ -71,7 +71,7 @@ def test_errors_name_the_remedy(tmp_path: Path, model: Path) -> None:
         (("encode", tmp_path / "absent.png", "--model", model, *out), "absent.png: cannot be read"),
         (("encode", tmp_path / "text.png", "--model", model, *out), "not a picture"),
         (("encode", tmp_path / "in.png", "--model", tmp_path, *out), "no config.json"),
-        (("encode", tmp_path / "in.png", "--model", "no/such", *out), "one of catc-small-1, "),
+        (("encode", tmp_path / "in.png", "--model", "no/such", *out), "one of catc-small"),
         (("decode", tmp_path / "text.png", "--model", model, *out), "not an aigi file"),
     ):
         done = aigi(*arguments)
@@ -99,3 +99,20 @@ def test_a_picture_is_coded_without_naming_a_model(tmp_path: Path) -> None:
     # Of another rate: the file says which model it wants.
     done = aigi("encode", tmp_path / "in.png", "--model", "catc-small-1", "-o", file)
     assert done.exit_code == 0 and aigi("decode", file, "-o", out).exit_code == 0
+
+
+def test_a_quality_is_asked_for(tmp_path: Path) -> None:
+    small("catc", qualities=3).save_pretrained(tmp_path / "model")
+    Image.fromarray(pictures(1, 96, 130)[0]).save(tmp_path / "in.png")
+    sizes = []
+    for quality in ("1", "3"):
+        file = tmp_path / f"{quality}.aigi"
+        where = ("--model", tmp_path / "model")
+        done = aigi("encode", tmp_path / "in.png", *where, "--quality", quality, "-o", file)
+        assert done.exit_code == 0, done.output
+        assert aigi("decode", file, *where, "-o", tmp_path / "y.png").exit_code == 0
+        sizes.append(file.stat().st_size)
+    assert sizes[0] < 0.8 * sizes[1]
+    done = aigi("encode", tmp_path / "in.png", *where, "-q", "4", "-o", tmp_path / "z.aigi")
+    assert done.exit_code == 1 and "codes at 1 to 3" in done.stderr
+    assert not (tmp_path / "z.aigi").exists()

@@ -41,12 +41,13 @@ def damaged(draw: st.DrawFn, name: str) -> tuple[bytes, bool]:
             data[place // 8] ^= 1 << place % 8
         return bytes(data), False
     if kind == "random":
-        head = draw(st.sampled_from([b"", b"AIGI", b"AIGI\1"]))
+        head = draw(st.sampled_from([b"", b"AIGI", b"AIGI\1", b"AIGI\2"]))
         return head + draw(st.binary(max_size=200)), False
     if kind == "claim":
         sizes = st.one_of(st.integers(1, 1 << 13), st.integers(0, (1 << 28) - 1))
         fields = [draw(sizes), draw(sizes), draw(st.integers(0, 64))]
         claim = bytes([len(name)]) + name.encode() + ready(name).weights
+        claim += bytes([draw(st.sampled_from([1, 1, 1, 0, 2, 255]))])
         claim += b"".join(map(_varint, fields)) + pack_prompt(draw(st.sampled_from(["", "a boat"])))
         return seal(claim + draw(st.binary(max_size=400))), True
     body = data[START:]
@@ -142,14 +143,14 @@ def test_a_file_of_escapes_only_is_refused() -> None:
     codec = ready("mean-scale")
     for model in codec.network.prior.models():
         writer.write(np.array([32767]), model, 64)
-    header = bytes([10]) + b"mean-scale" + codec.weights + bytes([64, 64, 0, 0])
+    header = bytes([10]) + b"mean-scale" + codec.weights + bytes([1, 64, 64, 0, 0])
     with pytest.raises(DamagedStream, match="checksum"):
         codec.decode(seal(header + bytes(6) + writer.bytes()))
 
 
 def test_a_long_prompt_of_garbage_is_bounded() -> None:
     assert text_encoder() is not None
-    head = bytes([4]) + b"catc" + ready("catc").weights + bytes([64, 64, 0])
+    head = bytes([4]) + b"catc" + ready("catc").weights + bytes([1, 64, 64, 0])
     for length in (4096, 4097, (1 << 27) - 1):
         forged = seal(head + _varint(2 * length) + _varint(30) + bytes(range(30)) + bytes(100))
         with pytest.raises(DamagedStream):

@@ -128,7 +128,7 @@ def test_processes_that_see_other_checkpoints_are_refused(
     monkeypatch.setattr(accelerator, "gather", lambda at: torch.cat([at, at + 10]))
     data = Pictures(place=str(release), splits=("train",))
     with pytest.raises(AigiError, match=r"different steps \(\[0, 10\]\).*all machines see it"):
-        training.Trainer(workflow.train, 0.013, tmp_path, 1, accelerator, Collection(data), [])
+        training.Trainer(workflow.train, (0.013,), tmp_path, 1, accelerator, Collection(data), [])
 
 
 def _workers() -> list[int]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.learned import codec as codecs
-from pipeline.learned.bitstream import Area, areas, unpack
+from pipeline.learned.bitstream import Area, Header, areas, unpack
 from pipeline.learned.codec import LearnedCodec, _cut, _with_halo
 from tests.conftest import ROOT
 from tests.learned.conftest import SMALL, pictures, ready, tensor
@@ -21,6 +21,10 @@ def tiled(name: str, tile: int) -> LearnedCodec:
     made = LearnedCodec(ready(name).network, "cpu", tile=tile)
     made.text = ready(name).text
     return made
+
+
+def _header(width: int, height: int, tile: int) -> Header:
+    return Header("any", bytes(4), 1, width, height, tile, "")
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -35,8 +39,7 @@ def test_transforms_of_tiles_are_those_of_the_whole(name: str) -> None:
         part = whole.network.analyse(_cut(x, around, 1).contiguous(), text)
         torch.testing.assert_close(_cut(part, inside, 16), _cut(y, place, 16), rtol=1e-3, atol=1e-3)
     y_bar = torch.round(y)
-    first = whole._synthesise(y_bar, text, 512, 384, 0)
-    second = whole._synthesise(y_bar, text, 512, 384, 128)
+    first, second = (whole._synthesise(y_bar, text, _header(512, 384, t)) for t in (0, 128))
     assert np.abs(first.astype(int) - second).max() <= 1
 
 
@@ -45,9 +48,9 @@ def test_without_the_halo_there_would_be_seams(name: str, monkeypatch: pytest.Mo
     whole = ready(name)
     text = whole._features("a boat")
     y_bar = torch.round(whole.network.analyse(tensor(pictures(1, 256, 256)[0]), text))
-    expected = whole._synthesise(y_bar, text, 256, 256, 0).astype(int)
+    expected = whole._synthesise(y_bar, text, _header(256, 256, 0)).astype(int)
     monkeypatch.setattr(codecs, "HALO", 0)
-    seams = np.abs(whole._synthesise(y_bar, text, 256, 256, 128) - expected)
+    seams = np.abs(whole._synthesise(y_bar, text, _header(256, 256, 128)) - expected)
     assert seams[:, 120:136].max() > 3
 
 

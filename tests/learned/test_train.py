@@ -84,7 +84,8 @@ def _trainer(run: Path, release: Path, **settings: Any) -> training.Trainer:
     accelerator = training._accelerator(workflow.train, "cpu", run)
     assert workflow.train.data is not None
     data = workflow.train.data.model_copy(update={"splits": ("train",)})
-    return training.Trainer(workflow.train, 0.013, run, 1, accelerator, Collection(data), [])
+    (weights,) = training.codecs_of(workflow.train, training.sizes_of(workflow.train)).values()
+    return training.Trainer(workflow.train, weights, run, 1, accelerator, Collection(data), [])
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -208,7 +209,7 @@ def test_the_best_is_kept_and_worse_ones_are_not(
     monkeypatch.setattr(
         training.Trainer,
         "validate",
-        lambda self: Found(1, 0.5, 0.4, next(errors), 20.0, None),
+        lambda self: [Found(1, 0.5, 0.4, next(errors), 20.0, None)],
     )
     folder = _train(tmp_path, release, steps=9, validate_every=3)
     _, facts = checkpoint.load(checkpoint.found(folder)[-1])
@@ -360,6 +361,85 @@ def test_a_codec_is_tuned_from_another(release: Path, tmp_path: Path) -> None:
     with pytest.raises(AigiError, match=r"other settings:\n  init: "):
         _train(tmp_path / "d", release, init=str(tmp_path / "other"), validation_pictures=0)
     assert (tuned / "last" / "config.json").exists()
+
+
+def test_one_network_learns_the_rates_of_all_lambdas(release: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {
+        "lambdas": [0.001, 0.01, 0.1], "together": True, "steps": 30, "validate_every": 15,
+    }  # fmt: skip
+    folder = _train(tmp_path / "a", release, **asked)
+    assert folder.name == "tiny-mse"
+    rows = _rows(folder / "validation.csv")
+    assert [(row["step"], row["quality"]) for row in rows] == [
+        (str(step), str(quality)) for step in (15, 30) for quality in (1, 2, 3)
+    ]
+    codec = load(folder / "last", device="cpu")
+    assert codec.qualities == 3
+    for quality, weight in zip((1, 2, 3), asked["lambdas"], strict=True):
+        row = rows[2 + quality]
+        bits, errors = 0, []
+        for number, picture in enumerate(pictures(2, 70, 90, seed=9)):
+            data = codec.encode(picture, f"a red boat {number} by sdxl", quality)
+            bits += 8 * len(data)
+            errors.append(np.mean((picture.astype(float) - codec.decode(data)) ** 2))
+        assert bits / (2 * 70 * 90) == pytest.approx(float(row["bpp"]), rel=1e-5)
+        loss = weight * np.mean(errors) + bits / (2 * 70 * 90)
+        assert float(row["loss"]) == pytest.approx(loss, rel=1e-5)
+    assert float(rows[3]["bpp"]) < float(rows[5]["bpp"])
+    # Stopped and gone on with, it is the same; the report has a row for each.
+    half = _train(tmp_path / "b", release, **asked | {"steps": 15})
+    assert _rows(half / "validation.csv") == rows[:3]
+    _train(tmp_path / "b", release, **asked)
+    _equal(half / "last" / "model.safetensors", folder / "last" / "model.safetensors")
+    (log,) = logs(Store(str(tmp_path / "a")))
+    assert list(log.by_quality) == [f"tiny-mse, quality {quality}" for quality in (1, 2, 3)]
+    page, _ = report(Store(str(tmp_path / "a")))
+    assert all(name in page for name in log.by_quality)
+    with pytest.raises(AigiError, match=r"tiny codes at 3 qualities\. Give a λ for each"):
+        _train(tmp_path / "c", release, **asked | {"lambdas": [0.1, 0.01, 0.001]})
+
+
+def test_each_crop_is_weighed_by_its_quality(release: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"lambdas": [0.001, 0.1], "together": True, "batch": 4}
+    trainer = _trainer(tmp_path, release, **asked)
+    assert trainer.network.gains is not None
+    gains, inverse = trainer.network.gains.log_gain, trainer.network.gains.log_inverse
+    assert float(gains[1, 0] - gains[0, 0]) == pytest.approx(0.5 * np.log(100))
+    assert torch.equal(gains, -inverse)
+    seen = set()
+    for number in range(20):
+        quality, weight = trainer._qualities(random.Random(number))
+        assert quality is not None and isinstance(weight, torch.Tensor)
+        assert sorted(quality.tolist()) == [1, 1, 2, 2]
+        assert [asked["lambdas"][q - 1] for q in quality] == pytest.approx(weight.tolist())
+        seen.add(tuple(quality.tolist()))
+    assert len(seen) == 2, "a crop's place in the batch decides nothing"
+    x = torch.rand(2, 3, 64, 64)
+    output = trainer.network(x, None, torch.tensor([1, 2]))
+    loss, bpp, _ = training.rate_distortion(output, x, torch.tensor([0.001, 0.1]), "mse")
+    each = (output.x_hat - x).square().mean((1, 2, 3))
+    expected = 255**2 * (0.001 * each[0] + 0.1 * each[1]) / 2 + bpp
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_text_is_added_to_a_network_without(release: Path, tmp_path: Path) -> None:
+    blind = CATC | {"text": None}
+    first = _train(tmp_path / "a", release, network=blind, steps=8, validation_pictures=0)
+    trainer = _trainer(tmp_path / "b", release, network=CATC, init=str(first / "last"))
+    start = load_network(first / "last").eval()
+    x, text = trainer._batch(trainer.crops(), random.Random(0))
+    hearing = trainer.network.eval()
+    with torch.no_grad():
+        assert torch.equal(hearing(x, text).x_hat, start(x).x_hat), "it says nothing at first"
+    trainer.network.train()
+    for _ in range(3):
+        trainer.step(trainer.crops())
+    names = [name for name in trainer.names if name.endswith("text.out.weight")]
+    assert len(names) == 7
+    assert all(trainer.network.state_dict()[name].abs().max() > 0 for name in names)
+    full = _train(tmp_path / "e", release, network=CATC, steps=4, validation_pictures=0)
+    with pytest.raises(AigiError, match="Only text may be new"):
+        _trainer(tmp_path / "c", release, network=blind, init=str(full / "last"))
 
 
 def test_bf16_trains_and_is_tracked(release: Path, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def _measured(
     )
     store = Store(str(run))
     started = time.perf_counter()
-    stage = measurements.stage(benchmark, compute, Collection(benchmark.pictures))
+    stage = measurements.stage(benchmark, compute, Collection(benchmark.measured))
     run_stages([stage], store, compute, Progress(quiet=True))
     return time.perf_counter() - started, store
 

@@ -61,7 +61,7 @@ def measure(settings: Train, steps: int, place: Path, where: str) -> dict[str, A
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         accelerator = _accelerator(settings, where, folder)
-        trainer = Trainer(settings, 0.013, folder, 1, accelerator, collection, [])
+        trainer = Trainer(settings, (0.013,), folder, 1, accelerator, collection, [])
         crops = trainer.crops()
         flops = 0
         if not settings.compile:

@@ -1,4 +1,4 @@
-"""LPIPS by its definition, from weights that lie on this machine."""
+"""LPIPS and DISTS by their definitions, from weights that lie on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline import AigiError
-from pipeline.benchmark.lpips import LEAST_SIDE, Lpips, identity
+from pipeline.benchmark.perceptual import Dists, Lpips, identity
 from pipeline.pixels import RGB
 from pipeline.tables import measurements_schema
 from tests.benchmark.conftest import execute, write_workflow
@@ -69,17 +69,63 @@ def defined(weights: Path, one: RGB, other: RGB) -> float:
 @needed
 def test_it_is_its_definition(weights: Path, tmp_path: Path) -> None:
     distance = Lpips(str(weights), "cpu")
-    for seed, size in ((1, (96, 80)), (2, (LEAST_SIDE, 200))):
+    for seed, size in ((1, (96, 80)), (2, (Lpips.least, 200))):
         one, other = pair(seed, *size)
         assert distance(one, other) == pytest.approx(defined(weights, one, other), rel=1e-4)
         assert distance(one, other) == pytest.approx(distance(other, one)) != 0
         assert distance(one, one) == 0
-    small = np.zeros((LEAST_SIDE - 1, 80, 3), np.uint8)
+    small = np.zeros((Lpips.least - 1, 80, 3), np.uint8)
     assert distance(small, small) is None
     # The same weights without pickle give the same distance.
     copy = tmp_path / "alexnet.safetensors"
     save_file(torch.load(weights, weights_only=True), copy)
     assert Lpips(str(copy), "cpu")(one, other) == distance(one, other)
+
+
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The convolutions of VGG-16 with random weights, as torchvision names them."""
+    from torchvision.models import vgg16
+
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("vgg") / "vgg16.safetensors"
+    state = vgg16(weights=None).features.state_dict()
+    save_file({f"features.{name}": value for name, value in state.items()}, path)
+    return path
+
+
+@needed
+def test_dists_is_that_of_the_package(vgg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's own network, given the same weights in place of its download."""
+    from safetensors.torch import load_file
+    from torchmetrics.functional.image import dists as package
+    from torchvision.models import vgg16
+
+    def local(weights: object) -> Any:
+        network = vgg16(weights=None)
+        network.load_state_dict(load_file(vgg), strict=False)
+        return network
+
+    monkeypatch.setattr(package, "vgg16", local)
+    theirs, ours = package.DISTSNetwork().eval(), Dists(str(vgg), "cpu")
+    for seed, size in ((1, (96, 80)), (2, (Dists.least, 75)), (3, (33, 64))):
+        one, other = pair(seed, *size)
+        x, y = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None] / 255 for p in (one, other))
+        found = ours(one, other)
+        assert found == pytest.approx(float(theirs(x, y).detach()), rel=1e-3, abs=1e-6)
+        assert found is not None and found > 1e-3
+        assert ours(one, one) == pytest.approx(0, abs=1e-6)
+        assert found == pytest.approx(ours(other, one), rel=1e-4)
+    small = np.zeros((Dists.least - 1, 80, 3), np.uint8)
+    assert ours(small, small) is None
+
+
+@needed
+def test_dists_refuses_other_weights(vgg: Path, weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(AigiError, match=r"^benchmark\.dists: .*weights of VGG-16 .*vgg16-397923af"):
+        Dists(str(weights), "cpu")  # AlexNet's
+    with pytest.raises(AigiError, match=r"^benchmark\.dists: .*absent: no such file.*VGG-16"):
+        Dists(str(tmp_path / "absent"), "cpu")
 
 
 class Bomb:
@@ -130,26 +176,31 @@ def test_a_missing_file_or_package_is_refused_before_any_work(
 
 @needed
 def test_rows_and_page_have_it_where_it_is_asked_for(
-    weights: Path, tmp_path: Path, pictures: Path
+    weights: Path, vgg: Path, tmp_path: Path, pictures: Path
 ) -> None:
     workflow = tmp_path / "w.yaml"
     codecs = [{"codec": "jpeg", "qualities": [20, 95]}]
-    write_workflow(workflow, pictures, {}, codecs=codecs, strips=None, lpips=str(weights))
+    both = {"lpips": str(weights), "dists": str(vgg)}
+    write_workflow(workflow, pictures, {}, codecs=codecs, strips=None, **both)
     store, _ = execute(workflow)
     table = store.read_all("measurements")
-    assert table.schema == measurements_schema(False, False, True)
+    assert table.schema == measurements_schema(False, False, ["lpips", "dists"])
     assert not store.shards("references")
     rows = [row for row in rows_of(store) if row["error"] is None]
     low, high = ([r["lpips"] for r in rows if r["quality"] == q] for q in (20, 95))
+    assert all(r["dists"] > 0 for r in rows)
     assert len(low) == 3 and all(0 < b < a for a, b in zip(low, high, strict=True))
     page = Path(store.path("benchmark", "README.md")).read_text()
-    assert "| LPIPS |" in page and f"| {np.mean(low):.4f} |" in page
-    assert "LPIPS is that of AlexNet" in page
+    assert f"| {np.mean(low):.4f} |" in page
+    assert "| LPIPS | DISTS |" in page
+    assert "LPIPS is that of AlexNet, version 0.1, DISTS is that of VGG-16, of decoded" in page
     # Other weights are another distance.
     state = torch.load(weights, weights_only=True)
     changed = tmp_path / "changed.pth"
     torch.save(state | {"features.0.bias": state["features.0.bias"] + 1}, changed)
-    assert identity(str(changed)) != identity(str(weights))
-    write_workflow(workflow, pictures, {}, codecs=codecs, strips=None, lpips=str(changed))
+    assert identity("lpips", str(changed)) != identity("lpips", str(weights))
+    write_workflow(
+        workflow, pictures, {}, codecs=codecs, strips=None, **both | {"lpips": str(changed)}
+    )
     with pytest.raises(AigiError, match=r"(?s)measurements: made with other.*lpips: "):
         execute(workflow)
