@@ -118,8 +118,7 @@ class LearnedCodec:
         Raises:
             AigiError: as `encode`.
         """
-        data, y_bar, text = self._encode(image, prompt, quality)
-        header = bitstream.unpack(data, image.shape[0] * image.shape[1])[0]
+        data, header, y_bar, text = self._encode(image, prompt, quality)
         return Encoded(data, self._synthesise(y_bar, text, header))
 
     def decode(self, data: bytes, max_pixels: int = MOST_PIXELS) -> RGB:
@@ -153,7 +152,7 @@ class LearnedCodec:
 
     def _encode(
         self, image: RGB, prompt: str, quality: int | None
-    ) -> tuple[bytes, Tensor, Text | None]:
+    ) -> tuple[bytes, Header, Tensor, Text | None]:
         if quality is None:
             quality = self.qualities
         if not 1 <= quality <= self.qualities:
@@ -184,7 +183,7 @@ class LearnedCodec:
         y_bar = _joined(y_bars(), places)
         stored = prompt if self.text is not None else ""
         header = Header(self.name, self.weights, quality, width, height, tile, stored)
-        return bitstream.pack(header, coded), y_bar, text
+        return bitstream.pack(header, coded), header, y_bar, text
 
     def _tile(self, width: int, height: int) -> int:
         pixels = bitstream.padded(width) * bitstream.padded(height)

@@ -32,7 +32,7 @@ def run(workflow: str, *settings: str) -> str:
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's release: three models, marks on some SDXL pictures."""
+    """The demo's release: five sources, marks on some SDXL pictures."""
     folder = tmp_path_factory.mktemp("experiments") / "demo"
     done = aigi("demo", "--out", str(folder), "--set", "train=null")
     assert done.returncode == 0, done.stderr
