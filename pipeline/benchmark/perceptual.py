@@ -49,7 +49,7 @@ class Distance:
 
     def __init__(self, file: str, device: str = "auto") -> None:
         check()
-        identity(self.kind, file)
+        _there(self.kind, file)
         from safetensors import SafetensorError
 
         self.device = pick_device(device)
@@ -184,13 +184,17 @@ def identity(kind: str, file: str) -> str:
     Raises:
         AigiError: there is none.
     """
+    _there(kind, file)
+    return file_sha256(file)
+
+
+def _there(kind: str, file: str) -> None:
     if not os.path.isfile(file):
         of = DISTANCES[kind]
         raise AigiError(
             f"benchmark.{kind}: {file}: no such file on this machine. Give torchvision's weights "
             f"of {of.network} ({of.known_as}, or the same as safetensors)."
         )
-    return file_sha256(file)
 
 
 def check() -> None:
