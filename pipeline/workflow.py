@@ -680,7 +680,9 @@ class Train(Settings):
     shuffle_buffer: Count = Field(1024, description="crops that wait for their turn")
     threads: Count = Field(2, description="that decode pictures, of each process")
     learning_rate: float = Field(1e-4, gt=0)
-    milestones: tuple[Count, ...] = Field((), description="steps at which the rate is multiplied")
+    milestones: tuple[Count, ...] = Field(
+        (), description="steps at which the rate is multiplied; those to come may be moved"
+    )
     milestone_factor: float = Field(0.5, gt=0, le=1)
     warmup: Annotated[int, Field(ge=0)] = Field(
         0, description="steps of a rising rate at the begin"

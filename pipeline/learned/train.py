@@ -243,7 +243,11 @@ class Trainer:
         if not files:
             return
         tensors, facts = checkpoint.load(files[-1])
-        before, now = flat(facts["settings"]), flat(self.state.settings)
+        settings = self.state.settings
+        before, now = (
+            flat({**one, "milestones": [m for m in one["milestones"] if m < facts["step"]]})
+            for one in (facts["settings"], settings)
+        )
         changed = [
             f"{name}: {before.get(name)} -> {now.get(name)}"
             for name in sorted(before | now)
@@ -255,7 +259,7 @@ class Trainer:
                 + "\n  ".join(changed)
                 + "\nSet them back, or train in another run directory."
             )
-        self.state = _Progress(**facts)
+        self.state = _Progress(**{**facts, "settings": settings})
         own = {
             k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")
         }

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline import AigiError
-from pipeline.learned.layers import CatBlock, CrossAttention, Gdn, Text, lower_bound
+from pipeline.learned.layers import CatBlock, CrossAttention, Gains, Gdn, Text, lower_bound
 from pipeline.learned.network import Network
 from pipeline.learned.sizes import NETWORKS, CatcSizes
 from tests.learned.conftest import SMALL, pictures, small, tensor, text_of
@@ -77,6 +77,17 @@ def test_catc_is_built_as_in_the_figure() -> None:
     with torch.device("meta"):
         without = Network(**NETWORKS["catc-no-text"].model_dump())
     assert not any(isinstance(part, CrossAttention) for part in without.modules())
+
+
+def test_gains_and_inverses_are_learned_apart() -> None:
+    gains = Gains(3, 4)
+    for weights in gains.parameters():
+        torch.nn.init.normal_(weights)
+    y = torch.randn(2, 4, 1, 1)
+    quality = torch.tensor([3, 1])
+    for how, weights in ((gains.scale, gains.log_gain), (gains.restore, gains.log_inverse)):
+        expected = torch.stack([weights[2], weights[0]]).exp()
+        torch.testing.assert_close((how(y, quality) / y).flatten(1), expected)
 
 
 @pytest.mark.parametrize("name", WITH_TEXT)

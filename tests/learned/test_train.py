@@ -202,6 +202,21 @@ def test_steps_may_be_raised_and_other_settings_not(release: Path, tmp_path: Pat
         _train(tmp_path / "a", release, network=HYPERPRIOR | {"m": 16}, **same)
 
 
+def test_milestones_to_come_may_move_and_those_passed_not(release: Path, tmp_path: Path) -> None:
+    same = {"validation_pictures": 0, "log_every": 1}
+    _train(tmp_path / "a", release, steps=8, milestones=[3, 9], **same)
+    moved = _train(tmp_path / "a", release, steps=12, milestones=[3, 8, 11], **same)
+    straight = _train(tmp_path / "b", release, steps=12, milestones=[3, 8, 11], **same)
+    _equal(moved / "last" / "model.safetensors", straight / "last" / "model.safetensors")
+    rates = [[row["learning_rate"] for row in _rows(f / "curve.csv")] for f in (moved, straight)]
+    assert rates[0] == rates[1] and len(set(rates[0])) == 4
+    # What is recorded is what it was trained with last.
+    again = {"steps": 14, **same}
+    _train(tmp_path / "a", release, milestones=[3, 8, 11, 13], **again)
+    with pytest.raises(AigiError, match=r"milestones: \[3, 8, 11, 13\] -> \[3, 11, 13\]"):
+        _train(tmp_path / "a", release, milestones=[3, 11, 13], **again | {"steps": 15})
+
+
 def test_the_best_is_kept_and_worse_ones_are_not(
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
