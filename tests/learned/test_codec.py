@@ -131,6 +131,18 @@ def test_qualities_train_and_code_alike() -> None:
     assert float((other - together[2:]).abs().mean()) > 2 * off, "another gain, another picture"
 
 
+def test_a_file_decodes_with_the_gains_of_its_quality() -> None:
+    network = small("mean-scale", qualities=3).eval()
+    codec = LearnedCodec(copy.deepcopy(network), device="cpu")
+    (picture,) = pictures(1)
+    with torch.no_grad():
+        expected = [network(tensor(picture), None, torch.tensor([q])).x_hat for q in (1, 2, 3)]
+    for number in range(3):
+        decoded = tensor(codec.decode(codec.encode(picture, quality=number + 1)))
+        off = [float((decoded - x_hat.clamp(0, 1)).abs().mean()) for x_hat in expected]
+        assert off[number] < 0.004 and off.index(min(off)) == number
+
+
 def test_a_quality_that_is_not_there_is_refused() -> None:
     (picture,) = pictures(1)
     for quality in (0, 2, -1):
