@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from pipeline import AigiError
-from pipeline.learned.layers import CatBlock, CrossAttention, Gains, Gdn, Text, lower_bound
+from pipeline.learned.layers import (
+    CatBlock,
+    CrossAttention,
+    Gains,
+    Gdn,
+    Text,
+    WindowAttention,
+    lower_bound,
+)
 from pipeline.learned.network import Network
 from pipeline.learned.sizes import NETWORKS, CatcSizes
 from tests.learned.conftest import SMALL, pictures, small, tensor, text_of
@@ -77,6 +85,15 @@ def test_catc_is_built_as_in_the_figure() -> None:
     with torch.device("meta"):
         without = Network(**NETWORKS["catc-no-text"].model_dump())
     assert not any(isinstance(part, CrossAttention) for part in without.modules())
+
+
+def test_attention_is_the_same_in_training() -> None:
+    attention = WindowAttention(8, heads=2)
+    torch.nn.init.normal_(attention.bias)
+    x = 3 * torch.randn(2, 3, 64, 8)
+    with torch.no_grad():
+        coding = attention(x)
+    torch.testing.assert_close(attention(x), coding)
 
 
 def test_gains_and_inverses_are_learned_apart() -> None:
