@@ -667,6 +667,11 @@ class Train(Settings):
         description="trained codec to start from: its folder, hf://ORG/NAME[@REVISION], or the "
         "`train` folder of a run, for the best one of the same name and λ",
     )
+    initial: Literal["transform", "random"] = Field(
+        "transform",
+        description="where no codec is given to start from: weights that already are a transform "
+        "coder, or random ones",
+    )
     text_folder: Location | None = Field(None, description="local copy of the text encoder")
     text_dropout: Share = Field(0.1, description="share of crops whose prompt is left empty")
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(

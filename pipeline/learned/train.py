@@ -40,6 +40,7 @@ from pipeline.learned.card import RatePoint
 from pipeline.learned.codec import load_network
 from pipeline.learned.crops import Crop, Crops
 from pipeline.learned.distortion import ms_ssim, psnr
+from pipeline.learned.initial import begin, step_of
 from pipeline.learned.layers import CrossAttention, Text
 from pipeline.learned.network import Network, Output
 from pipeline.learned.sizes import NETWORKS, Sizes, parse
@@ -51,6 +52,8 @@ from pipeline.run import flat
 from pipeline.workflow import Pictures, Train, Workflow
 
 AUX = "prior.median"
+LAMBDAS = {"mse": 1.0, "ms-ssim": 1280.0}
+"""λ over that of MSE for about the same rate: as CompressAI pairs those of its models."""
 FREE = {
     "steps", "threads", "log_every", "save_every", "validate_every", "validation_pictures",
     "tracker", "text_folder", "max_skipped", "lambdas", "together", "data", "init",
@@ -186,6 +189,9 @@ class Trainer:
             self.network.gains.begin(rise - rise.mean())
         if self.init is not None:
             self._start_from(self.init)
+        elif settings.initial == "transform":
+            mean = math.exp(math.fsum(map(math.log, weights)) / len(weights))
+            begin(self.network, step_of(mean / LAMBDAS[settings.distortion]))
         self.network.train().to(accelerator.device)
         parameters = dict(self.network.named_parameters())
         self.aux = parameters.pop(AUX)

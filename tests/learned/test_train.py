@@ -63,6 +63,7 @@ def _workflow(run: Path, release: Path, **settings: Any) -> Workflow:
         "batch": 2,
         "crop": 64,
         "shuffle_buffer": 24,
+        "initial": "random",  # what trains is seen in few steps
         "learning_rate": 1e-3,
         "save_every": 4,
         "validate_every": 6,
@@ -412,6 +413,24 @@ def test_one_network_learns_the_rates_of_all_lambdas(release: Path, tmp_path: Pa
     assert all(name in page for name in log.by_quality)
     with pytest.raises(AigiError, match=r"tiny codes at 3 qualities\. Give a λ for each"):
         _train(tmp_path / "c", release, **asked | {"lambdas": [0.1, 0.01, 0.001]})
+
+
+def test_training_begins_with_a_transform(release: Path, tmp_path: Path) -> None:
+    sizes = HYPERPRIOR | {"n": 48, "m": 64}
+    asked: dict[str, Any] = {"network": sizes, "lambdas": [0.02], "crop": 192}
+    random, mse = (
+        _trainer(tmp_path / initial, release, initial=initial, **asked)
+        for initial in ("random", "transform")
+    )
+    # λ of MS-SSIM is of another size; the step of quantisation is not.
+    asked |= {"distortion": "ms-ssim", "lambdas": [0.02 * 1280]}
+    similar = _trainer(tmp_path / "ms-ssim", release, initial="transform", **asked)
+    for name, weights in mse.network.state_dict().items():
+        torch.testing.assert_close(similar.network.state_dict()[name], weights)
+    first = [trainer.step(trainer.crops()) for trainer in (random, mse)]
+    assert first[0] is not None and first[1] is not None
+    assert first[1][0] < first[0][0] / 10
+    assert Train.model_validate({"data": {"place": "x"}}).initial == "transform"
 
 
 def test_each_crop_is_weighed_by_its_quality(release: Path, tmp_path: Path) -> None:

@@ -1,0 +1,224 @@
+"""An untrained network in, a transform coder out: where training begins.
+
+Random weights spend a short training on finding any transform at all. One is known: the
+Karhunen-Loève transform of pictures whose pixels are the more alike the nearer they are, which the
+DCT of JPEG approximates. It is laid into the strided convolutions of the analysis, halving by
+halving, each of which keeps the components of greatest variance of the one before, and its
+transpose into those of the synthesis. All else begins small or silent, and the entropy model with
+the variances that the transform gives:
+
+    x ─▶ K_1 ─▶ K_2 ─▶ K_3 ─▶ K_4 ─▶ y               K_s   c_s x 4 c_(s-1), orthonormal rows
+    x_hat ◀─ K_1ᵀ ◀─ K_2ᵀ ◀─ K_3ᵀ ◀─ K_4ᵀ ◀─ y       c     3, N, N, N, M, or all that there are
+
+The model of pictures: a correlation of 0.95 to the power of the distance in pixels (the
+nonseparable exponential of Jain, Fundamentals of Digital Image Processing, 1989, chapter 2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.learned.layers import CatBlock, CrossAttention
+from pipeline.learned.network import Network
+
+CORRELATION = 0.95
+COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
+"""Orthogonal axes of RGB, lightness first."""
+SHARES = (1.0, 0.06, 0.03)
+"""Variances along them, over that of lightness, as photographs have them about."""
+DEVIATION = 0.25
+"""Standard deviation of a pixel."""
+AMPLITUDE = 0.25
+"""What the networks make of pixels, so that GDN, which divides what is large, changes little."""
+LEAST_DEVIATION = 0.2
+"""Of a latent in steps: rounding alone moves it by more."""
+LATENT = 2.0
+"""Standard deviation of z."""
+SMALL = 0.01
+"""What is left of the random weights beside the transform: enough to tell channels apart."""
+
+
+def transforms(channels: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    """K_s of each halving, and the standard deviations of the last components.
+
+    Args:
+        channels: c_1, c_2, …: how many components to keep at most.
+
+    Returns:
+        float64, c_s x c_(s-1) x 2 x 2 (component, input, row, column), components of greater
+        variance first; and c_4 deviations for pixels of deviation 1 in lightness.
+    """
+    axes = nn.functional.normalize(torch.tensor(COLOURS, dtype=torch.float64), dim=1)
+    colour = axes.T @ torch.diag(torch.tensor(SHARES, dtype=torch.float64)) @ axes
+    found: list[Tensor] = []
+    kept = torch.eye(3, dtype=torch.float64).view(3, 3, 1, 1)  # components x 3 x size x size
+    deviations = torch.ones(3, dtype=torch.float64)
+    for count in channels:
+        half, size = kept.shape[-1], 2 * kept.shape[-1]
+        spread = torch.zeros(len(kept), 2, 2, 3, 2, half, 2, half, dtype=torch.float64)
+        for row in (0, 1):
+            for column in (0, 1):
+                spread[:, row, column, :, row, :, column] = kept
+        inputs = spread.reshape(4 * len(kept), 3 * size * size)
+        variances, vectors = torch.linalg.eigh(inputs @ _covariance(colour, size) @ inputs.T)
+        rows = vectors.T.flip(0)[:count]
+        found.append(rows.view(-1, len(kept), 2, 2))
+        deviations = variances.flip(0)[:count].clamp(min=0).sqrt()
+        kept = (rows @ inputs).view(-1, 3, size, size)
+    return found, deviations
+
+
+def _covariance(colour: Tensor, size: int) -> Tensor:
+    """Of the pixels of a block, 3 size² x 3 size²."""
+    at = torch.arange(size, dtype=torch.float64)
+    rows, columns = (g.flatten() for g in torch.meshgrid(at, at, indexing="ij"))
+    # Rows are a little more alike than columns: else components come in pairs of one variance, in
+    # which every rotation is as good, and machines would differ.
+    off = ((rows[:, None] - rows) ** 2 + 0.94 * (columns[:, None] - columns) ** 2).sqrt()
+    return torch.kron(colour, CORRELATION**off)
+
+
+def step_of(weight: float) -> float:
+    """The quantisation step for pixels from 0 to 1 that λ makes best: a finer one costs more than
+    it saves.
+
+    At high rate a step d leaves a squared error D = d² / 12, and three samples a pixel take
+    -3/2 log2 D bits and a constant: λ 255² D - 3/2 log2 D is least at D = 3 / (2 ln 2 λ 255²).
+    """
+    return math.sqrt(12 * 3 / (2 * math.log(2) * weight * 255**2))
+
+
+@torch.no_grad()
+def begin(network: Network, step: float) -> None:
+    """Let an untrained network be a transform coder, in place.
+
+    Args:
+        step: of quantisation, for pixels from 0 to 1; with several qualities, that of those whose
+            gain is 1 so far.
+    """
+    sizes = network.sizes
+    found, spread = transforms([sizes.n, sizes.n, sizes.n, sizes.m])
+    matrices = [matrix.float() for matrix in found]
+    deviations = torch.full([sizes.m], LEAST_DEVIATION)
+    deviations[: len(spread)] = (spread * DEVIATION / step).clamp(min=LEAST_DEVIATION)
+    begun = _begin_catc if sizes.kind == "catc" else _begin_hyperprior
+    last, first = begun(network, matrices)
+    _expect(network, deviations)
+    scale = AMPLITUDE * step
+    if network.gains is not None:
+        # Here the optimiser, whose steps do not know how large weights are, moves it by its share.
+        network.gains.log_gain.sub_(math.log(scale))
+        network.gains.log_inverse.add_(math.log(scale))
+    else:
+        last.weight /= scale
+        last.bias /= scale
+        first.weight *= scale
+
+
+def _begin_catc(network: Any, matrices: list[Tensor]) -> tuple[Any, Any]:
+    """Lay the transform into g_a and g_s; what makes y, and what takes it."""
+    bound = AMPLITUDE * math.sqrt(3) / 2  # of a component of 3 pixels from -1/2 to 1/2
+    for down, matrix in zip(network.g_a.down, matrices, strict=False):
+        first, _, second, _ = down.body
+        bound *= 2
+        count = len(matrix)
+        _shrink(first, second, down.skip)
+        _down(first, matrix)
+        # Far from the kink of the rectifier, and back.
+        first.bias[:count] += bound
+        second.weight[:count] = 0
+        second.weight[range(count), range(count), 1, 1] = 1
+        second.bias[:count] = -bound
+    _center(network.g_a.down[0].body[0], matrices[0])
+    _shrink(network.g_a.last)
+    _down(network.g_a.last, matrices[-1])
+    for up in network.g_s.up:
+        _zero(up.body[2])
+    ups = [*(up.skip[0] for up in network.g_s.up), network.g_s.last[0]]
+    for layer, matrix in zip(ups, reversed(matrices), strict=True):
+        _shrink(layer)
+        weight = layer.weight.view(-1, 2, 2, *layer.weight.shape[1:])  # as PixelShuffle takes them
+        weight[: matrix.shape[1], :, :, : len(matrix), 1, 1] += matrix.permute(1, 2, 3, 0)
+    _uncenter(ups[-1])
+    for part in network.modules():
+        if isinstance(part, CatBlock):
+            _zero(part.window.out, part.mlp[2])
+        if isinstance(part, CrossAttention):
+            part.silence()
+    return network.g_a.last, ups[0]
+
+
+def _begin_hyperprior(network: Any, matrices: list[Tensor]) -> tuple[Any, Any]:
+    """The same for the others."""
+    downs, ups = network.g_a.layers[::2], network.g_s.layers[::2]
+    _shrink(*downs, *ups)
+    for layer, matrix in zip(downs, matrices, strict=True):
+        _down(layer, matrix)
+    _center(downs[0], matrices[0])
+    for layer, matrix in zip(ups, reversed(matrices), strict=True):
+        layer.weight[: len(matrix), : matrix.shape[1], 2:4, 2:4] += matrix
+    _uncenter(ups[-1])
+    return downs[-1], ups[0]
+
+
+def _down(layer: Any, matrix: Tensor) -> None:
+    """Add a matrix to a convolution of stride 2."""
+    at = layer.weight.shape[-1] // 2
+    layer.weight[: len(matrix), : matrix.shape[1], at : at + 2, at : at + 2] += matrix
+
+
+def _center(layer: Any, matrix: Tensor) -> None:
+    """Let the first convolution take 1/2 from pixels, and scale them to `AMPLITUDE`."""
+    layer.weight *= AMPLITUDE
+    layer.bias[: len(matrix)] -= AMPLITUDE * matrix.sum((1, 2, 3)) / 2
+
+
+def _uncenter(layer: Any) -> None:
+    """And the last give it back."""
+    layer.weight /= AMPLITUDE
+    nn.init.constant_(layer.bias, 0.5)
+
+
+def _expect(network: Any, deviations: Tensor) -> None:
+    """Tell the entropy model what y will be like, at a gain of 1."""
+    _calm(network.h_a.layers[0].weight, deviations)
+    # Without this z rounds to 0, and h_s would learn nothing until it has grown.
+    y = torch.randn(1, len(deviations), 64, 64) * deviations[:, None, None]
+    speaks = LATENT / network.h_a(y).std()
+    for weights in network.h_a.layers[-1].parameters():
+        weights *= speaks
+    entropy = network.entropy
+    if network.sizes.kind == "hyperprior":
+        entropy.h_s[-2].bias += deviations
+    elif network.sizes.kind == "mean-scale":
+        entropy.h_s[-1].bias[len(deviations) :] += deviations
+    else:
+        parts = torch.split(deviations, entropy.depth)
+        for gate in (entropy.gru.gates, entropy.gru.candidate):
+            _calm(gate.weight[:, : entropy.depth], torch.stack(parts).mean(0))
+        for part, e, lrp in zip(parts, entropy.e, entropy.lrp, strict=True):
+            e[-1].bias[entropy.depth :] += part
+            _calm(lrp[0].weight[:, -entropy.depth :], part)
+            _zero(lrp[-1])
+
+
+def _calm(weight: Tensor, deviations: Tensor) -> None:
+    """Let weights see their inputs as if none were much larger than 1."""
+    weight /= deviations.clamp(min=1)[:, None, None]
+
+
+def _shrink(*layers: Any) -> None:
+    for layer in layers:
+        layer.weight *= SMALL
+        nn.init.zeros_(layer.bias)
+
+
+def _zero(*layers: nn.Module) -> None:
+    for layer in layers:
+        for weights in layer.parameters():
+            nn.init.zeros_(weights)
