@@ -474,8 +474,8 @@ class CodecSettings(Settings):
     models: tuple[Annotated[str, BeforeValidator(_locate_model)], ...] = Field(
         (),
         description="learned: names, folders or Hub ids, lowest rate first, or a pattern as "
-        "RUN/train/catc-mse-*, lowest λ first; none: those that come with aigi; compressai: one "
-        "network",
+        "RUN/train/catc-mse-*, lowest λ first; none: `catc-small-1` to `-4`, which "
+        "come with aigi; compressai: one network",
     )
     text: Location | None = Field(None, description="learned: folder of the text encoder")
     prompts: bool = Field(True, description="learned: false codes with an empty prompt")

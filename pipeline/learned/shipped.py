@@ -1,8 +1,10 @@
 """The codecs that come with aigi: a name in, its folder out; and how they came into the package.
 
-    python -m pipeline.learned.shipped export RUN/train/*      # weights, from low to high rate
-    aigi run …                                                 # a benchmark of them
-    python -m pipeline.learned.shipped card RUN/benchmark/measurements.csv …
+    python -m pipeline.learned.shipped export FAMILY RUN/train/*   # weights, from low to high rate
+    aigi run …                                                     # a benchmark of them
+    python -m pipeline.learned.shipped card FAMILY RUN/benchmark/measurements.csv …
+
+A family is one network of several qualities, or one for each rate (`FAMILY-1`, `FAMILY-2`, …).
 
 No torch at the top, so that a command can list them before anything heavy is loaded.
 """
@@ -10,6 +12,7 @@ No torch at the top, so that a command can list them before anything heavy is lo
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 import sys
 from collections import defaultdict
@@ -31,17 +34,24 @@ LOGS = ("curve.csv", "validation.csv")
 
 
 def shipped() -> dict[str, Path]:
-    """Folders of the models by name, from low to high rate."""
-    return {path.name: path for path in sorted(FOLDER.glob(f"{FAMILY}-[1-9]"))}
+    """Folders of the models by name, those of a family from low to high rate."""
+    return {path.parent.name: path.parent for path in sorted(FOLDER.glob("*/config.json"))}
 
 
-def export(trained: list[Path]) -> None:
+def members(family: str) -> dict[str, Path]:
+    """Those of a family, from low to high rate."""
+    names = re.compile(rf"{re.escape(family)}(-[1-9])?")
+    return {name: path for name, path in shipped().items() if names.fullmatch(name)}
+
+
+def export(family: str, trained: list[Path]) -> None:
     """Put the last weights of trained codecs into the package, in half precision.
 
     The last, not the best: so validation pictures have chosen nothing. The tables of z are made
     after rounding, so they are exactly those of the stored weights.
 
     Args:
+        family: its name here.
         trained: folders that training made, from low to high rate.
 
     Raises:
@@ -55,13 +65,13 @@ def export(trained: list[Path]) -> None:
 
     for number, folder in enumerate(trained, 1):
         found = load_network(folder / "last")
-        name = f"{FAMILY}-{number}"
+        name = family if len(trained) == 1 else f"{family}-{number}"
         network = Network(**found.sizes.model_copy(update={"name": name}).model_dump())
         network.load_state_dict(found.half().float().state_dict())
         target = FOLDER / name
         target.mkdir(parents=True, exist_ok=True)
         network.save_pretrained(target)
-        (target / "README.md").unlink()  # one card for all of them
+        (target / "README.md").unlink()  # `write_card` makes one for the family
         stored = {
             key: value.to(torch.float16) if value.is_floating_point() else value
             for key, value in load_file(target / WEIGHTS).items()
@@ -110,8 +120,10 @@ def rate_points(measurements: Path) -> list[RatePoint]:
     return points
 
 
-def write_card(measurements: list[Path]) -> None:
-    """Write the models' card: how they were trained, their hashes, and what was measured.
+def write_card(family: str, measurements: list[Path]) -> None:
+    """Write a family's card: how it was trained, its hashes, and what was measured.
+
+    `TRAINING.md`, by hand, stands beside it.
 
     Args:
         measurements: `measurements.csv` of benchmarks, each of another set of pictures.
@@ -125,25 +137,24 @@ def write_card(measurements: list[Path]) -> None:
     from pipeline.learned.network import CONFIG, WEIGHTS
     from pipeline.learned.sizes import parse
 
-    models = shipped()
-    sizes = parse(json.loads((models[DEFAULT] / CONFIG).read_text()))
+    models = members(family)
+    example = DEFAULT if DEFAULT in models else next(iter(models))
+    folder = models.get(family, FOLDER)
+    sizes = parse(json.loads((models[example] / CONFIG).read_text()))
     hashes = [
         f"| `{name}` | `{file_sha256(str(path / WEIGHTS))}` |" for name, path in models.items()
     ]
-    training = (FOLDER / "TRAINING.md").read_text(encoding="utf-8").strip()
+    training = (folder / "TRAINING.md").read_text(encoding="utf-8").strip()
     table = "\n".join(["| model | sha256 of model.safetensors |", "|---|---|", *hashes])
     text = card(
-        sizes.model_copy(update={"name": FAMILY}),
+        sizes.model_copy(update={"name": family}),
         [point for path in measurements for point in rate_points(path)],
         training=f"{training}\n\n{table}",
-        model=DEFAULT,
+        model=example,
     )
-    (FOLDER / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    what, *paths = sys.argv[1:]
-    if what == "export":
-        export([Path(path) for path in paths])
-    else:
-        write_card([Path(path) for path in paths])
+    what, name, *paths = sys.argv[1:]
+    {"export": export, "card": write_card}[what](name, [Path(path) for path in paths])

@@ -17,14 +17,14 @@ from pipeline.clip import file_sha256
 from pipeline.learned import shipped as module
 from pipeline.learned.bitstream import rates
 from pipeline.learned.codec import load, load_network
-from pipeline.learned.shipped import DEFAULT, FOLDER, export, rate_points, shipped
+from pipeline.learned.shipped import DEFAULT, FOLDER, export, members, rate_points, shipped
 from pipeline.learned.sizes import NETWORKS, parse
 from pipeline.pixels import RGB, decode
 from pipeline.tiny.paint import render
 from pipeline.tiny.scenes import captions, draw_scene
 from tests.learned.conftest import small
 
-CARD = (FOLDER / "README.md").read_text(encoding="utf-8")
+CATC = [f"catc-small-{number}" for number in (1, 2, 3, 4)]
 
 
 def scene(seed: int) -> tuple[RGB, str]:
@@ -33,31 +33,46 @@ def scene(seed: int) -> tuple[RGB, str]:
     return render(found, 256, 256, seed), captions(found, seed)[0]
 
 
-def test_there_are_four_and_they_are_small() -> None:
-    assert list(shipped()) == [f"catc-small-{number}" for number in (1, 2, 3, 4)]
+def test_two_families_come_with_aigi_and_they_are_small() -> None:
+    assert list(shipped()) == [*CATC, "mean-scale-small"]
     assert DEFAULT in shipped()
-    assert sum(p.stat().st_size for p in FOLDER.rglob("*.safetensors")) <= 20_000_000
+    assert list(members("catc-small")) == CATC
+    assert list(members("mean-scale-small")) == ["mean-scale-small"]
+    for family, most in (("catc-small", 20_000_000), ("mean-scale-small", 5_000_000)):
+        files = (folder / "model.safetensors" for folder in members(family).values())
+        assert sum(file.stat().st_size for file in files) <= most
     for name, folder in shipped().items():
         sizes = parse(json.loads((folder / "config.json").read_text()))
-        mine = NETWORKS["catc-small"].model_copy(update={"name": name, "text": sizes.text})
-        assert sizes == mine and sizes.text is not None and sizes.text.tower == "tiny"
+        change: dict[str, object] = {"name": name, "text": sizes.text}
+        if name in CATC:
+            assert sizes == NETWORKS["catc-small"].model_copy(update=change)
+            assert sizes.text is not None and sizes.text.tower == "tiny"
+        else:
+            change |= {"n": 64, "m": 128, "qualities": 4}
+            assert sizes == NETWORKS["mean-scale"].model_copy(update=change)
 
 
-def test_the_card_has_the_hash_of_every_file() -> None:
-    pins = dict(re.findall(r"\| `(catc-small-\d)` \| `([0-9a-f]{64})` \|", CARD))
+@pytest.mark.parametrize(("family", "card"), [("catc-small", "."), ("mean-scale-small",) * 2])
+def test_the_card_has_the_hash_of_every_file(family: str, card: str) -> None:
+    text = (FOLDER / card / "README.md").read_text(encoding="utf-8")
+    pins = dict(re.findall(r"\| `([a-z0-9-]+)` \| `([0-9a-f]{64})` \|", text))
     assert pins == {
-        name: file_sha256(str(folder / "model.safetensors")) for name, folder in shipped().items()
+        name: file_sha256(str(folder / "model.safetensors"))
+        for name, folder in members(family).items()
     }
 
 
-def test_rates_rise_and_files_decode_to_what_was_promised() -> None:
+@pytest.mark.parametrize("family", ["catc-small", "mean-scale-small"])
+def test_rates_rise_and_files_decode_to_what_was_promised(family: str) -> None:
     picture, prompt = scene(1)
     found = []
-    for name in shipped():
+    for name in members(family):
         codec = load(name, device="cpu")
-        coded = codec.encode_and_reconstruct(picture, prompt)
-        assert np.array_equal(codec.decode(coded.data), coded.reconstruction)
-        found.append((rates(coded.data).bpp, psnr(picture, coded.reconstruction)))
+        for quality in range(1, codec.qualities + 1):
+            coded = codec.encode_and_reconstruct(picture, prompt, quality)
+            assert np.array_equal(codec.decode(coded.data), coded.reconstruction)
+            found.append((rates(coded.data).bpp, psnr(picture, coded.reconstruction)))
+    assert len(found) == 4
     assert found == sorted(found) and found[0][1] + 1 < found[-1][1]
 
 
@@ -79,12 +94,13 @@ def test_photos_are_nearer_than_jpeg_has_them(shared: Path) -> None:
         for n in ("04", "23")
     ]
     for codec in codecs:
-        gains = []
-        for picture in pictures:
-            coded = codec.encode_and_reconstruct(picture)
-            bpp = rates(coded.data).bpp
-            gains.append(psnr(picture, coded.reconstruction) - _jpeg_at(picture, bpp))
-        assert np.mean(gains) > 0, f"{codec.name}: {gains}"
+        for quality in range(1, codec.qualities + 1):
+            gains = []
+            for picture in pictures:
+                coded = codec.encode_and_reconstruct(picture, quality=quality)
+                bpp = rates(coded.data).bpp
+                gains.append(psnr(picture, coded.reconstruction) - _jpeg_at(picture, bpp))
+            assert np.mean(gains) > 0, f"{codec.name}, quality {quality}: {gains}"
 
 
 def test_export_halves_and_the_tables_follow(
@@ -96,8 +112,8 @@ def test_export_halves_and_the_tables_follow(
     network.save_pretrained(trained / "last")
     for name in ("curve.csv", "validation.csv"):
         (trained / name).write_text("step\n1\n")
-    export([trained])
-    (folder,) = shipped().values()
+    export("family", [trained])
+    (folder,) = members("family").values()
     assert sorted(p.name for p in folder.iterdir()) == [
         *("config.json", "curve.csv", "model.safetensors", "validation.csv")
     ]
