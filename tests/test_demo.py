@@ -87,8 +87,10 @@ def test_it_ends_with_files_of_a_codec_trained_on_it(run: Path) -> None:
     model = str(folder / "last")
     rows = code_pictures(run, {"demo": model, "catc-small-3": "catc-small-3"})
     assert [(name, count) for name, count, *_ in rows] == [("demo", 2), ("catc-small-3", 2)]
-    (_, _, _, unread, poor), (_, _, bpp, prompt, good) = rows
-    assert unread < prompt < bpp and poor + 5 < good
+    (_, _, short, unread, begun), (_, _, bpp, prompt, good) = rows
+    assert unread < prompt < bpp and unread < short
+    # Three steps keep what training begins with; random weights give 10 dB.
+    assert min(begun, good) > 20
     files = sorted((run / "coded").glob("*-demo.aigi"))
     assert len(files) == 2
     decoded = load(model, device="cpu").decode(files[0].read_bytes())
