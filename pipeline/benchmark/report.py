@@ -323,8 +323,9 @@ class Report:
             "dists": "DISTS is that of VGG-16",
         }
         said = [words[kind] for kind in self.benchmark.distances]
-        learned = [f"{', '.join(said)}, of decoded 8-bit pictures: 0 for equal ones.", ""]
-        learned *= bool(said)
+        learned = (
+            [f"{', '.join(said)}, of decoded 8-bit pictures: 0 for equal ones.", ""] if said else []
+        )
         if not self.references:
             return ["## What pictures show", "", *learned] if learned else []
         clip, marks = self.benchmark.clip, self.benchmark.watermarks

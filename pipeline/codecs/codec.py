@@ -162,8 +162,13 @@ def _best_in(folder: str) -> str:
     return next((place for place in made if Path(place).is_dir()), folder)
 
 
+def _points(given: CodecSettings) -> list[tuple[str, int]]:
+    """Of a learned codec, what its qualities count: every model at each of its own."""
+    return learned.points(models_of(given))
+
+
 def _learned(given: CodecSettings, quality: float, here: Here) -> Codec:
-    model, own = learned.points(models_of(given))[round(quality) - 1]
+    model, own = _points(given)[round(quality) - 1]
     return learned.learned(model, own, here.device, given.text, given.prompts)
 
 
@@ -317,7 +322,7 @@ def row_of(given: CodecSettings) -> Row:
         raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no prompts")
     if given.qualities is None:
         return row  # nothing to hold to the ends: models are not looked for
-    ends = (1, len(learned.points(models_of(given)))) if given.codec == "learned" else (1, 8)
+    ends = (1, len(_points(given))) if given.codec == "learned" else (1, 8)
     low, high = (min(row.grid), max(row.grid)) if row.grid else ends
     for quality in given.qualities:
         if not low <= quality <= high:
@@ -333,7 +338,7 @@ def qualities(given: CodecSettings) -> tuple[float, ...]:
     if given.qualities is not None:
         return tuple(dict.fromkeys(given.qualities))
     if given.codec == "learned":
-        return tuple(float(i + 1) for i in range(len(learned.points(models_of(given)))))
+        return tuple(float(i + 1) for i in range(len(_points(given))))
     return row_of(given).qualities
 
 

@@ -84,9 +84,6 @@ def card(
     }
     prompt = "" if sizes.text is None else ' --prompt "WHAT IT SHOWS"'
     argument = "" if sizes.text is None else ', "WHAT IT SHOWS"'
-    if sizes.qualities > 1:
-        prompt += f" --quality {sizes.qualities}"
-        argument += f", quality={sizes.qualities}"
     if sizes.text is None:
         text = "It does not read prompts, and stores none."
     else:
@@ -101,6 +98,8 @@ def card(
         else "Nothing was measured yet."
     )
     if sizes.qualities > 1:
+        prompt += f" --quality {sizes.qualities}"
+        argument += f", quality={sizes.qualities}"
         text += f" It codes at {sizes.qualities} qualities, from 1, the lowest rate."
     shape = ", ".join(
         f"{name} = {value}"

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.learned.layers import CatBlock, CrossAttention
+from pipeline.learned.layers import CatBlock
 from pipeline.learned.network import Network
 
 CORRELATION = 0.95
@@ -57,14 +57,13 @@ def transforms(channels: Sequence[int]) -> tuple[list[Tensor], Tensor]:
     colour = axes.T @ torch.diag(torch.tensor(SHARES, dtype=torch.float64)) @ axes
     found: list[Tensor] = []
     kept = torch.eye(3, dtype=torch.float64).view(3, 3, 1, 1)  # components x 3 x size x size
+    place = torch.eye(2, dtype=torch.float64)
     deviations = torch.ones(3, dtype=torch.float64)
     for count in channels:
-        half, size = kept.shape[-1], 2 * kept.shape[-1]
-        spread = torch.zeros(len(kept), 2, 2, 3, 2, half, 2, half, dtype=torch.float64)
-        for row in (0, 1):
-            for column in (0, 1):
-                spread[:, row, column, :, row, :, column] = kept
-        inputs = spread.reshape(4 * len(kept), 3 * size * size)
+        size = 2 * kept.shape[-1]
+        # Each component at each of the four places of a block of twice the size.
+        inputs = torch.einsum("kcij,ra,sb->krscaibj", kept, place, place)
+        inputs = inputs.reshape(4 * len(kept), 3 * size * size)
         variances, vectors = torch.linalg.eigh(inputs @ _covariance(colour, size) @ inputs.T)
         rows = vectors.T.flip(0)[:count]
         found.append(rows.view(-1, len(kept), 2, 2))
@@ -148,8 +147,7 @@ def _begin_catc(network: Any, matrices: list[Tensor]) -> tuple[Any, Any]:
     for part in network.modules():
         if isinstance(part, CatBlock):
             _zero(part.window.out, part.mlp[2])
-        if isinstance(part, CrossAttention):
-            part.silence()
+    network.silence_text()
     return network.g_a.last, ups[0]
 
 

@@ -23,7 +23,7 @@ from pipeline.learned.bitstream import STRIDE
 from pipeline.learned.card import card
 from pipeline.learned.coding import Estimate, Read, Write
 from pipeline.learned.entropy import Factorized
-from pipeline.learned.layers import Gains, Text
+from pipeline.learned.layers import CrossAttention, Gains, Text
 from pipeline.learned.sizes import Sizes, parse
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -153,6 +153,12 @@ class Network(nn.Module, PyTorchModelHubMixin):
         """What the entropy model is given, in its precision."""
         kind = next(self.entropy.parameters()).dtype
         return z_hat.to(kind), None if text is None else text.to(z_hat.device, kind)
+
+    def silence_text(self) -> None:
+        """Let the text say nothing until trained."""
+        for part in self.modules():
+            if isinstance(part, CrossAttention):
+                part.silence()
 
     def aux_loss(self) -> Tensor:
         """Loss of `prior.median` alone, for an optimiser of its own."""

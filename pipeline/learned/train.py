@@ -41,7 +41,7 @@ from pipeline.learned.codec import load_network
 from pipeline.learned.crops import Crop, Crops
 from pipeline.learned.distortion import ms_ssim, psnr
 from pipeline.learned.initial import begin, step_of
-from pipeline.learned.layers import CrossAttention, Text
+from pipeline.learned.layers import Text
 from pipeline.learned.network import Network, Output
 from pipeline.learned.sizes import NETWORKS, Sizes, parse
 from pipeline.learned.text import TextEncoder
@@ -240,9 +240,7 @@ class Trainer:
             )
         self.network.load_state_dict(other.state_dict(), strict=not blind)
         if blind:
-            for module in self.network.modules():
-                if isinstance(module, CrossAttention):
-                    module.silence()
+            self.network.silence_text()
 
     def _resume(self) -> None:
         files = checkpoint.found(self.folder)

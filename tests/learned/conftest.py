@@ -14,6 +14,8 @@ from pipeline.learned.codec import LearnedCodec
 from pipeline.learned.network import Network
 from pipeline.learned.sizes import NETWORKS
 from pipeline.pixels import RGB
+from pipeline.tiny.paint import render
+from pipeline.tiny.scenes import captions, draw_scene
 
 TEXT = {"tower": "tiny", "width": 96}
 SMALL: dict[str, dict[str, Any]] = {
@@ -80,6 +82,12 @@ def pictures(count: int, height: int = 64, width: int = 64, seed: int = 0) -> li
         fine = np.kron(coarse, np.ones((8, 8, 1), np.int64))[:height, :width]
         found.append(np.clip(fine + random.integers(-20, 21, fine.shape), 0, 255).astype(np.uint8))
     return found
+
+
+def scene(seed: int) -> tuple[RGB, str]:
+    """A picture that nothing was trained on, and its caption."""
+    found = draw_scene(seed)
+    return render(found, 256, 256, seed), captions(found, seed)[0]
 
 
 def tensor(picture: RGB) -> torch.Tensor:

@@ -15,8 +15,7 @@ from pipeline.learned.initial import begin, step_of, transforms
 from pipeline.learned.layers import Text
 from pipeline.learned.network import Network
 from pipeline.learned.sizes import NETWORKS
-from tests.learned.conftest import SMALL, tensor, text_of
-from tests.learned.test_shipped import scene
+from tests.learned.conftest import SMALL, scene, tensor, text_of
 
 
 def test_the_transform_is_orthonormal_and_keeps_what_varies_most() -> None:

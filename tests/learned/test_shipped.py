@@ -20,17 +20,9 @@ from pipeline.learned.codec import load, load_network
 from pipeline.learned.shipped import DEFAULT, FOLDER, export, members, rate_points, shipped
 from pipeline.learned.sizes import NETWORKS, parse
 from pipeline.pixels import RGB, decode
-from pipeline.tiny.paint import render
-from pipeline.tiny.scenes import captions, draw_scene
-from tests.learned.conftest import small
+from tests.learned.conftest import scene, small
 
 CATC = [f"catc-small-{number}" for number in (1, 2, 3, 4)]
-
-
-def scene(seed: int) -> tuple[RGB, str]:
-    """A picture that nothing was trained on, and its caption."""
-    found = draw_scene(seed)
-    return render(found, 256, 256, seed), captions(found, seed)[0]
 
 
 def test_two_families_come_with_aigi_and_they_are_small() -> None:
