@@ -1,0 +1,147 @@
+"""A workflow in, tables of what it would read and make out; nothing is made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline import AigiError
+from pipeline.workflow import READERS, Benchmark, Pictures, Workflow
+
+if TYPE_CHECKING:
+    from pipeline.dataset.stages import Estimate
+
+
+def parts(workflow: Workflow) -> Iterator[Table | str]:
+    """Tables and lines to print, in order.
+
+    Raises:
+        AigiError: pictures that the workflow reads are not there, or it has neither plan nor reader.
+    """
+    from pipeline.dataset.stages import estimate
+
+    if (reading := _reading_table(workflow)).row_count:
+        yield reading
+    if (benchmark := workflow.benchmark_here()) is not None:
+        yield _benchmark_table(benchmark, workflow)
+    if workflow.plan is None and any(getattr(workflow, name) is not None for name in READERS):
+        return
+    lines = estimate(workflow)
+    yield _plan_table(lines, workflow)
+    for split in ("train", "validation", "test"):
+        images = sum(line.images for line in lines if line.split == split)
+        yield f"{split}: {images:,} images"
+    yield (
+        f"GPU-hours: one GPU at {workflow.compute.gpu_tflops:g} TFLOP/s sustained "
+        "(compute.gpu_tflops); nothing was made."
+    )
+
+
+def _reading(workflow: Workflow) -> Iterator[tuple[str, Pictures, str]]:
+    """Sections that read pictures: name, where these lie, and what is done with them."""
+    from pipeline.analysis.places import places
+
+    if (looks := workflow.characteristics) is not None:
+        matrices = len(looks.distances) * len(looks.angles)
+        files = ", ".join(looks.lossless) or "no files"
+        for pictures in places(looks.pictures, workflow):
+            yield "characteristics", pictures, f"{matrices} GLCM, colours, {files} of each"
+    if (scores := workflow.alignments) is not None:
+        words = "scores: " + ", ".join(scores.models)
+        if scores.attributes:
+            words += "; attributes: " + ", ".join(scores.attributes)
+        for pictures in places(scores.pictures, workflow):
+            yield "alignments", pictures, words
+    if (train := workflow.train) is not None:
+        network = train.network if isinstance(train.network, str) else train.network.get("name")
+        yield (
+            "train",
+            workflow.pictures(train.data).model_copy(update={"splits": ("train",)}),
+            f"{network}, λ {', '.join(f'{weight:g}' for weight in train.lambdas)}: "
+            f"{train.steps:,} steps of {train.batch * train.accumulate} crops each",
+        )
+
+
+def _counted(pictures: Pictures, workflow: Workflow) -> dict[str, int | None]:
+    """Pictures by source; what this workflow makes itself is not there before it has run."""
+    from pipeline.collection import Collection
+
+    try:
+        parts = Collection(pictures).parts
+    except AigiError:
+        own = (workflow.run, workflow.run.rstrip("/") + "/release")
+        if workflow.plan is None or pictures.place.rstrip("/") not in own:
+            raise
+        return {"(what it releases)": None}
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts[part.source] += part.rows
+    return dict(counts)
+
+
+def _reading_table(workflow: Workflow) -> Table:
+    table = Table("section", "place", "source", title=f"What {escape(workflow.run)} would read")
+    table.add_column("pictures", justify="right")
+    table.add_column("work")
+    for section, pictures, work in _reading(workflow):
+        for source, count in _counted(pictures, workflow).items():
+            table.add_row(
+                section, escape(pictures.place), escape(source), _number(count), escape(work)
+            )
+            work = ""  # said once
+    return table
+
+
+def _number(count: int | None) -> str:
+    return "" if count is None else f"{count:,}"
+
+
+def _benchmark_table(benchmark: Benchmark, workflow: Workflow) -> Table:
+    from pipeline.benchmark.stages import planned
+
+    counts = _counted(benchmark.measured, workflow).values()
+    pictures = None if None in counts else sum(count or 0 for count in counts)
+    table = Table("codec", title=f"Benchmark in {workflow.run}")
+    for heading in ("qualities", "pictures", "measurements"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for label, count, why in planned(benchmark, workflow.compute):
+        total = None if pictures is None else 0 if why else count * pictures
+        said = escape(f"skipped: {why}" if why else "")
+        table.add_row(escape(label), f"{count}", _number(pictures), _number(total), said)
+    return table
+
+
+def _plan_table(lines: list[Estimate], workflow: Workflow) -> Table:
+    table = Table("source", "split", "size", title=f"Plan of {workflow.run}")
+    for heading in ("images", "with margin", "prompts", "shards", "GB", "GPU-hours"):
+        table.add_column(heading, justify="right")
+    for line in lines:
+        table.add_row(
+            escape(line.title),
+            line.split,
+            line.size,
+            f"{line.images:,}" if line.counted else "all there are",
+            f"{line.planned:,}" if line.counted else "",
+            f"{line.prompts:,}" if line.prompts else "imported",
+            f"{line.shards:,}" if line.counted else "",
+            f"{line.gigabytes:,.1f}",
+            f"{line.gpu_hours:,.1f}",
+        )
+    table.add_section()
+    table.add_row(
+        "all",
+        "",
+        "",
+        f"{sum(line.images for line in lines):,}",
+        f"{sum(line.planned for line in lines):,}",
+        "",
+        f"{sum(line.shards for line in lines):,}",
+        f"{sum(line.gigabytes for line in lines):,.1f}",
+        f"{sum(line.gpu_hours for line in lines):,.1f}",
+    )
+    return table
