@@ -69,12 +69,14 @@ def _make(workflow: Workflow, quiet: bool) -> None:
     from pipeline.tables import Store
 
     progress = Progress(quiet=quiet)
+    looks = (workflow.characteristics, workflow.alignments, workflow.benchmark_here())
+    others = bool(stages(workflow)) or any(section is not None for section in looks)
+    if others and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise AigiError(
+            "run: a launcher started several processes, and only training is made for them. "
+            "Run the other sections in a workflow of their own, without it."
+        )
     if stages(workflow):
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise AigiError(
-                "run: a launcher started several processes, and only training is made for them. "
-                "Run the other sections first, without it."
-            )
         make(workflow, Store(workflow.run), progress)
     elif os.environ.get("RANK", "0") == "0":
         _record(workflow)
@@ -645,7 +647,7 @@ def robustness(
 Codec = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", help="Name, folder or Hub id of a codec.", show_default="catc-small-3"
+        "--model", "-m", help="Name, folder or Hub id of a codec.", show_default="catc-small"
     ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of the model.")]
@@ -692,8 +694,12 @@ def encode(
             f"{out}: {len(data):,} bytes, {found.bpp:.4f} bpp, "
             f"{found.bpp_without_prompt:.4f} without the prompt{note}"
         )
+        if prompt and codec.text is None:
+            print(f"{codec.name} does not read prompts; none is stored", file=sys.stderr)
         which = "" if model is None or model in shipped() else f" --model {model}"
-        print(f"next: aigi decode {out}{which} -o {out.with_suffix('.png')}", file=sys.stderr)
+        # Not the name of the picture itself, which may lie beside the file.
+        decoded = out.with_name(f"{out.stem}-decoded.png")
+        print(f"next: aigi decode {out}{which} -o {decoded}", file=sys.stderr)
 
 
 @app.command()

@@ -20,7 +20,7 @@ def parts(workflow: Workflow) -> Iterator[Table | str]:
     """Tables and lines to print, in order.
 
     Raises:
-        AigiError: pictures that the workflow reads are not there, or it has neither plan nor reader.
+        AigiError: pictures that it reads are not there, or it has neither plan nor reader.
     """
     from pipeline.dataset.stages import estimate
 

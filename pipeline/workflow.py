@@ -474,8 +474,8 @@ class CodecSettings(Settings):
     models: tuple[Annotated[str, BeforeValidator(_locate_model)], ...] = Field(
         (),
         description="learned: names, folders or Hub ids, lowest rate first, or a pattern as "
-        "RUN/train/catc-mse-*, lowest λ first; none: `catc-small-1` to `-4`, which "
-        "come with aigi; compressai: one network",
+        "RUN/train/catc-mse-*, lowest λ first; none: `catc-small`, which comes "
+        "with aigi; compressai: one network",
     )
     text: Location | None = Field(None, description="learned: folder of the text encoder")
     prompts: bool = Field(True, description="learned: false codes with an empty prompt")
@@ -674,6 +674,12 @@ class Train(Settings):
     )
     text_folder: Location | None = Field(None, description="local copy of the text encoder")
     text_dropout: Share = Field(0.1, description="share of crops whose prompt is left empty")
+    foreign_prompts: Location | None = Field(
+        None,
+        description="text file, a prompt a line, of which some stand in for crops' own: so no "
+        "prompt of a kind that the data lacks does harm",
+    )
+    foreign_share: Share = Field(0.25, description="of crops that have a foreign prompt")
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="times that an epoch sees a source's pictures; default 1"
     )
@@ -719,6 +725,8 @@ class Train(Settings):
             raise ValueError("data.splits: training takes train, validation takes validation")
         if self.distortion == "ms-ssim" and self.crop < 192:
             raise ValueError("distortion ms-ssim needs crops of at least 192")
+        if self.foreign_prompts is not None and self.text_dropout + self.foreign_share > 1:
+            raise ValueError("text_dropout + foreign_share: more than all prompts")
         return self
 
 

@@ -2,6 +2,8 @@
 
 ray job submit --working-dir . -- python workflows/ray_job.py workflows/regenerate.yaml
     --set run=s3://BUCKET/runs/pku-aigi-500k --set compute.workers=8
+ray job submit --working-dir . -- python workflows/ray_job.py workflows/train.yaml
+    --set run=/SHARED/DISK/train --set compute.workers=8    # a folder that all machines see
 """
 
 from __future__ import annotations

@@ -198,10 +198,12 @@ def unpack(data: bytes, max_pixels: int = MOST_PIXELS) -> tuple[Header, list[byt
     """
     header, reader = _unpack_header(data)
     width, height = header.width, header.height
-    if width * height > max_pixels:
+    # What is decoded is padded: a line one pixel wide takes the memory of 64.
+    whole = padded(width) * padded(height)
+    if width * height > max_pixels or whole > max(max_pixels, MOST_PIXELS):
         raise DamagedStream(
-            f"bitstream: claims {width}x{height} pixels; at most {max_pixels:,} are decoded. Raise "
-            "max_pixels if the file is right."
+            f"bitstream: claims {width}x{height} pixels ({whole:,} when padded); at most "
+            f"{max_pixels:,} are decoded. Raise max_pixels if the file is right."
         )
     # Before any list of them: a tile takes bytes, so a file cannot have many more than it has.
     side = header.tile or max(padded(width), padded(height))

@@ -45,9 +45,11 @@ def train_with_ray(workflow: Workflow, progress: Progress) -> None:
         AigiError: there is no such cluster, or what `train` raises in a worker.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
     from ray.util.queue import Queue
+
+    from pipeline.learned.train import PATIENCE
 
     gpus = connect(workflow.compute)
     lines = Queue(actor_options={"num_cpus": 0})
@@ -62,6 +64,7 @@ def train_with_ray(workflow: Workflow, progress: Progress) -> None:
     trainer = TorchTrainer(
         _work,
         train_loop_config={"workflow": here, "lines": lines},
+        torch_config=TorchConfig(timeout_s=round(PATIENCE.total_seconds())),
         scaling_config=ScalingConfig(
             num_workers=workflow.compute.workers,
             use_gpu=gpus > 0,

@@ -162,6 +162,8 @@ class LearnedCodec:
                 f"image: {image.dtype} {'x'.join(map(str, image.shape))}; expected uint8, height x "
                 "width x 3. Lay transparent pictures over a background; repeat grey three times."
             )
+        stored = prompt if self.text is not None else ""
+        bitstream.pack_prompt(stored)  # one that cannot be stored is refused before any work
         height, width = image.shape[:2]
         tile = self._tile(width, height)
         text = self._features(prompt)
@@ -181,7 +183,6 @@ class LearnedCodec:
                 yield y_bar
 
         y_bar = _joined(y_bars(), places)
-        stored = prompt if self.text is not None else ""
         header = Header(self.name, self.weights, quality, width, height, tile, stored)
         return bitstream.pack(header, coded), header, y_bar, text
 
@@ -255,7 +256,7 @@ def load(
 
     Args:
         model: a folder with `config.json` and `model.safetensors`, the name of a model that comes
-            with aigi (`catc-small-1` …), or a Hub id.
+            with aigi (`catc-small`), or a Hub id.
         revision: commit, tag or branch on the Hub.
         device: auto, cpu, cuda or cuda:N.
         text_folder: where the text encoder lies, if not where the configuration says.

@@ -23,9 +23,10 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,10 @@ from pipeline.learned import checkpoint
 from pipeline.learned.card import RatePoint
 from pipeline.learned.codec import load_network
 from pipeline.learned.crops import Crop, Crops
-from pipeline.learned.distortion import ms_ssim, psnr
+from pipeline.learned.distortion import LEAST_SIDE, ms_ssim, psnr
 from pipeline.learned.initial import begin, step_of
 from pipeline.learned.layers import Text
-from pipeline.learned.network import Network, Output
+from pipeline.learned.network import CONFIG, WEIGHTS, Network, Output
 from pipeline.learned.sizes import NETWORKS, Sizes, parse
 from pipeline.learned.text import TextEncoder
 from pipeline.learned.validation import Found, pictures_of, validate
@@ -54,6 +55,8 @@ from pipeline.workflow import Pictures, Train, Workflow
 AUX = "prior.median"
 LAMBDAS = {"mse": 1.0, "ms-ssim": 1280.0}
 """λ over that of MSE for about the same rate: as CompressAI pairs those of its models."""
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for the first one, which alone validates; torch's 10 minutes are few."""
 FREE = {
     "steps", "threads", "log_every", "save_every", "validate_every", "validation_pictures",
     "tracker", "text_folder", "max_skipped", "lambdas", "together", "data", "init",
@@ -84,11 +87,18 @@ def codecs_of(settings: Train, sizes: Sizes) -> dict[str, tuple[float, ...]]:
     """Names of the codecs that are trained, and λ of each of their qualities.
 
     Raises:
-        AigiError: the network codes at several qualities, and those are not the λ.
+        AigiError: the network codes at several qualities, and those are not the λ; or two λ are
+            the same.
     """
     name, lambdas = f"{sizes.name}-{settings.distortion}", settings.lambdas
     if sizes.qualities == 1:
-        return {f"{name}-{weight:g}": (weight,) for weight in lambdas}
+        found: dict[str, tuple[float, ...]] = {f"{name}-{w:g}": (w,) for w in lambdas}
+        if len(found) < len(lambdas):
+            raise AigiError(
+                f"train.lambdas: {', '.join(map(str, lambdas))}: two would train one codec, "
+                "named by six digits. Give each λ once."
+            )
+        return found
     if len(lambdas) != sizes.qualities or list(lambdas) != sorted(set(lambdas)):
         raise AigiError(
             f"train.lambdas: {', '.join(f'{weight:g}' for weight in lambdas)}: {sizes.name} codes "
@@ -175,19 +185,22 @@ class Trainer:
         self.accelerator, self.collection, self.validation = accelerator, collection, validation
         sizes = sizes_of(settings)
         self.init = None if settings.init is None else _init_of(settings.init, folder.name)
-        self.state = _Progress(settings=self._recorded(sizes, threads))
-        torch.manual_seed(_seed(settings.seed, "weights"))
-        self.network = Network(**sizes.model_dump())
         self.text = (
             None
             if sizes.text is None
             else TextEncoder(sizes.text, settings.text_folder, accelerator.device)
         )
+        self.foreign = _foreign_prompts(settings)
+        self.state = _Progress(settings=self._recorded(sizes, threads))
+        torch.manual_seed(_seed(settings.seed, "weights"))
+        self.network = Network(**sizes.model_dump())
         if self.network.gains is not None:
             # Where steps are small, distortion is that of the steps' squares: gains as √λ.
             rise = 0.5 * torch.log(torch.tensor(weights))
             self.network.gains.begin(rise - rise.mean())
-        if self.init is not None:
+        if checkpoint.found(folder):
+            pass  # it has all weights; what they started from may be gone
+        elif self.init is not None:
             self._start_from(self.init)
         elif settings.initial == "transform":
             mean = math.exp(math.fsum(map(math.log, weights)) / len(weights))
@@ -221,7 +234,9 @@ class Trainer:
             "network": sizes.model_dump(mode="json"),
             "lambda": self.weights[0] if len(self.weights) == 1 else list(self.weights),
             "data": self.collection.state,
-            "init": None if self.init is None else _digest(self.init),
+            "init": settings.init,
+            "foreign_prompts": None if self.foreign is None else _digest(self.foreign),
+            "text encoder": None if self.text is None else _digest(_bytes_of(self.text.state())),
             "processes": self.accelerator.num_processes,
             "device": self.accelerator.device.type,
             "compute.threads": threads,
@@ -320,12 +335,20 @@ class Trainer:
         pixels = torch.from_numpy(np.stack([crop.pixels for crop in taken])).to(device)
         text = None
         if self.text is not None:
-            share = self.settings.text_dropout
-            prompts = ["" if drawn.random() < share else crop.text for crop in taken]
+            prompts = [self._prompt(crop, drawn) for crop in taken]
             text = self.text(prompts).to(device, torch.float32)
         # Contiguous: with the pixels' channels last, torch 2.15 on CPUs writes past the end of
         # gradients of convolutions with few channels.
         return pixels.permute(0, 3, 1, 2).contiguous().float() / 255, text
+
+    def _prompt(self, crop: Crop, drawn: random.Random) -> str:
+        """Of a crop: its own, none or a foreign one."""
+        chance, empty = drawn.random(), self.settings.text_dropout
+        if chance < empty:
+            return ""
+        if self.foreign is not None and chance < empty + self.settings.foreign_share:
+            return drawn.choice(self.foreign)
+        return crop.text
 
     def step(self, crops: Iterator[Crop]) -> tuple[float, float, float] | None:
         """One step of the optimisers: loss, bpp and MSE; None where the gradient was not finite."""
@@ -401,34 +424,64 @@ def _init_of(place: str, name: str) -> str:
     return str(best) if "://" not in place and best.is_dir() else place
 
 
-def _digest(place: str) -> str:
-    """What tells one model to start from apart from another."""
-    if place.startswith("hf://"):
-        return place
-    from pipeline.learned.network import CONFIG, WEIGHTS
+def _check_init(place: str | None, folder: Path) -> None:
+    """What a codec starts from is there, or no longer needed.
 
-    sha = hashlib.sha256()
+    Raises:
+        AigiError: it is not.
+    """
+    if place is None or checkpoint.found(folder):
+        return
+    init = _init_of(place, folder.name)
     for name in (CONFIG, WEIGHTS):
-        path = Path(place) / name
-        if not path.is_file():
-            raise AigiError(f"train.init: {place} has no {name}. Give the folder of a model.")
-        sha.update(path.read_bytes())
+        if "://" not in init and not (Path(init) / name).is_file():
+            raise AigiError(f"train.init: {init} has no {name}. Give the folder of a model.")
+
+
+def _foreign_prompts(settings: Train) -> list[str] | None:
+    if settings.foreign_prompts is None:
+        return None
+    path = Path(settings.foreign_prompts)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AigiError(f"train.foreign_prompts: {path}: cannot be read: {error}") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise AigiError(f"train.foreign_prompts: {path}: has no line with a prompt")
+    return found
+
+
+def _bytes_of(tensors: dict[str, Tensor]) -> Iterator[str | bytes]:
+    for name, value in sorted(tensors.items()):
+        yield from (name, value.cpu().contiguous().numpy().tobytes())
+
+
+def _digest(parts: Iterable[str | bytes]) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        sha.update(len(data).to_bytes(8, "big") + data)
     return sha.hexdigest()
 
 
 class _Log:
-    """A CSV file that a resumed run goes on with: lines beyond the checkpoint are dropped."""
+    """A CSV file that a resumed run goes on with: lines beyond the checkpoint are dropped.
+
+    Where the checkpoint lies between two lines, the next one is the mean of the steps since.
+    """
 
     def __init__(self, path: Path, columns: list[str], step: int) -> None:
         lines: list[list[str]] = []
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
                 lines = [r for r in csv.reader(file) if r and r[0].isdigit() and int(r[0]) <= step]
-        self.file = path.open("w", newline="", encoding="utf-8")
+        part = path.with_name(f".{path.name}.part")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([columns, *lines])
+        part.replace(path)
+        self.file = path.open("a", newline="", encoding="utf-8")
         self.writer = csv.writer(self.file, lineterminator="\n")
-        self.writer.writerow(columns)
-        self.writer.writerows(lines)
-        self.file.flush()
 
     def write(self, *values: object) -> None:
         self.writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
@@ -469,10 +522,11 @@ def fit(trainer: Trainer, progress: Progress) -> None:
                 f"({state.skipped} so far)"
             )
             if state.skipped > settings.max_skipped:
+                files = checkpoint.found(folder)
                 raise AigiError(
                     f"train: {name}: {state.skipped} steps had no finite gradient "
-                    "(train.max_skipped). Lower train.learning_rate or train.clip in a new run; "
-                    f"the weights of the last checkpoint are in {folder}."
+                    "(train.max_skipped). Lower train.learning_rate or train.clip in a new run"
+                    + (f"; {files[-1]} is the last checkpoint." if files else ".")
                 )
         else:
             window.append(values)
@@ -566,6 +620,7 @@ def _keep(trainer: Trainer, target: Path, found: Sequence[Found] = ()) -> None:
 
 def _accelerator(settings: Train, device: str, folder: Path) -> Any:
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
     if device not in ("auto", "cpu", "cuda"):
         raise AigiError(f"compute.device: {device}: training takes auto, cpu or cuda")
@@ -584,6 +639,7 @@ def _accelerator(settings: Train, device: str, folder: Path) -> Any:
         cpu=device == "cpu" or not torch.cuda.is_available(),
         log_with=settings.tracker,
         project_dir=str(folder),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
 
 
@@ -610,6 +666,8 @@ def train(workflow: Workflow, progress: Progress) -> list[Path]:
 
         train_with_ray(workflow, progress)
         return list(codecs)
+    for folder in codecs:
+        _check_init(settings.init, folder)
     torch.set_num_threads(workflow.compute.threads)
     data = workflow.pictures(settings.data)
     collection = Collection(data.model_copy(update={"splits": ("train",)}))
@@ -640,8 +698,16 @@ def _validation(settings: Train, data: Pictures) -> list[tuple[RGB, str]]:
         update={"splits": ("validation",), "limit": settings.validation_pictures}
     )
     try:
-        return list(pictures_of(Collection(data)))
+        pictures = list(pictures_of(Collection(data)))
+        if settings.distortion == "ms-ssim" and not any(
+            min(picture.shape[:2]) >= LEAST_SIDE for picture, _ in pictures
+        ):
+            raise AigiError(
+                f"train.data: {data.place}: no validation picture has sides of {LEAST_SIDE} "
+                "pixels, which MS-SSIM wants"
+            )
     except AigiError as error:
         raise AigiError(
             f"{error}\nThere is nothing to validate with: set train.validation_pictures=0"
         ) from error
+    return pictures

@@ -76,6 +76,15 @@ def test_estimated_bits_are_the_real_ones(name: str) -> None:
     assert len(data) == fields + sum(map(len, tiles))
 
 
+def test_a_prompt_that_cannot_be_stored_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codec = ready("catc")
+    monkeypatch.setattr(codec.network, "analyse", lambda *_: pytest.fail("it was coded"))
+    with pytest.raises(AigiError, match="at most 4,096 are stored"):
+        codec.encode(pictures(1)[0], "x" * 4097)
+
+
 def test_every_byte_counts_and_the_prompt_is_told_apart() -> None:
     (picture,) = pictures(1, 64, 96)
     with_prompt = ready("catc").encode(picture, PROMPT)

@@ -37,6 +37,7 @@ def test_a_picture_goes_to_a_file_and_back(tmp_path: Path, model: Path) -> None:
     data = (tmp_path / "x.aigi").read_bytes()
     assert f"{len(data):,} bytes, {8 * len(data) / 4500:.4f} bpp" in done.stdout
     assert "without the prompt" in done.stdout and "next: aigi decode" in done.stderr
+    assert "-decoded.png" in done.stderr, "the picture itself may be of the file's name"
     done = aigi("decode", tmp_path / "x.aigi", "--model", model, "-o", tmp_path / "y.png")
     assert done.exit_code == 0, done.output
     codec = load(model, device="cpu")
@@ -96,9 +97,12 @@ def test_a_picture_is_coded_without_naming_a_model(tmp_path: Path) -> None:
     assert np.array_equal(
         np.asarray(Image.open(out)), load(DEFAULT, device="cpu").decode(file.read_bytes())
     )
-    # Of another rate: the file says which model it wants.
-    done = aigi("encode", tmp_path / "in.png", "--model", "catc-small-1", "-o", file)
+    # Another one, which reads no prompts: the file says which model it wants.
+    done = aigi(
+        "encode", tmp_path / "in.png", "--model", "mean-scale-small", "-o", file, "--prompt", "x"
+    )
     assert done.exit_code == 0 and aigi("decode", file, "-o", out).exit_code == 0
+    assert "mean-scale-small does not read prompts; none is stored" in done.stderr
 
 
 def test_a_quality_is_asked_for(tmp_path: Path) -> None:

@@ -112,6 +112,20 @@ def test_12_000_hostile_files_in_bounded_memory(name: str, monkeypatch: pytest.M
     assert grown < 500, f"{grown:.0f} MiB more"
 
 
+def test_a_line_that_pads_to_many_gigabytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first tile is sound, so only the claim tells; 1 pixel wide is 64 when decoded."""
+    codec = ready("mean-scale")
+    _, (tile,) = unpack(codec.encode(np.zeros((1536, 64, 3), np.uint8)))
+    count = (1 << 27) // 1536 + 1
+    name = codec.name.encode()
+    head = bytes([len(name)]) + name + codec.weights + b"\1"
+    head += _varint(1) + _varint(1 << 27) + _varint(1536 // 64) + pack_prompt("")
+    data = seal(head + _varint(len(tile)) + tile + b"\1\0" * (count - 1))
+    monkeypatch.setattr(codec.network, "read", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(DamagedStream, match=r"claims 1x134217728 pixels \(8,589,934,592 when"):
+        codec.decode(data)
+
+
 def test_every_cut_of_a_file_is_refused() -> None:
     for data in files("catc-small"):
         for length in range(len(data)):

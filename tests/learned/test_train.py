@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from pipeline.learned import train as training
 from pipeline.learned.codec import load, load_network
 from pipeline.learned.logs import logs
 from pipeline.learned.network import Network
+from pipeline.learned.text import TextEncoder
 from pipeline.learned.validation import Found
 from pipeline.pages.report import report
 from pipeline.progress import Progress
@@ -270,8 +273,11 @@ def test_steps_without_a_finite_gradient_are_passed_over_and_counted(
     weights = load_file(folder / "last" / "model.safetensors")
     assert all(torch.isfinite(w.float()).all() for w in weights.values())
     calls |= {"n": 0, "bad": set(range(1, 100))}
-    with pytest.raises(AigiError, match=r"3 steps had no finite gradient .*learning_rate"):
+    with pytest.raises(AigiError, match=r"3 steps had no finite gradient .*in a new run\.$"):
         _train(tmp_path / "b", release, max_skipped=2, validation_pictures=0)
+    calls |= {"n": 0, "bad": set(range(5, 100))}
+    with pytest.raises(AigiError, match=r"state-00000004\.safetensors is the last checkpoint\.$"):
+        _train(tmp_path / "c", release, max_skipped=2, validation_pictures=0)
 
 
 def test_gradients_are_accumulated_as_if_in_one_batch(
@@ -322,6 +328,28 @@ def test_the_learning_rate_rises_and_falls_at_milestones() -> None:
     )
     rates = [training.learning_rate(settings, step) for step in (0, 1, 2, 3, 9, 10, 19, 20, 99)]
     assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+
+
+def test_foreign_prompts_stand_in_for_some(release: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("four dogs\n\n five cats \n")
+    asked: dict[str, Any] = {"network": CATC, "foreign_prompts": str(file)}
+    trainer = _trainer(tmp_path / "a", release, **asked, text_dropout=0.5, foreign_share=0.25)
+    chance, crop = random.Random(0), next(trainer.crops())
+    counts = Counter(trainer._prompt(crop, chance) for _ in range(4000))
+    assert set(counts) == {"", crop.text, "four dogs", "five cats"} and crop.text
+    expected = {"": 2000, crop.text: 1000, "four dogs": 500, "five cats": 500}
+    assert all(abs(counts[prompt] - n) < 130 for prompt, n in expected.items()), counts
+    _train(tmp_path / "b", release, **asked, steps=2, save_every=2, validation_pictures=0)
+    file.write_text("four dogs\n")
+    with pytest.raises(AigiError, match=r"other settings:\n  foreign_prompts: "):
+        _train(tmp_path / "b", release, **asked, steps=4, save_every=2, validation_pictures=0)
+    for text, said in (("", "has no line with a prompt"), (None, "cannot be read")):
+        file.unlink() if text is None else file.write_text(text)
+        with pytest.raises(AigiError, match=said):
+            _trainer(tmp_path / "c", release, **asked)
+    with pytest.raises(ValueError, match="more than all prompts"):
+        _workflow(tmp_path, release, **asked, text_dropout=0.9)
 
 
 def test_prompts_are_dropped_as_often_as_asked(release: Path, tmp_path: Path) -> None:
@@ -376,7 +404,55 @@ def test_a_codec_is_tuned_from_another(release: Path, tmp_path: Path) -> None:
     Network(**HYPERPRIOR).save_pretrained(tmp_path / "other")
     with pytest.raises(AigiError, match=r"other settings:\n  init: "):
         _train(tmp_path / "d", release, init=str(tmp_path / "other"), validation_pictures=0)
-    assert (tuned / "last" / "config.json").exists()
+    # What it started from is in the checkpoint, so it may go.
+    shutil.rmtree(first)
+    _train(tmp_path / "d", release, init=str(first / "last"), validation_pictures=0, steps=6)
+    assert checkpoint.load(checkpoint.found(tuned)[-1])[1]["step"] == 6
+
+
+def test_what_later_codecs_start_from_is_asked_for_first(release: Path, tmp_path: Path) -> None:
+    first = _train(tmp_path / "a", release, steps=2, validate_every=2)
+    with pytest.raises(AigiError, match=r"train\.init: .*/a/train has no config\.json"):
+        _train(tmp_path / "b", release, init=str(first.parent), lambdas=[0.013, 0.05])
+    assert not (tmp_path / "b").exists()
+
+
+def test_another_text_encoder_is_refused(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"network": CATC, "validation_pictures": 0, "save_every": 2}
+    _train(tmp_path, release, **asked, steps=2)
+    state = TextEncoder.state
+
+    def changed(self: Any) -> dict[str, torch.Tensor]:
+        return {name: value + (name == "ln_final.weight") for name, value in state(self).items()}
+
+    monkeypatch.setattr(TextEncoder, "state", changed)
+    with pytest.raises(AigiError, match=r"other settings:\n  text encoder: [0-9a-f]{64} -> "):
+        _train(tmp_path, release, **asked, steps=4)
+
+
+def test_logs_survive_a_kill_while_they_are_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "curve.csv"
+    training._Log(path, ["step", "loss"], 0).write(1, 0.5)
+    training._Log(path, ["step", "loss"], 1).write(2, 0.25)
+    before = path.read_text()
+    assert before == "step,loss\n1,0.5\n2,0.25\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            training._Log(path, ["step", "loss"], 1)
+    assert path.read_text() == before
+    training._Log(path, ["step", "loss"], 1)
+    assert path.read_text() == "step,loss\n1,0.5\n"
+
+
+def test_processes_wait_for_a_long_validation(tmp_path: Path) -> None:
+    settings = Train.model_validate({"data": {"place": "x"}, "network": HYPERPRIOR})
+    accelerator = training._accelerator(settings, "cpu", tmp_path)
+    assert accelerator.init_handler.timeout == training.PATIENCE > timedelta(hours=1)
 
 
 def test_one_network_learns_the_rates_of_all_lambdas(release: Path, tmp_path: Path) -> None:
@@ -505,9 +581,19 @@ def test_what_cannot_be_trained_says_why(release: Path, tmp_path: Path) -> None:
     only = write_release(tmp_path / "only", {("sdxl", "train"): pictures(2, 96, 96)})
     with pytest.raises(AigiError, match=r"set train\.validation_pictures=0"):
         _train(tmp_path / "x", only, weights={})
-    done = aigi("run", "workflows/demo.yaml", "--set", f"run={tmp_path}", WORLD_SIZE="2")
-    assert done.returncode == 1
-    assert "only training is made for them" in done.stderr
+    small: dict[str, Any] = {"distortion": "ms-ssim", "crop": 192}
+    with pytest.raises(AigiError, match=r"sides of 161 pixels.*\n.*validation_pictures=0"):
+        _train(tmp_path / "y", release, **small)
+    assert not (tmp_path / "y").exists(), "said before the first step"
+    with pytest.raises(AigiError, match=r"0\.01, 0\.010000001: two would train one codec"):
+        _train(tmp_path / "z", release, lambdas=[0.01, 0.010000001])
+    measured = tmp_path / "measured.yaml"
+    workflow = _workflow(tmp_path / "w", release).model_dump(mode="json", include={"run", "train"})
+    measured.write_text(yaml.safe_dump(workflow | {"benchmark": {"codecs": ["jpeg"]}}))
+    for file in ("workflows/demo.yaml", str(measured)):
+        done = aigi("run", file, "--set", f"run={tmp_path / 'w'}", WORLD_SIZE="2")
+        assert done.returncode == 1
+        assert "only training is made for them" in done.stderr
 
 
 @pytest.mark.slow
