@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
@@ -71,8 +72,14 @@ class Curves:
         return means
 
     def curve(self, metric: str) -> Curve:
-        """The curve of the means; MS-SSIM is averaged first and then given in dB."""
-        return in_db(mean_curve(list(self._points(metric).values())), metric)
+        """The curve of the means; MS-SSIM is averaged first and then given in dB.
+
+        Values that no picture has are not numbers.
+        """
+        points = self._points(metric)
+        if not points:
+            return Curve(tuple(self.bpp.mean(0).tolist()), (math.nan,) * len(self.qualities))
+        return in_db(mean_curve(list(points.values())), metric)
 
     def _points(self, metric: str) -> dict[str, tuple[Array, Array]]:
         values = getattr(self, metric)

@@ -18,6 +18,7 @@ import numpy as np
 
 from pipeline import markdown
 from pipeline.benchmark import figures, published
+from pipeline.benchmark.bd import Array
 from pipeline.benchmark.comparisons import chosen_parts, chosen_rows
 from pipeline.benchmark.measurements import MOST_PIXELS, here_of, pixels_of, skipped
 from pipeline.benchmark.metrics import CAP_DB, psnr
@@ -399,7 +400,7 @@ class Report:
                     "encoding_time": (mine.encode_s_per_mp.mean(0) * pixels / 1e6).tolist(),
                     "decoding_time": (mine.decode_s_per_mp.mean(0) * pixels / 1e6).tolist(),
                     "psnr-rgb": mine.psnr.mean(0).tolist(),
-                    "ms-ssim-rgb": _whole(mine.ms_ssim).mean(0).tolist(),
+                    "ms-ssim-rgb": _means(mine.ms_ssim),
                 },
             }
             text = json.dumps(data, indent=2) + "\n"
@@ -604,7 +605,7 @@ def _given(rows: Iterable[Mapping[str, Any]], column: str) -> list[float]:
     return [row[column] for row in rows if row[column] is not None]
 
 
-def _whole(values: Any) -> Any:
-    """The rows that are numbers throughout; all, where none is."""
+def _means(values: Array) -> list[float | None]:
+    """Means over the pictures that have numbers throughout; None, which JSON has, without any."""
     whole = values[np.isfinite(values).all(1)]
-    return whole if len(whole) else values
+    return whole.mean(0).tolist() if len(whole) else [None] * values.shape[1]

@@ -22,9 +22,11 @@ from pipeline.benchmark import published, rates
 from pipeline.benchmark.report import latex, latex_table
 from pipeline.benchmark.search import nearest
 from pipeline.benchmark.strips import busiest
+from pipeline.pixels import png_bytes
 from pipeline.workflow import load
-from tests.benchmark.conftest import CODECS, PROMPT, execute, write_workflow
+from tests.benchmark.conftest import CODECS, PROMPT, cells_of, execute, page_of, write_workflow
 from tests.benchmark.test_measurements import Measured, rows_of
+from tests.benchmark.test_metrics import pair
 from tests.conftest import aigi
 
 
@@ -160,6 +162,25 @@ def test_ms_ssim_is_averaged_before_it_is_in_db() -> None:
     assert curves.curve("ms_ssim").values == pytest.approx(
         (-10 * np.log10(0.15), -10 * np.log10(0.02))
     )
+
+
+def test_pictures_too_small_for_ms_ssim_have_a_page(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(png_bytes(pair(i, 9 + i, 8)[1]))
+    workflow = write_workflow(
+        tmp_path / "w.yaml", folder, {}, codecs=CODECS[:2], pictures={"place": str(folder)}
+    )
+    store, _ = execute(workflow)
+    html = page_of(store)
+    body = cells_of(html, "small")[1:]
+    assert len(body) == 6 and all(float(cells[4]) > 10 and cells[5] == "-" for cells in body)
+    assert "small, webp: no picture that both coded at every quality" in html
+    text = Path(store.path("benchmark", "compressai", "small", "webp.json")).read_text()
+    results = json.loads(text)["results"]
+    assert results["ms-ssim-rgb"] == [None] * 3 and "NaN" not in text
+    assert results["psnr-rgb"] == pytest.approx([float(c[4]) for c in body[3:]], abs=1e-3)
 
 
 def test_published_curves_are_drawn_behind_those_of_the_dataset() -> None:
