@@ -36,6 +36,7 @@ from pipeline.benchmark.rates import (
 )
 from pipeline.benchmark.strips import strip
 from pipeline.codecs.codec import conversion, opened, qualities, row_of
+from pipeline.codecs.command import CodecFailed
 from pipeline.collection import Collection
 from pipeline.dwt_dct import BITS
 from pipeline.markdown import escape
@@ -178,12 +179,11 @@ class Report:
                 versions[row["codec"]] = row["codec_version"]
                 devices[row["codec"]] = row["device"]
         rows = []
-        losses = self._conversions()
+        conversions, failed = self._conversions()
         for given in self.benchmark.codecs:
             if given.label in self.skipped and given.label not in versions:
                 continue
             row = row_of(given)
-            loss = losses.get(given.label)
             rows.append(
                 (
                     given.label,
@@ -193,11 +193,7 @@ class Report:
                     versions.get(given.label, ""),
                     devices.get(given.label, "")
                     + (", a program of its own" if row.external else ""),
-                    "in its library"
-                    if loss is None
-                    else "none"
-                    if loss >= CAP_DB
-                    else f"{loss:.2f}",
+                    conversions.get(given.label, ""),
                 )
             )
         headings = ("codec", "what", "coded as", "qualities", "version", "runs on")
@@ -214,14 +210,15 @@ class Report:
             "it is about the best that the codec can reach.",
             "",
         ]
+        lines += [*failed, ""] if failed else []
         if self.skipped:
             lines += ["Not measured here, since this machine lacks something:", ""]
             lines += [f"- {escape(label)}: {escape(why)}" for label, why in self.skipped.items()]
             lines.append("")
         return lines
 
-    def _conversions(self) -> dict[str, float]:
-        """Mean PSNR of the colour conversion alone, for the codecs where it is ours."""
+    def _conversions(self) -> tuple[dict[str, str], list[str]]:
+        """By codec, the mean PSNR of the colour conversion alone, as a cell; and what failed."""
         images = []
         for part in chosen_parts(self.collection):
             rows = self.collection.read(part.name, ["image"]).slice(0, CONVERTED)
@@ -230,16 +227,27 @@ class Report:
                     images.append(pixels_of(row))
                 except BadPicture:
                     continue  # a row of the measurements says so
-        found = {}
+        cells: dict[str, str] = {}
+        failed = []
         for given in self.benchmark.codecs:
-            if given.label in self.skipped or row_of(given).network:
+            if given.label in self.skipped or not images:
+                continue
+            if row_of(given).network:
+                cells[given.label] = "none"  # RGB is what they code
                 continue
             codec = opened(given, qualities(given)[0], here_of(self.benchmark, self.compute))
             pairs = ((image, conversion(codec, image)) for image in images)
-            values = [psnr(image, made) for image, made in pairs if made is not None]
-            if values:
-                found[given.label] = float(np.mean(values))
-        return found
+            try:
+                values = [psnr(image, made) for image, made in pairs if made is not None]
+            except CodecFailed as error:
+                cells[given.label] = "failed"
+                failed.append(f"- {escape(f'{given.label}: the conversion failed: {error}')}")
+                continue
+            mean = float(np.mean(values)) if values else None
+            cells[given.label] = (
+                "in its library" if mean is None else "none" if mean >= CAP_DB else f"{mean:.2f}"
+            )
+        return cells, failed
 
     def _bd_rates(self) -> list[str]:
         anchor = self.benchmark.anchor

@@ -183,6 +183,46 @@ def test_pictures_too_small_for_ms_ssim_have_a_page(tmp_path: Path) -> None:
     assert results["psnr-rgb"] == pytest.approx([float(c[4]) for c in body[3:]], abs=1e-3)
 
 
+FFMPEG = """#!/bin/sh
+case "$*" in
+  *-encoders*) echo " V....D libvvenc             VVC";;
+  *-version*) echo "ffmpeg version 0";;
+  *) echo "broken on purpose" >&2; exit 1;;
+esac
+"""
+
+
+def test_a_program_that_always_fails_costs_its_cells_alone(tmp_path: Path, pictures: Path) -> None:
+    broken = tmp_path / "ffmpeg"
+    broken.write_text(FFMPEG)
+    broken.chmod(0o755)
+    codecs = [{"codec": "jpeg", "qualities": [20, 60]}, {"codec": "vvc", "qualities": [37]}]
+    workflow = write_workflow(
+        tmp_path / "w.yaml", pictures, {"ffmpeg": str(broken)}, codecs=codecs, strips=None
+    )
+    html = page_of(execute(workflow)[0])
+    cells = {row[0]: row for row in cells_of(html, "Codecs")[1:]}
+    assert cells["jpeg"][-1] == "in its library" and cells["vvc"][-1] == "failed"
+    assert "vvc: the conversion failed: ffmpeg: exit code 1: broken on purpose" in html
+    assert "vvc, 3 times: CodecFailed: ffmpeg: exit code 1: broken on purpose" in html
+
+
+def test_networks_that_code_rgb_convert_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png_bytes(pair(0, 64, 64)[1]))
+    workflow = write_workflow(
+        tmp_path / "w.yaml",
+        folder,
+        {},
+        codecs=[{"codec": "learned", "qualities": [1]}],
+        pictures={"place": str(folder)},
+        strips=None,
+    )
+    (row,) = cells_of(page_of(execute(workflow, device="cpu")[0]), "Codecs")[1:]
+    assert row[0] == "learned" and row[-1] == "none"
+
+
 def test_published_curves_are_drawn_behind_those_of_the_dataset() -> None:
     for source, mark in published.SUBSETS:
         assert rates.group_name(source, mark) in {
