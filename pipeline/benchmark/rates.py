@@ -107,34 +107,39 @@ def group_name(source: str, watermark: str) -> str:
 
 
 def curves(measurements: pa.Table, order: Iterable[str]) -> dict[str, dict[str, Curves]]:
-    """Curves by group and codec; the group `all` pools the others, where there are several.
+    """Curves by group and codec; where there are several groups, the last one pools the others.
+
+    It is called `all`, and where a group of pictures is, `all together`.
 
     Args:
         measurements: of MEASUREMENTS.
         order: labels of the codecs, as figures list them.
     """
     found: dict[str, dict[str, dict[str, dict[float, dict[str, float]]]]] = {}
+    together: dict[str, dict[str, dict[float, dict[str, float]]]] = {}
     columns = [
         *("image_id", "source", "watermark", "codec", "quality", "width", "height"),
         *("bpp", "psnr", "ms_ssim", "encode_ms", "decode_ms", "error"),
     ]
     content = [name for name in CONTENT if name in measurements.column_names]
-    groups: set[str] = set()
     for row in measurements.select([*columns, *content]).to_pylist():
         group = group_name(row["source"], row["watermark"])
-        groups.add(group)
-        for name in (group, POOLED):
-            images = found.setdefault(name, {}).setdefault(row["codec"], defaultdict(dict))
+        for of in (found.setdefault(group, {}), together):
+            images = of.setdefault(row["codec"], defaultdict(dict))
             # Two sources may share a picture, as variants of a mark do not.
             images[f"{group}/{row['image_id']}"][row["quality"]] = row
-    if len(groups) < 2:
-        found.pop(POOLED, None)
-    names = [name for name in sorted(groups) if name != POOLED] + [POOLED] * (POOLED in found)
+    names = sorted(found)
+    pool = POOLED
+    while pool in found:
+        pool += " together"
+    if len(found) > 1:
+        found[pool] = together
+        names.append(pool)
     # Marks differ in what they survive: a mean over several kinds would say nothing.
     pooled = [column for column in content if column != "watermark_accuracy"]
     made = {
         name: {
-            label: _curves(found[name][label], pooled if name == POOLED else content)
+            label: _curves(found[name][label], pooled if name == pool else content)
             for label in order
             if label in found[name]
         }

@@ -12,6 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,6 @@ from pipeline.benchmark.rates import (
     CONTENT,
     FOLDER,
     METRICS,
-    POOLED,
     Comparison,
     Curves,
     compare,
@@ -39,7 +39,7 @@ from pipeline.codecs.codec import conversion, opened, qualities, row_of
 from pipeline.codecs.command import CodecFailed
 from pipeline.collection import Collection
 from pipeline.dwt_dct import BITS
-from pipeline.markdown import escape
+from pipeline.markdown import escape, plain
 from pipeline.pixels import BadPicture, decode
 from pipeline.tables import Store
 from pipeline.workflow import Benchmark, Compute
@@ -47,18 +47,25 @@ from pipeline.workflow import Benchmark, Compute
 CONVERTED = 4  # pictures whose colour conversion is measured
 
 
-def slug(name: str) -> str:
-    """A file name of letters, digits and dashes."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "x"
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """A file name of letters, digits and dashes for each name, no two alike in any case."""
+    short = {name: re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") for name in names}
+    alike = Counter(made.lower() for made in short.values())
+    return {
+        name: made
+        if made and alike[made.lower()] == 1
+        else f"{made}-{sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
+        for name, made in short.items()
+    }
 
 
 def latex(text: str) -> str:
-    """Text that LaTeX shows as it is."""
+    """Text that LaTeX shows as it is, in one line."""
     return "".join(
         {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}.get(
             char, f"\\{char}" if char in "&%$#_{}" else char
         )
-        for char in text
+        for char in plain(text)
     )
 
 
@@ -95,6 +102,7 @@ class Report:
         self.measurements = store.read_all("measurements")
         self.curves = curves(self.measurements, self.labels)
         wanted = benchmark.clip is not None or benchmark.watermarks
+        self.files = file_names(self.curves)
         self.references = store.read_all("references").to_pylist() if wanted else []
         self.skipped = skipped(benchmark, compute)
         self.comparisons = {
@@ -311,14 +319,16 @@ class Report:
                     )
             lines += [f"### {escape(group)}", ""]
             for metric, title in METRICS.items():
-                name = f"rd-{slug(group)}-{slug(metric)}"
+                name = f"rd-{self.files[group]}-{metric.replace('_', '-')}"
                 figure = figures.rate_distortion(
                     group, found, metric, self._published(group, metric), self.order
                 )
                 lines += self._figure(figure, name, f"{title} over bits per pixel, {group}")
             headings = ("codec", "quality", "pictures", "bpp", "PSNR, dB", "MS-SSIM, dB")
             more = (*(CONTENT[name] for name in content), "encode, s/MP", "decode, s/MP")
-            lines += self._table((*headings, *more), rows, f"rd-{slug(group)}", 7 + len(content))
+            lines += self._table(
+                (*headings, *more), rows, f"rd-{self.files[group]}", 7 + len(content)
+            )
             self._exchange(group, found)
         if any(self._published(group, "psnr") for group in self.curves):
             text = published.__doc__ or ""
@@ -358,7 +368,7 @@ class Report:
                 title = f"{group}: watermark"
                 figure = figures.watermark(title, found, shown, self.order)
                 shows = f"Share of the watermark's bits over bits per pixel, {group}"
-                figured += self._figure(figure, f"watermark-{slug(group)}", shows)
+                figured += self._figure(figure, f"watermark-{self.files[group]}", shows)
         headings = ["before any codec", "pictures"]
         headings += ["clip_score"] * (clip is not None)
         headings += [CONTENT["watermark_accuracy"], "all of them right"] * marks
@@ -398,6 +408,7 @@ class Report:
     def _exchange(self, group: str, found: Mapping[str, Curves]) -> None:
         """One JSON file a codec, in the format that CompressAI's plots read."""
         pixels = self._mean_pixels(group)
+        names = file_names(self.labels)
         for label, mine in found.items():
             data = {
                 "name": label,
@@ -412,7 +423,7 @@ class Report:
                 },
             }
             text = json.dumps(data, indent=2) + "\n"
-            self._put(text, "compressai", slug(group), f"{slug(label)}.json")
+            self._put(text, "compressai", self.files[group], f"{names[label]}.json")
 
     def _mean_pixels(self, group: str) -> float:
         sizes = [
@@ -420,12 +431,13 @@ class Report:
             for row in self.measurements.select(
                 ["source", "watermark", "width", "height"]
             ).to_pylist()
-            if row["width"] and group in (POOLED, group_name(row["source"], row["watermark"]))
+            if row["width"]
+            and group in (next(reversed(self.curves)), group_name(row["source"], row["watermark"]))
         ]
         return float(np.mean(sizes))
 
     def _rate_time(self) -> list[str]:
-        group = POOLED if POOLED in self.curves else next(iter(self.curves), None)
+        group = next(reversed(self.curves), None)
         if group is None or not self.comparisons["psnr"][group]:
             return []
         figure = figures.rate_time(
@@ -487,12 +499,14 @@ class Report:
             return []
         found: dict[str, list[dict[str, Any]]] = {}
         for row in self.store.read_all("comparisons").to_pylist():
-            found.setdefault(row["image_id"], []).append(row)
+            found.setdefault(f"{row['source']} {row['image_id']}", []).append(row)
+        names = file_names(found)
         target = f"{wanted.bpp:g} bpp" if wanted.bpp is not None else f"{wanted.psnr:g} dB"
         lines = [f"## Side by side, each codec as near to {target} as it comes", ""]
         for part in chosen_parts(self.collection):
             for row in chosen_rows(self.collection, part, wanted.count).to_pylist():
-                made = {one["codec"]: one for one in found.get(row["image_id"], ())}
+                picture = f"{row['source']} {row['image_id']}"
+                made = {one["codec"]: one for one in found.get(picture, ())}
                 tiles = [
                     (
                         (
@@ -507,7 +521,7 @@ class Report:
                 ]
                 if not tiles:
                     continue
-                name = f"{slug(row['source'])}-{row['image_id'][:12]}.png"
+                name = f"{names[picture]}.png"
                 self._put(strip(pixels_of(row), tiles, wanted.crop), "strips", name)
                 group = group_name(row["source"], row["watermark"])
                 lines += [

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pipeline import AigiError
 from pipeline.benchmark import published, rates
-from pipeline.benchmark.report import latex, latex_table
+from pipeline.benchmark.report import file_names, latex, latex_table
 from pipeline.benchmark.search import nearest
 from pipeline.benchmark.strips import busiest
 from pipeline.pixels import png_bytes
@@ -155,6 +155,66 @@ def test_groups_are_sources_and_marks(measured: Measured) -> None:
     assert one.qualities == (20, 60, 90)
 
 
+def test_a_source_may_be_called_as_the_pooled_group(measured: Measured) -> None:
+    def called(source: str) -> pa.Table:
+        table = measured[1].read_all("measurements")
+        column = table.schema.get_field_index("source")
+        return table.set_column(column, "source", [[source] * table.num_rows])
+
+    alone = rates.curves(called(rates.POOLED), ["jpeg"])
+    assert [(name, len(of["jpeg"].images)) for name, of in alone.items()] == [("all", 3)]
+    both = rates.curves(pa.concat_tables([called(rates.POOLED), called("boats")]), ["jpeg"])
+    sizes = [(name, len(of["jpeg"].images)) for name, of in both.items()]
+    assert sizes == [("all", 3), ("boats", 3), ("all together", 6)]
+
+
+ODD = "a$\\frac$b\n船 50 %"
+
+
+def test_odd_names_stand_on_the_page_as_they_are(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png_bytes(pair(0, 176, 162)[1]))
+    codecs = [
+        {"codec": codec, "qualities": [20, 60, 90], "name": name}
+        for codec, name in (("jpeg", "a.b"), ("webp", "a-b"))
+    ]
+    workflow = write_workflow(
+        *(tmp_path / "w.yaml", folder, {}),
+        codecs=codecs,
+        anchor="a.b",
+        pictures={"place": str(folder), "name": ODD},
+    )
+    store, _ = execute(workflow)
+    made = Path(store.path("benchmark"))
+    assert len(cells_of(page_of(store), " ".join(ODD.split()))) == 7
+    (drawn,) = (made / "figures").glob("rd-*-psnr.svg")
+    assert "<!-- a$\\frac$b 船 50 % -->" in drawn.read_text()
+    for path in (made / "tables").glob("*.tex"):
+        for line in path.read_text().splitlines():
+            assert line.endswith(r"\\") or line.startswith(("\\", "\\end")), (path, line)
+    exchanged = [json.loads(path.read_text()) for path in made.glob("compressai/*/*.json")]
+    assert {data["name"] for data in exchanged} == {"a.b", "a-b"}
+
+
+@given(st.sets(st.text(max_size=6), max_size=8))
+def test_file_names_are_apart_and_safe(names: set[str]) -> None:
+    found = file_names(names)
+    assert set(found) == names
+    made = list(found.values())
+    assert all(re.fullmatch("[A-Za-z0-9]+(-[A-Za-z0-9]+)*", name) for name in made)
+    assert len({name.lower() for name in made}) == len(made)
+
+
+def test_file_names_tell_what_they_are_of() -> None:
+    assert file_names(["lake (dwt-dct)", "lake"]) == {
+        "lake (dwt-dct)": "lake-dwt-dct",
+        "lake": "lake",
+    }
+    apart = file_names(["a.b", "a-b", "船", "湖"]).values()
+    assert [re.sub("[0-9a-f]{8}$", "#", name) for name in apart] == ["a-b-#", "a-b-#", "#", "#"]
+
+
 def test_ms_ssim_is_averaged_before_it_is_in_db() -> None:
     of = np.array([[0.9, 0.99], [0.8, 0.97]])
     ones = np.ones_like(of)
@@ -234,6 +294,7 @@ def test_latex_shows_any_text() -> None:
     assert latex(r"50 % of $x_1$ & {y} #1 ~ ^ \z") == (
         r"50 \% of \$x\_1\$ \& \{y\} \#1 \textasciitilde{} \textasciicircum{} \textbackslash{}z"
     )
+    assert latex("two\nlines\x00of it") == "two lines of it"
     lines = latex_table(["a", "b&c"], [["x_y", "-1.0"]]).splitlines()
     assert lines[2] == r"a & b\&c \\" and lines[4] == r"x\_y & -1.0 \\"
 
