@@ -48,8 +48,9 @@ class Curves:
 
     Attributes:
         qualities: from low to high rate.
-        bpp, psnr, ms_ssim, encode_s_per_mp, decode_s_per_mp: an array over pictures and
-            qualities; MS-SSIM is plain, and not a number for pictures that are too small for it.
+        bpp, psnr, ms_ssim, encode_s, decode_s: an array over pictures and qualities; MS-SSIM is
+            plain, and not a number for pictures that are too small for it.
+        megapixels: of each picture.
         images: ids of the pictures, those that were coded at every quality.
         failed: pictures that were not.
         content: such arrays of the columns of CONTENT that say something of these pictures, not a
@@ -62,9 +63,20 @@ class Curves:
     bpp: Array
     psnr: Array
     ms_ssim: Array
-    encode_s_per_mp: Array
-    decode_s_per_mp: Array
+    encode_s: Array
+    decode_s: Array
+    megapixels: Array
     content: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def encode_s_per_mp(self) -> Array:
+        """Seconds a megapixel to code, over pictures and qualities."""
+        return self.encode_s / self.megapixels[:, None]
+
+    @property
+    def decode_s_per_mp(self) -> Array:
+        """Seconds a megapixel to decode, over pictures and qualities."""
+        return self.decode_s / self.megapixels[:, None]
 
     def content_means(self, column: str) -> Array:
         """Means over the pictures that have a value, one a quality."""
@@ -163,17 +175,8 @@ def _curves(
     if not whole:
         return None
 
-    def array(column: str, scale: bool = False) -> Array:
-        values = [
-            [
-                rows[q][column] / (1e-3 * rows[q]["width"] * rows[q]["height"])
-                if scale
-                else rows[q][column]
-                for q in qualities
-            ]
-            for rows in whole.values()
-        ]
-        return np.array(values, float)
+    def array(column: str) -> Array:
+        return np.array([[rows[q][column] for q in qualities] for rows in whole.values()], float)
 
     order = np.argsort(array("bpp").mean(0), kind="stable")
     said = {column: array(column)[:, order] for column in content}
@@ -184,8 +187,9 @@ def _curves(
         bpp=array("bpp")[:, order],
         psnr=array("psnr")[:, order],
         ms_ssim=array("ms_ssim")[:, order],
-        encode_s_per_mp=array("encode_ms", True)[:, order],
-        decode_s_per_mp=array("decode_ms", True)[:, order],
+        encode_s=array("encode_ms")[:, order] / 1000,
+        decode_s=array("decode_ms")[:, order] / 1000,
+        megapixels=(array("width") * array("height"))[:, 0] / 1e6,
         content={column: values for column, values in said.items() if np.isfinite(values).any()},
     )
 

@@ -407,7 +407,6 @@ class Report:
 
     def _exchange(self, group: str, found: Mapping[str, Curves]) -> None:
         """One JSON file a codec, in the format that CompressAI's plots read."""
-        pixels = self._mean_pixels(group)
         names = file_names(self.labels)
         for label, mine in found.items():
             data = {
@@ -416,25 +415,14 @@ class Report:
                 + " ".join(f"{quality:g}" for quality in mine.qualities),
                 "results": {
                     "bpp": mine.bpp.mean(0).tolist(),
-                    "encoding_time": (mine.encode_s_per_mp.mean(0) * pixels / 1e6).tolist(),
-                    "decoding_time": (mine.decode_s_per_mp.mean(0) * pixels / 1e6).tolist(),
+                    "encoding_time": mine.encode_s.mean(0).tolist(),
+                    "decoding_time": mine.decode_s.mean(0).tolist(),
                     "psnr-rgb": mine.psnr.mean(0).tolist(),
                     "ms-ssim-rgb": _means(mine.ms_ssim),
                 },
             }
             text = json.dumps(data, indent=2) + "\n"
             self._put(text, "compressai", self.files[group], f"{names[label]}.json")
-
-    def _mean_pixels(self, group: str) -> float:
-        sizes = [
-            row["width"] * row["height"]
-            for row in self.measurements.select(
-                ["source", "watermark", "width", "height"]
-            ).to_pylist()
-            if row["width"]
-            and group in (next(reversed(self.curves)), group_name(row["source"], row["watermark"]))
-        ]
-        return float(np.mean(sizes))
 
     def _rate_time(self) -> list[str]:
         group = next(reversed(self.curves), None)
