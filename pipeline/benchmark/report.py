@@ -507,19 +507,26 @@ class Report:
                     for label in self.labels
                     if (one := made.get(label)) is not None and one["error"] is None
                 ]
-                if not tiles:
-                    continue
-                name = f"{names[picture]}.png"
-                self._put(strip(pixels_of(row), tiles, wanted.crop), "strips", name)
-                group = group_name(row["source"], row["watermark"])
-                lines += [
-                    f"### {escape(group)}",
-                    "",
-                    f"![{escape(row['text'] or group)}](strips/{name})",
-                    "",
+                failed = [
+                    (label, one["error"])
+                    for label in self.labels
+                    if (one := made.get(label)) is not None and one["error"] is not None
                 ]
+                if not tiles and not failed:
+                    continue
+                group = group_name(row["source"], row["watermark"])
+                lines += [f"### {escape(group)}", ""]
+                if tiles:
+                    name = f"{names[picture]}.png"
+                    self._put(strip(pixels_of(row), tiles, wanted.crop), "strips", name)
+                    lines += [f"![{escape(row['text'] or group)}](strips/{name})", ""]
                 if row["text"]:
                     lines += [f"Prompt: {escape(row['text'])}", ""]
+                alike: dict[str, list[str]] = {}
+                for label, error in failed:
+                    alike.setdefault(_kind(error), []).append(label)
+                for error, labels in alike.items():
+                    lines += [f"Not shown: {escape(', '.join(labels) + ': ' + error)}", ""]
         return lines
 
     def _failures(self) -> list[str]:
@@ -533,7 +540,7 @@ class Report:
         if not failed:
             return []
         lines = [f"## {len(failed)} measurements that failed", ""]
-        kinds = Counter((row["codec"], row["error"].splitlines()[0]) for row in failed)
+        kinds = Counter((row["codec"], _kind(row["error"])) for row in failed)
         lines += [
             f"- {escape(codec)}, {count} times: {escape(error)}"
             for (codec, error), count in kinds.most_common(20)
@@ -581,6 +588,11 @@ class Report:
             "- [figures/](figures), [tables/](tables): everything above, as SVG and LaTeX too",
             "",
         ]
+
+
+def _kind(error: str) -> str:
+    """The first line of an error, without the addresses that programs print: alike for alike."""
+    return re.sub(r"0x[0-9a-fA-F]+", "0x…", error.partition("\n")[0])
 
 
 def _cell(found: Comparison | None) -> str:

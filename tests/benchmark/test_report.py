@@ -21,7 +21,7 @@ from pipeline import AigiError
 from pipeline.benchmark import published, rates
 from pipeline.benchmark.report import file_names, latex, latex_table
 from pipeline.benchmark.search import nearest
-from pipeline.benchmark.strips import busiest
+from pipeline.benchmark.strips import busiest, strip
 from pipeline.pixels import png_bytes
 from pipeline.workflow import load
 from tests.benchmark.conftest import CODECS, PROMPT, cells_of, execute, page_of, write_workflow
@@ -261,9 +261,15 @@ def test_a_program_that_always_fails_costs_its_cells_alone(tmp_path: Path, pictu
     broken.chmod(0o755)
     codecs = [{"codec": "jpeg", "qualities": [20, 60]}, {"codec": "vvc", "qualities": [37]}]
     workflow = write_workflow(
-        tmp_path / "w.yaml", pictures, {"ffmpeg": str(broken)}, codecs=codecs, strips=None
+        *(tmp_path / "w.yaml", pictures, {"ffmpeg": str(broken)}),
+        codecs=codecs,
+        strips={"count": 4, "bpp": 1.5},
     )
     html = page_of(execute(workflow)[0])
+    shown = html.split("<h2>Side by side")[1].split("<h2>")[0]
+    assert shown.count("<img") == 3  # and one that is damaged for all
+    assert shown.count("Not shown: vvc: CodecFailed: ffmpeg: exit code 1: broken on purpose") == 3
+    assert shown.count("Not shown: jpeg, vvc: BadPicture: truncated") == 1
     cells = {row[0]: row for row in cells_of(html, "Codecs")[1:]}
     assert cells["jpeg"][-1] == "in its library" and cells["vvc"][-1] == "failed"
     assert "vvc: the conversion failed: ffmpeg: exit code 1: broken on purpose" in html
@@ -332,6 +338,18 @@ def test_the_crop_is_where_the_edges_are() -> None:
     top, left = busiest(image, 40)
     assert top <= 50 <= 70 <= top + 40 and left <= 100 <= 120 <= left + 40
     assert busiest(image[:10, :10], 40) == (0, 0)
+
+
+@pytest.mark.parametrize(("size", "codecs"), [((12, 4000), 2), ((4000, 12), 2), ((90, 160), 10)])
+def test_a_strip_is_as_wide_as_a_page_at_most(size: tuple[int, int], codecs: int) -> None:
+    tints = [(20 * i + 9, 255 - 20 * i, 60 + 15 * (i % 3)) for i in range(codecs + 1)]
+    original, *others = (np.full((*size, 3), tint, np.uint8) for tint in tints)
+    data = strip(original, [(["a codec", "1 bpp", ""], other) for other in others], 160)
+    with Image.open(io.BytesIO(data)) as sheet:
+        assert sheet.width <= 920 and sheet.height <= 500 * -(-(codecs + 1) // 3)
+        counts = {tint: count for count, tint in sheet.convert("RGB").getcolors(1 << 24) or ()}
+    # Each has its crop, but for the frame.
+    assert all(counts[tint] >= 220 * 220 for tint in tints)
 
 
 def test_codecs_have_short_names(tmp_path: Path, pictures: Path) -> None:
