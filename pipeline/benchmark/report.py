@@ -127,8 +127,8 @@ class Report:
             "",
             escape(self._pictures()),
             "",
-            *self._codecs(),
-            *self._bd_rates(),
+            *self.codecs(),
+            *self.bd_rates(),
             *self._rate_distortion(),
             *self._content(),
             *self._rate_time(),
@@ -179,13 +179,14 @@ class Report:
         total = len({image for _, _, image, _, _ in seen})
         return f"{total} pictures: {what}."
 
-    def _codecs(self) -> list[str]:
-        versions: dict[str, str] = {}
-        devices: dict[str, str] = {}
+    def codecs(self) -> list[str]:
+        """Lines on what was measured by which version, and what could not be."""
+        versions: dict[str, set[str]] = {}
+        devices: dict[str, set[str]] = {}
         for row in self.measurements.select(["codec", "codec_version", "device"]).to_pylist():
             if row["codec_version"] is not None:
-                versions[row["codec"]] = row["codec_version"]
-                devices[row["codec"]] = row["device"]
+                versions.setdefault(row["codec"], set()).add(row["codec_version"])
+                devices.setdefault(row["codec"], set()).add(row["device"])
         rows = []
         conversions, failed = self._conversions()
         for given in self.benchmark.codecs:
@@ -198,8 +199,8 @@ class Report:
                     row.title,
                     row.format,
                     " ".join(f"{quality:g}" for quality in qualities(given)),
-                    versions.get(given.label, ""),
-                    devices.get(given.label, "")
+                    "; ".join(sorted(versions.get(given.label, ()))),
+                    "; ".join(sorted(devices.get(given.label, ())))
                     + (", a program of its own" if row.external else ""),
                     conversions.get(given.label, ""),
                 )
@@ -249,7 +250,8 @@ class Report:
                 values = [psnr(image, made) for image, made in pairs if made is not None]
             except CodecFailed as error:
                 cells[given.label] = "failed"
-                failed.append(f"- {escape(f'{given.label}: the conversion failed: {error}')}")
+                why = f"{given.label}: the conversion failed: {_kind(str(error))}"
+                failed.append(f"- {escape(why)}")
                 continue
             mean = float(np.mean(values)) if values else None
             cells[given.label] = (
@@ -257,12 +259,12 @@ class Report:
             )
         return cells, failed
 
-    def _bd_rates(self) -> list[str]:
+    def bd_rates(self) -> list[str]:
+        """Lines on BD-rates, with their tables and figures."""
         anchor = self.benchmark.anchor
         lines = [f"## BD-rate against {escape(anchor)}", ""]
         if not any(self.comparisons["psnr"].values()):
-            why = self.skipped.get(anchor, "it is not among the codecs, or coded no picture whole")
-            return [*lines, f"There is none: {escape(anchor)}: {escape(why)}.", ""]
+            return [*lines, f"There is none: {escape(anchor)}: {escape(self._alone())}.", ""]
         reasons = []
         for metric, title in METRICS.items():
             groups = {name: found for name, found in self.comparisons[metric].items() if found}
@@ -295,6 +297,17 @@ class Report:
             "",
         ]
         return lines + ([*reasons, ""] if reasons else [])
+
+    def _alone(self) -> str:
+        """Why nothing is compared with the anchor."""
+        anchor = self.benchmark.anchor
+        if anchor not in self.labels:
+            return "it is not among the codecs"
+        if not any(anchor in found for found in self.curves.values()):
+            return self.skipped.get(anchor, "it coded no picture at every quality")
+        if len(self.labels) == 1:
+            return "it is the only codec"
+        return "no other codec coded a picture at every quality"
 
     def _rate_distortion(self) -> list[str]:
         lines = ["## Rate and distortion", ""]

@@ -8,6 +8,7 @@ import re
 import shutil
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -18,12 +19,14 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from pipeline import AigiError
-from pipeline.benchmark import published, rates
-from pipeline.benchmark.report import file_names, latex, latex_table
+from pipeline.benchmark import figures, published, rates
+from pipeline.benchmark.report import Report, file_names, latex, latex_table
 from pipeline.benchmark.search import nearest
 from pipeline.benchmark.strips import busiest, strip
+from pipeline.collection import Collection
 from pipeline.pixels import png_bytes
-from pipeline.workflow import load
+from pipeline.tables import Store
+from pipeline.workflow import CodecSettings, Compute, load
 from tests.benchmark.conftest import CODECS, PROMPT, cells_of, execute, page_of, write_workflow
 from tests.benchmark.test_measurements import Measured, rows_of
 from tests.benchmark.test_metrics import pair
@@ -130,7 +133,7 @@ def test_page_is_written_anew_without_measuring(measured: Measured, tmp_path: Pa
 
 def test_command_runs_and_plans(tmp_path: Path, pictures: Path) -> None:
     workflow = write_workflow(
-        tmp_path / "w.yaml", pictures, {}, codecs=["jpeg"], strips=None, anchor="vvc"
+        tmp_path / "w.yaml", pictures, {}, codecs=["jpeg"], strips=None, anchor="jpeg"
     )
     plan = aigi("run", str(workflow), "--dry-run")
     assert plan.returncode == 0, plan.stderr
@@ -140,7 +143,7 @@ def test_command_runs_and_plans(tmp_path: Path, pictures: Path) -> None:
     assert done.returncode == 0, done.stderr
     place = done.stdout.strip().removeprefix("benchmark: ")
     assert Path(place) == tmp_path / "run" / "benchmark" / "README.md"
-    assert "There is none: vvc: it is not among the codecs" in Path(place).read_text()
+    assert "There is none: jpeg: it is the only codec" in Path(place).read_text()
 
 
 def test_groups_are_sources_and_marks(measured: Measured) -> None:
@@ -250,7 +253,7 @@ FFMPEG = """#!/bin/sh
 case "$*" in
   *-encoders*) echo " V....D libvvenc             VVC";;
   *-version*) echo "ffmpeg version 0";;
-  *) echo "broken on purpose" >&2; exit 1;;
+  *) echo "[libvvenc @ 0x55d8$$] broken on purpose" >&2; exit 1;;
 esac
 """
 
@@ -266,14 +269,16 @@ def test_a_program_that_always_fails_costs_its_cells_alone(tmp_path: Path, pictu
         strips={"count": 4, "bpp": 1.5},
     )
     html = page_of(execute(workflow)[0])
+    assert "There is none: jpeg: no other codec coded a picture at every quality." in html
+    said = "ffmpeg: exit code 1: [libvvenc @ 0x…] broken on purpose"
     shown = html.split("<h2>Side by side")[1].split("<h2>")[0]
     assert shown.count("<img") == 3  # and one that is damaged for all
-    assert shown.count("Not shown: vvc: CodecFailed: ffmpeg: exit code 1: broken on purpose") == 3
+    assert shown.count(f"Not shown: vvc: CodecFailed: {said}") == 3
     assert shown.count("Not shown: jpeg, vvc: BadPicture: truncated") == 1
     cells = {row[0]: row for row in cells_of(html, "Codecs")[1:]}
     assert cells["jpeg"][-1] == "in its library" and cells["vvc"][-1] == "failed"
-    assert "vvc: the conversion failed: ffmpeg: exit code 1: broken on purpose" in html
-    assert "vvc, 3 times: CodecFailed: ffmpeg: exit code 1: broken on purpose" in html
+    assert f"vvc: the conversion failed: {said}" in html
+    assert f"vvc, 3 times: CodecFailed: {said}" in html
 
 
 def test_networks_that_code_rgb_convert_nothing(tmp_path: Path) -> None:
@@ -292,11 +297,82 @@ def test_networks_that_code_rgb_convert_nothing(tmp_path: Path) -> None:
     assert row[0] == "learned" and row[-1] == "none"
 
 
-def test_published_curves_are_drawn_behind_those_of_the_dataset() -> None:
+def test_published_curves_are_drawn_behind_those_of_the_dataset(tmp_path: Path) -> None:
     for source, mark in published.SUBSETS:
         assert rates.group_name(source, mark) in {
             *("sd21-base", "sd21", "sdxl", "sdxl (dwt-dct)", "mj52", "mod")
         }
+    folder = tmp_path / "one"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png_bytes(pair(0, 176, 162)[1]))
+    workflow = write_workflow(
+        *(tmp_path / "w.yaml", folder, {}),
+        codecs=CODECS[:1],
+        pictures={"place": str(folder), "name": "mj52"},
+        strips=None,
+    )
+    store, _ = execute(workflow)
+    assert "Thin lines:" in page_of(store)
+    for metric in ("psnr", "ms-ssim"):
+        drawn = Path(store.path("benchmark", "figures", f"rd-mj52-{metric}.svg")).read_text()
+        assert all(f"<!-- {name} -->" in drawn for name in published.curves("MJ5.2", "psnr"))
+
+
+def test_published_curves_are_thin_lines_with_names() -> None:
+    ones = np.ones((1, 2))
+    mine = rates.Curves((1, 2), ("a",), 0, ones, 30 * ones, ones, ones, ones, ones[:, 0])
+    theirs = published.curves("MJ5.2", "psnr")
+    (axes,) = figures.rate_distortion("mj52", {"jpeg": mine}, "psnr", theirs, ["jpeg"]).axes
+    *behind, front = sorted(axes.lines, key=lambda line: line.get_zorder())
+    assert front.get_label() == "jpeg" and list(front.get_ydata()) == [30, 30]
+    assert [(tuple(line.get_xdata()), tuple(line.get_ydata())) for line in behind] == [
+        (curve.rates, curve.values) for curve in theirs.values()
+    ]
+    for line in behind:
+        assert line.get_zorder() < front.get_zorder()
+        assert line.get_linewidth() < front.get_linewidth()
+    assert {text.get_text() for text in axes.texts} == set(theirs)
+
+
+def report_of(measured: Measured, store: Store, **settings: Any) -> Report:
+    """A report of the run with other settings."""
+    found = load(measured[0]).benchmark
+    assert found is not None
+    benchmark = found.model_copy(update=settings)
+    return Report(benchmark, Compute(), store, Collection(benchmark.measured))
+
+
+@pytest.mark.parametrize(
+    ("codecs", "anchor", "why"),
+    [
+        (["jpeg"], "jpeg", "jpeg: it is the only codec."),
+        (["jpeg", "bpg"], "jpeg", "jpeg: no other codec coded a picture at every quality."),
+        (["jpeg", "bpg"], "bpg", "bpg: programs.bpgenc: /nowhere/bpgenc: no such file."),
+        (["jpeg", "avif"], "avif", "avif: it coded no picture at every quality."),
+        (["jpeg", "webp"], "vvc", "vvc: it is not among the codecs."),
+    ],
+)
+def test_the_page_says_why_there_are_no_bd_rates(
+    measured: Measured, codecs: list[str], anchor: str, why: str
+) -> None:
+    given = tuple(CodecSettings(codec=codec) for codec in codecs)
+    report = report_of(measured, measured[1], codecs=given, anchor=anchor)
+    assert unescape(report.bd_rates()[2]) == f"There is none: {why}"
+
+
+def test_all_versions_of_a_codec_are_listed(measured: Measured, tmp_path: Path) -> None:
+    shutil.copytree(measured[1].url, tmp_path / "run")
+    report = report_of(measured, Store(str(tmp_path / "run")))
+    rows = report.measurements.to_pylist()
+    (version,) = {row["codec_version"] for row in rows if row["codec"] == "jpeg"} - {None}
+    for row in rows:
+        if row["codec"] == "jpeg" and row["quality"] == 20 and row["error"] is None:
+            row |= {"codec_version": "JPEG of old", "device": "another"}
+    report.measurements = pa.Table.from_pylist(rows, report.measurements.schema)
+    html = unescape(MarkdownIt().enable("table").render("\n".join(report.codecs())))
+    cells = {row[0]: row for row in cells_of(html, "Codecs")[1:]}
+    assert cells["jpeg"][4:6] == ["; ".join(sorted([version, "JPEG of old"])), "another; cpu"]
+    assert cells["webp"][5] == "cpu"
 
 
 def test_latex_shows_any_text() -> None:
