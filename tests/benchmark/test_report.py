@@ -324,9 +324,9 @@ def test_published_curves_are_thin_lines_with_names() -> None:
     theirs = published.curves("MJ5.2", "psnr")
     (axes,) = figures.rate_distortion("mj52", {"jpeg": mine}, "psnr", theirs, ["jpeg"]).axes
     *behind, front = sorted(axes.lines, key=lambda line: line.get_zorder())
-    assert front.get_label() == "jpeg" and list(front.get_ydata()) == [30, 30]
-    assert [(tuple(line.get_xdata()), tuple(line.get_ydata())) for line in behind] == [
-        (curve.rates, curve.values) for curve in theirs.values()
+    assert front.get_label() == "jpeg" and np.all(front.get_ydata() == 30.0)
+    assert [np.transpose(line.get_xydata()).tolist() for line in behind] == [
+        [list(curve.rates), list(curve.values)] for curve in theirs.values()
     ]
     for line in behind:
         assert line.get_zorder() < front.get_zorder()
