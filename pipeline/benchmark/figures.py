@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.benchmark.bd import Curve
 from pipeline.benchmark.rates import METRICS, Comparison, Curves
+from pipeline.markdown import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +31,11 @@ SETTINGS = {
     "legend.frameon": False,
     "svg.hashsalt": "aigi",  # the same figure has the same bytes
 }
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib draws as it is, in one line: no formula between dollar signs."""
+    return plain(text).replace("$", r"\$")
 
 
 def style(label: str, order: Sequence[str]) -> dict[str, Any]:
@@ -85,12 +91,12 @@ def rate_distortion(
         curve = found.curve(metric)
         if not np.isfinite(curve.values).all():
             continue  # pictures too small for MS-SSIM
-        axes.plot(curve.rates, curve.values, label=label, zorder=3, **style(label, order))
+        axes.plot(curve.rates, curve.values, label=literal(label), zorder=3, **style(label, order))
         drawn.append(max(curve.rates))
     _name_ends(axes, published)
     axes.set_xlabel("bits per pixel")
     axes.set_ylabel(METRICS[metric])
-    axes.set_title(title, fontsize=9)
+    axes.set_title(literal(title), fontsize=9)
     if drawn:
         axes.legend(fontsize=7, loc="lower right", frameon=False)
     return figure
@@ -141,10 +147,12 @@ def watermark(
     for label, found in curves.items():
         if "watermark_accuracy" in found.content:
             shares = found.content_means("watermark_accuracy")
-            axes.plot(found.bpp.mean(0), shares, label=label, zorder=3, **style(label, order))
+            axes.plot(
+                found.bpp.mean(0), shares, label=literal(label), zorder=3, **style(label, order)
+            )
     axes.set_xlabel("bits per pixel")
     axes.set_ylabel("share of bits read rightly")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(literal(title), fontsize=9)
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
@@ -162,7 +170,7 @@ def bars(
     figure, (axes,) = _figure(max(4.5, 0.22 * len(groups) * (len(shown) + 1.5) + 2.0), 3.6)
     width = 0.8 / max(len(shown), 1)
     for label in shown:
-        place = shown.index(label)
+        place, name = shown.index(label), literal(label)
         for at, group in enumerate(groups):
             found = comparisons[group].get(label)
             if found is None or found.rate is None:
@@ -173,15 +181,15 @@ def bars(
                 found.rate.value,
                 width * 0.92,
                 color=style(label, order)["color"],
-                label=label if label not in axes.get_legend_handles_labels()[1] else None,
+                label=name if name not in axes.get_legend_handles_labels()[1] else None,
             )
             if found.interval is not None:
                 axes.plot([x, x], [found.interval.low, found.interval.high], "#444444", lw=0.9)
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(groups)), groups)
+    axes.set_xticks(range(len(groups)), [literal(group) for group in groups])
     axes.grid(axis="x", visible=False)
     axes.set_ylabel("BD-rate, %")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(literal(title), fontsize=9)
     if shown:
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
@@ -209,11 +217,13 @@ def rate_time(
             x = float(np.median(getattr(found, field)))
             point = {key: style(label, order)[key] for key in ("color", "marker")}
             axes.plot([x], [rate], linestyle="none", markersize=6, **point)
-            axes.annotate(label, (x, rate), xytext=(5, 4), textcoords="offset points", fontsize=7)
+            axes.annotate(
+                literal(label), (x, rate), xytext=(5, 4), textcoords="offset points", fontsize=7
+            )
         axes.set_xscale("log")
         axes.margins(x=0.2, y=0.12)
         axes.set_xlabel(f"seconds a megapixel to {name}")
         axes.axhline(0, color="black", linewidth=0.6)
-    both[0].set_ylabel(f"BD-rate against {anchor}, %")
-    figure.suptitle(title, fontsize=9)
+    both[0].set_ylabel(f"BD-rate against {literal(anchor)}, %")
+    figure.suptitle(literal(title), fontsize=9)
     return figure

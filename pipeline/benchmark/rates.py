@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
@@ -47,8 +48,9 @@ class Curves:
 
     Attributes:
         qualities: from low to high rate.
-        bpp, psnr, ms_ssim, encode_s_per_mp, decode_s_per_mp: an array over pictures and
-            qualities; MS-SSIM is plain, and not a number for pictures that are too small for it.
+        bpp, psnr, ms_ssim, encode_s, decode_s: an array over pictures and qualities; MS-SSIM is
+            plain, and not a number for pictures that are too small for it.
+        megapixels: of each picture.
         images: ids of the pictures, those that were coded at every quality.
         failed: pictures that were not.
         content: such arrays of the columns of CONTENT that say something of these pictures, not a
@@ -61,9 +63,20 @@ class Curves:
     bpp: Array
     psnr: Array
     ms_ssim: Array
-    encode_s_per_mp: Array
-    decode_s_per_mp: Array
+    encode_s: Array
+    decode_s: Array
+    megapixels: Array
     content: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def encode_s_per_mp(self) -> Array:
+        """Seconds a megapixel to code, over pictures and qualities."""
+        return self.encode_s / self.megapixels[:, None]
+
+    @property
+    def decode_s_per_mp(self) -> Array:
+        """Seconds a megapixel to decode, over pictures and qualities."""
+        return self.decode_s / self.megapixels[:, None]
 
     def content_means(self, column: str) -> Array:
         """Means over the pictures that have a value, one a quality."""
@@ -71,8 +84,14 @@ class Curves:
         return means
 
     def curve(self, metric: str) -> Curve:
-        """The curve of the means; MS-SSIM is averaged first and then given in dB."""
-        return in_db(mean_curve(list(self._points(metric).values())), metric)
+        """The curve of the means; MS-SSIM is averaged first and then given in dB.
+
+        Values that no picture has are not numbers.
+        """
+        points = self._points(metric)
+        if not points:
+            return Curve(tuple(self.bpp.mean(0).tolist()), (math.nan,) * len(self.qualities))
+        return in_db(mean_curve(list(points.values())), metric)
 
     def _points(self, metric: str) -> dict[str, tuple[Array, Array]]:
         values = getattr(self, metric)
@@ -100,34 +119,39 @@ def group_name(source: str, watermark: str) -> str:
 
 
 def curves(measurements: pa.Table, order: Iterable[str]) -> dict[str, dict[str, Curves]]:
-    """Curves by group and codec; the group `all` pools the others, where there are several.
+    """Curves by group and codec; where there are several groups, the last one pools the others.
+
+    It is called `all`, and where a group of pictures is, `all together`.
 
     Args:
         measurements: of MEASUREMENTS.
         order: labels of the codecs, as figures list them.
     """
     found: dict[str, dict[str, dict[str, dict[float, dict[str, float]]]]] = {}
+    together: dict[str, dict[str, dict[float, dict[str, float]]]] = {}
     columns = [
         *("image_id", "source", "watermark", "codec", "quality", "width", "height"),
         *("bpp", "psnr", "ms_ssim", "encode_ms", "decode_ms", "error"),
     ]
     content = [name for name in CONTENT if name in measurements.column_names]
-    groups: set[str] = set()
     for row in measurements.select([*columns, *content]).to_pylist():
         group = group_name(row["source"], row["watermark"])
-        groups.add(group)
-        for name in (group, POOLED):
-            images = found.setdefault(name, {}).setdefault(row["codec"], defaultdict(dict))
+        for of in (found.setdefault(group, {}), together):
+            images = of.setdefault(row["codec"], defaultdict(dict))
             # Two sources may share a picture, as variants of a mark do not.
             images[f"{group}/{row['image_id']}"][row["quality"]] = row
-    if len(groups) < 2:
-        found.pop(POOLED, None)
-    names = [name for name in sorted(groups) if name != POOLED] + [POOLED] * (POOLED in found)
+    names = sorted(found)
+    pool = POOLED
+    while pool in found:
+        pool += " together"
+    if len(found) > 1:
+        found[pool] = together
+        names.append(pool)
     # Marks differ in what they survive: a mean over several kinds would say nothing.
     pooled = [column for column in content if column != "watermark_accuracy"]
     made = {
         name: {
-            label: _curves(found[name][label], pooled if name == POOLED else content)
+            label: _curves(found[name][label], pooled if name == pool else content)
             for label in order
             if label in found[name]
         }
@@ -151,17 +175,8 @@ def _curves(
     if not whole:
         return None
 
-    def array(column: str, scale: bool = False) -> Array:
-        values = [
-            [
-                rows[q][column] / (1e-3 * rows[q]["width"] * rows[q]["height"])
-                if scale
-                else rows[q][column]
-                for q in qualities
-            ]
-            for rows in whole.values()
-        ]
-        return np.array(values, float)
+    def array(column: str) -> Array:
+        return np.array([[rows[q][column] for q in qualities] for rows in whole.values()], float)
 
     order = np.argsort(array("bpp").mean(0), kind="stable")
     said = {column: array(column)[:, order] for column in content}
@@ -172,8 +187,9 @@ def _curves(
         bpp=array("bpp")[:, order],
         psnr=array("psnr")[:, order],
         ms_ssim=array("ms_ssim")[:, order],
-        encode_s_per_mp=array("encode_ms", True)[:, order],
-        decode_s_per_mp=array("decode_ms", True)[:, order],
+        encode_s=array("encode_ms")[:, order] / 1000,
+        decode_s=array("decode_ms")[:, order] / 1000,
+        megapixels=(array("width") * array("height"))[:, 0] / 1e6,
         content={column: values for column, values in said.items() if np.isfinite(values).any()},
     )
 

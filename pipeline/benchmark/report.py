@@ -12,12 +12,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
 from pipeline import markdown
 from pipeline.benchmark import figures, published
+from pipeline.benchmark.bd import Array
 from pipeline.benchmark.comparisons import chosen_parts, chosen_rows
 from pipeline.benchmark.measurements import MOST_PIXELS, here_of, pixels_of, skipped
 from pipeline.benchmark.metrics import CAP_DB, psnr
@@ -26,7 +28,6 @@ from pipeline.benchmark.rates import (
     CONTENT,
     FOLDER,
     METRICS,
-    POOLED,
     Comparison,
     Curves,
     compare,
@@ -35,9 +36,10 @@ from pipeline.benchmark.rates import (
 )
 from pipeline.benchmark.strips import strip
 from pipeline.codecs.codec import conversion, opened, qualities, row_of
+from pipeline.codecs.command import CodecFailed
 from pipeline.collection import Collection
 from pipeline.dwt_dct import BITS
-from pipeline.markdown import escape
+from pipeline.markdown import escape, plain
 from pipeline.pixels import BadPicture, decode
 from pipeline.tables import Store
 from pipeline.workflow import Benchmark, Compute
@@ -45,18 +47,25 @@ from pipeline.workflow import Benchmark, Compute
 CONVERTED = 4  # pictures whose colour conversion is measured
 
 
-def slug(name: str) -> str:
-    """A file name of letters, digits and dashes."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") or "x"
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """A file name of letters, digits and dashes for each name, no two alike in any case."""
+    short = {name: re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") for name in names}
+    alike = Counter(made.lower() for made in short.values())
+    return {
+        name: made
+        if made and alike[made.lower()] == 1
+        else f"{made}-{sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
+        for name, made in short.items()
+    }
 
 
 def latex(text: str) -> str:
-    """Text that LaTeX shows as it is."""
+    """Text that LaTeX shows as it is, in one line."""
     return "".join(
         {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}.get(
             char, f"\\{char}" if char in "&%$#_{}" else char
         )
-        for char in text
+        for char in plain(text)
     )
 
 
@@ -93,6 +102,7 @@ class Report:
         self.measurements = store.read_all("measurements")
         self.curves = curves(self.measurements, self.labels)
         wanted = benchmark.clip is not None or benchmark.watermarks
+        self.files = file_names(self.curves)
         self.references = store.read_all("references").to_pylist() if wanted else []
         self.skipped = skipped(benchmark, compute)
         self.comparisons = {
@@ -117,8 +127,8 @@ class Report:
             "",
             escape(self._pictures()),
             "",
-            *self._codecs(),
-            *self._bd_rates(),
+            *self.codecs(),
+            *self.bd_rates(),
             *self._rate_distortion(),
             *self._content(),
             *self._rate_time(),
@@ -169,34 +179,30 @@ class Report:
         total = len({image for _, _, image, _, _ in seen})
         return f"{total} pictures: {what}."
 
-    def _codecs(self) -> list[str]:
-        versions: dict[str, str] = {}
-        devices: dict[str, str] = {}
+    def codecs(self) -> list[str]:
+        """Lines on what was measured by which version, and what could not be."""
+        versions: dict[str, set[str]] = {}
+        devices: dict[str, set[str]] = {}
         for row in self.measurements.select(["codec", "codec_version", "device"]).to_pylist():
             if row["codec_version"] is not None:
-                versions[row["codec"]] = row["codec_version"]
-                devices[row["codec"]] = row["device"]
+                versions.setdefault(row["codec"], set()).add(row["codec_version"])
+                devices.setdefault(row["codec"], set()).add(row["device"])
         rows = []
-        losses = self._conversions()
+        conversions, failed = self._conversions()
         for given in self.benchmark.codecs:
             if given.label in self.skipped and given.label not in versions:
                 continue
             row = row_of(given)
-            loss = losses.get(given.label)
             rows.append(
                 (
                     given.label,
                     row.title,
                     row.format,
                     " ".join(f"{quality:g}" for quality in qualities(given)),
-                    versions.get(given.label, ""),
-                    devices.get(given.label, "")
+                    "; ".join(sorted(versions.get(given.label, ()))),
+                    "; ".join(sorted(devices.get(given.label, ())))
                     + (", a program of its own" if row.external else ""),
-                    "in its library"
-                    if loss is None
-                    else "none"
-                    if loss >= CAP_DB
-                    else f"{loss:.2f}",
+                    conversions.get(given.label, ""),
                 )
             )
         headings = ("codec", "what", "coded as", "qualities", "version", "runs on")
@@ -213,14 +219,15 @@ class Report:
             "it is about the best that the codec can reach.",
             "",
         ]
+        lines += [*failed, ""] if failed else []
         if self.skipped:
             lines += ["Not measured here, since this machine lacks something:", ""]
             lines += [f"- {escape(label)}: {escape(why)}" for label, why in self.skipped.items()]
             lines.append("")
         return lines
 
-    def _conversions(self) -> dict[str, float]:
-        """Mean PSNR of the colour conversion alone, for the codecs where it is ours."""
+    def _conversions(self) -> tuple[dict[str, str], list[str]]:
+        """By codec, the mean PSNR of the colour conversion alone, as a cell; and what failed."""
         images = []
         for part in chosen_parts(self.collection):
             rows = self.collection.read(part.name, ["image"]).slice(0, CONVERTED)
@@ -229,23 +236,35 @@ class Report:
                     images.append(pixels_of(row))
                 except BadPicture:
                     continue  # a row of the measurements says so
-        found = {}
+        cells: dict[str, str] = {}
+        failed = []
         for given in self.benchmark.codecs:
-            if given.label in self.skipped or row_of(given).network:
+            if given.label in self.skipped or not images:
+                continue
+            if row_of(given).network:
+                cells[given.label] = "none"  # RGB is what they code
                 continue
             codec = opened(given, qualities(given)[0], here_of(self.benchmark, self.compute))
             pairs = ((image, conversion(codec, image)) for image in images)
-            values = [psnr(image, made) for image, made in pairs if made is not None]
-            if values:
-                found[given.label] = float(np.mean(values))
-        return found
+            try:
+                values = [psnr(image, made) for image, made in pairs if made is not None]
+            except CodecFailed as error:
+                cells[given.label] = "failed"
+                why = f"{given.label}: the conversion failed: {_kind(str(error))}"
+                failed.append(f"- {escape(why)}")
+                continue
+            mean = float(np.mean(values)) if values else None
+            cells[given.label] = (
+                "in its library" if mean is None else "none" if mean >= CAP_DB else f"{mean:.2f}"
+            )
+        return cells, failed
 
-    def _bd_rates(self) -> list[str]:
+    def bd_rates(self) -> list[str]:
+        """Lines on BD-rates, with their tables and figures."""
         anchor = self.benchmark.anchor
         lines = [f"## BD-rate against {escape(anchor)}", ""]
         if not any(self.comparisons["psnr"].values()):
-            why = self.skipped.get(anchor, "it is not among the codecs, or coded no picture whole")
-            return [*lines, f"There is none: {escape(anchor)}: {escape(why)}.", ""]
+            return [*lines, f"There is none: {escape(anchor)}: {escape(self._alone())}.", ""]
         reasons = []
         for metric, title in METRICS.items():
             groups = {name: found for name, found in self.comparisons[metric].items() if found}
@@ -279,6 +298,17 @@ class Report:
         ]
         return lines + ([*reasons, ""] if reasons else [])
 
+    def _alone(self) -> str:
+        """Why nothing is compared with the anchor."""
+        anchor = self.benchmark.anchor
+        if anchor not in self.labels:
+            return "it is not among the codecs"
+        if not any(anchor in found for found in self.curves.values()):
+            return self.skipped.get(anchor, "it coded no picture at every quality")
+        if len(self.labels) == 1:
+            return "it is the only codec"
+        return "no other codec coded a picture at every quality"
+
     def _rate_distortion(self) -> list[str]:
         lines = ["## Rate and distortion", ""]
         for group, found in self.curves.items():
@@ -302,14 +332,16 @@ class Report:
                     )
             lines += [f"### {escape(group)}", ""]
             for metric, title in METRICS.items():
-                name = f"rd-{slug(group)}-{slug(metric)}"
+                name = f"rd-{self.files[group]}-{metric.replace('_', '-')}"
                 figure = figures.rate_distortion(
                     group, found, metric, self._published(group, metric), self.order
                 )
                 lines += self._figure(figure, name, f"{title} over bits per pixel, {group}")
             headings = ("codec", "quality", "pictures", "bpp", "PSNR, dB", "MS-SSIM, dB")
             more = (*(CONTENT[name] for name in content), "encode, s/MP", "decode, s/MP")
-            lines += self._table((*headings, *more), rows, f"rd-{slug(group)}", 7 + len(content))
+            lines += self._table(
+                (*headings, *more), rows, f"rd-{self.files[group]}", 7 + len(content)
+            )
             self._exchange(group, found)
         if any(self._published(group, "psnr") for group in self.curves):
             text = published.__doc__ or ""
@@ -349,7 +381,7 @@ class Report:
                 title = f"{group}: watermark"
                 figure = figures.watermark(title, found, shown, self.order)
                 shows = f"Share of the watermark's bits over bits per pixel, {group}"
-                figured += self._figure(figure, f"watermark-{slug(group)}", shows)
+                figured += self._figure(figure, f"watermark-{self.files[group]}", shows)
         headings = ["before any codec", "pictures"]
         headings += ["clip_score"] * (clip is not None)
         headings += [CONTENT["watermark_accuracy"], "all of them right"] * marks
@@ -388,7 +420,7 @@ class Report:
 
     def _exchange(self, group: str, found: Mapping[str, Curves]) -> None:
         """One JSON file a codec, in the format that CompressAI's plots read."""
-        pixels = self._mean_pixels(group)
+        names = file_names(self.labels)
         for label, mine in found.items():
             data = {
                 "name": label,
@@ -396,27 +428,17 @@ class Report:
                 + " ".join(f"{quality:g}" for quality in mine.qualities),
                 "results": {
                     "bpp": mine.bpp.mean(0).tolist(),
-                    "encoding_time": (mine.encode_s_per_mp.mean(0) * pixels / 1e6).tolist(),
-                    "decoding_time": (mine.decode_s_per_mp.mean(0) * pixels / 1e6).tolist(),
+                    "encoding_time": mine.encode_s.mean(0).tolist(),
+                    "decoding_time": mine.decode_s.mean(0).tolist(),
                     "psnr-rgb": mine.psnr.mean(0).tolist(),
-                    "ms-ssim-rgb": _whole(mine.ms_ssim).mean(0).tolist(),
+                    "ms-ssim-rgb": _means(mine.ms_ssim),
                 },
             }
             text = json.dumps(data, indent=2) + "\n"
-            self._put(text, "compressai", slug(group), f"{slug(label)}.json")
-
-    def _mean_pixels(self, group: str) -> float:
-        sizes = [
-            row["width"] * row["height"]
-            for row in self.measurements.select(
-                ["source", "watermark", "width", "height"]
-            ).to_pylist()
-            if row["width"] and group in (POOLED, group_name(row["source"], row["watermark"]))
-        ]
-        return float(np.mean(sizes))
+            self._put(text, "compressai", self.files[group], f"{names[label]}.json")
 
     def _rate_time(self) -> list[str]:
-        group = POOLED if POOLED in self.curves else next(iter(self.curves), None)
+        group = next(reversed(self.curves), None)
         if group is None or not self.comparisons["psnr"][group]:
             return []
         figure = figures.rate_time(
@@ -478,12 +500,14 @@ class Report:
             return []
         found: dict[str, list[dict[str, Any]]] = {}
         for row in self.store.read_all("comparisons").to_pylist():
-            found.setdefault(row["image_id"], []).append(row)
+            found.setdefault(f"{row['source']} {row['image_id']}", []).append(row)
+        names = file_names(found)
         target = f"{wanted.bpp:g} bpp" if wanted.bpp is not None else f"{wanted.psnr:g} dB"
         lines = [f"## Side by side, each codec as near to {target} as it comes", ""]
         for part in chosen_parts(self.collection):
             for row in chosen_rows(self.collection, part, wanted.count).to_pylist():
-                made = {one["codec"]: one for one in found.get(row["image_id"], ())}
+                picture = f"{row['source']} {row['image_id']}"
+                made = {one["codec"]: one for one in found.get(picture, ())}
                 tiles = [
                     (
                         (
@@ -496,19 +520,26 @@ class Report:
                     for label in self.labels
                     if (one := made.get(label)) is not None and one["error"] is None
                 ]
-                if not tiles:
-                    continue
-                name = f"{slug(row['source'])}-{row['image_id'][:12]}.png"
-                self._put(strip(pixels_of(row), tiles, wanted.crop), "strips", name)
-                group = group_name(row["source"], row["watermark"])
-                lines += [
-                    f"### {escape(group)}",
-                    "",
-                    f"![{escape(row['text'] or group)}](strips/{name})",
-                    "",
+                failed = [
+                    (label, one["error"])
+                    for label in self.labels
+                    if (one := made.get(label)) is not None and one["error"] is not None
                 ]
+                if not tiles and not failed:
+                    continue
+                group = group_name(row["source"], row["watermark"])
+                lines += [f"### {escape(group)}", ""]
+                if tiles:
+                    name = f"{names[picture]}.png"
+                    self._put(strip(pixels_of(row), tiles, wanted.crop), "strips", name)
+                    lines += [f"![{escape(row['text'] or group)}](strips/{name})", ""]
                 if row["text"]:
                     lines += [f"Prompt: {escape(row['text'])}", ""]
+                alike: dict[str, list[str]] = {}
+                for label, error in failed:
+                    alike.setdefault(_kind(error), []).append(label)
+                for error, labels in alike.items():
+                    lines += [f"Not shown: {escape(', '.join(labels) + ': ' + error)}", ""]
         return lines
 
     def _failures(self) -> list[str]:
@@ -522,7 +553,7 @@ class Report:
         if not failed:
             return []
         lines = [f"## {len(failed)} measurements that failed", ""]
-        kinds = Counter((row["codec"], row["error"].splitlines()[0]) for row in failed)
+        kinds = Counter((row["codec"], _kind(row["error"])) for row in failed)
         lines += [
             f"- {escape(codec)}, {count} times: {escape(error)}"
             for (codec, error), count in kinds.most_common(20)
@@ -572,6 +603,11 @@ class Report:
         ]
 
 
+def _kind(error: str) -> str:
+    """The first line of an error, without the addresses that programs print: alike for alike."""
+    return re.sub(r"0x[0-9a-fA-F]+", "0x…", error.partition("\n")[0])
+
+
 def _cell(found: Comparison | None) -> str:
     if found is None or found.rate is None:
         return "-"
@@ -604,7 +640,7 @@ def _given(rows: Iterable[Mapping[str, Any]], column: str) -> list[float]:
     return [row[column] for row in rows if row[column] is not None]
 
 
-def _whole(values: Any) -> Any:
-    """The rows that are numbers throughout; all, where none is."""
+def _means(values: Array) -> list[float | None]:
+    """Means over the pictures that have numbers throughout; None, which JSON has, without any."""
     whole = values[np.isfinite(values).all(1)]
-    return whole if len(whole) else values
+    return whole.mean(0).tolist() if len(whole) else [None] * values.shape[1]

@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.pixels import RGB, png_bytes
 
-HEIGHT = 220  # pixels of a tile
+HEIGHT, WIDTH = 220, 300  # pixels of a tile's whole picture, at most
+PAGE = 920  # pixels of a row of tiles, at most: what a page shows without shrinking the captions
 LINE = 15
 
 
@@ -40,36 +41,40 @@ def _tile(image: RGB, lines: Sequence[str], place: tuple[int, int], side: int) -
     """The whole picture, the crop enlarged without smoothing, and some lines below."""
     font = ImageFont.load_default(11)
     height, width = image.shape[:2]
-    whole_width = max(1, round(HEIGHT * width / height))
-    whole = Image.fromarray(image).resize((whole_width, HEIGHT), Image.Resampling.LANCZOS)
+    scale = min(HEIGHT / height, WIDTH / width)
+    size = max(1, round(scale * width)), max(1, round(scale * height))
+    whole = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
     top, left = place
     crop = Image.fromarray(image[top : top + side, left : left + side])
     crop = crop.resize((HEIGHT, HEIGHT), Image.Resampling.NEAREST)
+    below = size[1] + 6
     tile = Image.new(
-        "RGB", (max(whole_width, HEIGHT) + 6, 2 * HEIGHT + LINE * len(lines) + 10), "white"
+        "RGB", (max(size[0], HEIGHT) + 6, below + HEIGHT + LINE * len(lines) + 4), "white"
     )
     tile.paste(whole, (3, 3))
-    scale = HEIGHT / height
     ImageDraw.Draw(tile).rectangle(
         (3 + left * scale, 3 + top * scale, 3 + (left + side) * scale, 3 + (top + side) * scale),
         outline=(255, 0, 0),
     )
-    tile.paste(crop, (3, HEIGHT + 6))
+    tile.paste(crop, (3, below))
     for i, line in enumerate(lines):
-        ImageDraw.Draw(tile).text((4, 2 * HEIGHT + 8 + i * LINE), line, fill="black", font=font)
+        ImageDraw.Draw(tile).text((4, below + HEIGHT + 2 + i * LINE), line, fill="black", font=font)
     return tile
 
 
 def strip(original: RGB, others: Sequence[tuple[Sequence[str], RGB]], side: int) -> bytes:
-    """PNG: the original and each codec, whole and as a crop of `side` pixels, with lines below."""
+    """PNG: the original and each codec, whole and as a crop of `side` pixels, with lines below.
+
+    Tiles stand in rows of at most `PAGE` pixels.
+    """
     side = min(side, *original.shape[:2])
     place = busiest(original, side)
     tiles = [_tile(original, ["original"], place, side)]
     tiles += [_tile(image, lines, place, side) for lines, image in others]
-    size = (sum(tile.width for tile in tiles), max(tile.height for tile in tiles))
-    sheet = Image.new("RGB", size, "white")
-    left = 0
-    for tile in tiles:
-        sheet.paste(tile, (left, 0))
-        left += tile.width
+    # All are of one width, and those of codecs of one height.
+    width, height = tiles[-1].size
+    columns = min(PAGE // width, len(tiles))
+    sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (i % columns * width, i // columns * height))
     return png_bytes(np.asarray(sheet))

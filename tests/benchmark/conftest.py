@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from pipeline.benchmark.stages import make
 from pipeline.pixels import png_bytes
@@ -67,6 +70,18 @@ def execute(workflow: Path, **compute: Any) -> tuple[Store, str]:
     store, said = Store(found.run), io.StringIO()
     make(found.benchmark, Compute(**compute), store, Progress(said))
     return store, said.getvalue()
+
+
+def page_of(store: Store) -> str:
+    """The page as HTML."""
+    text = Path(store.path("benchmark", "README.md")).read_text()
+    return unescape(MarkdownIt().enable("table").render(text))
+
+
+def cells_of(html: str, heading: str) -> list[list[str]]:
+    """Rows of the first table after a heading, the first one its column names."""
+    table = html.split(f">{heading}</h")[1].split("</table>")[0]
+    return [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in table.split("</tr>")[:-1]]
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
-from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from markdown_it import MarkdownIt
 
 from pipeline import AigiError
 from pipeline.benchmark import measurements, rates, references
@@ -28,7 +25,7 @@ from pipeline.progress import Progress
 from pipeline.run import run_stages
 from pipeline.tables import MEASUREMENTS, REFERENCES, Store, measurements_schema
 from pipeline.workflow import CodecSettings, Compute, Embeddings, Pictures, load
-from tests.benchmark.conftest import execute, write_pictures, write_workflow
+from tests.benchmark.conftest import cells_of, execute, page_of, write_pictures, write_workflow
 from tests.benchmark.test_measurements import rows_of
 from tests.benchmark.test_metrics import pair
 from tests.codecs.conftest import stand_ins
@@ -327,18 +324,6 @@ def test_references_of_other_pictures_are_refused(tmp_path: Path, release: Path)
 
 
 # --- the page ---------------------------------------------------------------------------------
-
-
-def page_of(store: Store) -> str:
-    """The page as HTML."""
-    text = Path(store.path("benchmark", "README.md")).read_text()
-    return unescape(MarkdownIt().enable("table").render(text))
-
-
-def cells_of(html: str, heading: str) -> list[list[str]]:
-    """Rows of the first table after a heading, the first one its column names."""
-    table = html.split(f">{heading}</h")[1].split("</table>")[0]
-    return [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in table.split("</tr>")[:-1]]
 
 
 def test_tables_hold_the_means(looked: Looked) -> None:
