@@ -18,6 +18,7 @@ from pipeline.benchmark.measurements import Bench, Job, with_job
 from pipeline.benchmark.metrics import ms_ssim, psnr
 from pipeline.codecs.codec import Here, digest, opened
 from pipeline.collection import Collection, Part
+from pipeline.pages.measured import measured as measured_sections
 from pipeline.pixels import decode
 from pipeline.tables import MEASUREMENTS, Store
 from pipeline.workflow import CodecSettings, load
@@ -135,18 +136,58 @@ def test_other_codecs_cost_their_own_shards_alone(tmp_path: Path, pictures: Path
     )
     execute(workflow)
     second = {name: _mtime(store, name) for name in store.shards("measurements")}
-    assert len(second) == 3
-    kept = set(first) & set(second)
-    assert len(kept) == 1 and all("/60/" in name for name in kept)
-    assert all(first[name] == second[name] for name in kept)
+    assert len(second) == 4
+    assert all(second[name] == made for name, made in first.items())
     # The same again makes nothing.
     _, said = execute(workflow)
-    assert "measurements: 3 shards, already made" in said
+    assert "measurements: 4 shards, already made" in said
     # Other pictures are refused, and named.
     data = workflow.read_text().replace("name: boats", "name: ships")
     workflow.write_text(data)
     with pytest.raises(AigiError, match=r"pictures\.name: boats -> ships"):
         execute(workflow)
+
+
+def test_what_is_no_longer_asked_for_is_kept_but_not_reported(
+    tmp_path: Path, pictures: Path
+) -> None:
+    workflow = tmp_path / "w.yaml"
+    few = {"strips": None, "anchor": "jpeg"}
+    jpeg: dict[str, Any] = {"codec": "jpeg", "qualities": [20, 60, 90]}
+    other = {"codec": "webp", "qualities": [10], "name": "other"}
+
+    def reported(*codecs: dict[str, Any]) -> set[tuple[str, str, float]]:
+        write_workflow(workflow, pictures, {}, codecs=codecs, **few)
+        store, _ = execute(workflow)
+        rows = store.read_csv("benchmark", "measurements.csv")
+        assert len(rows) == 4 * len({(row["codec"], row["quality"]) for row in rows})
+        (section,) = (one for one in measured_sections(store) if one.name == "codecs")
+        assert section.text[0].startswith(f"{len(rows)} measurements of 4 pictures")
+        return {
+            (row["codec"], row["codec_version"].split()[0], float(row["quality"]))
+            for row in rows
+            if not row["error"]
+        }
+
+    libjpeg = {("jpeg", "libjpeg_turbo", quality) for quality in (20.0, 60.0, 90.0)}
+    webp = {("other", "webp", 10.0)}
+    assert reported(jpeg, other) == libjpeg | webp
+    store = Store(str(tmp_path / "run"))
+    first = {name: _mtime(store, name) for name in store.shards("measurements")}
+    # Nothing is new, then something is, under a name that another codec had.
+    fewer = jpeg | {"qualities": [20, 90]}
+    assert reported(fewer) == libjpeg - {("jpeg", "libjpeg_turbo", 60.0)}
+    again = {"codec": "jpeg2000", "qualities": [40], "name": "other"}
+    assert {row for row in reported(fewer, again) if row[0] == "other"} == {
+        ("other", "jpg_2000", 40.0)
+    }
+    assert reported(jpeg, other) == libjpeg | webp
+    assert first.items() <= {n: _mtime(store, n) for n in store.shards("measurements")}.items()
+    # One that is cut short, and not asked for, is in nobody's way.
+    (webp_shard,) = (name for name in first if "/10/" in name)
+    Path(store.path("measurements", f"{webp_shard}.parquet")).write_bytes(b"cut")
+    assert len(reported(jpeg, again | {"qualities": [20]})) == 4
+    assert webp_shard not in store.shards("measurements")
 
 
 def test_what_was_measured_elsewhere_is_kept(tmp_path: Path, pictures: Path) -> None:
