@@ -560,6 +560,11 @@ class Benchmark(Settings):
         for label in labels:
             if labels.count(label) > 1:
                 raise ValueError(f"two codecs are called {label}: give one of them another name")
+        # A workflow without the usual anchor has no BD-rates; the page says so.
+        if self.anchor not in (*labels, type(self).model_fields["anchor"].default):
+            raise ValueError(
+                f"anchor: no codec is called {self.anchor}; there are {', '.join(labels)}"
+            )
         return self
 
 

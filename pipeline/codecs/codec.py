@@ -65,6 +65,7 @@ class Row:
         external: runs as a program of its own, whose start is part of every time.
         network: runs on the device of the workflow; all others on the CPU.
         prompt_bytes: how many bytes of a file hold the prompt.
+        presets: that its encoder has, the usual one first.
     """
 
     title: str
@@ -76,6 +77,7 @@ class Row:
     external: bool = False
     network: bool = False
     prompt_bytes: Callable[[bytes], int] = no_prompt
+    presets: tuple[str, ...] = ()
 
 
 def _steps(coarsest: float, finest: float, factor: float) -> tuple[float, ...]:
@@ -172,10 +174,41 @@ def _learned(given: CodecSettings, quality: float, here: Here) -> Codec:
     return learned.learned(model, own, here.device, given.text, given.prompts)
 
 
+def _weights(given: CodecSettings) -> list[tuple[str, str]]:
+    """Models of a learned codec by name, each with the sha256 of its weights; of a Hub id: none.
+
+    Raises:
+        AigiError: there is no such model, or its weights cannot be read.
+    """
+    found = []
+    for model in models_of(given):
+        place = Path(model)
+        if place.is_absolute():
+            weights = place / "model.safetensors"
+            try:
+                sha256 = file_sha256(str(weights))
+            except OSError as error:
+                raise AigiError(
+                    f"benchmark.codecs: {given.label}: {weights}: {error.strerror}. Give the "
+                    "folder of a trained codec."
+                ) from error
+            trained = place.name in ("best", "last")
+            found.append((place.parent.name if trained else place.name, sha256))
+        elif "/" in model:
+            found.append((model, ""))
+        else:
+            raise AigiError(
+                f"benchmark.codecs: {given.label}: no model {model}; there are "
+                f"{', '.join(shipped())}. Else give a folder, or ORG/NAME of the Hub."
+            )
+    return found
+
+
 def _learned_version(given: CodecSettings, here: Here) -> str:
     from pipeline import __version__
 
-    return f"aigi {__version__}"
+    models = (f"{name} {sha256[:8]}".rstrip() for name, sha256 in _weights(given))
+    return ", ".join((f"aigi {__version__}", *models))
 
 
 def _zoo(given: CodecSettings, quality: float, here: Here) -> Codec:
@@ -248,6 +281,7 @@ CODECS: dict[str, Row] = {
         open=_hevc,
         version=_ffmpeg_version("libx265"),
         external=True,
+        presets=ffmpeg.HEVC_PRESETS,
     ),
     "bpg": Row(
         title="BPG",
@@ -266,6 +300,7 @@ CODECS: dict[str, Row] = {
         open=_vvc,
         version=_ffmpeg_version("libvvenc"),
         external=True,
+        presets=ffmpeg.VVC_PRESETS,
     ),
     "vtm": Row(
         title="VVC (VTM)",
@@ -314,10 +349,15 @@ def row_of(given: CodecSettings) -> Row:
     for name, of in (
         ("models", ("learned", "compressai")),
         ("text", ("learned",)),
-        ("preset", ("hevc", "vvc")),
+        ("preset", [name for name, one in CODECS.items() if one.presets]),
     ):
         if getattr(given, name) and given.codec not in of:
             raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no {name}")
+    if given.preset and given.preset not in row.presets:
+        raise AigiError(
+            f"benchmark.codecs: {given.label}: no preset {given.preset!r}; there are "
+            f"{', '.join(row.presets)}"
+        )
     if not given.prompts and given.codec != "learned":
         raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no prompts")
     if given.qualities is None:
@@ -330,38 +370,40 @@ def row_of(given: CodecSettings) -> Row:
                 f"benchmark.codecs: {given.label}: quality {quality:g} is not in {low:g} to "
                 f"{high:g} ({row.format})"
             )
+        if quality % 1 and not any(step % 1 for step in row.grid):
+            raise AigiError(
+                f"benchmark.codecs: {given.label}: quality {quality:g} is no whole number "
+                f"({row.format})"
+            )
     return row
 
 
 def qualities(given: CodecSettings) -> tuple[float, ...]:
-    """The qualities to measure, each once, from low to high rate where that is known."""
+    """The qualities to measure, each once, from low to high rate.
+
+    Raises:
+        AigiError: as `row_of`.
+    """
+    row = row_of(given)
     if given.qualities is not None:
-        return tuple(dict.fromkeys(given.qualities))
+        falling = len(row.grid) > 0 and row.grid[0] > row.grid[-1]
+        return tuple(sorted(set(given.qualities), reverse=falling))
     if given.codec == "learned":
         return tuple(float(i + 1) for i in range(len(_points(given))))
-    return row_of(given).qualities
+    return row.qualities
 
 
 def digest(given: CodecSettings) -> str:
     """8 hex digits that change with everything that decides the bytes, but name and qualities.
 
     Raises:
-        AigiError: the weights of a model cannot be read.
+        AigiError: there is no such model, or its weights cannot be read.
     """
     facts: list[object] = [given.model_dump(exclude={"name", "qualities", "models", "text"})]
-    models = models_of(given) if given.codec == "learned" else given.models
-    for model in models:
-        weights = Path(model) / "model.safetensors"
-        if given.codec != "learned" or not Path(model).is_absolute():
-            facts.append(model)
-            continue
-        try:
-            facts.append(file_sha256(str(weights)))
-        except OSError as error:
-            raise AigiError(
-                f"benchmark.codecs: {given.label}: {weights}: {error.strerror}. Give the folder of "
-                "a trained codec."
-            ) from error
+    if given.codec == "learned":
+        facts += [sha256 or name for name, sha256 in _weights(given)]
+    else:
+        facts += given.models
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 

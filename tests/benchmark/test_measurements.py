@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,12 +17,13 @@ from pipeline import AigiError
 from pipeline.benchmark.comparisons import Comparer
 from pipeline.benchmark.measurements import Bench, Job, with_job
 from pipeline.benchmark.metrics import ms_ssim, psnr
+from pipeline.benchmark.stages import planned
 from pipeline.codecs.codec import Here, digest, opened
 from pipeline.collection import Collection, Part
 from pipeline.pages.measured import measured as measured_sections
 from pipeline.pixels import decode
 from pipeline.tables import MEASUREMENTS, Store
-from pipeline.workflow import CodecSettings, load
+from pipeline.workflow import CodecSettings, Compute, load
 from tests.benchmark.conftest import PROMPT, SIZES, execute, write_workflow
 from tests.codecs.conftest import stand_ins
 from tests.conftest import ROOT, aigi
@@ -217,6 +219,50 @@ def test_target_may_be_a_distance(tmp_path: Path, pictures: Path) -> None:
         for made in compare(job):
             (row,) = made.to_pylist()
             assert row["psnr"] == pytest.approx(23.0, abs=0.5)
+
+
+def test_a_target_is_met_in_whatever_order_qualities_are_given(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.codecs import codec as codecs
+
+    # No grid to search, as networks have none.
+    row = codecs.Row(**{**vars(codecs.CODECS["jpeg"]), "grid": ()})
+    monkeypatch.setitem(codecs.CODECS, "jpeg", row)
+    jpeg = {"codec": "jpeg", "qualities": [8, 6, 4, 2]}
+    workflow = write_workflow(
+        tmp_path / "w.yaml", pictures, {}, codecs=[jpeg], strips={"bpp": 0.001}
+    )
+    store, _ = execute(workflow)
+    made = [row for row in rows_of(store, "comparisons") if row["error"] is None]
+    assert made and {row["quality"] for row in made} == {2}
+
+
+@pytest.mark.parametrize(
+    ("codecs", "said"),
+    [
+        ([{"codec": "learned", "models": ["/nowhere/x"]}], "/nowhere/x/model.safetensors: No such"),
+        ([{"codec": "learned", "models": ["catc-smal"]}], "no model catc-smal; there are catc-"),
+        ([{"codec": "vvc", "preset": "fastt"}], "no preset 'fastt'; there are medium"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(
+    tmp_path: Path, pictures: Path, codecs: list[dict[str, Any]], said: str
+) -> None:
+    workflow = write_workflow(
+        tmp_path / "w.yaml", pictures, {}, codecs=["jpeg", *codecs], strips=None
+    )
+    found = load(workflow).benchmark
+    assert found is not None
+    with pytest.raises(AigiError, match=re.escape(said)):
+        planned(found, Compute())
+
+
+def test_an_anchor_that_is_no_codec_is_refused(tmp_path: Path, pictures: Path) -> None:
+    codecs = ["jpeg", {"codec": "webp", "name": "other"}]
+    workflow = write_workflow(tmp_path / "w.yaml", pictures, {}, codecs=codecs, anchor="wepb")
+    with pytest.raises(AigiError, match=r"anchor: no codec is called wepb; there are jpeg, other"):
+        load(workflow)
 
 
 def _mtime(store: Store, name: str) -> int:

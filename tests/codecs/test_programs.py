@@ -146,13 +146,29 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         (CodecSettings(codec="compressai"), "give one network as models"),
         (CodecSettings(codec="jpeg", models=("x",)), "jpeg takes no models"),
         (CodecSettings(codec="jpeg", preset="slow"), "jpeg takes no preset"),
+        (CodecSettings(codec="jpegxl", preset="slow"), "jpegxl takes no preset"),
+        (CodecSettings(codec="vvc", preset="fastt"), "no preset 'fastt'; there are medium, faster"),
+        (CodecSettings(codec="vvc", preset="placebo"), "no preset 'placebo'"),
+        (CodecSettings(codec="jpeg", qualities=(75, 75.2)), r"75\.2 is no whole number"),
+        (CodecSettings(codec="vtm", qualities=(32.5,)), r"32\.5 is no whole number"),
+        (CodecSettings(codec="compressai", models=("x",), qualities=(2.5,)), "no whole number"),
         (CodecSettings(codec="webp", prompts=False), "webp takes no prompts"),
         (CodecSettings(codec="jpeg", qualities=(0,)), "quality 0 is not in 1 to 100"),
         (CodecSettings(codec="learned", models=("x",), qualities=(2,)), "2 is not in 1 to 1"),
     ):
         with pytest.raises(AigiError, match=said):
             row_of(given)
-    assert qualities(CodecSettings(codec="vvc", qualities=(37, 32, 37))) == (37, 32)
+    row_of(CodecSettings(codec="hevc", preset="placebo"))
+    row_of(CodecSettings(codec="jpegxl", qualities=(1.5,)))
+    row_of(CodecSettings(codec="jpeg2000", qualities=(12.5,)))
+
+
+def test_qualities_are_each_once_and_from_low_to_high_rate() -> None:
+    assert qualities(CodecSettings(codec="vvc", qualities=(32, 37, 32))) == (37, 32)
+    assert qualities(CodecSettings(codec="jpeg", qualities=(90, 5))) == (5, 90)
+    assert qualities(CodecSettings(codec="jpeg2000", qualities=(10, 160))) == (160, 10)
+    four = CodecSettings(codec="learned", models=("a", "b", "c", "d"), qualities=(4, 1, 3))
+    assert qualities(four) == (1, 3, 4)
     assert qualities(CodecSettings(codec="learned", models=("a", "b"))) == (1, 2)
     assert qualities(CodecSettings(codec="learned")) == (1, 2, 3, 4)  # those that come with aigi
     assert all(row.qualities or name == "learned" for name, row in CODECS.items())
