@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from pipeline.benchmark.complexity import measure, square
 from pipeline.codecs import codec as codecs
 from pipeline.codecs.codec import Here
+from pipeline.codecs.command import CodecFailed, peak_mib, run
 from pipeline.learned.codec import load
 from pipeline.workflow import CodecSettings
 from tests.benchmark.conftest import execute, write_workflow
@@ -49,6 +51,18 @@ def test_operations_weights_and_memory_are_counted(monkeypatch: pytest.MonkeyPat
     assert found["parameters"] == 280
     assert 199 < found["peak_mib"] < 450  # torch itself takes some at its first convolution
     assert found["encode_s_per_mp"] > 0 < found["decode_s_per_mp"]
+
+
+def test_memory_of_a_program_is_its_own(tmp_path: Path) -> None:
+    programs = stand_ins(tmp_path)
+    encoder = Path(programs["bpgenc"])
+    encoder.write_text(encoder.read_text() + "\nheld = bytearray(b'x') * (150 << 20)\n")
+    held = np.ones(400 << 17)  # what starts the program is larger
+    found = measure(CodecSettings(codec="bpg"), 32, Here(programs), picture(32, 32), 1)
+    assert held[0] and 150 < found["peak_mib"] < 200
+    with pytest.raises(CodecFailed, match="exit code 3: out of luck"):
+        peak_mib(lambda: run(["/bin/sh", "-c", "echo out of luck >&2; exit 3"]))
+    assert run(["/bin/sh", "-c", "echo $PPID"]).strip() == str(os.getpid()).encode()
 
 
 def test_square_cuts_or_mirrors() -> None:
