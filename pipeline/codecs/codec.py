@@ -96,20 +96,30 @@ def _pillow_version(name: str) -> Callable[[CodecSettings, Here], str]:
     return lambda given, here: pillow.version(name)
 
 
+def _preset(given: CodecSettings) -> str | None:
+    """The preset that is given, or the usual one; None: the codec has none."""
+    return given.preset or next(iter(CODECS[given.codec].presets), None)
+
+
 def _ffmpeg_version(encoder: str) -> Callable[[CodecSettings, Here], str]:
     def version(given: CodecSettings, here: Here) -> str:
-        preset = f", {given.preset}" if given.preset else ""
-        return f"{encoder} in {ffmpeg_version(find_ffmpeg(encoder, here.programs))}{preset}"
+        preset = _preset(given)
+        program = ffmpeg_version(find_ffmpeg(encoder, here.programs))
+        return f"{encoder} in {program}" + (f", {preset}" if preset else "")
 
     return version
 
 
 def _hevc(given: CodecSettings, quality: float, here: Here) -> Codec:
-    return ffmpeg.Hevc(find_ffmpeg("libx265", here.programs), quality, given.preset or "slow")
+    return ffmpeg.Hevc(
+        find_ffmpeg("libx265", here.programs), quality, given.preset or ffmpeg.HEVC_PRESETS[0]
+    )
 
 
 def _vvc(given: CodecSettings, quality: float, here: Here) -> Codec:
-    return ffmpeg.Vvc(find_ffmpeg("libvvenc", here.programs), quality, given.preset or "medium")
+    return ffmpeg.Vvc(
+        find_ffmpeg("libvvenc", here.programs), quality, given.preset or ffmpeg.VVC_PRESETS[0]
+    )
 
 
 def _jxl(given: CodecSettings, quality: float, here: Here) -> Codec:
@@ -216,7 +226,7 @@ def _zoo(given: CodecSettings, quality: float, here: Here) -> Codec:
 
 
 def _zoo_version(given: CodecSettings, here: Here) -> str:
-    return zoo.version()
+    return f"{zoo.version()}, {given.models[0]}"
 
 
 _PERCENT = tuple(float(quality) for quality in range(1, 101))
@@ -399,7 +409,8 @@ def digest(given: CodecSettings) -> str:
     Raises:
         AigiError: there is no such model, or its weights cannot be read.
     """
-    facts: list[object] = [given.model_dump(exclude={"name", "qualities", "models", "text"})]
+    settings = given.model_dump(exclude={"name", "qualities", "models", "text"})
+    facts: list[object] = [settings | {"preset": _preset(given)}]
     if given.codec == "learned":
         facts += [sha256 or name for name, sha256 in _weights(given)]
     else:

@@ -273,6 +273,12 @@ def test_settings_of_a_codec_are_in_its_shards_name(tmp_path: Path) -> None:
     plain = CodecSettings(codec="vvc")
     assert digest(plain) == digest(CodecSettings(codec="vvc", name="x", qualities=(30,)))
     assert digest(plain) != digest(CodecSettings(codec="vvc", preset="slow"))
+    assert digest(plain) == digest(CodecSettings(codec="vvc", preset="medium"))
+    hevc = CodecSettings(codec="hevc")
+    assert digest(hevc) == digest(CodecSettings(codec="hevc", preset="slow"))
+    # What has no preset is where it was in runs that are older than this test.
+    assert digest(CodecSettings(codec="jpeg")) == "73fd8651"
+    assert digest(CodecSettings(codec="compressai", models=("mbt2018-mean",))) == "6beddf2c"
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     model = CodecSettings(codec="learned", models=(str(tmp_path),))
     before = digest(model)

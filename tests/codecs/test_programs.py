@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,21 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     row_of(CodecSettings(codec="hevc", preset="placebo"))
     row_of(CodecSettings(codec="jpegxl", qualities=(1.5,)))
     row_of(CodecSettings(codec="jpeg2000", qualities=(12.5,)))
+
+
+def test_version_says_what_was_measured(tmp_path: Path) -> None:
+    made = tmp_path / "catc-mse-0.013" / "best"
+    made.mkdir(parents=True)
+    (made / "model.safetensors").write_bytes(b"weights")
+    models = (str(made.parent), "org/name")
+    learned = CodecSettings(codec="learned", models=models)
+    said = row_of(learned).version(learned, Here())
+    assert said.endswith(f", catc-mse-0.013 {sha256(b'weights').hexdigest()[:8]}, org/name")
+    pytest.importorskip("imageio_ffmpeg")
+    for name, preset in (("vvc", None), ("hevc", None), ("vvc", "fast")):
+        given = CodecSettings(codec=name, preset=preset)
+        usual = {"vvc": "medium", "hevc": "slow"}[name]
+        assert row_of(given).version(given, Here()).endswith(f", {preset or usual}")
 
 
 def test_qualities_are_each_once_and_from_low_to_high_rate() -> None:
