@@ -7,6 +7,7 @@ import shutil
 import sys
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -177,6 +178,22 @@ def test_version_says_what_was_measured(tmp_path: Path) -> None:
         given = CodecSettings(codec=name, preset=preset)
         usual = {"vvc": "medium", "hevc": "slow"}[name]
         assert row_of(given).version(given, Here()).endswith(f", {preset or usual}")
+
+
+def test_a_network_of_the_hub_is_of_the_revision_that_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def loaded(model: str, revision: str | None, device: str, text: str | None) -> None:
+        asked.append((model, revision))
+
+    monkeypatch.setitem(sys.modules, "pipeline.learned.codec", SimpleNamespace(load=loaded))
+    folder = tmp_path / "a@b"
+    folder.mkdir()
+    for model in ("org/name@0123abc", "org/name", str(folder)):
+        opened(CodecSettings(codec="learned", models=(model,)), 1, Here())
+    assert asked == [("org/name", "0123abc"), ("org/name", None), (str(folder), None)]
 
 
 def test_qualities_are_each_once_and_from_low_to_high_rate() -> None:
