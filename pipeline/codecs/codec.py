@@ -209,7 +209,7 @@ def _weights(given: CodecSettings) -> list[tuple[str, str]]:
         else:
             raise AigiError(
                 f"benchmark.codecs: {given.label}: no model {model}; there are "
-                f"{', '.join(shipped())}. Else give a folder, or ORG/NAME of the Hub."
+                f"{', '.join(shipped())}. Else give a folder, or ORG/NAME[@REVISION] of the Hub."
             )
     return found
 
@@ -352,7 +352,8 @@ def row_of(given: CodecSettings) -> Row:
     row = CODECS.get(given.codec)
     if row is None:
         raise AigiError(
-            f"benchmark.codecs: no codec {given.codec!r}; there are {', '.join(CODECS)}"
+            f"benchmark.codecs: no codec {given.codec!r}; there are {', '.join(CODECS)}, "
+            f"and by their bare names {', '.join(shipped())}"
         )
     if given.codec == "compressai" and not given.models:
         raise AigiError(f"benchmark.codecs: {given.label}: give one network as models")

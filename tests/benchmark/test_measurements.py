@@ -18,8 +18,9 @@ from pipeline.benchmark.comparisons import Comparer
 from pipeline.benchmark.measurements import Bench, Job, with_job
 from pipeline.benchmark.metrics import ms_ssim, psnr
 from pipeline.benchmark.stages import planned
-from pipeline.codecs.codec import Here, digest, opened
+from pipeline.codecs.codec import Here, digest, models_of, opened, row_of
 from pipeline.collection import Collection, Part
+from pipeline.learned.shipped import shipped
 from pipeline.pages.measured import measured as measured_sections
 from pipeline.pixels import decode
 from pipeline.tables import MEASUREMENTS, Store
@@ -263,6 +264,20 @@ def test_an_anchor_that_is_no_codec_is_refused(tmp_path: Path, pictures: Path) -
     workflow = write_workflow(tmp_path / "w.yaml", pictures, {}, codecs=codecs, anchor="wepb")
     with pytest.raises(AigiError, match=r"anchor: no codec is called wepb; there are jpeg, other"):
         load(workflow)
+
+
+def test_the_name_of_a_network_that_comes_with_aigi_stands_for_it(
+    tmp_path: Path, pictures: Path
+) -> None:
+    names = list(shipped())
+    assert names
+    found = load(write_workflow(tmp_path / "w.yaml", pictures, {}, codecs=names)).benchmark
+    assert found is not None and [given.label for given in found.codecs] == names
+    assert [models_of(given) for given in found.codecs] == [(str(p),) for p in shipped().values()]
+    for label, count, why in planned(found, Compute()):
+        assert label in names and count and not why
+    with pytest.raises(AigiError, match=rf"no codec 'mp3'; there are jpeg.* {names[0]}"):
+        row_of(CodecSettings(codec="mp3"))
 
 
 def _mtime(store: Store, name: str) -> int:
