@@ -85,8 +85,6 @@ def test_a_table_of_codecs_and_sizes(tmp_path: Path, pictures: Path, model: str)
         strips=None,
         complexity={"sides": [64]},
     )
-    text = workflow.read_text()
-    workflow.write_text(text.replace("anchor: jpeg", "anchor: vtm"))
     store, _ = execute(workflow)
     rows = {row["codec"]: row for row in store.read_all("complexity").to_pylist()}
     assert set(rows) == {"ours", "vtm", "bpg"}
