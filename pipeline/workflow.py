@@ -448,9 +448,16 @@ def _locate_model(value: object, info: ValidationInfo) -> object:
 
 
 def _named_codec(value: object) -> object:
-    """`jpeg` means `{codec: jpeg}`; `compressai:NETWORK[:QUALITY]` a network of its zoo."""
+    """`jpeg` means `{codec: jpeg}`; `compressai:NETWORK[:QUALITY]` a network of its zoo.
+
+    So does the name of a network that comes with aigi mean this one.
+    """
     if not isinstance(value, str):
         return value
+    from pipeline.learned.shipped import shipped
+
+    if value in shipped():
+        return {"codec": "learned", "name": str(value), "models": [str(value)]}
     kind, *rest = value.split(":")
     if kind != "compressai" or not rest:
         return {"codec": str(value)}
@@ -459,7 +466,11 @@ def _named_codec(value: object) -> object:
 
 
 class CodecSettings(Settings):
-    """A codec to measure. Its bare name stands for it with the defaults of `pipeline.codecs`."""
+    """A codec to measure.
+
+    Its bare name stands for it with the defaults of `pipeline.codecs`, and that of a network that
+    comes with aigi for this network.
+    """
 
     codec: str = Field(description="a name of pipeline/codecs/codec.py: jpeg, vvc, learned, …")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")] | None = Field(
@@ -560,6 +571,11 @@ class Benchmark(Settings):
         for label in labels:
             if labels.count(label) > 1:
                 raise ValueError(f"two codecs are called {label}: give one of them another name")
+        # A workflow without the usual anchor has no BD-rates; the page says so.
+        if self.anchor not in (*labels, type(self).model_fields["anchor"].default):
+            raise ValueError(
+                f"anchor: no codec is called {self.anchor}; there are {', '.join(labels)}"
+            )
         return self
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,14 +24,14 @@ import pyarrow as pa
 
 from pipeline.benchmark.measurements import here_of, names_of, pixels_of, skipped
 from pipeline.codecs.codec import Here, digest, opened, qualities, row_of
-from pipeline.codecs.command import CodecFailed
+from pipeline.codecs.command import CodecFailed, peak_mib
 from pipeline.collection import Collection
 from pipeline.pixels import RGB, decode, png_bytes
 from pipeline.run import Map
 from pipeline.tables import COMPLEXITY, Store
 from pipeline.workflow import Benchmark, CodecSettings, Complexity, Compute
 
-VERSION = 1
+VERSION = 2
 SECONDS = 7200
 
 
@@ -87,9 +86,10 @@ def measure(
         found["parameters"] = _parameters(codec)
         if torch.cuda.is_available() and here.device != "cpu":
             found["device_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    elif row.external:
+        found["peak_mib"] = peak_mib(lambda: codec.decode(codec.encode(image, "")))
     else:
-        data = codec.encode(image, "")
-        codec.decode(data)
+        codec.decode(codec.encode(image, ""))
     times: dict[str, list[float]] = {"encode": [], "decode": []}
     for _ in range(rounds):
         started = time.perf_counter()
@@ -98,14 +98,11 @@ def measure(
         codec.decode(data)
         times["encode"].append(between - started)
         times["decode"].append(time.perf_counter() - between)
-    if row.external:
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    else:
-        peak = _memory_mib("VmHWM") - before
+    if not row.external:
+        found["peak_mib"] = max(_memory_mib("VmHWM") - before, 0.0)
     return found | {
         "encode_s_per_mp": statistics.median(times["encode"]) / (pixels / 1e6),
         "decode_s_per_mp": statistics.median(times["decode"]) / (pixels / 1e6),
-        "peak_mib": max(peak, 0.0),
         "codec_version": row.version(given, here),
     }
 

@@ -2,7 +2,8 @@
 
 A shard is one part of the pictures, coded by one codec at one quality; its name says which, and
 has a digest of the codec's settings in it. So another codec or quality in the workflow costs its
-own shards alone, and one that is taken out takes its shards along.
+own shards alone. Those of one that is taken out stay for the day it comes back, and are not
+reported.
 
 What CLIP and marks say of a decoded picture is measured where the workflow asks for it; what they
 say of the originals is in the `references` table, which is made first.
@@ -115,6 +116,20 @@ def names_of(
     """
     present = store.shards(table)
     return [name for name, label in labels.items() if label not in without or name in present]
+
+
+def _names(labels: Mapping[str, str], without: Container[str], store: Store) -> list[str]:
+    """Those of the workflow, and whole ones that it no longer asks for: they may be hours' work."""
+    others = [name for name in store.shards("measurements") if name not in labels]
+    whole = store.rows_of("measurements", others)
+    asked_for = names_of("measurements", labels, without, store)
+    return asked_for + [name for name in others if whole[name] is not None]
+
+
+def measured(benchmark: Benchmark, store: Store, parts: list[Part]) -> pa.Table:
+    """The rows of the table that the workflow asks for, shards in name order."""
+    names = sorted(jobs(benchmark, parts).keys() & store.shards("measurements").keys())
+    return pa.concat_tables(store.read("measurements", name) for name in names)
 
 
 def with_job(rows: pa.Table, job: Job) -> pa.Table:
@@ -320,7 +335,7 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
         schema=measurements_schema(benchmark.clip is not None, benchmark.watermarks, distances),
         settings={"pictures": benchmark.measured.model_dump(mode="json"), **more, **networks},
         inputs=("references",) if more else (),
-        names=partial(names_of, "measurements", labels, without),
+        names=partial(_names, labels, without),
         read=partial(_read, collection, found, benchmark.clip is not None),
         make_worker=partial(
             Measurer,

@@ -26,8 +26,8 @@ from pipeline.benchmark.bd import (
 from pipeline.benchmark.metrics import ms_ssim_db
 
 POOLED = "all"
-FOLDER, BD_RATES = "benchmark", "bd-rates.csv"
-"""Where the report of a run stands, and its table of BD-rates."""
+FOLDER, BD_RATES, REPORTED = "benchmark", "bd-rates.csv", "measurements"
+"""Where the report of a run stands, its table of BD-rates, and the measurements that it is of."""
 
 METRICS = {"psnr": "PSNR (RGB), dB", "ms_ssim": "MS-SSIM, dB"}
 """Columns of the table, and what figures call them once they are in dB."""

@@ -21,13 +21,14 @@ from pipeline import markdown
 from pipeline.benchmark import figures, published
 from pipeline.benchmark.bd import Array
 from pipeline.benchmark.comparisons import chosen_parts, chosen_rows
-from pipeline.benchmark.measurements import MOST_PIXELS, here_of, pixels_of, skipped
+from pipeline.benchmark.measurements import MOST_PIXELS, here_of, measured, pixels_of, skipped
 from pipeline.benchmark.metrics import CAP_DB, psnr
 from pipeline.benchmark.rates import (
     BD_RATES,
     CONTENT,
     FOLDER,
     METRICS,
+    REPORTED,
     Comparison,
     Curves,
     compare,
@@ -99,7 +100,7 @@ class Report:
         self.collection = collection
         self.labels = [given.label for given in benchmark.codecs]
         self.order = sorted(self.labels, key=lambda label: label != benchmark.anchor)
-        self.measurements = store.read_all("measurements")
+        self.measurements = measured(benchmark, store, collection.parts)
         self.curves = curves(self.measurements, self.labels)
         wanted = benchmark.clip is not None or benchmark.watermarks
         self.files = file_names(self.curves)
@@ -591,11 +592,13 @@ class Report:
         for batch in self.measurements.to_batches(1 << 14):
             writer.writerows(batch.to_pylist())
         self._put(out.getvalue(), "measurements.csv")
+        self.store.write(FOLDER, REPORTED, self.measurements, self.measurements.schema)
         self._put(self._bd_csv(), BD_RATES)
         return [
             "## Files",
             "",
-            "- [measurements.csv](measurements.csv): a row an image, codec and quality",
+            "- [measurements.csv](measurements.csv): a row an image, codec and quality; the same "
+            f"as [parquet]({REPORTED}.parquet)",
             f"- [{BD_RATES}]({BD_RATES}): a row a metric, source and codec",
             "- [compressai/](compressai): means by codec, in the JSON that CompressAI's plots read",
             "- [figures/](figures), [tables/](tables): everything above, as SVG and LaTeX too",

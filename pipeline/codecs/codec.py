@@ -65,6 +65,7 @@ class Row:
         external: runs as a program of its own, whose start is part of every time.
         network: runs on the device of the workflow; all others on the CPU.
         prompt_bytes: how many bytes of a file hold the prompt.
+        presets: that its encoder has, the usual one first.
     """
 
     title: str
@@ -76,6 +77,7 @@ class Row:
     external: bool = False
     network: bool = False
     prompt_bytes: Callable[[bytes], int] = no_prompt
+    presets: tuple[str, ...] = ()
 
 
 def _steps(coarsest: float, finest: float, factor: float) -> tuple[float, ...]:
@@ -94,20 +96,30 @@ def _pillow_version(name: str) -> Callable[[CodecSettings, Here], str]:
     return lambda given, here: pillow.version(name)
 
 
+def _preset(given: CodecSettings) -> str | None:
+    """The preset that is given, or the usual one; None: the codec has none."""
+    return given.preset or next(iter(CODECS[given.codec].presets), None)
+
+
 def _ffmpeg_version(encoder: str) -> Callable[[CodecSettings, Here], str]:
     def version(given: CodecSettings, here: Here) -> str:
-        preset = f", {given.preset}" if given.preset else ""
-        return f"{encoder} in {ffmpeg_version(find_ffmpeg(encoder, here.programs))}{preset}"
+        preset = _preset(given)
+        program = ffmpeg_version(find_ffmpeg(encoder, here.programs))
+        return f"{encoder} in {program}" + (f", {preset}" if preset else "")
 
     return version
 
 
 def _hevc(given: CodecSettings, quality: float, here: Here) -> Codec:
-    return ffmpeg.Hevc(find_ffmpeg("libx265", here.programs), quality, given.preset or "slow")
+    return ffmpeg.Hevc(
+        find_ffmpeg("libx265", here.programs), quality, given.preset or ffmpeg.HEVC_PRESETS[0]
+    )
 
 
 def _vvc(given: CodecSettings, quality: float, here: Here) -> Codec:
-    return ffmpeg.Vvc(find_ffmpeg("libvvenc", here.programs), quality, given.preset or "medium")
+    return ffmpeg.Vvc(
+        find_ffmpeg("libvvenc", here.programs), quality, given.preset or ffmpeg.VVC_PRESETS[0]
+    )
 
 
 def _jxl(given: CodecSettings, quality: float, here: Here) -> Codec:
@@ -172,10 +184,41 @@ def _learned(given: CodecSettings, quality: float, here: Here) -> Codec:
     return learned.learned(model, own, here.device, given.text, given.prompts)
 
 
+def _weights(given: CodecSettings) -> list[tuple[str, str]]:
+    """Models of a learned codec by name, each with the sha256 of its weights; of a Hub id: none.
+
+    Raises:
+        AigiError: there is no such model, or its weights cannot be read.
+    """
+    found = []
+    for model in models_of(given):
+        place = Path(model)
+        if place.is_absolute():
+            weights = place / "model.safetensors"
+            try:
+                sha256 = file_sha256(str(weights))
+            except OSError as error:
+                raise AigiError(
+                    f"benchmark.codecs: {given.label}: {weights}: {error.strerror}. Give the "
+                    "folder of a trained codec."
+                ) from error
+            trained = place.name in ("best", "last")
+            found.append((place.parent.name if trained else place.name, sha256))
+        elif "/" in model:
+            found.append((model, ""))
+        else:
+            raise AigiError(
+                f"benchmark.codecs: {given.label}: no model {model}; there are "
+                f"{', '.join(shipped())}. Else give a folder, or ORG/NAME[@REVISION] of the Hub."
+            )
+    return found
+
+
 def _learned_version(given: CodecSettings, here: Here) -> str:
     from pipeline import __version__
 
-    return f"aigi {__version__}"
+    models = (f"{name} {sha256[:8]}".rstrip() for name, sha256 in _weights(given))
+    return ", ".join((f"aigi {__version__}", *models))
 
 
 def _zoo(given: CodecSettings, quality: float, here: Here) -> Codec:
@@ -183,7 +226,7 @@ def _zoo(given: CodecSettings, quality: float, here: Here) -> Codec:
 
 
 def _zoo_version(given: CodecSettings, here: Here) -> str:
-    return zoo.version()
+    return f"{zoo.version()}, {given.models[0]}"
 
 
 _PERCENT = tuple(float(quality) for quality in range(1, 101))
@@ -248,6 +291,7 @@ CODECS: dict[str, Row] = {
         open=_hevc,
         version=_ffmpeg_version("libx265"),
         external=True,
+        presets=ffmpeg.HEVC_PRESETS,
     ),
     "bpg": Row(
         title="BPG",
@@ -266,6 +310,7 @@ CODECS: dict[str, Row] = {
         open=_vvc,
         version=_ffmpeg_version("libvvenc"),
         external=True,
+        presets=ffmpeg.VVC_PRESETS,
     ),
     "vtm": Row(
         title="VVC (VTM)",
@@ -307,17 +352,23 @@ def row_of(given: CodecSettings) -> Row:
     row = CODECS.get(given.codec)
     if row is None:
         raise AigiError(
-            f"benchmark.codecs: no codec {given.codec!r}; there are {', '.join(CODECS)}"
+            f"benchmark.codecs: no codec {given.codec!r}; there are {', '.join(CODECS)}, "
+            f"and by their bare names {', '.join(shipped())}"
         )
     if given.codec == "compressai" and not given.models:
         raise AigiError(f"benchmark.codecs: {given.label}: give one network as models")
     for name, of in (
         ("models", ("learned", "compressai")),
         ("text", ("learned",)),
-        ("preset", ("hevc", "vvc")),
+        ("preset", [name for name, one in CODECS.items() if one.presets]),
     ):
         if getattr(given, name) and given.codec not in of:
             raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no {name}")
+    if given.preset and given.preset not in row.presets:
+        raise AigiError(
+            f"benchmark.codecs: {given.label}: no preset {given.preset!r}; there are "
+            f"{', '.join(row.presets)}"
+        )
     if not given.prompts and given.codec != "learned":
         raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no prompts")
     if given.qualities is None:
@@ -330,38 +381,41 @@ def row_of(given: CodecSettings) -> Row:
                 f"benchmark.codecs: {given.label}: quality {quality:g} is not in {low:g} to "
                 f"{high:g} ({row.format})"
             )
+        if quality % 1 and not any(step % 1 for step in row.grid):
+            raise AigiError(
+                f"benchmark.codecs: {given.label}: quality {quality:g} is no whole number "
+                f"({row.format})"
+            )
     return row
 
 
 def qualities(given: CodecSettings) -> tuple[float, ...]:
-    """The qualities to measure, each once, from low to high rate where that is known."""
+    """The qualities to measure, each once, from low to high rate.
+
+    Raises:
+        AigiError: as `row_of`.
+    """
+    row = row_of(given)
     if given.qualities is not None:
-        return tuple(dict.fromkeys(given.qualities))
+        falling = len(row.grid) > 0 and row.grid[0] > row.grid[-1]
+        return tuple(sorted(set(given.qualities), reverse=falling))
     if given.codec == "learned":
         return tuple(float(i + 1) for i in range(len(_points(given))))
-    return row_of(given).qualities
+    return row.qualities
 
 
 def digest(given: CodecSettings) -> str:
     """8 hex digits that change with everything that decides the bytes, but name and qualities.
 
     Raises:
-        AigiError: the weights of a model cannot be read.
+        AigiError: there is no such model, or its weights cannot be read.
     """
-    facts: list[object] = [given.model_dump(exclude={"name", "qualities", "models", "text"})]
-    models = models_of(given) if given.codec == "learned" else given.models
-    for model in models:
-        weights = Path(model) / "model.safetensors"
-        if given.codec != "learned" or not Path(model).is_absolute():
-            facts.append(model)
-            continue
-        try:
-            facts.append(file_sha256(str(weights)))
-        except OSError as error:
-            raise AigiError(
-                f"benchmark.codecs: {given.label}: {weights}: {error.strerror}. Give the folder of "
-                "a trained codec."
-            ) from error
+    settings = given.model_dump(exclude={"name", "qualities", "models", "text"})
+    facts: list[object] = [settings | {"preset": _preset(given)}]
+    if given.codec == "learned":
+        facts += [sha256 or name for name, sha256 in _weights(given)]
+    else:
+        facts += given.models
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 

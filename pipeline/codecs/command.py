@@ -7,7 +7,10 @@ import re
 import shutil
 import struct
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +22,17 @@ SECONDS, DECODE_SECONDS = 3600, 300
 """A program that takes longer for one picture is ended; damaged streams keep some decoders busy."""
 
 _SIZE = struct.Struct("<HH")
+_LAUNCHER = """
+import os, sys
+report, *arguments = sys.argv[1:]
+child = os.posix_spawnp(arguments[0], arguments, os.environ)
+_, status, used = os.wait4(child, 0)
+with open(report, "a") as file:
+    print(used.ru_maxrss, file=file)
+sys.exit(os.waitstatus_to_exitcode(status) & 255)
+"""
+_before: ContextVar[tuple[str, ...]] = ContextVar("_before", default=())
+"""Arguments in front of those of every program: what starts it in our place."""
 
 
 class Missing(AigiError):
@@ -88,7 +102,9 @@ def run(arguments: Sequence[str], data: bytes = b"", seconds: float = SECONDS) -
     """
     name = os.path.basename(arguments[0])
     try:
-        done = subprocess.run(arguments, input=data, capture_output=True, timeout=seconds)
+        done = subprocess.run(
+            [*_before.get(), *arguments], input=data, capture_output=True, timeout=seconds
+        )
     except subprocess.TimeoutExpired:
         raise CodecFailed(f"{name}: ended after {seconds:g} s") from None
     except OSError as error:
@@ -97,6 +113,21 @@ def run(arguments: Sequence[str], data: bytes = b"", seconds: float = SECONDS) -
         said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
         raise CodecFailed(f"{name}: exit code {done.returncode}: {said[0] if said else '(silent)'}")
     return done.stdout
+
+
+def peak_mib(work: Callable[[], object]) -> float:
+    """MiB that the largest of the programs run by `work` had at its peak; at least about 10.
+
+    Linux counts what a process shares with its parent before it becomes another program as its
+    own, so not this process but a bare Python starts them.
+    """
+    with tempfile.NamedTemporaryFile("r", prefix="aigi-") as report:
+        token = _before.set((sys.executable, "-I", "-S", "-c", _LAUNCHER, report.name))
+        try:
+            work()
+        finally:
+            _before.reset(token)
+        return max(int(line) for line in report) / 1024
 
 
 def padded(image: RGB, multiple: int, least: int) -> RGB:

@@ -17,6 +17,12 @@ from pipeline.pixels import RGB
 
 JXL_MAGIC = b"\xff\x0a"
 LEAST = 16  # pixels a side: smaller ones neither encoder takes
+HEVC_PRESETS = (
+    *("slow", "ultrafast", "superfast", "veryfast", "faster", "fast", "medium"),
+    *("slower", "veryslow", "placebo"),
+)
+VVC_PRESETS = ("medium", "faster", "fast", "slow", "slower")
+"""Those of x265 and of libvvenc in ffmpeg (`ffmpeg -h encoder=libvvenc`); the usual one first."""
 _QUIET = ["-hide_banner", "-loglevel", "error", "-nostdin"]
 _TO_PIPE = ["-frames:v", "1", "-f", "rawvideo"]
 
@@ -50,7 +56,7 @@ class Hevc:
 
     program: str
     qp: float
-    preset: str = "slow"
+    preset: str = HEVC_PRESETS[0]
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
         """The picture's size and the Annex B stream; the prompt is not used."""
@@ -107,7 +113,7 @@ class Vvc:
 
     program: str
     qp: float
-    preset: str = "medium"
+    preset: str = VVC_PRESETS[0]
 
     def _scale(self, way: str) -> str:
         flags = "flags=lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"

@@ -44,30 +44,40 @@ def points(models: Sequence[str]) -> list[tuple[str, int]]:
     return [(model, q) for model in models for q in range(1, _qualities(model) + 1)]
 
 
+def _place(model: str) -> tuple[str, str | None]:
+    """A folder, or a Hub id and the revision behind its `@`."""
+    if Path(model).is_dir():
+        return model, None
+    name, _, revision = model.partition("@")
+    return name, revision or None
+
+
 @lru_cache(maxsize=64)
 def _qualities(model: str) -> int:
     from pipeline.learned.sizes import parse
 
-    path = Path(model) / "config.json"
+    name, revision = _place(model)
+    path = Path(name) / "config.json"
     try:
-        if not Path(model).is_dir():
+        if not Path(name).is_dir():
             from huggingface_hub import hf_hub_download
 
-            path = Path(hf_hub_download(model, "config.json"))
+            path = Path(hf_hub_download(name, "config.json", revision=revision))
         return parse(json.loads(path.read_text(encoding="utf-8"))).qualities
     except (OSError, ValueError, AigiError):
         return 1  # where it is loaded, it is said what is wrong
 
 
 def learned(model: str, quality: int, device: str, text: str | None, prompts: bool) -> Learned:
-    """Load a network.
+    """Load a network from a folder, or of a Hub id (`ORG/NAME[@REVISION]`).
 
     Raises:
         AigiError: there is none, or it is damaged.
     """
     from pipeline.learned.codec import load
 
-    return Learned(load(model, device=device, text_folder=text), quality, prompts)
+    name, revision = _place(model)
+    return Learned(load(name, revision, device, text), quality, prompts)
 
 
 def prompt_bytes(data: bytes) -> int:

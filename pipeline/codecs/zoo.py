@@ -45,16 +45,23 @@ class ZooCodec:
         return b"".join(packed)
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 picture; values are rounded."""
+        """The uint8 picture; values are rounded.
+
+        Raises:
+            CodecFailed: the bytes are cut short, or more than a file.
+        """
         import torch
 
-        width, height, *shape, count = _HEAD.unpack_from(data)
-        at, strings = _HEAD.size, []
-        for _ in range(count):
-            (length,) = _LENGTH.unpack_from(data, at)
-            at += _LENGTH.size
-            strings.append([data[at : at + length]])
-            at += length
+        try:
+            width, height, *shape, count = _HEAD.unpack_from(data)
+            at, strings = _HEAD.size, []
+            for _ in range(count):
+                (length,) = _LENGTH.unpack_from(data, at)
+                at += _LENGTH.size
+                strings.append([data[at : at + length]])
+                at += length
+        except struct.error:
+            raise CodecFailed("compressai: damaged file") from None
         if at != len(data) or not width or not height:
             raise CodecFailed("compressai: damaged file")
         with torch.inference_mode():

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.analysis.best import attributes, best, unmarked
 from pipeline.analysis.plots import MOST, figures
-from pipeline.benchmark.rates import BD_RATES, FOLDER, METRICS, curves
+from pipeline.benchmark.rates import BD_RATES, FOLDER, METRICS, REPORTED, curves
 from pipeline.charts import Line, lines, ring
 from pipeline.pages.section import Section, Table
 from pipeline.tables import Store
@@ -204,5 +204,8 @@ def measured(store: Store) -> list[Section]:
         sections.append(alignments(store.read_all("alignments")))
     if store.shards("measurements"):
         rates = store.read_csv(FOLDER, BD_RATES)
-        sections.append(rate_distortion(store.read_all("measurements"), rates))
+        # Beside what the report is of, the table may hold what was asked for before.
+        reported = store.rows(FOLDER, REPORTED) is not None
+        table = store.read(FOLDER, REPORTED) if reported else store.read_all("measurements")
+        sections.append(rate_distortion(table, rates))
     return sections

@@ -46,7 +46,8 @@ def write_pictures(folder: Path) -> Path:
 
 
 def write_workflow(path: Path, pictures: Path, programs: Mapping[str, str], /, **more: Any) -> Path:
-    """A workflow file that measures a few codecs over the folder."""
+    """A workflow file that measures a few codecs over the folder; the first one is the anchor."""
+    first = more.get("codecs", CODECS)[0]
     section = {
         "pictures": {
             "place": str(pictures),
@@ -54,7 +55,7 @@ def write_workflow(path: Path, pictures: Path, programs: Mapping[str, str], /, *
             "captions": str(pictures / "captions.csv"),
         },
         "codecs": CODECS,
-        "anchor": "jpeg",
+        "anchor": first if isinstance(first, str) else first.get("name", first["codec"]),
         "strips": {"count": 1, "bpp": 1.5, "crop": 24},
         "programs": dict(programs),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from pipeline.benchmark.complexity import measure, square
 from pipeline.codecs import codec as codecs
 from pipeline.codecs.codec import Here
+from pipeline.codecs.command import CodecFailed, peak_mib, run
 from pipeline.learned.codec import load
 from pipeline.workflow import CodecSettings
 from tests.benchmark.conftest import execute, write_workflow
@@ -51,6 +53,18 @@ def test_operations_weights_and_memory_are_counted(monkeypatch: pytest.MonkeyPat
     assert found["encode_s_per_mp"] > 0 < found["decode_s_per_mp"]
 
 
+def test_memory_of_a_program_is_its_own(tmp_path: Path) -> None:
+    programs = stand_ins(tmp_path)
+    encoder = Path(programs["bpgenc"])
+    encoder.write_text(encoder.read_text() + "\nheld = bytearray(b'x') * (150 << 20)\n")
+    held = np.ones(400 << 17)  # what starts the program is larger
+    found = measure(CodecSettings(codec="bpg"), 32, Here(programs), picture(32, 32), 1)
+    assert held[0] and 150 < found["peak_mib"] < 200
+    with pytest.raises(CodecFailed, match="exit code 3: out of luck"):
+        peak_mib(lambda: run(["/bin/sh", "-c", "echo out of luck >&2; exit 3"]))
+    assert run(["/bin/sh", "-c", "echo $PPID"]).strip() == str(os.getpid()).encode()
+
+
 def test_square_cuts_or_mirrors() -> None:
     image = picture(20, 30)
     assert (square(image, 16) == image[:16, :16]).all()
@@ -71,8 +85,6 @@ def test_a_table_of_codecs_and_sizes(tmp_path: Path, pictures: Path, model: str)
         strips=None,
         complexity={"sides": [64]},
     )
-    text = workflow.read_text()
-    workflow.write_text(text.replace("anchor: jpeg", "anchor: vtm"))
     store, _ = execute(workflow)
     rows = {row["codec"]: row for row in store.read_all("complexity").to_pylist()}
     assert set(rows) == {"ours", "vtm", "bpg"}

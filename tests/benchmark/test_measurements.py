@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,11 +17,14 @@ from pipeline import AigiError
 from pipeline.benchmark.comparisons import Comparer
 from pipeline.benchmark.measurements import Bench, Job, with_job
 from pipeline.benchmark.metrics import ms_ssim, psnr
-from pipeline.codecs.codec import Here, digest, opened
+from pipeline.benchmark.stages import planned
+from pipeline.codecs.codec import Here, digest, models_of, opened, row_of
 from pipeline.collection import Collection, Part
+from pipeline.learned.shipped import shipped
+from pipeline.pages.measured import measured as measured_sections
 from pipeline.pixels import decode
 from pipeline.tables import MEASUREMENTS, Store
-from pipeline.workflow import CodecSettings, load
+from pipeline.workflow import CodecSettings, Compute, load
 from tests.benchmark.conftest import PROMPT, SIZES, execute, write_workflow
 from tests.codecs.conftest import stand_ins
 from tests.conftest import ROOT, aigi
@@ -135,18 +139,58 @@ def test_other_codecs_cost_their_own_shards_alone(tmp_path: Path, pictures: Path
     )
     execute(workflow)
     second = {name: _mtime(store, name) for name in store.shards("measurements")}
-    assert len(second) == 3
-    kept = set(first) & set(second)
-    assert len(kept) == 1 and all("/60/" in name for name in kept)
-    assert all(first[name] == second[name] for name in kept)
+    assert len(second) == 4
+    assert all(second[name] == made for name, made in first.items())
     # The same again makes nothing.
     _, said = execute(workflow)
-    assert "measurements: 3 shards, already made" in said
+    assert "measurements: 4 shards, already made" in said
     # Other pictures are refused, and named.
     data = workflow.read_text().replace("name: boats", "name: ships")
     workflow.write_text(data)
     with pytest.raises(AigiError, match=r"pictures\.name: boats -> ships"):
         execute(workflow)
+
+
+def test_what_is_no_longer_asked_for_is_kept_but_not_reported(
+    tmp_path: Path, pictures: Path
+) -> None:
+    workflow = tmp_path / "w.yaml"
+    few = {"strips": None, "anchor": "jpeg"}
+    jpeg: dict[str, Any] = {"codec": "jpeg", "qualities": [20, 60, 90]}
+    other = {"codec": "webp", "qualities": [10], "name": "other"}
+
+    def reported(*codecs: dict[str, Any]) -> set[tuple[str, str, float]]:
+        write_workflow(workflow, pictures, {}, codecs=codecs, **few)
+        store, _ = execute(workflow)
+        rows = store.read_csv("benchmark", "measurements.csv")
+        assert len(rows) == 4 * len({(row["codec"], row["quality"]) for row in rows})
+        (section,) = (one for one in measured_sections(store) if one.name == "codecs")
+        assert section.text[0].startswith(f"{len(rows)} measurements of 4 pictures")
+        return {
+            (row["codec"], row["codec_version"].split()[0], float(row["quality"]))
+            for row in rows
+            if not row["error"]
+        }
+
+    libjpeg = {("jpeg", "libjpeg_turbo", quality) for quality in (20.0, 60.0, 90.0)}
+    webp = {("other", "webp", 10.0)}
+    assert reported(jpeg, other) == libjpeg | webp
+    store = Store(str(tmp_path / "run"))
+    first = {name: _mtime(store, name) for name in store.shards("measurements")}
+    # Nothing is new, then something is, under a name that another codec had.
+    fewer = jpeg | {"qualities": [20, 90]}
+    assert reported(fewer) == libjpeg - {("jpeg", "libjpeg_turbo", 60.0)}
+    again = {"codec": "jpeg2000", "qualities": [40], "name": "other"}
+    assert {row for row in reported(fewer, again) if row[0] == "other"} == {
+        ("other", "jpg_2000", 40.0)
+    }
+    assert reported(jpeg, other) == libjpeg | webp
+    assert first.items() <= {n: _mtime(store, n) for n in store.shards("measurements")}.items()
+    # One that is cut short, and not asked for, is in nobody's way.
+    (webp_shard,) = (name for name in first if "/10/" in name)
+    Path(store.path("measurements", f"{webp_shard}.parquet")).write_bytes(b"cut")
+    assert len(reported(jpeg, again | {"qualities": [20]})) == 4
+    assert webp_shard not in store.shards("measurements")
 
 
 def test_what_was_measured_elsewhere_is_kept(tmp_path: Path, pictures: Path) -> None:
@@ -178,6 +222,64 @@ def test_target_may_be_a_distance(tmp_path: Path, pictures: Path) -> None:
             assert row["psnr"] == pytest.approx(23.0, abs=0.5)
 
 
+def test_a_target_is_met_in_whatever_order_qualities_are_given(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.codecs import codec as codecs
+
+    # No grid to search, as networks have none.
+    row = codecs.Row(**{**vars(codecs.CODECS["jpeg"]), "grid": ()})
+    monkeypatch.setitem(codecs.CODECS, "jpeg", row)
+    jpeg = {"codec": "jpeg", "qualities": [8, 6, 4, 2]}
+    workflow = write_workflow(
+        tmp_path / "w.yaml", pictures, {}, codecs=[jpeg], strips={"bpp": 0.001}
+    )
+    store, _ = execute(workflow)
+    made = [row for row in rows_of(store, "comparisons") if row["error"] is None]
+    assert made and {row["quality"] for row in made} == {2}
+
+
+@pytest.mark.parametrize(
+    ("codecs", "said"),
+    [
+        ([{"codec": "learned", "models": ["/nowhere/x"]}], "/nowhere/x/model.safetensors: No such"),
+        ([{"codec": "learned", "models": ["catc-smal"]}], "no model catc-smal; there are catc-"),
+        ([{"codec": "vvc", "preset": "fastt"}], "no preset 'fastt'; there are medium"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(
+    tmp_path: Path, pictures: Path, codecs: list[dict[str, Any]], said: str
+) -> None:
+    workflow = write_workflow(
+        tmp_path / "w.yaml", pictures, {}, codecs=["jpeg", *codecs], strips=None
+    )
+    found = load(workflow).benchmark
+    assert found is not None
+    with pytest.raises(AigiError, match=re.escape(said)):
+        planned(found, Compute())
+
+
+def test_an_anchor_that_is_no_codec_is_refused(tmp_path: Path, pictures: Path) -> None:
+    codecs = ["jpeg", {"codec": "webp", "name": "other"}]
+    workflow = write_workflow(tmp_path / "w.yaml", pictures, {}, codecs=codecs, anchor="wepb")
+    with pytest.raises(AigiError, match=r"anchor: no codec is called wepb; there are jpeg, other"):
+        load(workflow)
+
+
+def test_the_name_of_a_network_that_comes_with_aigi_stands_for_it(
+    tmp_path: Path, pictures: Path
+) -> None:
+    names = list(shipped())
+    assert names
+    found = load(write_workflow(tmp_path / "w.yaml", pictures, {}, codecs=names)).benchmark
+    assert found is not None and [given.label for given in found.codecs] == names
+    assert [models_of(given) for given in found.codecs] == [(str(p),) for p in shipped().values()]
+    for label, count, why in planned(found, Compute()):
+        assert label in names and count and not why
+    with pytest.raises(AigiError, match=rf"no codec 'mp3'; there are jpeg.* {names[0]}"):
+        row_of(CodecSettings(codec="mp3"))
+
+
 def _mtime(store: Store, name: str) -> int:
     return os.stat(store.path("measurements", f"{name}.parquet")).st_mtime_ns
 
@@ -186,6 +288,12 @@ def test_settings_of_a_codec_are_in_its_shards_name(tmp_path: Path) -> None:
     plain = CodecSettings(codec="vvc")
     assert digest(plain) == digest(CodecSettings(codec="vvc", name="x", qualities=(30,)))
     assert digest(plain) != digest(CodecSettings(codec="vvc", preset="slow"))
+    assert digest(plain) == digest(CodecSettings(codec="vvc", preset="medium"))
+    hevc = CodecSettings(codec="hevc")
+    assert digest(hevc) == digest(CodecSettings(codec="hevc", preset="slow"))
+    # What has no preset is where it was in runs that are older than this test.
+    assert digest(CodecSettings(codec="jpeg")) == "73fd8651"
+    assert digest(CodecSettings(codec="compressai", models=("mbt2018-mean",))) == "6beddf2c"
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     model = CodecSettings(codec="learned", models=(str(tmp_path),))
     before = digest(model)

@@ -46,7 +46,7 @@ def test_every_link_of_the_page_leads_somewhere(measured: Measured, page: str) -
     for link in links:
         assert (folder / link).exists(), link
     written = {path.suffix for path in folder.rglob("*") if path.is_file()}
-    assert written == {".md", ".tex", ".png", ".svg", ".json", ".csv"}
+    assert written == {".md", ".tex", ".png", ".svg", ".json", ".csv", ".parquet"}
     linked = {Path(link).name for link in links}
     for path in (folder / "figures").iterdir():
         assert path.name in linked

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import AigiError
 from pipeline.codecs.codec import CODECS, Codec, Here, Row, opened, qualities, row_of
 from pipeline.pixels import RGB
 from pipeline.workflow import CodecSettings
@@ -91,10 +92,17 @@ def test_better_qualities_are_nearer_and_larger(settings: CodecSettings, here: H
     assert sizes[0] < sizes[1] and errors[0] > errors[1] > 0
 
 
+DAMAGED = (
+    "cannot identify image file|no JPEG XL codestream|bytes are no picture|: exit code [1-9]|"
+    "not an aigi file"
+)
+"""What libraries say, what is seen before a program is run, and that a program failed."""
+
+
 def test_damaged_bytes_are_an_error(settings: CodecSettings, here: Here) -> None:
     codec = middle(settings, here)
     for data in (b"", b"\0" * 3, b"not a picture at all, but long enough to have a header"):
-        with pytest.raises(Exception, match=r".+"):
+        with pytest.raises(AigiError, match=DAMAGED):
             codec.decode(data)
 
 

@@ -39,6 +39,13 @@ def test_bytes_hold_all_that_decoding_needs(name: str) -> None:
             codec.decode(data + b"x")
 
 
+def test_bytes_that_are_cut_short_are_damaged() -> None:
+    head = b"\x08\0\x08\0\x01\0\x01\0\x02"  # 8x8 pixels, two strings
+    for data in (b"", head[:-1], head, head + b"\x01\0\0\0x", head + b"\xff" * 4):
+        with pytest.raises(CodecFailed, match="compressai: damaged file"):
+            ZooCodec(None, "cpu").decode(data)
+
+
 def test_without_compressai_it_is_missing() -> None:
     if importlib.util.find_spec("compressai") is not None:
         pytest.skip("compressai is installed")

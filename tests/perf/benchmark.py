@@ -47,9 +47,7 @@ def _measured(
     place: Path, codecs: list[CodecSettings], compute: Compute, run: Path
 ) -> tuple[float, Store]:
     """Wall seconds of the measurements stage, and the run that it made."""
-    benchmark = Benchmark(
-        pictures=Pictures(place=str(place)), codecs=tuple(codecs), anchor="jpeg", strips=None
-    )
+    benchmark = Benchmark(pictures=Pictures(place=str(place)), codecs=tuple(codecs), strips=None)
     store = Store(str(run))
     started = time.perf_counter()
     stage = measurements.stage(benchmark, compute, Collection(benchmark.measured))
