@@ -80,14 +80,18 @@ def test_the_kept_twin_of_a_leak_is_the_held_out_one(run: Path) -> None:
 
 def test_it_ends_with_files_of_a_codec_trained_on_it(run: Path) -> None:
     from pipeline.learned.codec import load
+    from pipeline.learned.shipped import DEFAULT
     from pipeline.learned.train import train
 
     few = ["train.steps=3", "train.validation_pictures=0", "train.shuffle_buffer=8"]
     (folder,) = train(demo_workflow(run, few), Progress(quiet=True))
     model = str(folder / "last")
-    rows = code_pictures(run, {"demo": model, "catc-small-3": "catc-small-3"})
-    assert [(name, count) for name, count, *_ in rows] == [("demo", 2), ("catc-small-3", 2)]
-    (_, _, short, unread, begun), (_, _, bpp, prompt, good) = rows
+    rows = code_pictures(run, {"demo": model, DEFAULT: DEFAULT})
+    assert [(name, count) for name, count, *_ in rows] == [
+        ("demo", 2),
+        *[(f"{DEFAULT}-q{quality}", 2) for quality in (1, 2, 3, 4)],
+    ]
+    (_, _, short, unread, begun), *_, (_, _, bpp, prompt, good) = rows
     assert unread < prompt < bpp and unread < short
     # Three steps keep what training begins with; random weights give 10 dB.
     assert min(begun, good) > 20

@@ -23,7 +23,7 @@ from pipeline import AigiError
 from pipeline.clip import file_sha256
 from pipeline.codecs import ffmpeg, learned, pillow, programs, zoo
 from pipeline.codecs.command import ffmpeg_version, find_ffmpeg
-from pipeline.learned.shipped import FAMILY, members, shipped
+from pipeline.learned.shipped import DEFAULT, shipped
 from pipeline.pixels import RGB
 from pipeline.workflow import CodecSettings
 
@@ -145,13 +145,13 @@ def _bpg_version(given: CodecSettings, here: Here) -> str:
 
 
 def models_of(given: CodecSettings) -> tuple[str, ...]:
-    """Of a learned codec, lowest rate first: those given, or CATC's that come with aigi.
+    """Of a learned codec, lowest rate first: those given, or the one that is used unasked.
 
     Raises:
         AigiError: a pattern of folders that training made fits none.
     """
     if not given.models:
-        return tuple(str(folder) for folder in members(FAMILY).values())
+        return (str(shipped()[DEFAULT]),)
     found: list[str] = []
     for model in given.models:
         if "*" not in model:

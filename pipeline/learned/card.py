@@ -49,7 +49,7 @@ def _table(points: Sequence[RatePoint]) -> str:
             Safe(f"{point.psnr:.2f}"),
             Safe("" if point.ms_ssim is None else f"{point.ms_ssim:.4f}"),
         )
-        for point in sorted(points, key=lambda p: (p.pictures, p.codec, p.bpp))
+        for point in sorted(points, key=lambda p: (p.pictures, p.codec.partition(" ")[0], p.bpp))
     ]
     return "\n".join(table([Safe(heading) for heading in headings], rows, right=4))
 

@@ -1,10 +1,8 @@
 """The codecs that come with aigi: a name in, its folder out; and how they came into the package.
 
-    python -m pipeline.learned.shipped export FAMILY RUN/train/*   # weights, from low to high rate
-    aigi run …                                                     # a benchmark of them
-    python -m pipeline.learned.shipped card FAMILY RUN/benchmark/measurements.csv …
-
-A family is one network of several qualities, or one for each rate (`FAMILY-1`, `FAMILY-2`, …).
+    python -m pipeline.learned.shipped export NAME RUN/train/FIRST_PART … RUN/train/LAST_PART
+    aigi run …                                                     # a benchmark of it
+    python -m pipeline.learned.shipped card NAME RUN/benchmark/measurements.csv …
 
 No torch at the top, so that a command can list them before anything heavy is loaded.
 """
@@ -12,7 +10,6 @@ No torch at the top, so that a command can list them before anything heavy is lo
 from __future__ import annotations
 
 import csv
-import re
 import shutil
 import sys
 from collections import defaultdict
@@ -27,35 +24,29 @@ if TYPE_CHECKING:
     from pipeline.learned.card import RatePoint
 
 FOLDER = Path(__file__).parent / "weights"
-FAMILY = "catc-small"
-DEFAULT = f"{FAMILY}-3"
+DEFAULT = "catc-small"
 """What codes where nothing else is asked for."""
-LOGS = ("curve.csv", "validation.csv")
+LOGS = ("curve", "validation")
 
 
 def shipped() -> dict[str, Path]:
-    """Folders of the models by name, those of a family from low to high rate."""
+    """Folders of the models by name; each codes at several rates."""
     return {path.parent.name: path.parent for path in sorted(FOLDER.glob("*/config.json"))}
 
 
-def members(family: str) -> dict[str, Path]:
-    """Those of a family, from low to high rate."""
-    names = re.compile(rf"{re.escape(family)}(-[1-9])?")
-    return {name: path for name, path in shipped().items() if names.fullmatch(name)}
-
-
-def export(family: str, trained: list[Path]) -> None:
-    """Put the last weights of trained codecs into the package, in half precision.
+def export(name: str, parts: list[Path]) -> None:
+    """Put the last weights of a trained codec into the package, in half precision.
 
     The last, not the best: so validation pictures have chosen nothing. The tables of z are made
-    after rounding, so they are exactly those of the stored weights.
+    after rounding, so they are exactly those of the stored weights. The logs of all parts of the
+    training lie beside them: `curve-1.csv`, `validation-1.csv`, …
 
     Args:
-        family: its name here.
-        trained: folders that training made, from low to high rate.
+        name: of the model, here.
+        parts: folders that training made, each of which began with the weights of the one before.
 
     Raises:
-        AigiError: one of them has no model.
+        AigiError: the last has no model.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -63,23 +54,22 @@ def export(family: str, trained: list[Path]) -> None:
     from pipeline.learned.codec import load_network
     from pipeline.learned.network import WEIGHTS, Network
 
-    for number, folder in enumerate(trained, 1):
-        found = load_network(folder / "last")
-        name = family if len(trained) == 1 else f"{family}-{number}"
-        network = Network(**found.sizes.model_copy(update={"name": name}).model_dump())
-        network.load_state_dict(found.half().float().state_dict())
-        target = FOLDER / name
-        target.mkdir(parents=True, exist_ok=True)
-        network.save_pretrained(target)
-        (target / "README.md").unlink()  # `write_card` makes one for the family
-        stored = {
-            key: value.to(torch.float16) if value.is_floating_point() else value
-            for key, value in load_file(target / WEIGHTS).items()
-        }
-        save_file(stored, target / WEIGHTS)
+    found = load_network(parts[-1] / "last")
+    network = Network(**found.sizes.model_copy(update={"name": name}).model_dump())
+    network.load_state_dict(found.half().float().state_dict())
+    target = FOLDER / name
+    target.mkdir(parents=True, exist_ok=True)
+    network.save_pretrained(target)
+    (target / "README.md").unlink()  # `write_card` makes it
+    stored = {
+        key: value.to(torch.float16) if value.is_floating_point() else value
+        for key, value in load_file(target / WEIGHTS).items()
+    }
+    save_file(stored, target / WEIGHTS)
+    for number, part in enumerate(parts, 1):
         for log in LOGS:
-            shutil.copyfile(folder / log, target / log)
-        print(f"{target}: {(target / WEIGHTS).stat().st_size:,} bytes")
+            shutil.copyfile(part / f"{log}.csv", target / f"{log}-{number}.csv")
+    print(f"{target}: {(target / WEIGHTS).stat().st_size:,} bytes")
 
 
 def rate_points(measurements: Path) -> list[RatePoint]:
@@ -120,12 +110,13 @@ def rate_points(measurements: Path) -> list[RatePoint]:
     return points
 
 
-def write_card(family: str, measurements: list[Path]) -> None:
-    """Write a family's card: how it was trained, its hashes, and what was measured.
+def write_card(name: str, measurements: list[Path]) -> None:
+    """Write a model's card: how it was trained, its hash, and what was measured.
 
     `TRAINING.md`, by hand, stands beside it.
 
     Args:
+        name: of the model.
         measurements: `measurements.csv` of benchmarks, each of another set of pictures.
 
     Raises:
@@ -137,24 +128,17 @@ def write_card(family: str, measurements: list[Path]) -> None:
     from pipeline.learned.network import CONFIG, WEIGHTS
     from pipeline.learned.sizes import parse
 
-    models = members(family)
-    example = DEFAULT if DEFAULT in models else next(iter(models))
-    folder = models.get(family, FOLDER)
-    sizes = parse(json.loads((models[example] / CONFIG).read_text()))
-    hashes = [
-        f"| `{name}` | `{file_sha256(str(path / WEIGHTS))}` |" for name, path in models.items()
-    ]
+    folder = shipped()[name]
     training = (folder / "TRAINING.md").read_text(encoding="utf-8").strip()
-    table = "\n".join(["| model | sha256 of model.safetensors |", "|---|---|", *hashes])
     text = card(
-        sizes.model_copy(update={"name": family}),
+        parse(json.loads((folder / CONFIG).read_text())),
         [point for path in measurements for point in rate_points(path)],
-        training=f"{training}\n\n{table}",
-        model=example,
+        training=f"{training}\n\nsha256 of `{WEIGHTS}`: `{file_sha256(str(folder / WEIGHTS))}`",
+        model=name,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    what, name, *paths = sys.argv[1:]
-    {"export": export, "card": write_card}[what](name, [Path(path) for path in paths])
+    what, model, *paths = sys.argv[1:]
+    {"export": export, "card": write_card}[what](model, [Path(path) for path in paths])

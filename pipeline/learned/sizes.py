@@ -95,7 +95,9 @@ Sizes = HyperpriorSizes | CatcSizes
 _ANY: TypeAdapter[Sizes] = TypeAdapter(Annotated[Sizes, Field(discriminator="kind")])
 
 _FULL = CatcSizes(kind="catc", name="catc", n=128, m=320, hidden=192, text=TextSizes())
-_SMALL = CatcSizes(kind="catc", name="catc-small", n=40, m=100, hidden=80, text=TextSizes())
+_SMALL = CatcSizes(
+    kind="catc", name="catc-small", n=64, m=160, hidden=96, heads=2, text=TextSizes()
+)
 
 
 def _without_text(sizes: CatcSizes) -> CatcSizes:

@@ -17,55 +17,68 @@ from pipeline.clip import file_sha256
 from pipeline.learned import shipped as module
 from pipeline.learned.bitstream import rates
 from pipeline.learned.codec import load, load_network
-from pipeline.learned.shipped import DEFAULT, FOLDER, export, members, rate_points, shipped
-from pipeline.learned.sizes import NETWORKS, parse
+from pipeline.learned.shipped import (
+    DEFAULT,
+    FOLDER,
+    export,
+    rate_points,
+    shipped,
+    write_card,
+)
+from pipeline.learned.sizes import NETWORKS, CatcSizes, parse
 from pipeline.pixels import RGB, decode
 from tests.learned.conftest import scene, small
 
-CATC = [f"catc-small-{number}" for number in (1, 2, 3, 4)]
+NAMES = ("catc-small", "mean-scale-small")
 
 
-def test_two_families_come_with_aigi_and_they_are_small() -> None:
-    assert list(shipped()) == [*CATC, "mean-scale-small"]
-    assert DEFAULT in shipped()
-    assert list(members("catc-small")) == CATC
-    assert list(members("mean-scale-small")) == ["mean-scale-small"]
-    for family, most in (("catc-small", 20_000_000), ("mean-scale-small", 5_000_000)):
-        files = (folder / "model.safetensors" for folder in members(family).values())
-        assert sum(file.stat().st_size for file in files) <= most
-    for name, folder in shipped().items():
-        sizes = parse(json.loads((folder / "config.json").read_text()))
-        change: dict[str, object] = {"name": name, "text": sizes.text}
-        if name in CATC:
-            assert sizes == NETWORKS["catc-small"].model_copy(update=change)
-            assert sizes.text is not None and sizes.text.tower == "tiny"
-        else:
-            change |= {"n": 64, "m": 128, "qualities": 4}
-            assert sizes == NETWORKS["mean-scale"].model_copy(update=change)
+def test_two_codecs_come_with_aigi_and_they_are_small() -> None:
+    assert tuple(shipped()) == NAMES
+    assert DEFAULT == "catc-small"
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*.safetensors")) <= 20_000_000
+    found = [
+        parse(json.loads((folder / "config.json").read_text())) for folder in shipped().values()
+    ]
+    catc, mean_scale = found
+    assert isinstance(catc, CatcSizes) and catc.text is not None and catc.text.tower == "tiny"
+    assert catc == NETWORKS["catc-small"].model_copy(update={"text": catc.text, "qualities": 4})
+    change = {"name": "mean-scale-small", "n": 64, "m": 128, "qualities": 4}
+    assert mean_scale == NETWORKS["mean-scale"].model_copy(update=change)
 
 
-@pytest.mark.parametrize(("family", "card"), [("catc-small", "."), ("mean-scale-small",) * 2])
-def test_the_card_has_the_hash_of_every_file(family: str, card: str) -> None:
-    text = (FOLDER / card / "README.md").read_text(encoding="utf-8")
-    pins = dict(re.findall(r"\| `([a-z0-9-]+)` \| `([0-9a-f]{64})` \|", text))
-    assert pins == {
-        name: file_sha256(str(folder / "model.safetensors"))
-        for name, folder in members(family).items()
-    }
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_has_the_hash_of_the_weights(name: str) -> None:
+    text = (FOLDER / name / "README.md").read_text(encoding="utf-8")
+    pins = re.findall(r"sha256 of `model.safetensors`: `([0-9a-f]{64})`", text)
+    assert pins == [file_sha256(str(FOLDER / name / "model.safetensors"))]
+    assert f"| {name} 4 | Kodak (24) |" in text
 
 
-@pytest.mark.parametrize("family", ["catc-small", "mean-scale-small"])
-def test_rates_rise_and_files_decode_to_what_was_promised(family: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_rates_rise_and_files_decode_to_what_was_promised(name: str) -> None:
     picture, prompt = scene(1)
     found = []
-    for name in members(family):
-        codec = load(name, device="cpu")
-        for quality in range(1, codec.qualities + 1):
-            coded = codec.encode_and_reconstruct(picture, prompt, quality)
-            assert np.array_equal(codec.decode(coded.data), coded.reconstruction)
-            found.append((rates(coded.data).bpp, psnr(picture, coded.reconstruction)))
+    codec = load(name, device="cpu")
+    for quality in range(1, codec.qualities + 1):
+        coded = codec.encode_and_reconstruct(picture, prompt, quality)
+        assert np.array_equal(codec.decode(coded.data), coded.reconstruction)
+        found.append((rates(coded.data).bpp, psnr(picture, coded.reconstruction)))
     assert len(found) == 4
     assert found == sorted(found) and found[0][1] + 1 < found[-1][1]
+
+
+@pytest.mark.parametrize("quality", [1, 4])
+def test_no_prompt_does_harm(quality: int) -> None:
+    """Nor one of things that the picture does not show, or in words that its text encoder knows."""
+    codec, (picture, own) = load("catc-small", device="cpu"), scene(2)
+    found = {}
+    for prompt in ("", own, "four dogs", "five little orange balls", "12 34", "a portrait, 8k"):
+        coded = codec.encode_and_reconstruct(picture, prompt, quality)
+        rate = rates(coded.data).bpp_without_prompt
+        found[prompt] = (rate, psnr(picture, coded.reconstruction))
+    rate, near = found[""]
+    for prompt, (other, decibels) in found.items():
+        assert other < 1.1 * rate and decibels > near - 1, f"{prompt}: {found}"
 
 
 def _jpeg_at(picture: RGB, bpp: float) -> float:
@@ -99,22 +112,38 @@ def test_export_halves_and_the_tables_follow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FOLDER", tmp_path / "weights")
-    trained = tmp_path / "trained"
-    network = small("catc-small")
-    network.save_pretrained(trained / "last")
-    for name in ("curve.csv", "validation.csv"):
-        (trained / name).write_text("step\n1\n")
-    export("family", [trained])
-    (folder,) = members("family").values()
+    first, trained = tmp_path / "first", tmp_path / "trained"
+    small("catc-small").save_pretrained(trained / "last")
+    for part in (first, trained):
+        part.mkdir(exist_ok=True)
+        for log in ("curve.csv", "validation.csv"):
+            (part / log).write_text(f"{log} of {part.name}")
+    export("name", [first, trained])
+    folder = shipped()["name"]
     assert sorted(p.name for p in folder.iterdir()) == [
-        *("config.json", "curve.csv", "model.safetensors", "validation.csv")
+        *("config.json", "curve-1.csv", "curve-2.csv", "model.safetensors"),
+        *("validation-1.csv", "validation-2.csv"),
     ]
+    assert (folder / "curve-1.csv").read_text() == "curve.csv of first"
+    assert (folder / "validation-2.csv").read_text() == "validation.csv of trained"
     before, after = ((f / "model.safetensors").stat().st_size for f in (trained / "last", folder))
     assert after < 0.7 * before
     stored = load_network(folder)
     tables = stored.prior.table.clone()
     stored.update()
     assert stored.prior.table.equal(tables), "tables of other weights than those in the file"
+
+    (folder / "TRAINING.md").write_text("Trained by hand.")
+    points = tmp_path / "measurements.csv"
+    points.write_text(
+        "source,codec,quality,width,height,bytes,prompt_bytes,bpp,psnr,ms_ssim,error\n"
+        "Kodak,name,10,64,32,256,0,1.0,30.0,,\nKodak,name,9,64,32,128,0,0.5,29.0,,\n"
+    )
+    write_card("name", [points])
+    said = (folder / "README.md").read_text()
+    assert "Trained by hand." in said and "--model name" in said
+    assert said.index("| name 9 | Kodak (1) |") < said.index("| name 10 | Kodak (1) |")
+    assert file_sha256(str(folder / "model.safetensors")) in said
 
 
 def test_points_are_means_of_a_benchmark(tmp_path: Path) -> None:
