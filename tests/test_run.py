@@ -237,7 +237,7 @@ def test_status_tells_where_a_run_stands(tmp_path: Path) -> None:
 
 
 def test_interrupt_is_recorded(tmp_path: Path) -> None:
-    process = start(tmp_path, "--seconds", "0.3")
+    process = start(tmp_path, "--seconds", "1")
     wait_for_shards(tmp_path, 2, process)
     process.send_signal(signal.SIGINT)
     process.wait()

@@ -157,7 +157,7 @@ def test_the_card_has_what_was_measured() -> None:
     rows = [line for line in body.splitlines() if line.startswith("| ")][2:]
     assert "| 0.3000 | 0.2900 | 30.25 |  |" in rows[1] and "<b>" not in rows[1]
     assert rows[0].count("|") == 7 and "0.9500" in rows[0]
-    assert "40 epochs" in body and "--model a/b" in body and "n = 40" in body
+    assert "40 epochs" in body and "--model a/b" in body and "n = 64" in body
     bare = card(NETWORKS["mean-scale"])
     assert "Nothing was measured yet" in bare and "weights are random" in bare
     assert "--prompt" not in bare and "stores none" in bare
