@@ -47,6 +47,8 @@ def start(root: Path, *options: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # Jobs of a shell's background ignore SIGINT, and so would all that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -237,7 +239,7 @@ def test_status_tells_where_a_run_stands(tmp_path: Path) -> None:
 
 
 def test_interrupt_is_recorded(tmp_path: Path) -> None:
-    process = start(tmp_path, "--seconds", "1")
+    process = start(tmp_path, "--seconds", "0.3")
     wait_for_shards(tmp_path, 2, process)
     process.send_signal(signal.SIGINT)
     process.wait()
