@@ -14,16 +14,41 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import (
+    Field,
+)
 
 from pipeline import AigiError
 from pipeline.pixels import image_size
-from pipeline.tables import IMAGE, Store
-from pipeline.workflow import Pictures
+from pipeline.settings import Count, Location, Settings
+from pipeline.store import Store
+from pipeline.tables import IMAGE
+
+
+class Pictures(Settings):
+    """Pictures to measure, analyse or train on, and which of them."""
+
+    place: Location = Field(
+        description="release folder, run directory, hf://datasets/ORG/NAME@REVISION, or a folder "
+        "of pictures"
+    )
+    sources: tuple[str, ...] | None = Field(None, description="null: all")
+    splits: tuple[Literal["train", "validation", "test"], ...] | None = Field(
+        None, description="null: all; a folder's pictures are test"
+    )
+    limit: Count | None = Field(None, description="at most this many of each source and split")
+    name: str | None = Field(None, description="source of a folder's pictures; null: its name")
+    captions: Location | None = Field(
+        None, description="of a folder: CSV or JSONL; only the files that it names are taken"
+    )
+    file_column: str = "file"
+    text_column: str = "text"
+
 
 MANIFEST = "manifest.json"
 ROWS, BYTES = 100, 64 << 20

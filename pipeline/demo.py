@@ -84,7 +84,7 @@ def load_back(release: Path) -> list[dict[str, Any]]:
 
 def findings(run: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Images by the reason that they were dropped for; imported files with theirs."""
-    from pipeline.tables import Store
+    from pipeline.store import Store
 
     store = Store(str(run))
     counts: dict[str, int] = {}
@@ -117,11 +117,10 @@ def code_pictures(run: Path, models: dict[str, str]) -> list[tuple[str, int, flo
     import numpy as np
 
     from pipeline.benchmark.metrics import psnr
-    from pipeline.collection import Collection
+    from pipeline.collection import Collection, Pictures
     from pipeline.learned.bitstream import MOST_PIXELS, rates
     from pipeline.learned.codec import load
     from pipeline.pixels import decode, png_bytes
-    from pipeline.workflow import Pictures
 
     folder = run / "coded"
     folder.mkdir(exist_ok=True)

@@ -10,10 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline import AigiError
-from pipeline.workflow import READERS, Benchmark, Pictures, Workflow
+from pipeline.benchmark.settings import Benchmark
+from pipeline.collection import Pictures
+from pipeline.release.recipe import READERS
+from pipeline.workflow import Workflow
 
 if TYPE_CHECKING:
-    from pipeline.dataset.stages import Estimate
+    from pipeline.build import Estimate
 
 
 def parts(workflow: Workflow) -> Iterator[Table | str]:
@@ -22,7 +25,7 @@ def parts(workflow: Workflow) -> Iterator[Table | str]:
     Raises:
         AigiError: pictures that it reads are not there, or it has neither plan nor reader.
     """
-    from pipeline.dataset.stages import estimate
+    from pipeline.build import estimate
 
     if (reading := _reading_table(workflow)).row_count:
         yield reading

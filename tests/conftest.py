@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -147,3 +149,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, models: Path) -> tuple[Pa
     done = aigi("run", str(path))
     assert done.returncode == 0, done.stderr
     return path, folder / "run"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Report in one line what was skipped for want of what."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    told = "; ".join(f"{count} ({reason})" for reason, count in reasons.most_common())
+    terminalreporter.line(f"skipped: {told or 'nothing'}")

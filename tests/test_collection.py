@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import AigiError
-from pipeline.collection import COLUMNS, Collection
+from pipeline.collection import COLUMNS, Collection, Pictures
 from pipeline.pixels import decode, png_bytes
-from pipeline.workflow import Pictures
 
 
 def _all(collection: Collection) -> list[dict[str, object]]:

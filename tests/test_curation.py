@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from pipeline import workflow as workflows
-from pipeline.dataset.sweep import sweep
-from pipeline.tables import Store
+from pipeline.selection.sweep import sweep
+from pipeline.store import Store
 from tests.conftest import ROOT, aigi
 from tests.test_end_to_end import contents
 
@@ -218,7 +218,7 @@ def test_a_sweep_can_be_looked_at(finished: tuple[Path, Path], tmp_path: Path) -
     """The sheet shows the examples, and beside a duplicate the image that stays."""
     from PIL import Image
 
-    from pipeline.dataset.sweep_sheet import COLUMNS, THUMB, draw
+    from pipeline.selection.sweep_sheet import COLUMNS, THUMB, draw
 
     path, run = finished
     store = Store(str(run))

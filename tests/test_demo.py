@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from pipeline import workflow as workflows
-from pipeline.dataset import specification
-from pipeline.dataset.plan import rounds_made, summary
-from pipeline.dataset.stages import make, stages
+from pipeline.build import make, stages
 from pipeline.demo import code_pictures, demo_workflow, findings
+from pipeline.plan import specification
+from pipeline.plan.rounds import rounds_made, summary
 from pipeline.progress import Progress
 from pipeline.run import run_stages
-from pipeline.tables import Store
+from pipeline.store import Store
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -81,7 +81,7 @@ def test_the_kept_twin_of_a_leak_is_the_held_out_one(run: Path) -> None:
 def test_it_ends_with_files_of_a_codec_trained_on_it(run: Path) -> None:
     from pipeline.learned.codec import load
     from pipeline.learned.shipped import DEFAULT
-    from pipeline.learned.train import train
+    from pipeline.training.train import train
 
     few = ["train.steps=3", "train.validation_pictures=0", "train.shuffle_buffer=8"]
     (folder,) = train(demo_workflow(run, few), Progress(quiet=True))

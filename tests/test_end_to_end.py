@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.dataset.manifest import MANIFEST, compare, open_release
-from pipeline.tables import Store
+from pipeline.manifest import MANIFEST, open_release
+from pipeline.release.verify import compare
+from pipeline.store import Store
 from tests.conftest import ROOT, WorkflowMaker, aigi
 
 
@@ -76,7 +77,7 @@ def test_release_files_are_as_the_hub_expects(finished: tuple[Path, Path]) -> No
 def test_the_watermarked_twin_is_in_the_release(finished: tuple[Path, Path]) -> None:
     from datasets import load_dataset
 
-    from pipeline.dwt_dct import embed_dwt_dct
+    from pipeline.marks.dwt_dct import embed_dwt_dct
 
     _, run = finished
     rows = load_dataset(

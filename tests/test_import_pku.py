@@ -19,10 +19,10 @@ import pytest
 import yaml
 from PIL import Image, PngImagePlugin
 
-from pipeline.tables import Store
+from pipeline.store import Store
 from tests.conftest import ROOT, aigi
-from tests.dataset.test_volumes import split, write_volumes, zipped
 from tests.hub import serve
+from tests.pictures.test_volumes import split, write_volumes, zipped
 from tests.test_end_to_end import contents
 
 WORKFLOW = ROOT / "workflows" / "import_pku.yaml"
@@ -372,7 +372,7 @@ def test_killed_in_mid_import_then_finished(finished: Finished, tmp_path: Path) 
     # The process ends at its twentieth picture, as kill -9 ends it.
     code = (
         "import os, signal, sys\n"
-        "from pipeline.dataset.importer import Importer\n"
+        "from pipeline.images.importer import Importer\n"
         "row, seen = Importer._row, []\n"
         "def dying(self, plan):\n"
         "    seen.append(plan)\n"
@@ -408,7 +408,7 @@ def test_a_missing_volume_is_named_before_any_work(finished: Finished, tmp_path:
 
 def test_published_counts_are_asked_for() -> None:
     """The specification of the import has the sizes and counts of the published table."""
-    from pipeline.dataset import specification as specifications
+    from pipeline.plan import specification as specifications
 
     theirs, ours = (
         specifications.load(str(ROOT / "manifests" / f"{name}.yaml"))

@@ -13,8 +13,8 @@ import pytest
 
 from pipeline import AigiError
 from pipeline.run import status
-from pipeline.tables import Store
-from pipeline.workflow import Compute
+from pipeline.stage import Compute
+from pipeline.store import Store
 from tests import toy
 from tests.conftest import ROOT
 from tests.test_run import files, start, times, wait_for_shards
@@ -72,8 +72,8 @@ def test_a_shard_that_always_kills_its_worker_is_named(tmp_path: Path) -> None:
         "from tests import toy\n"
         "from pipeline.progress import Progress\n"
         "from pipeline.run import run_stages\n"
-        "from pipeline.tables import Store\n"
-        "from pipeline.workflow import Compute\n"
+        "from pipeline.store import Store\n"
+        "from pipeline.stage import Compute\n"
         "class Fatal(toy.Squarer):\n"
         "    def __call__(self, rows):\n"
         "        if rows['number'][0].as_py() == 5 * toy.ROWS:\n"
@@ -127,10 +127,10 @@ def test_clusters_of_vectors_are_joined_in_tasks(tmp_path: Path) -> None:
     script = tmp_path / "join.py"
     script.write_text(
         "import os\n"
-        "from pipeline.dataset.clusters import clustered_pairs, divide, part_pairs\n"
-        "from pipeline.dataset.pairs import gathered, near_pairs\n"
-        "from pipeline.run import with_ray\n"
-        "from pipeline.workflow import Compute\n"
+        "from pipeline.duplicates.clusters import clustered_pairs, divide, part_pairs\n"
+        "from pipeline.duplicates.pairs import gathered, near_pairs\n"
+        "from pipeline.cluster import with_ray\n"
+        "from pipeline.stage import Compute\n"
         "from tests.perf.pairs import clip_like\n"
         "pids = set()\n"
         "def noted(*given):\n"

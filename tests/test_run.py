@@ -18,9 +18,9 @@ import pytest
 
 from pipeline import AigiError
 from pipeline.progress import Progress
-from pipeline.run import Map, run_stages, status
-from pipeline.tables import Store
-from pipeline.workflow import Compute
+from pipeline.run import run_stages, status
+from pipeline.stage import Compute, Map
+from pipeline.store import Store
 from tests import toy
 from tests.conftest import ROOT
 

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import AigiError
 from pipeline import workflow as workflows
+from pipeline.release.recipe import READERS
 from tests.conftest import ROOT
 
 
@@ -106,15 +107,15 @@ def test_a_workflow_cannot_be_changed(tmp_path: Path) -> None:
 def test_every_workflow_file_is_right(path: Path) -> None:
     if path.name.startswith("ray-"):
         pytest.skip("a file for Ray, not a workflow")
-    from pipeline.dataset import specification
+    from pipeline.plan import specification
 
     loaded = workflows.load(path)
     if loaded.benchmark is not None:
-        from pipeline.codecs.codec import row_of
+        from pipeline.codecs.table import row_of
 
         assert all(row_of(given).title for given in loaded.benchmark.codecs)
     if loaded.plan is None:  # nothing to make: it reads what is made
-        assert any(getattr(loaded, reader) is not None for reader in workflows.READERS)
+        assert any(getattr(loaded, reader) is not None for reader in READERS)
         return
     dataset = specification.load(loaded.plan.dataset)
     assert set(loaded.sources) <= set(dataset.sources)

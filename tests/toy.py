@@ -17,9 +17,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.progress import Progress
-from pipeline.run import Build, Map, Stage, Worker, run_stages
-from pipeline.tables import Shard, Store
-from pipeline.workflow import Compute
+from pipeline.run import run_stages
+from pipeline.stage import Build, Compute, Map, Stage, Worker
+from pipeline.store import Shard, Store
 
 NUMBERS = pa.schema([("number", pa.int64())])
 SQUARES = pa.schema([("number", pa.int64()), ("square", pa.int64()), ("error", pa.string())])

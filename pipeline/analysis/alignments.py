@@ -11,17 +11,66 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import (
+    Field,
+    model_validator,
+)
 
 from pipeline.analysis.places import places, read_shard, shard_names, state
-from pipeline.analysis.scorers import ClipScore, load
+from pipeline.analysis.scorers import ClipScore, Scorer, load
+from pipeline.collection import Pictures
 from pipeline.pixels import RGB, BadPicture, decode
-from pipeline.run import Map
-from pipeline.tables import ALIGNMENTS
-from pipeline.workflow import Alignments, Workflow
+from pipeline.settings import Count, Settings
+from pipeline.stage import Map
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
+
+ALIGNMENTS = pa.schema(
+    # Scores and attributes are empty where `error` says why, and where there is no prompt.
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("watermark", pa.string()),
+        ("text", pa.string()),
+        ("error", pa.string()),
+        ("scores", pa.map_(pa.string(), pa.float32())),  # by the names of the settings
+        # whether the word of the prompt suits the picture best, of all words of its list
+        ("attributes", pa.map_(pa.string(), pa.bool_())),
+    ]
+)
+
+
+class Alignments(Settings):
+    """Pictures and their prompts in, the `alignments` table out: do they show what was asked?"""
+
+    pictures: tuple[Pictures, ...] = Field(
+        (), description="releases and folders; empty: the release of this run"
+    )
+    models: dict[str, Scorer] = Field(min_length=1, description="by name: the scores to give")
+    attributes: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="lists of words that exclude one another, by name: of prompts with one of "
+        "them, whether it suits the picture best; the first open_clip model tells",
+    )
+    batch_size: Count = 16
+    max_pixels: Count = 64_000_000
+
+    @model_validator(mode="after")
+    def _has_a_judge(self) -> Alignments:
+        kinds = {scorer.kind for scorer in self.models.values()}
+        if self.attributes and "open_clip" not in kinds:
+            raise ValueError("attributes need a model of kind open_clip")
+        for name, words in self.attributes.items():
+            if len(set(words)) < 2 or len(set(words)) < len(words):
+                raise ValueError(f"attributes.{name}: give two different words or more")
+        return self
+
 
 VERSION = 1
 _COLUMNS = ("image_id", "image", "source", "split", "watermark", "text")

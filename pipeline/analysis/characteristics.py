@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
+from pydantic import (
+    Field,
+)
 
 from pipeline.analysis.color import CHANNELS, color_moments, colorfulness, saturation
 from pipeline.analysis.compressibility import (
@@ -24,10 +27,70 @@ from pipeline.analysis.compressibility import (
 )
 from pipeline.analysis.places import places, read_shard, shard_names, state
 from pipeline.analysis.texture import texture
+from pipeline.collection import Pictures
 from pipeline.pixels import RGB, BadPicture, decode
-from pipeline.run import Map
-from pipeline.tables import CHARACTERISTICS
-from pipeline.workflow import Characteristics, Workflow
+from pipeline.settings import Count, Settings
+from pipeline.stage import Map
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
+
+CHARACTERISTICS = pa.schema(
+    # All numbers are null where `error` says why; also where a picture is too small or flat.
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("watermark", pa.string()),
+        ("width", pa.int32()),  # pixels, before any crop
+        ("height", pa.int32()),
+        ("error", pa.string()),
+        # GLCM of the luma at 256 levels: means over the distances and angles of the settings
+        ("glcm_contrast", pa.float32()),  # levels²
+        ("glcm_dissimilarity", pa.float32()),  # levels
+        ("glcm_homogeneity", pa.float32()),  # 0 to 1
+        ("glcm_asm", pa.float32()),  # 0 to 1
+        ("glcm_energy", pa.float32()),  # 0 to 1
+        ("glcm_correlation", pa.float32()),  # -1 to 1
+        ("glcm_entropy", pa.float32()),  # bits, 0 to 16
+        # mean, standard deviation, signed cube root of the third central moment: levels
+        *((f"{channel}_{moment}", pa.float32())
+          for channel in ("red", "green", "blue") for moment in ("mean", "std", "third")),
+        ("colorfulness", pa.float32()),  # 0 for grey, about 100 for garish
+        ("saturation", pa.float32()),  # 0 to 1
+        ("gradient_energy", pa.float32()),  # levels²
+        ("spectral_slope", pa.float32()),  # of log power over log frequency
+        ("noise_level", pa.float32()),  # levels
+        ("png_bpp", pa.float32()),  # bits of a lossless file a pixel
+        ("jxl_bpp", pa.float32()),  # null: not asked for
+    ]
+)  # fmt: skip
+
+
+class Characteristics(Settings):
+    """Pictures in, the `characteristics` table out: texture, colour, compressibility."""
+
+    pictures: tuple[Pictures, ...] = Field(
+        (), description="releases and folders; empty: the release of this run"
+    )
+    distances: tuple[Count, ...] = Field((1,), min_length=1, description="of the GLCM, in pixels")
+    angles: tuple[Literal[0, 45, 90, 135], ...] = Field(
+        (0, 45, 90, 135), min_length=1, description="of the GLCM, in degrees"
+    )
+    symmetric: bool = Field(True, description="GLCM: count each pair in both directions")
+    crop: Count | None = Field(
+        None,
+        description="look at the middle of so many pixels a side only, and leave smaller pictures "
+        "out, so that sources of different sizes compare",
+    )
+    lossless: tuple[Literal["png", "jxl"], ...] = Field(
+        ("png",), description="files whose bits are counted; jxl: pip install pillow-jxl-plugin"
+    )
+    max_pixels: Count = 64_000_000
+    reference: str | None = Field(
+        None, description="source that the others are compared with; null: each with all others"
+    )
+
 
 VERSION = 1
 MOMENTS = ("mean", "std", "third")

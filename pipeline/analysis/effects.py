@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +18,34 @@ from numpy.typing import NDArray
 
 from pipeline import AigiError
 from pipeline.analysis.best import unmarked
+from pipeline.analysis.characteristics import CHARACTERISTICS
 from pipeline.progress import Progress
-from pipeline.run import Build
-from pipeline.tables import CHARACTERISTICS, EFFECTS, Shard, Store
-from pipeline.workflow import Workflow
+from pipeline.stage import Build
+from pipeline.store import Shard, Store
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
+
+EFFECTS = pa.schema(
+    # A source beside the reference (or all other sources), for each number of characteristics;
+    # pictures with a watermark are left out.
+    [
+        ("characteristic", pa.string()),
+        ("source", pa.string()),
+        ("against", pa.string()),  # null: all other sources
+        ("images", pa.int64()),
+        ("images_against", pa.int64()),
+        ("mean", pa.float64()),
+        ("mean_against", pa.float64()),
+        ("std", pa.float64()),
+        ("std_against", pa.float64()),
+        ("cohens_d", pa.float64()),  # difference of means over the pooled standard deviation
+        ("cliffs_delta", pa.float64()),  # P(greater) - P(less) of two pictures, -1 to 1
+        ("ks", pa.float64()),  # two-sample Kolmogorov-Smirnov statistic, 0 to 1
+        ("p_value", pa.float64()),  # of it
+        ("p_adjusted", pa.float64()),  # by Benjamini and Hochberg, over all rows
+    ]
+)
 
 VERSION = 1
 NUMBERS = tuple(field.name for field in CHARACTERISTICS if field.type == pa.float32())

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipeline.collection import Collection
-from pipeline.tables import Store
-from pipeline.workflow import Pictures, Workflow
+from pipeline.collection import Collection, Pictures
+from pipeline.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
 
 
 def places(asked: tuple[Pictures, ...], workflow: Workflow) -> tuple[Pictures, ...]:

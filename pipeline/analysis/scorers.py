@@ -6,17 +6,52 @@ Each is a loaded model with `__call__(pictures, texts) -> scores`; `SCORERS` nam
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from pydantic import (
+    Field,
+)
 
 from pipeline import AigiError
-from pipeline.clip import Clip
-from pipeline.device import pick_device
+from pipeline.models.clip import Clip, Embeddings
+from pipeline.models.device import pick_device
 from pipeline.pixels import RGB
-from pipeline.workflow import BlipScorer, ClipScorer, Embeddings, PickScorer, Scorer
+from pipeline.settings import Location, Settings
+
+
+class ClipScorer(Settings):
+    """Cosine of picture and prompt by an open_clip model: CLIPScore, or HPS with its weights."""
+
+    kind: Literal["open_clip"]
+    model: str = Field("ViT-B-32", description="as in embeddings")
+    pretrained: str = "laion2b_s34b_b79k"
+    folder: Location | None = None
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+
+
+class BlipScorer(Settings):
+    """Probability that picture and prompt belong together, by BLIP's matching head."""
+
+    kind: Literal["blip_itm"]
+    model: str = "Salesforce/blip-itm-large-coco"
+    revision: str | None = None
+    folder: Location | None = Field(None, description="a local copy of model and processor")
+
+
+class PickScorer(Settings):
+    """PickScore: the scaled cosine of a CLIP model of transformers, trained on preferences."""
+
+    kind: Literal["pick_score"]
+    model: str = "yuvalkirstain/PickScore_v1"
+    revision: str | None = None
+    processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    folder: Location | None = Field(None, description="a local copy of model and processor")
+
+
+Scorer = Annotated[ClipScorer | BlipScorer | PickScorer, Field(discriminator="kind")]
 
 Scores = npt.NDArray[np.float64]
 Score = Callable[[Sequence[RGB], Sequence[str]], Scores]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pipeline.analysis import alignments, characteristics, effects
-from pipeline.run import Stage
-from pipeline.workflow import Workflow
+from pipeline.stage import Stage
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
 
 
 def stages(workflow: Workflow) -> list[Stage]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.benchmark.measurements import (
     COLUMNS,
+    MEASUREMENTS,
     Bench,
     Coded,
     Job,
@@ -24,13 +25,17 @@ from pipeline.benchmark.measurements import (
     with_job,
 )
 from pipeline.benchmark.search import nearest
-from pipeline.codecs.codec import Here, digest, qualities, row_of
+from pipeline.benchmark.settings import Benchmark, Strips
+from pipeline.codecs.codec import CodecSettings, Here
 from pipeline.codecs.command import Missing
+from pipeline.codecs.table import digest, qualities, row_of
 from pipeline.collection import Collection, Part
 from pipeline.pixels import png_bytes
-from pipeline.run import Map
-from pipeline.tables import COMPARISONS, Store
-from pipeline.workflow import Benchmark, CodecSettings, Compute, Strips
+from pipeline.stage import Compute, Map
+from pipeline.store import Store
+from pipeline.tables import IMAGE
+
+COMPARISONS = pa.schema([*MEASUREMENTS, ("image", IMAGE)])  # as decoded, PNG
 
 VERSION = 1
 

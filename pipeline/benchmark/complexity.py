@@ -23,13 +23,33 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.benchmark.measurements import here_of, names_of, pixels_of, skipped
-from pipeline.codecs.codec import Here, digest, opened, qualities, row_of
+from pipeline.benchmark.settings import Benchmark, Complexity
+from pipeline.codecs.codec import CodecSettings, Here
 from pipeline.codecs.command import CodecFailed, peak_mib
+from pipeline.codecs.table import digest, opened, qualities, row_of
 from pipeline.collection import Collection
 from pipeline.pixels import RGB, decode, png_bytes
-from pipeline.run import Map
-from pipeline.tables import COMPLEXITY, Store
-from pipeline.workflow import Benchmark, CodecSettings, Complexity, Compute
+from pipeline.stage import Compute, Map
+from pipeline.store import Store
+
+COMPLEXITY = pa.schema(
+    # What comes after `quality` is null where `error` says why.
+    [
+        ("codec", pa.string()),
+        ("side", pa.int32()),  # pixels of the square picture
+        ("quality", pa.float64()),
+        ("parameters", pa.int64()),  # of networks, their text encoder included; else null
+        ("encode_kmac_per_pixel", pa.float64()),  # as torch counts: products and convolutions
+        ("decode_kmac_per_pixel", pa.float64()),
+        ("encode_s_per_mp", pa.float64()),  # median of some rounds
+        ("decode_s_per_mp", pa.float64()),
+        ("peak_mib", pa.float64()),  # of the program; of a codec in ours: what it adds
+        ("device_peak_mib", pa.float64()),  # on a CUDA device; else null
+        ("device", pa.string()),
+        ("codec_version", pa.string()),
+        ("error", pa.string()),
+    ]
+)
 
 VERSION = 2
 SECONDS = 7200
@@ -208,7 +228,7 @@ def main() -> None:
     if row_of(given).network:
         import torch
 
-        from pipeline.device import device_name, pick_device
+        from pipeline.models.device import device_name, pick_device
 
         torch.set_num_threads(request["threads"])
         device = device_name(pick_device(request["device"]))

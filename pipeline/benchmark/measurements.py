@@ -12,7 +12,7 @@ say of the originals is in the `references` table, which is made first.
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -24,22 +24,71 @@ import pyarrow as pa
 from pipeline import AigiError
 from pipeline.benchmark import perceptual
 from pipeline.benchmark.metrics import ms_ssim, psnr
-from pipeline.clip import Clip, cosine, identity
-from pipeline.codecs.codec import (
-    Codec,
-    Here,
-    digest,
-    opened,
-    qualities,
-    row_of,
-)
+from pipeline.benchmark.settings import Benchmark
+from pipeline.codecs.codec import Codec, CodecSettings, Here
 from pipeline.codecs.command import Missing
+from pipeline.codecs.table import digest, opened, qualities, row_of
 from pipeline.collection import Collection, Part
-from pipeline.dwt_dct import bit_accuracy
+from pipeline.marks.dwt_dct import bit_accuracy
+from pipeline.models.clip import Clip, Embeddings, cosine, identity
 from pipeline.pixels import RGB, BadPicture, decode
-from pipeline.run import Map, no_check
-from pipeline.tables import Store, measurements_schema
-from pipeline.workflow import Benchmark, CodecSettings, Compute, Embeddings
+from pipeline.stage import Compute, Map, no_check
+from pipeline.store import Store
+
+MEASUREMENTS = pa.schema(
+    # What comes after `quality` is null where `error` says why.
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("watermark", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("codec", pa.string()),  # its label in the workflow
+        ("quality", pa.float64()),  # in the codec's own units
+        ("bytes", pa.int64()),  # all that decoding needs but the codec itself
+        ("prompt_bytes", pa.int32()),  # of them
+        ("bpp", pa.float64()),  # 8 * bytes / (width * height)
+        ("psnr", pa.float64()),  # dB over uint8 RGB; 100: equal pixels
+        ("ms_ssim", pa.float64()),  # up to 1; null below 11 pixels a side
+        ("ms_ssim_scales", pa.int8()),  # 5; fewer up to 160 pixels a side
+        ("encode_ms", pa.float64()),  # of an external program: with its start
+        ("decode_ms", pa.float64()),
+        ("device", pa.string()),
+        ("codec_version", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+
+
+CLIP_COLUMNS = (
+    ("clip_similarity", pa.float64()),  # cosine of the original's and the decoded one's vectors
+    ("clip_score_change", pa.float64()),  # decoded less original; null without a prompt
+)
+
+
+WATERMARK_COLUMNS = (
+    # Share of the bits read that are right, 0 to 1; null where the mark holds none.
+    ("watermark_accuracy", pa.float64()),
+)
+
+
+def measurements_schema(clip: bool, watermarks: bool, distances: Iterable[str] = ()) -> pa.Schema:
+    """MEASUREMENTS, and before `error` the columns that a workflow asked for.
+
+    Args:
+        clip, watermarks: whether decoded pictures are looked at so.
+        distances: kinds of perceptual distances: 0 for equal pictures, null for too small ones.
+    """
+    found = MEASUREMENTS
+    for name, kind in (
+        *((kind, pa.float64()) for kind in distances),
+        *CLIP_COLUMNS * clip,
+        *WATERMARK_COLUMNS * watermarks,
+    ):
+        found = found.insert(found.get_field_index("error"), pa.field(name, kind))
+    return found
+
 
 VERSION = 1
 MOST_PIXELS = 1 << 27
@@ -237,7 +286,7 @@ class Bench:
     def _device(self, network: bool) -> str:
         if not network:
             return "cpu"
-        from pipeline.device import device_name, pick_device
+        from pipeline.models.device import device_name, pick_device
 
         return device_name(pick_device(self.here.device))
 

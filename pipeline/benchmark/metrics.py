@@ -74,7 +74,7 @@ def ms_ssim(one: RGB, other: RGB) -> MsSsim | None:
         AigiError: the pictures are not of one size.
     """
     _check(one, other)
-    from pipeline.learned.distortion import scales_of
+    from pipeline.training.distortion import scales_of
 
     scales = scales_of(*one.shape[:2])
     if not scales:
@@ -83,7 +83,7 @@ def ms_ssim(one: RGB, other: RGB) -> MsSsim | None:
         return MsSsim(1.0, scales)
     import torch
 
-    from pipeline.learned import distortion
+    from pipeline.training import distortion
 
     with torch.inference_mode():
         x, y = (

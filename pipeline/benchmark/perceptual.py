@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline import AigiError
-from pipeline.clip import file_sha256
-from pipeline.device import pick_device
+from pipeline.files import file_sha256
+from pipeline.models.device import pick_device
 from pipeline.pixels import RGB
 
 if TYPE_CHECKING:

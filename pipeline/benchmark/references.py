@@ -15,16 +15,31 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.benchmark.measurements import CLIP, COLUMNS, asked, pixels_of
-from pipeline.clip import Clip, Vectors, cosine, find_weights
+from pipeline.benchmark.settings import Benchmark
 from pipeline.collection import Collection
-from pipeline.dwt_dct import bit_accuracy
+from pipeline.marks.dwt_dct import bit_accuracy
+from pipeline.models.clip import Clip, Embeddings, Vectors, cosine, find_weights
 from pipeline.pixels import BadPicture, decode_threads
-from pipeline.run import Map
-from pipeline.tables import REFERENCES, Store
-from pipeline.workflow import Benchmark, Compute, Embeddings
+from pipeline.stage import Compute, Map
+from pipeline.store import Store
 
 if TYPE_CHECKING:
     import torch
+
+
+REFERENCES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("watermark", pa.string()),
+        ("image_vector", pa.list_(pa.float32())),  # of CLIP, length 1; null: not asked for
+        ("text_vector", pa.list_(pa.float32())),  # null without a prompt
+        ("clip_score", pa.float32()),  # cosine of the two, -1 to 1
+        ("watermark_accuracy", pa.float64()),  # null where the mark holds no bits
+        ("error", pa.string()),  # what is missing, and why
+    ]
+)
 
 VERSION = 1
 _AT_ONCE = 16  # pictures, where no model says how many

@@ -9,18 +9,26 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pipeline import markdown
 from pipeline.benchmark import figures, published
-from pipeline.benchmark.bd import Array
+from pipeline.benchmark.cells import (
+    cell_of,
+    content_of,
+    decibels,
+    file_names,
+    given_of,
+    kind_of,
+    means_of,
+    shortened,
+)
 from pipeline.benchmark.comparisons import chosen_parts, chosen_rows
+from pipeline.benchmark.latex import latex_table
 from pipeline.benchmark.measurements import MOST_PIXELS, here_of, measured, pixels_of, skipped
 from pipeline.benchmark.metrics import CAP_DB, psnr
 from pipeline.benchmark.rates import (
@@ -35,53 +43,18 @@ from pipeline.benchmark.rates import (
     curves,
     group_name,
 )
+from pipeline.benchmark.settings import Benchmark
 from pipeline.benchmark.strips import strip
-from pipeline.codecs.codec import conversion, opened, qualities, row_of
 from pipeline.codecs.command import CodecFailed
+from pipeline.codecs.table import conversion, opened, qualities, row_of
 from pipeline.collection import Collection
-from pipeline.dwt_dct import BITS
-from pipeline.markdown import escape, plain
+from pipeline.markdown import escape
+from pipeline.marks.dwt_dct import BITS
 from pipeline.pixels import BadPicture, decode
-from pipeline.tables import Store
-from pipeline.workflow import Benchmark, Compute
+from pipeline.stage import Compute
+from pipeline.store import Store
 
 CONVERTED = 4  # pictures whose colour conversion is measured
-
-
-def file_names(names: Iterable[str]) -> dict[str, str]:
-    """A file name of letters, digits and dashes for each name, no two alike in any case."""
-    short = {name: re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") for name in names}
-    alike = Counter(made.lower() for made in short.values())
-    return {
-        name: made
-        if made and alike[made.lower()] == 1
-        else f"{made}-{sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
-        for name, made in short.items()
-    }
-
-
-def latex(text: str) -> str:
-    """Text that LaTeX shows as it is, in one line."""
-    return "".join(
-        {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}.get(
-            char, f"\\{char}" if char in "&%$#_{}" else char
-        )
-        for char in plain(text)
-    )
-
-
-def latex_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A `tabular` for the booktabs package: the first column left, all others right."""
-    lines = [
-        f"\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
-        "\\toprule",
-        " & ".join(map(latex, headings)) + r" \\",
-        "\\midrule",
-        *(" & ".join(map(latex, row)) + r" \\" for row in rows),
-        "\\bottomrule",
-        "\\end{tabular}",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 class Report:
@@ -251,7 +224,7 @@ class Report:
                 values = [psnr(image, made) for image, made in pairs if made is not None]
             except CodecFailed as error:
                 cells[given.label] = "failed"
-                why = f"{given.label}: the conversion failed: {_kind(str(error))}"
+                why = f"{given.label}: the conversion failed: {kind_of(str(error))}"
                 failed.append(f"- {escape(why)}")
                 continue
             mean = float(np.mean(values)) if values else None
@@ -273,7 +246,8 @@ class Report:
                 continue
             labels = [label for label in self.labels if any(label in g for g in groups.values())]
             rows = [
-                (label, *(_cell(groups[group].get(label)) for group in groups)) for label in labels
+                (label, *(cell_of(groups[group].get(label)) for group in groups))
+                for label in labels
             ]
             name = metric.replace("_", "-")
             lines += [f"### {escape(title)}", ""]
@@ -325,8 +299,8 @@ class Report:
                             f"{quality:g}",
                             f"{len(mine.images)}" + (f" (-{mine.failed})" if mine.failed else ""),
                             f"{mine.bpp[:, i].mean():.4f}",
-                            *(_db(db[metric], i) for metric in METRICS),
-                            *(_content(name, means, i) for name in content),
+                            *(decibels(db[metric], i) for metric in METRICS),
+                            *(content_of(name, means, i) for name in content),
                             f"{np.median(mine.encode_s_per_mp[:, i]):.3g}",
                             f"{np.median(mine.decode_s_per_mp[:, i]):.3g}",
                         )
@@ -367,8 +341,8 @@ class Report:
             groups.setdefault(group_name(row["source"], row["watermark"]), []).append(row)
         rows, figured = [], []
         for group, of in sorted(groups.items()):
-            scores = _given(of, "clip_score")
-            shares = _given(of, "watermark_accuracy")
+            scores = given_of(of, "clip_score")
+            shares = given_of(of, "watermark_accuracy")
             cells = [group, f"{len(of)}"]
             if clip is not None:
                 cells.append(f"{np.mean(scores):.4f}" if scores else "-")
@@ -432,7 +406,7 @@ class Report:
                     "encoding_time": mine.encode_s.mean(0).tolist(),
                     "decoding_time": mine.decode_s.mean(0).tolist(),
                     "psnr-rgb": mine.psnr.mean(0).tolist(),
-                    "ms-ssim-rgb": _means(mine.ms_ssim),
+                    "ms-ssim-rgb": means_of(mine.ms_ssim),
                 },
             }
             text = json.dumps(data, indent=2) + "\n"
@@ -474,12 +448,12 @@ class Report:
                         label,
                         f"{side}x{side}",
                         "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f} M",
-                        _short(row["encode_kmac_per_pixel"]),
-                        _short(row["decode_kmac_per_pixel"]),
-                        _short(row["encode_s_per_mp"]),
-                        _short(row["decode_s_per_mp"]),
-                        _short(row["peak_mib"]),
-                        _short(row["device_peak_mib"]),
+                        shortened(row["encode_kmac_per_pixel"]),
+                        shortened(row["decode_kmac_per_pixel"]),
+                        shortened(row["encode_s_per_mp"]),
+                        shortened(row["decode_s_per_mp"]),
+                        shortened(row["peak_mib"]),
+                        shortened(row["device_peak_mib"]),
                     )
                 )
         headings = ("codec", "picture", "weights", "encode, kMAC/px", "decode, kMAC/px")
@@ -538,7 +512,7 @@ class Report:
                     lines += [f"Prompt: {escape(row['text'])}", ""]
                 alike: dict[str, list[str]] = {}
                 for label, error in failed:
-                    alike.setdefault(_kind(error), []).append(label)
+                    alike.setdefault(kind_of(error), []).append(label)
                 for error, labels in alike.items():
                     lines += [f"Not shown: {escape(', '.join(labels) + ': ' + error)}", ""]
         return lines
@@ -554,7 +528,7 @@ class Report:
         if not failed:
             return []
         lines = [f"## {len(failed)} measurements that failed", ""]
-        kinds = Counter((row["codec"], _kind(row["error"])) for row in failed)
+        kinds = Counter((row["codec"], kind_of(row["error"])) for row in failed)
         lines += [
             f"- {escape(codec)}, {count} times: {escape(error)}"
             for (codec, error), count in kinds.most_common(20)
@@ -604,46 +578,3 @@ class Report:
             "- [figures/](figures), [tables/](tables): everything above, as SVG and LaTeX too",
             "",
         ]
-
-
-def _kind(error: str) -> str:
-    """The first line of an error, without the addresses that programs print: alike for alike."""
-    return re.sub(r"0x[0-9a-fA-F]+", "0x…", error.partition("\n")[0])
-
-
-def _cell(found: Comparison | None) -> str:
-    if found is None or found.rate is None:
-        return "-"
-    text = f"{found.rate.value:+.1f}"
-    if found.interval is not None:
-        text += f" [{found.interval.low:+.1f}, {found.interval.high:+.1f}]"
-    return text
-
-
-def _short(value: float | None) -> str:
-    """Three significant digits; empty for None."""
-    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _db(values: Sequence[float], i: int) -> str:
-    return f"{values[i]:.3f}" if np.isfinite(values[i]) else "-"
-
-
-def _content(column: str, means: Mapping[str, Any], i: int) -> str:
-    if column not in means:
-        return "-"
-    value = means[column][i]
-    if column == "clip_score_change":
-        return f"{value:+.4f}"
-    return f"{value:.3f}" if column == "watermark_accuracy" else f"{value:.4f}"
-
-
-def _given(rows: Iterable[Mapping[str, Any]], column: str) -> list[float]:
-    """The values that are not null."""
-    return [row[column] for row in rows if row[column] is not None]
-
-
-def _means(values: Array) -> list[float | None]:
-    """Means over the pictures that have numbers throughout; None, which JSON has, without any."""
-    whole = values[np.isfinite(values).all(1)]
-    return whole.mean(0).tolist() if len(whole) else [None] * values.shape[1]

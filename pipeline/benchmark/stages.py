@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pipeline.benchmark import comparisons, complexity, measurements, references
 from pipeline.benchmark.report import Report
-from pipeline.codecs.codec import qualities
+from pipeline.benchmark.settings import Benchmark
+from pipeline.codecs.table import qualities
 from pipeline.collection import Collection
 from pipeline.progress import Progress
-from pipeline.run import Stage, run_stages
-from pipeline.tables import Store
-from pipeline.workflow import Benchmark, Compute
+from pipeline.run import run_stages
+from pipeline.stage import Compute, Stage
+from pipeline.store import Store
 
 
 def make(benchmark: Benchmark, compute: Compute, store: Store, progress: Progress) -> str:

@@ -81,7 +81,7 @@ def zoo(model: str, quality: float, device: str) -> ZooCodec:
         from compressai.zoo import image_models
     except ImportError:
         raise Missing(f"compressai is not installed. {HINT}") from None
-    from pipeline.device import pick_device
+    from pipeline.models.device import pick_device
 
     if model not in image_models:
         raise CodecFailed(f"compressai: no network {model!r}; there are {', '.join(image_models)}")

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from pipeline import AigiError
-from pipeline.device import pick_device
 from pipeline.learned import bitstream
 from pipeline.learned.bitstream import MOST_PIXELS, MOST_TILE_PIXELS, STRIDE, Area, Header, areas
 from pipeline.learned.coding import DamagedStream
@@ -32,6 +31,7 @@ from pipeline.learned.network import CONFIG, WEIGHTS, Y_STRIDE, Network
 from pipeline.learned.shipped import shipped
 from pipeline.learned.sizes import parse
 from pipeline.learned.text import TextEncoder
+from pipeline.models.device import pick_device
 
 RGB = npt.NDArray[np.uint8]
 """A picture: uint8, H x W x 3, red green blue, 0 to 255."""

@@ -1,144 +1,17 @@
-"""The codecs that come with aigi: a name in, its folder out; and how they came into the package.
-
-    python -m pipeline.learned.shipped export NAME RUN/train/FIRST_PART … RUN/train/LAST_PART
-    aigi run …                                                     # a benchmark of it
-    python -m pipeline.learned.shipped card NAME RUN/benchmark/measurements.csv …
+"""The codecs that come with aigi: a name in, its folder out.
 
 No torch at the top, so that a command can list them before anything heavy is loaded.
 """
 
 from __future__ import annotations
 
-import csv
-import shutil
-import sys
-from collections import defaultdict
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING
-
-from pipeline import AigiError
-from pipeline.clip import file_sha256
-
-if TYPE_CHECKING:
-    from pipeline.learned.card import RatePoint
 
 FOLDER = Path(__file__).parent / "weights"
 DEFAULT = "catc-small"
 """What codes where nothing else is asked for."""
-LOGS = ("curve", "validation")
 
 
 def shipped() -> dict[str, Path]:
     """Folders of the models by name; each codes at several rates."""
     return {path.parent.name: path.parent for path in sorted(FOLDER.glob("*/config.json"))}
-
-
-def export(name: str, parts: list[Path]) -> None:
-    """Put the last weights of a trained codec into the package, in half precision.
-
-    The last, not the best: so validation pictures have chosen nothing. The tables of z are made
-    after rounding, so they are exactly those of the stored weights. The logs of all parts of the
-    training lie beside them: `curve-1.csv`, `validation-1.csv`, …
-
-    Args:
-        name: of the model, here.
-        parts: folders that training made, each of which began with the weights of the one before.
-
-    Raises:
-        AigiError: the last has no model.
-    """
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    from pipeline.learned.codec import load_network
-    from pipeline.learned.network import WEIGHTS, Network
-
-    found = load_network(parts[-1] / "last")
-    network = Network(**found.sizes.model_copy(update={"name": name}).model_dump())
-    network.load_state_dict(found.half().float().state_dict())
-    target = FOLDER / name
-    target.mkdir(parents=True, exist_ok=True)
-    network.save_pretrained(target)
-    (target / "README.md").unlink()  # `write_card` makes it
-    stored = {
-        key: value.to(torch.float16) if value.is_floating_point() else value
-        for key, value in load_file(target / WEIGHTS).items()
-    }
-    save_file(stored, target / WEIGHTS)
-    for number, part in enumerate(parts, 1):
-        for log in LOGS:
-            shutil.copyfile(part / f"{log}.csv", target / f"{log}-{number}.csv")
-    print(f"{target}: {(target / WEIGHTS).stat().st_size:,} bytes")
-
-
-def rate_points(measurements: Path) -> list[RatePoint]:
-    """Means by codec, quality and source of a benchmark's `measurements.csv`.
-
-    Raises:
-        AigiError: a measurement failed, or there is none.
-    """
-    from pipeline.learned.card import RatePoint
-
-    groups: dict[tuple[str, str, float], list[dict[str, str]]] = defaultdict(list)
-    with measurements.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["error"]:
-                raise AigiError(f"{measurements}: {row['codec']}: {row['error']}")
-            groups[row["source"], row["codec"], float(row["quality"])].append(row)
-    if not groups:
-        raise AigiError(f"{measurements}: has no measurements")
-    points = []
-    for (source, codec, quality), rows in groups.items():
-        pixels = [float(row["width"]) * float(row["height"]) for row in rows]
-        plain = [
-            8 * (float(row["bytes"]) - float(row["prompt_bytes"])) / size
-            for row, size in zip(rows, pixels, strict=True)
-        ]
-        similar = [float(row["ms_ssim"]) for row in rows if row["ms_ssim"]]
-        points.append(
-            RatePoint(
-                codec=f"{codec} {quality:g}",
-                pictures=source,
-                count=len(rows),
-                bpp=fmean([float(row["bpp"]) for row in rows]),
-                bpp_without_prompt=fmean(plain),
-                psnr=fmean([float(row["psnr"]) for row in rows]),
-                ms_ssim=fmean(similar) if similar else None,
-            )
-        )
-    return points
-
-
-def write_card(name: str, measurements: list[Path]) -> None:
-    """Write a model's card: how it was trained, its hash, and what was measured.
-
-    `TRAINING.md`, by hand, stands beside it.
-
-    Args:
-        name: of the model.
-        measurements: `measurements.csv` of benchmarks, each of another set of pictures.
-
-    Raises:
-        AigiError: as `rate_points`.
-    """
-    import json
-
-    from pipeline.learned.card import card
-    from pipeline.learned.network import CONFIG, WEIGHTS
-    from pipeline.learned.sizes import parse
-
-    folder = shipped()[name]
-    training = (folder / "TRAINING.md").read_text(encoding="utf-8").strip()
-    text = card(
-        parse(json.loads((folder / CONFIG).read_text())),
-        [point for path in measurements for point in rate_points(path)],
-        training=f"{training}\n\nsha256 of `{WEIGHTS}`: `{file_sha256(str(folder / WEIGHTS))}`",
-        model=name,
-    )
-    (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    what, model, *paths = sys.argv[1:]
-    {"export": export, "card": write_card}[what](model, [Path(path) for path in paths])

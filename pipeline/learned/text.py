@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline import AigiError
-from pipeline.clip import file_sha256
+from pipeline.files import file_sha256
 from pipeline.learned.layers import Text
 from pipeline.learned.sizes import TextSizes
 

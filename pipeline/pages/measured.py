@@ -14,7 +14,7 @@ from pipeline.analysis.plots import MOST, figures
 from pipeline.benchmark.rates import BD_RATES, FOLDER, METRICS, REPORTED, curves
 from pipeline.charts import Line, lines, ring
 from pipeline.pages.section import Section, Table
-from pipeline.tables import Store
+from pipeline.store import Store
 
 _TITLES = {"texture": "Texture", "color": "Colour", "compressibility": "Compressibility"}
 

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import AigiError
-from pipeline.tables import IMAGES, PLAN, QUALITY, SELECTION, Store, embeddings_schema
+from pipeline.store import Store
+from pipeline.tables import IMAGES, PLAN, QUALITY, SELECTION, embeddings_schema
 
 _COLUMNS = {
     "plan": (PLAN, ["image_id", "text", "source", "split", "watermark", "path"]),

@@ -9,11 +9,11 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from pipeline import AigiError
-from pipeline.dataset.selection import REASONS
-from pipeline.dataset.sweep import SWEPT
 from pipeline.pages.page import render, visible
 from pipeline.pages.thumbnails import Place, Thumbnail, thumbnails
-from pipeline.tables import Store
+from pipeline.selection.rules import REASONS
+from pipeline.selection.sweep import SWEPT
+from pipeline.store import Store
 
 KEPT = "kept"
 """Beside the reasons of the selection: images that it keeps."""

@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
 from pipeline.pages.thumbnails import Place
+
+
+def counted(number: int) -> str:
+    return f"{number:,}"
+
+
+def share_of(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else ""
+
+
+def floats_of(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Values of a column that are there and finite."""
+    values: NDArray[np.float64] = column.drop_null().cast(pa.float64()).to_numpy()
+    return values[np.isfinite(values)]
+
+
+def named(reasons: Mapping[str, int]) -> str:
+    ordered = sorted(reasons.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {count:,}" for name, count in ordered)
+
+
+def by_reason(counts: Counter[tuple[str, str]]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for (_, reason), count in counts.items():
+        found[reason] += count
+    return found
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline import AigiError
 from pipeline.pixels import RGB, BadPicture, decode
-from pipeline.tables import Store
+from pipeline.store import Store
 
 
 class Place(NamedTuple):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.charts import Line, lines
-from pipeline.learned.logs import Log
 from pipeline.pages.section import Section, Table
 from pipeline.progress import duration
+from pipeline.training.logs import Log
 
 POINTS = 300  # of a line
 _CHARTS = {"bpp": "bits a pixel", "psnr": "PSNR (RGB), dB", "loss": "loss"}

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.tiny import models
-from pipeline.tiny.scenes import captions, draw_scene, render
+from pipeline.tiny.captions import captions
+from pipeline.tiny.paint import render
+from pipeline.tiny.scenes import draw_scene
 
 FIRST_SEED = 1_000_000
 """Scenes of training; `pipeline.tiny.measure` draws from other seeds."""
@@ -117,8 +119,8 @@ def tokens_and_captions(scenes: int) -> tuple[Any, list[list[str]]]:
 
 def vocabulary() -> Any:
     """The tokenizer of all tiny models: the words of the scenes and of the grammar's core."""
-    from pipeline.dataset.grammar import Grammar
     from pipeline.demo import resource
+    from pipeline.prompts.grammar import Grammar
 
     grammar = Grammar.load(str(resource("prompts/grammar.yaml")), start="core")
     sentences = list(grammar.sentences(4_000, seed=0))

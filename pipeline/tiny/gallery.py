@@ -25,7 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipeline.tiny.scenes import captions, draw_scene, render
+from pipeline.tiny.captions import captions
+from pipeline.tiny.paint import render
+from pipeline.tiny.scenes import draw_scene
 
 Rgb = NDArray[np.uint8]
 FULL = 2  # which of a scene's captions says the most

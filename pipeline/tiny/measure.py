@@ -25,10 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.tiny.captions import captions
 from pipeline.tiny.corpus import FIRST_SEED, JITTER
 from pipeline.tiny.gallery import write_sheet
+from pipeline.tiny.paint import render
 from pipeline.tiny.rules import rules
-from pipeline.tiny.scenes import Scene, captions, draw_scene, main_color, render
+from pipeline.tiny.scene import Scene, main_color
+from pipeline.tiny.scenes import draw_scene
 
 Rgb = NDArray[np.uint8]
 
@@ -89,8 +92,8 @@ def held_out(count: int, first: int = HELD_OUT_SEED) -> list[Case]:
 
 def demo_prompts(count: int) -> list[str]:
     """Sentences as the demo draws them: of the grammar's core, in its words, not the scenes'."""
-    from pipeline.dataset.grammar import Grammar
     from pipeline.demo import resource
+    from pipeline.prompts.grammar import Grammar
 
     grammar = Grammar.load(str(resource("prompts/grammar.yaml")), start="core")
     return list(grammar.sentences(count, seed=1))
@@ -205,7 +208,7 @@ def load_pipeline(folder: Path) -> Any:
     import torch
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    from pipeline.device import pick_device
+    from pipeline.models.device import pick_device
 
     kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
     classes = {c.__name__: c for c in (StableDiffusionPipeline, StableDiffusionXLPipeline)}

@@ -25,17 +25,10 @@ from pipeline.tiny.brush import (
     triangle_wave,
     value_noise,
 )
-from pipeline.tiny.things import (
-    COLORS,
-    Light,
-    draw_mirror,
-    draw_shadow,
-    draw_thing,
-    places,
-)
+from pipeline.tiny.things import COLORS, Light, draw_mirror, draw_shadow, draw_thing, places
 
 if TYPE_CHECKING:
-    from pipeline.tiny.scenes import Scene
+    from pipeline.tiny.scene import Scene
 
 # From the zenith to the horizon; the color that is named has the most room.
 SKIES: dict[tuple[str, str, str], tuple[Rgb, Rgb, Rgb]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.tiny.scenes import Scene, is_night, main_color
+from pipeline.tiny.scene import Scene, is_night, main_color
 
 LEAST_SHARE = 0.02  # half of what the main color fills in every drawn scene
 CELLS, FILLED = 12, 0.5

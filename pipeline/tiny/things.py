@@ -10,18 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.tiny.brush import (
-    F,
-    Pen,
-    Rgb,
-    bulge_of,
-    surface_of,
-    to_rgb,
-    triangle_wave,
-)
+from pipeline.tiny.brush import F, Pen, Rgb, bulge_of, surface_of, to_rgb, triangle_wave
 
 if TYPE_CHECKING:
-    from pipeline.tiny.scenes import Scene, Thing
+    from pipeline.tiny.scene import Scene, Thing
 
 COLORS: dict[str, Rgb] = {
     "red": (208, 36, 34),

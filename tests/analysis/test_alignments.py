@@ -15,16 +15,15 @@ from hypothesis import strategies as st
 from pipeline import AigiError
 from pipeline import workflow as workflows
 from pipeline.analysis import alignments
-from pipeline.analysis.alignments import variants
+from pipeline.analysis.alignments import ALIGNMENTS, variants
 from pipeline.analysis.best import attributes, best
-from pipeline.analysis.scorers import load
+from pipeline.analysis.scorers import BlipScorer, PickScorer, load
 from pipeline.demo import MODELS, TINY
 from pipeline.pages.report import report
 from pipeline.pixels import RGB, png_bytes
 from pipeline.progress import Progress
 from pipeline.run import run_stages
-from pipeline.tables import ALIGNMENTS, Store
-from pipeline.workflow import BlipScorer, PickScorer
+from pipeline.store import Store
 from tests.conftest import ROOT
 
 COLORS = ("red", "blue", "green", "yellow", "orange", "purple", "pink", "white", "grey", "black")

@@ -15,15 +15,14 @@ from scipy.stats import ks_2samp
 from pipeline import AigiError
 from pipeline import workflow as workflows
 from pipeline.analysis import characteristics, effects
-from pipeline.analysis.characteristics import measured, middle
+from pipeline.analysis.characteristics import CHARACTERISTICS, Characteristics, measured, middle
 from pipeline.analysis.effects import compare
 from pipeline.analysis.places import places
 from pipeline.analysis.plots import densities, figures
 from pipeline.pixels import png_bytes
 from pipeline.progress import Progress
 from pipeline.run import run_stages
-from pipeline.tables import CHARACTERISTICS, Store
-from pipeline.workflow import Characteristics
+from pipeline.store import Store
 from tests.conftest import ROOT, aigi
 
 

@@ -14,11 +14,13 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
+from pipeline.benchmark.settings import Benchmark
 from pipeline.benchmark.stages import make
 from pipeline.pixels import png_bytes
 from pipeline.progress import Progress
-from pipeline.tables import Store
-from pipeline.workflow import Benchmark, Compute, load
+from pipeline.stage import Compute
+from pipeline.store import Store
+from pipeline.workflow import load
 from tests.benchmark.test_metrics import pair
 from tests.codecs.conftest import stand_ins
 

@@ -12,10 +12,10 @@ import torch
 
 from pipeline.benchmark.complexity import measure, square
 from pipeline.codecs import codec as codecs
-from pipeline.codecs.codec import Here
+from pipeline.codecs import table
+from pipeline.codecs.codec import CodecSettings, Here
 from pipeline.codecs.command import CodecFailed, peak_mib, run
 from pipeline.learned.codec import load
-from pipeline.workflow import CodecSettings
 from tests.benchmark.conftest import execute, write_workflow
 from tests.codecs.conftest import model, stand_ins
 from tests.codecs.test_contract import picture
@@ -42,9 +42,9 @@ class OneConvolution:
 
 
 def test_operations_weights_and_memory_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = codecs.CODECS["jpeg"]
+    row = table.CODECS["jpeg"]
     fake = codecs.Row(**{**vars(row), "network": True, "open": lambda *given: OneConvolution()})
-    monkeypatch.setitem(codecs.CODECS, "jpeg", fake)
+    monkeypatch.setitem(table.CODECS, "jpeg", fake)
     found = measure(CodecSettings(codec="jpeg"), 50, Here(device="cpu"), picture(32, 32), 2)
     assert found["encode_kmac_per_pixel"] == pytest.approx(0.27)
     assert found["decode_kmac_per_pixel"] == 0

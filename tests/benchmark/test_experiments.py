@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tables import Store
+from pipeline.store import Store
 from tests.conftest import aigi
 from tests.learned.conftest import TEXT, pictures
-from tests.learned.release import write_release
+from tests.training.release import write_release
 
 pytestmark = pytest.mark.slow
 

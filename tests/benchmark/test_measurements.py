@@ -15,16 +15,18 @@ import pytest
 
 from pipeline import AigiError
 from pipeline.benchmark.comparisons import Comparer
-from pipeline.benchmark.measurements import Bench, Job, with_job
+from pipeline.benchmark.measurements import MEASUREMENTS, Bench, Job, with_job
 from pipeline.benchmark.metrics import ms_ssim, psnr
 from pipeline.benchmark.stages import planned
-from pipeline.codecs.codec import Here, digest, models_of, opened, row_of
+from pipeline.codecs.codec import CodecSettings, Here
+from pipeline.codecs.table import digest, models_of, opened, row_of
 from pipeline.collection import Collection, Part
 from pipeline.learned.shipped import shipped
 from pipeline.pages.measured import measured as measured_sections
 from pipeline.pixels import decode
-from pipeline.tables import MEASUREMENTS, Store
-from pipeline.workflow import CodecSettings, Compute, load
+from pipeline.stage import Compute
+from pipeline.store import Store
+from pipeline.workflow import load
 from tests.benchmark.conftest import PROMPT, SIZES, execute, write_workflow
 from tests.codecs.conftest import stand_ins
 from tests.conftest import ROOT, aigi
@@ -226,10 +228,11 @@ def test_a_target_is_met_in_whatever_order_qualities_are_given(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.codecs import codec as codecs
+    from pipeline.codecs import table
 
     # No grid to search, as networks have none.
-    row = codecs.Row(**{**vars(codecs.CODECS["jpeg"]), "grid": ()})
-    monkeypatch.setitem(codecs.CODECS, "jpeg", row)
+    row = codecs.Row(**{**vars(table.CODECS["jpeg"]), "grid": ()})
+    monkeypatch.setitem(table.CODECS, "jpeg", row)
     jpeg = {"codec": "jpeg", "qualities": [8, 6, 4, 2]}
     workflow = write_workflow(
         tmp_path / "w.yaml", pictures, {}, codecs=[jpeg], strips={"bpp": 0.001}
@@ -345,6 +348,7 @@ def test_first_picture_of_a_codec_is_coded_before_the_clock_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from pipeline.codecs import codec as codecs
+    from pipeline.codecs import table
     from tests.codecs.test_contract import picture
 
     calls: list[str] = []
@@ -361,9 +365,9 @@ def test_first_picture_of_a_codec_is_coded_before_the_clock_starts(
             calls.append("decode")
             return picture(16, 16)
 
-    row = codecs.CODECS["jpeg"]
+    row = table.CODECS["jpeg"]
     monkeypatch.setitem(
-        codecs.CODECS, "jpeg", codecs.Row(**{**vars(row), "open": lambda *given: Slow()})
+        table.CODECS, "jpeg", codecs.Row(**{**vars(row), "open": lambda *given: Slow()})
     )
     bench = Bench(Here(), 1)
     given = CodecSettings(codec="jpeg")

@@ -10,8 +10,8 @@ import pytest
 
 from pipeline import AigiError
 from pipeline.benchmark.metrics import CAP_DB, ms_ssim, ms_ssim_db, psnr
-from pipeline.learned.distortion import scales_of
 from pipeline.pixels import RGB
+from pipeline.training.distortion import scales_of
 
 
 def pair(seed: int, height: int, width: int) -> tuple[RGB, RGB]:

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline import AigiError
+from pipeline.benchmark.measurements import measurements_schema
 from pipeline.benchmark.perceptual import Dists, Lpips, identity
 from pipeline.pixels import RGB
-from pipeline.tables import measurements_schema
 from tests.benchmark.conftest import execute, write_workflow
 from tests.benchmark.test_measurements import rows_of
 from tests.benchmark.test_metrics import pair

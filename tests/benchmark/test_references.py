@@ -15,16 +15,20 @@ import pytest
 
 from pipeline import AigiError
 from pipeline.benchmark import measurements, rates, references
-from pipeline.clip import Clip
-from pipeline.codecs.codec import Here, opened
-from pipeline.collection import COLUMNS, Collection
-from pipeline.dataset.detection import detect
-from pipeline.dataset.watermark import embed
+from pipeline.benchmark.measurements import MEASUREMENTS, measurements_schema
+from pipeline.benchmark.references import REFERENCES
+from pipeline.codecs.codec import CodecSettings, Here
+from pipeline.codecs.table import opened
+from pipeline.collection import COLUMNS, Collection, Pictures
+from pipeline.marks.detection import detect
+from pipeline.marks.names import embed
+from pipeline.models.clip import Clip, Embeddings
 from pipeline.pixels import RGB, decode, png_bytes
 from pipeline.progress import Progress
 from pipeline.run import run_stages
-from pipeline.tables import MEASUREMENTS, REFERENCES, Store, measurements_schema
-from pipeline.workflow import CodecSettings, Compute, Embeddings, Pictures, load
+from pipeline.stage import Compute
+from pipeline.store import Store
+from pipeline.workflow import load
 from tests.benchmark.conftest import cells_of, execute, page_of, write_pictures, write_workflow
 from tests.benchmark.test_measurements import rows_of
 from tests.benchmark.test_metrics import pair

@@ -20,13 +20,17 @@ from PIL import Image
 
 from pipeline import AigiError
 from pipeline.benchmark import figures, published, rates
-from pipeline.benchmark.report import Report, file_names, latex, latex_table
+from pipeline.benchmark.cells import file_names
+from pipeline.benchmark.latex import latex, latex_table
+from pipeline.benchmark.report import Report
 from pipeline.benchmark.search import nearest
 from pipeline.benchmark.strips import busiest, strip
+from pipeline.codecs.codec import CodecSettings
 from pipeline.collection import Collection
 from pipeline.pixels import png_bytes
-from pipeline.tables import Store
-from pipeline.workflow import CodecSettings, Compute, load
+from pipeline.stage import Compute
+from pipeline.store import Store
+from pipeline.workflow import load
 from tests.benchmark.conftest import CODECS, PROMPT, cells_of, execute, page_of, write_workflow
 from tests.benchmark.test_measurements import Measured, rows_of
 from tests.benchmark.test_metrics import pair

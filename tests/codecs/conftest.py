@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.codecs.codec import CODECS, Here, Row, row_of
+from pipeline.codecs.codec import CodecSettings, Here, Row
 from pipeline.codecs.command import Missing
-from pipeline.workflow import CodecSettings
+from pipeline.codecs.table import CODECS, row_of
 
 ENCODER_APP = """
 import sys, zlib

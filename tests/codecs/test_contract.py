@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline import AigiError
-from pipeline.codecs.codec import CODECS, Codec, Here, Row, opened, qualities, row_of
+from pipeline.codecs.codec import Codec, CodecSettings, Here, Row
+from pipeline.codecs.table import CODECS, opened, qualities, row_of
 from pipeline.pixels import RGB
-from pipeline.workflow import CodecSettings
 from tests.conftest import ROOT
 
 SIZES = [(1, 1), (1, 9), (7, 5), (17, 33), (48, 64)]
@@ -116,8 +116,8 @@ def test_row_says_what_it_is(row: Row, settings: CodecSettings, here: Here) -> N
 DECODE = """
 import sys
 from pathlib import Path
-from pipeline.codecs.codec import Here, opened
-from pipeline.workflow import CodecSettings
+from pipeline.codecs.codec import CodecSettings, Here
+from pipeline.codecs.table import opened
 settings = CodecSettings.model_validate_json(sys.argv[1])
 codec = opened(settings, float(sys.argv[2]), Here(device="cpu"))
 sys.stdout.buffer.write(codec.decode(Path(sys.argv[3]).read_bytes()).tobytes())

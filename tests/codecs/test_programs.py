@@ -16,9 +16,9 @@ import pytest
 
 from pipeline import AigiError
 from pipeline.codecs import color, programs
-from pipeline.codecs.codec import CODECS, Here, conversion, opened, qualities, row_of
+from pipeline.codecs.codec import CodecSettings, Here
 from pipeline.codecs.command import CodecFailed, Missing, find_ffmpeg, run, split_size, with_size
-from pipeline.workflow import CodecSettings
+from pipeline.codecs.table import CODECS, conversion, opened, qualities, row_of
 from tests.codecs.conftest import stand_ins
 from tests.codecs.test_contract import picture
 

@@ -7,10 +7,10 @@ import importlib.util
 import numpy as np
 import pytest
 
-from pipeline.codecs.codec import Here, opened, row_of
+from pipeline.codecs.codec import CodecSettings, Here
 from pipeline.codecs.command import CodecFailed, Missing
+from pipeline.codecs.table import opened, row_of
 from pipeline.codecs.zoo import ZooCodec
-from pipeline.workflow import CodecSettings
 from tests.codecs.test_contract import picture
 
 NETWORKS = ["bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean"]

@@ -14,8 +14,9 @@ from pipeline.learned.codec import LearnedCodec
 from pipeline.learned.network import Network
 from pipeline.learned.sizes import NETWORKS
 from pipeline.pixels import RGB
+from pipeline.tiny.captions import captions
 from pipeline.tiny.paint import render
-from pipeline.tiny.scenes import captions, draw_scene
+from pipeline.tiny.scenes import draw_scene
 
 TEXT = {"tower": "tiny", "width": 96}
 SMALL: dict[str, dict[str, Any]] = {

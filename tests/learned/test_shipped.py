@@ -13,18 +13,13 @@ from PIL import Image
 
 from pipeline import AigiError
 from pipeline.benchmark.metrics import psnr
-from pipeline.clip import file_sha256
+from pipeline.files import file_sha256
+from pipeline.learned import export as exporting
 from pipeline.learned import shipped as module
 from pipeline.learned.bitstream import rates
 from pipeline.learned.codec import load, load_network
-from pipeline.learned.shipped import (
-    DEFAULT,
-    FOLDER,
-    export,
-    rate_points,
-    shipped,
-    write_card,
-)
+from pipeline.learned.export import export, rate_points, write_card
+from pipeline.learned.shipped import DEFAULT, FOLDER, shipped
 from pipeline.learned.sizes import NETWORKS, CatcSizes, parse
 from pipeline.pixels import RGB, decode
 from tests.learned.conftest import scene, small
@@ -111,7 +106,8 @@ def test_photos_are_nearer_than_jpeg_has_them(shared: Path) -> None:
 def test_export_halves_and_the_tables_follow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FOLDER", tmp_path / "weights")
+    for one in (module, exporting):
+        monkeypatch.setattr(one, "FOLDER", tmp_path / "weights")
     first, trained = tmp_path / "first", tmp_path / "trained"
     small("catc-small").save_pretrained(trained / "last")
     for part in (first, trained):

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from pipeline import AigiError
-from pipeline.clip import Clip
 from pipeline.learned.sizes import TextSizes
 from pipeline.learned.text import EMBEDDED, STEPS, TextEncoder
-from pipeline.workflow import Embeddings
+from pipeline.models.clip import Clip, Embeddings
 from tests.learned.conftest import TEXT, text_encoder
 
 

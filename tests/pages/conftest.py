@@ -15,9 +15,9 @@ import yaml
 from PIL import Image
 
 from pipeline import workflow as workflows
-from pipeline.dataset.stages import make
+from pipeline.build import make
 from pipeline.progress import Progress
-from pipeline.tables import Store
+from pipeline.store import Store
 
 HOSTILE = [
     "<script>document.title = 'run'; console.error('run')</script> a boat",

@@ -18,7 +18,7 @@ from pipeline.demo import TINY
 from pipeline.pages.measured import rate_distortion
 from pipeline.pages.report import report
 from pipeline.pages.section import Section
-from pipeline.tables import Store
+from pipeline.store import Store
 from tests.benchmark.conftest import execute
 from tests.pages.conftest import Visit
 from tests.pages.test_report import axe

@@ -15,11 +15,14 @@ import pytest
 from PIL import Image
 
 from pipeline import AigiError
-from pipeline.dataset.watermark import embed
-from pipeline.pages.report import MOST_PICTURES, SIDE, _sheets, _watermarks, report
+from pipeline.marks.names import embed
+from pipeline.pages.build import watermarks_section
+from pipeline.pages.gallery import sheets_section
+from pipeline.pages.report import MOST_PICTURES, SIDE, report
 from pipeline.pages.thumbnails import Place, thumbnails
 from pipeline.pixels import png_bytes
-from pipeline.tables import IMAGES, PLAN, QUALITY, SELECTION, Store
+from pipeline.store import Store
+from pipeline.tables import IMAGES, PLAN, QUALITY, SELECTION
 from tests.conftest import aigi
 from tests.pages.conftest import PICTURES, Visit
 
@@ -245,12 +248,12 @@ def test_contact_sheets_share_the_room(sources: int, shown: int, each: int) -> N
          "shard": "a", "row": n}
         for source in range(sources) for n in range(50)
     ]  # fmt: skip
-    section = _sheets(pa.Table.from_pylist(rows))
+    section = sheets_section(pa.Table.from_pylist(rows))
     assert [len(gallery.pictures) for gallery in section.galleries] == [each] * shown
     assert f"At most {each} kept images" in section.text[0]
     assert [p.facts for p in section.galleries[0].pictures[:2]] == ["test", "test, dwt-dct"]
     dropped = pa.Table.from_pylist([row | {"keep": False} for row in rows[:5]])
-    assert not _sheets(dropped).galleries
+    assert not sheets_section(dropped).galleries
 
 
 def test_marks_are_read_back(tmp_path: Path) -> None:
@@ -271,11 +274,11 @@ def test_marks_are_read_back(tmp_path: Path) -> None:
          "width": 256, "shard": "s", "row": n}
         for n, mark in enumerate(marks)
     ]  # fmt: skip
-    section = _watermarks(store, pa.Table.from_pylist(known))
+    section = watermarks_section(store, pa.Table.from_pylist(known))
     assert section is not None
     marked, unmarked, visible = section.tables[0].rows
     assert marked[3:] == ("dwt-dct-svd", "3", "3", "3 of 3", "1.000")
     assert unmarked[3:7] == ("dwt-dct-svd", "3", "3", "0 of 3")
     assert 0.3 < float(unmarked[7]) < 0.7, "by chance"
     assert visible[3:] == ("", "1", "1", "", "")
-    assert _watermarks(store, pa.Table.from_pylist(known[3:6])) is None
+    assert watermarks_section(store, pa.Table.from_pylist(known[3:6])) is None

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.benchmark import measurements
-from pipeline.collection import Collection
+from pipeline.benchmark.settings import Benchmark
+from pipeline.codecs.codec import CodecSettings
+from pipeline.collection import Collection, Pictures
 from pipeline.pixels import png_bytes
 from pipeline.progress import Progress
 from pipeline.run import run_stages
-from pipeline.tables import Store
-from pipeline.workflow import Benchmark, CodecSettings, Compute, Pictures
+from pipeline.stage import Compute
+from pipeline.store import Store
 from tests.perf.report import Measurement
 
 SHARED: dict[str, tuple[float, ...]] = {

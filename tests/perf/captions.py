@@ -167,11 +167,12 @@ def write_captions(path: Path, rows: int) -> None:
 
 def run_stage(captions: Path, run: Path, count: int) -> dict[str, Any]:
     """Run the prompts stage as a workflow would, in this process."""
-    from pipeline.dataset import prompts
     from pipeline.progress import Progress
+    from pipeline.prompts import prompts
     from pipeline.run import run_stages
-    from pipeline.tables import Store
-    from pipeline.workflow import Workflow, check
+    from pipeline.settings import check
+    from pipeline.store import Store
+    from pipeline.workflow import Workflow
 
     settings = {
         "sources": [{"kind": "cc12m", "path": str(captions)}],

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.device import device_name, pick_device
 from pipeline.learned.bitstream import MOST_PIXELS
 from pipeline.learned.codec import LearnedCodec, load
 from pipeline.learned.coding import DamagedStream
 from pipeline.learned.network import Network
 from pipeline.learned.sizes import NETWORKS
+from pipeline.models.device import device_name, pick_device
 from pipeline.pixels import RGB, decode
 from tests.learned.conftest import TEXT, fill, pictures
 from tests.perf.report import machine, machine_line

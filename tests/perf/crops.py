@@ -21,13 +21,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.collection import Collection
-from pipeline.learned.crops import Crops
+from pipeline.collection import Collection, Pictures
 from pipeline.pixels import RGB
-from pipeline.workflow import Pictures
-from tests.learned.release import write_release
+from pipeline.training.crops import Crops
 from tests.perf.report import Measurement
 from tests.perf.watermark import photo_like
+from tests.training.release import write_release
 
 TARGET = 4.0
 WANTED = 40 * 8  # crops a second: batches of 8, 40 steps a second

@@ -87,8 +87,8 @@ def run(quick: bool = False) -> list[Measurement]:
     """
     import torch
 
-    from pipeline.dataset.embeddings import Embedder, column_vectors, stored_picture
-    from pipeline.workflow import Embeddings
+    from pipeline.models.clip import Embeddings
+    from pipeline.scores.embeddings import Embedder, column_vectors, stored_picture
 
     size, threads = QUICK if quick else FULL, os.cpu_count() or 1
     count = size.batch * size.batches

@@ -33,11 +33,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.dataset import specification
-from pipeline.dataset.diffuser import Diffuser
-from pipeline.dataset.specification import DiffusersSpec
+from pipeline.images.diffuser import Diffuser, DiffusersSource
+from pipeline.plan import specification
+from pipeline.plan.specification import DiffusersSpec
 from pipeline.tables import PLAN
-from pipeline.workflow import DiffusersSource
 from tests.perf import bare, published
 from tests.perf.report import GIB, machine, machine_line, markdown, number
 

@@ -22,15 +22,16 @@ from typing import Any
 import torch
 
 from pipeline import workflow as workflows
-from pipeline.collection import Collection
+from pipeline.collection import Collection, Pictures
 from pipeline.learned.sizes import NETWORKS
-from pipeline.learned.train import Trainer, _accelerator
-from pipeline.workflow import Pictures, Train
+from pipeline.training.fit import accelerator_of
+from pipeline.training.settings import Train
+from pipeline.training.trainer import Trainer
 from tests.learned.conftest import TEXT
-from tests.learned.release import write_release
 from tests.perf.crops import _pictures
 from tests.perf.gpu_check import ROOT, device
 from tests.perf.report import GIB, machine, machine_line, markdown, number
+from tests.training.release import write_release
 
 WARM = 10
 
@@ -60,7 +61,7 @@ def measure(settings: Train, steps: int, place: Path, where: str) -> dict[str, A
     collection = Collection(Pictures(place=str(place), splits=("train",)))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        accelerator = _accelerator(settings, where, folder)
+        accelerator = accelerator_of(settings, where, folder)
         trainer = Trainer(settings, (0.013,), folder, 1, accelerator, collection, [])
         crops = trainer.crops()
         flops = 0

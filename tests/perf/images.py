@@ -78,10 +78,11 @@ QUICK = Size(batch=2, batches=3, steps=2, pairs=1)
 
 def _prompts(count: int) -> Any:
     """A stage that writes `count` train prompts, in place of the real one with its filters."""
-    from pipeline.dataset.text import prompt_id
     from pipeline.progress import Progress
-    from pipeline.run import Build
-    from pipeline.tables import PROMPTS, Shard, Store
+    from pipeline.prompts.text import prompt_id
+    from pipeline.stage import Build
+    from pipeline.store import Shard, Store
+    from pipeline.tables import PROMPTS
 
     def build(store: Store, progress: Progress) -> list[Shard]:
         rows = [
@@ -95,7 +96,8 @@ def _prompts(count: int) -> Any:
 
 
 def _workflow(folder: Path, size: Size, threads: int) -> Any:
-    from pipeline.workflow import Workflow, check
+    from pipeline.settings import check
+    from pipeline.workflow import Workflow
 
     count = size.batch * size.batches
     source = {
@@ -152,10 +154,11 @@ def run(quick: bool = False) -> list[Measurement]:
     """
     import torch
 
-    from pipeline.dataset import images, plan
+    from pipeline.images import images
+    from pipeline.plan import plan
     from pipeline.progress import Progress
     from pipeline.run import run_stages
-    from pipeline.tables import Store
+    from pipeline.store import Store
 
     size, threads = QUICK if quick else FULL, os.cpu_count() or 1
     count = size.batch * size.batches

@@ -108,7 +108,7 @@ Found = tuple[NDArray[np.int64], tuple[float, float]]
 def _join(vectors: NDArray[np.float16]) -> Found:
     import torch  # noqa: F401
 
-    from pipeline.dataset.pairs import gathered, near_pairs
+    from pipeline.duplicates.pairs import gathered, near_pairs
 
     clock = Clock()
     found = gathered(near_pairs(vectors, TAU))

@@ -54,7 +54,8 @@ def _picture(number: int) -> bytes:
 
 def write_run(folder: Path, shards: int) -> int:
     """Plan and images of `shards` shards, as if they had been made; returns bytes of pictures."""
-    from pipeline.tables import IMAGES, PLAN, Store
+    from pipeline.store import Store
+    from pipeline.tables import IMAGES, PLAN
 
     (folder / "noise.yaml").write_text(SPECIFICATION)
     store = Store(str(folder / "run"))
@@ -90,12 +91,14 @@ def write_run(folder: Path, shards: int) -> int:
 
 def release(run: Path) -> dict[str, Any]:
     """Selection, release and manifest, as a workflow makes them; the last two are timed."""
-    from pipeline.dataset import release as releases
-    from pipeline.dataset import selection
     from pipeline.progress import Progress
-    from pipeline.run import Stage, run_stages
-    from pipeline.tables import Store
-    from pipeline.workflow import Workflow, check
+    from pipeline.release import release as releases
+    from pipeline.run import run_stages
+    from pipeline.selection import selection
+    from pipeline.settings import check
+    from pipeline.stage import Stage
+    from pipeline.store import Store
+    from pipeline.workflow import Workflow
 
     data = {
         "run": str(run),
@@ -137,7 +140,7 @@ def publish(folder: str, repository: str) -> dict[str, Any]:
     import datasets  # noqa: F401
     import huggingface_hub  # noqa: F401
 
-    from pipeline.dataset.publish import publish as send
+    from pipeline.release.publish import publish as send
 
     started = time.perf_counter()
     send(folder, f"hf://datasets/{repository}")

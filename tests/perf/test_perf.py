@@ -94,8 +94,8 @@ def test_gpu_check_works_without_a_gpu(tmp_path: Path) -> None:
 
 
 def test_work_of_an_image_is_counted_from_the_specification() -> None:
-    from pipeline.dataset import specification
-    from pipeline.dataset.specification import DiffusersSpec
+    from pipeline.plan import specification
+    from pipeline.plan.specification import DiffusersSpec
     from tests.perf import gpu_check
 
     sources = specification.load(str(gpu_check.SPECIFICATION)).sources

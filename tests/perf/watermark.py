@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset.watermark import EMBED
-from pipeline.dwt_dct import BITS, READ, message_bits
+from pipeline.marks.dwt_dct import BITS, READ, message_bits
+from pipeline.marks.names import EMBED
 from pipeline.pixels import RGB
 from tests.perf.report import Measurement
 

@@ -14,7 +14,10 @@ from PIL import Image
 
 from pipeline.demo import TINY
 from pipeline.tiny import gallery
-from pipeline.tiny.scenes import Scene, Thing, captions, draw_scene, render
+from pipeline.tiny.captions import captions
+from pipeline.tiny.paint import render
+from pipeline.tiny.scene import Scene, Thing
+from pipeline.tiny.scenes import draw_scene
 
 SHIPPED = TINY / "pictures"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.tiny.rules import object_seen, rules, seen_colors
-from pipeline.tiny.scenes import Scene, Thing
+from pipeline.tiny.scene import Scene, Thing
 from pipeline.tiny.things import COLORS
 
 

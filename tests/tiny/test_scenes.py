@@ -16,19 +16,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.dataset.grammar import Grammar
+from pipeline.prompts.grammar import Grammar
 from pipeline.tiny import scenes
+from pipeline.tiny.captions import captions
+from pipeline.tiny.paint import render
 from pipeline.tiny.rules import looks_night, seen_colors
-from pipeline.tiny.scenes import (
-    MAIN_SHARE,
-    NUMBERS,
-    Scene,
-    captions,
-    draw_scene,
-    is_night,
-    main_color,
-    render,
-)
+from pipeline.tiny.scene import Scene, Thing, is_night, main_color
+from pipeline.tiny.scenes import MAIN_SHARE, NUMBERS, draw_scene
 from pipeline.tiny.things import COLORS, SHAPES, color_shares, places
 
 Pixels = NDArray[np.uint8]
@@ -72,7 +66,7 @@ def test_draw_scene_covers_every_kind(many: list[Scene]) -> None:
     things = [thing for scene in many for thing in scene.things]
     assert {thing.count for thing in things} == {1, 2, 3, 4, 5}
     assert {thing.material for thing in things} == {"", *scenes.MATERIALS}
-    assert {thing.position for thing in things} == {"", *scenes._OPPOSITE}
+    assert {thing.position for thing in things} == {"", *scenes.OPPOSITE}
     colors = Counter(main_color(scene) for scene in many)
     assert set(colors) == set(COLORS)
     assert min(colors.values()) > 0.03 * MANY, colors
@@ -160,7 +154,7 @@ def test_seed_and_jitter_move_things() -> None:
 def test_edges_are_anti_aliased() -> None:
     """A small picture is close to a large one made smaller, as none without blending is."""
     scene = Scene(
-        "still life", (scenes.Thing("ball", "black"),), "floor", "on", "white", "", "wall", "white"
+        "still life", (Thing("ball", "black"),), "floor", "on", "white", "", "wall", "white"
     )
     small = render(scene, 96, 96, 3).astype(int)
     large = Image.fromarray(render(scene, 384, 384, 3))

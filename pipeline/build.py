@@ -1,0 +1,145 @@
+"""A workflow in; its stages in order, and what they would cost, out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline import AigiError
+from pipeline.plan.rounds import rounds_made, top_up
+from pipeline.progress import Progress
+from pipeline.prompts.captions import BlipCaptions
+from pipeline.run import RUN_WORKFLOW, run_stages
+from pipeline.stage import Stage
+from pipeline.store import Store
+from pipeline.workflow import Workflow
+
+
+def stages(workflow: Workflow) -> list[Stage]:
+    """The stages whose sections the workflow has, in the order in which they run.
+
+    Raises:
+        AigiError: a section needs another one that is missing.
+    """
+    from pipeline.duplicates import duplicates
+    from pipeline.images import images
+    from pipeline.plan import plan
+    from pipeline.prompts import captioner, prompts
+    from pipeline.release import release
+    from pipeline.scores import embeddings, quality
+    from pipeline.selection import selection
+
+    found: list[Stage] = []
+    if workflow.prompts is not None:
+        if any(isinstance(source, BlipCaptions) for source in workflow.prompts.sources):
+            found += captioner.stages(workflow)
+        found.append(prompts.stage(workflow))
+    if workflow.plan is not None:
+        found.append(plan.stage(workflow))
+    for name in ("images", "release"):
+        if getattr(workflow, name) is not None and workflow.plan is None:
+            raise AigiError(f"{name}: this section needs a plan section in the workflow")
+    if workflow.selection is not None and workflow.images is None:
+        raise AigiError("selection: this section needs an images section in the workflow")
+    if workflow.images is not None:
+        found.append(images.stage(workflow))
+    if workflow.embeddings is not None:
+        found.append(embeddings.stage(workflow))
+    if workflow.quality is not None:
+        found.append(quality.stage(workflow))
+    if workflow.duplicates is not None:
+        found.append(duplicates.stage(workflow))
+    if workflow.images is not None:
+        found.append(selection.stage(workflow))
+    if workflow.release is not None:
+        found += [release.stage(workflow), release.manifest_stage(workflow)]
+    return found
+
+
+def make(workflow: Workflow, store: Store, progress: Progress) -> None:
+    """Run all stages; before the release, as many top-up rounds as quotas ask for.
+
+    A round plans new generations (or further pictures of an import) for what the selection
+    dropped, and runs the stages over the new shards alone.
+
+    Raises:
+        AigiError: as `run_stages`.
+    """
+    from pipeline.selection import selection
+
+    found = stages(workflow)
+    store.write_json(workflow.model_dump(mode="json"), RUN_WORKFLOW)
+    tables = [stage.table for stage in found]
+    cut = tables.index("selection") + 1 if "selection" in tables else len(found)
+    run_stages(found[:cut], store, workflow.compute, progress)
+    rounds = workflow.selection.rounds if workflow.selection is not None else 0
+    while rounds_made(store) < rounds:
+        short = selection.shortage(workflow, store)
+        if not short:
+            break
+        top_up(store, short)
+        progress.say(
+            f"round {rounds_made(store)}: "
+            + ", ".join(f"{count:,} more of {name}" for name, count in short.items())
+        )
+        run_stages(found[:cut], store, workflow.compute, progress)
+    run_stages(found[cut:], store, workflow.compute, progress)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one source and split will be, and roughly cost (one GPU, PNG)."""
+
+    source: str
+    title: str
+    split: str
+    size: str
+    counted: bool  # false: as many as the import finds
+    images: int
+    planned: int
+    prompts: int
+    shards: int
+    gigabytes: float
+    gpu_hours: float
+
+
+def estimate(workflow: Workflow) -> list[Estimate]:
+    """Counts, shards, disk and GPU-hours, from the dataset specification alone.
+
+    GPU-hours are arithmetic: TFLOP of an image (the specification's figures, times steps, twice
+    with guidance) over `compute.gpu_tflops`.
+
+    Raises:
+        AigiError: the workflow has no plan.
+    """
+    from pipeline.plan import quotas, specification
+    from pipeline.plan.specification import DiffusersSpec
+
+    if workflow.plan is None:
+        raise AigiError("plan: there is no such section, so there is nothing to estimate")
+    dataset = specification.load(workflow.plan.dataset)
+    found = []
+    for quota in quotas.quotas(dataset, workflow.plan):
+        source, spec = dataset.sources[quota.source], quota.spec
+        hours = 0.0
+        if isinstance(source, DiffusersSpec) and spec.unet_tflop is not None:
+            evaluations = source.steps * (2 if source.guidance_scale > 1 else 1)
+            each = spec.unet_tflop * evaluations + (spec.vae_tflop or 0.0)
+            hours = quota.planned * each / workflow.compute.gpu_tflops / 3600
+        variants = len(spec.watermarks)
+        pixels = (spec.width or 1024) * (spec.height or 1024)
+        found.append(
+            Estimate(
+                source=quota.source,
+                title=source.title,
+                split=quota.split,
+                size=f"{spec.width}x{spec.height}" if spec.width and spec.height else "any",
+                counted=spec.count is not None,
+                images=quota.images,
+                planned=quota.planned * variants,
+                prompts=quota.prompts if isinstance(source, DiffusersSpec) else 0,
+                shards=quota.shards,
+                gigabytes=quota.planned * variants * pixels * quotas.BYTES_PER_PIXEL / 1e9,
+                gpu_hours=hours,
+            )
+        )
+    return found

@@ -1,0 +1,107 @@
+"""`aigi encode` and `decode`: an image in, an .aigi file out, and back."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline import AigiError
+from pipeline.cli.show import explained, read_file, write_file
+
+if TYPE_CHECKING:
+    pass
+
+
+Codec = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Name, folder or Hub id of a codec.", show_default="catc-small"
+    ),
+]
+
+
+Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of the model.")]
+
+
+TextFolder = Annotated[
+    Path | None, typer.Option("--text", help="Folder of the text encoder, instead of the Hub's.")
+]
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+def encode(
+    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, … ; alpha is laid over white.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+    model: Codec = None,
+    prompt: Annotated[str, typer.Option(help="What it shows; it is stored in the file.")] = "",
+    quality: Annotated[
+        int | None,
+        typer.Option(
+            "--quality", "-q", help="1, 2, …, from low to high rate.", show_default="the highest"
+        ),
+    ] = None,
+    revision: Revision = None,
+    text_folder: TextFolder = None,
+    device: Device = "auto",
+) -> None:
+    """Code a picture to an .aigi file with a learned codec."""
+    with explained():
+        from pipeline.learned.bitstream import MOST_PIXELS, rates
+        from pipeline.learned.codec import load
+        from pipeline.learned.shipped import DEFAULT, shipped
+        from pipeline.pixels import BadPicture
+        from pipeline.pixels import decode as decode_picture
+
+        try:
+            picture = decode_picture(read_file(image), MOST_PIXELS)
+        except BadPicture as error:
+            raise AigiError(f"{image}: {error}") from None
+        codec = load(DEFAULT if model is None else model, revision, device, text_folder)
+        data = codec.encode(picture.rgb, prompt, quality)
+        write_file(out, data)
+        found = rates(data)
+        note = f" ({picture.note})" if picture.note else ""
+        print(
+            f"{out}: {len(data):,} bytes, {found.bpp:.4f} bpp, "
+            f"{found.bpp_without_prompt:.4f} without the prompt{note}"
+        )
+        if prompt and codec.text is None:
+            print(f"{codec.name} does not read prompts; none is stored", file=sys.stderr)
+        which = "" if model is None or model in shipped() else f" --model {model}"
+        # Not the name of the picture itself, which may lie beside the file.
+        decoded = out.with_name(f"{out.stem}-decoded.png")
+        print(f"next: aigi decode {out}{which} -o {decoded}", file=sys.stderr)
+
+
+def decode(
+    file: Annotated[Path, typer.Argument(help="An .aigi file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file to write.")],
+    model: Codec = None,
+    revision: Revision = None,
+    text_folder: TextFolder = None,
+    device: Device = "auto",
+) -> None:
+    """Decode an .aigi file to a PNG file, with the model that coded it."""
+    with explained():
+        from pipeline.learned.bitstream import unpack
+        from pipeline.learned.codec import load
+        from pipeline.learned.shipped import shipped
+        from pipeline.pixels import png_bytes
+
+        data = read_file(file)
+        header, _ = unpack(data)
+        if model is None and header.model in shipped():
+            model = header.model
+        if model is None:
+            raise AigiError(
+                f"{file}: made with model {header.model} (weights {header.weights.hex()}). Give "
+                "its folder or Hub id as --model."
+            )
+        picture = load(model, revision, device, text_folder).decode(data)
+        write_file(out, png_bytes(picture))
+        print(f"{out}: {header.width}x{header.height}")

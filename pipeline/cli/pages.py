@@ -1,0 +1,100 @@
+"""`aigi report`, `review` and `merge-reviews`: a run in, a page or a table of decisions out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline import AigiError
+from pipeline.cli.show import explained, write_file
+
+if TYPE_CHECKING:
+    pass
+
+
+def report(
+    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None, typer.Option(help="Folder for its charts, as SVG files.")
+    ] = None,
+) -> None:
+    """Write one page that shows a run: counts, pictures, scores, what was dropped and why."""
+    with explained():
+        from pipeline.pages.page import write
+        from pipeline.pages.report import charts
+        from pipeline.pages.report import report as build
+        from pipeline.store import Store
+
+        page, sections = build(Store(run_folder))
+        write(page, out)
+        print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+        if figures is not None:
+            files = charts(sections)
+            figures.mkdir(parents=True, exist_ok=True)
+            for name, svg in files.items():
+                write(svg, figures / name)
+            print(f"{figures}: {len(files):,} charts")
+
+
+def review(
+    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL.")],
+    reason: Annotated[
+        str, typer.Option(help="Reasons of the selection, or `kept`, with commas between.")
+    ] = "nsfw,concept,clip_score,duplicate",
+    sample: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 500,
+    seed: Annotated[int, typer.Option(help="Which ones.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file.")] = Path("review.html"),
+) -> None:
+    """Write a page on which a person decides what stays; it needs no server.
+
+    Its CSV file is what selection.review takes.
+    """
+    with explained():
+        from pipeline.pages.page import write
+        from pipeline.pages.review import review as build
+        from pipeline.store import Store
+
+        reasons = [name.strip() for name in reason.split(",") if name.strip()]
+        page, images = build(Store(run_folder), reasons, sample, seed)
+        write(page, out)
+        print(f"{out}: {images:,} images, {out.stat().st_size / 1e6:.1f} MB")
+        print(
+            "next: open it in a browser, export decisions.csv, then "
+            "aigi run WORKFLOW --set selection.review=decisions.csv",
+            file=sys.stderr,
+        )
+
+
+def merge_reviews(
+    files: Annotated[list[Path], typer.Argument(help="Decisions of one person each (CSV).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file.")] = Path("decisions.csv"),
+) -> None:
+    """Merge the decisions of several people; print where they disagree, and Cohen's kappa.
+
+    Where people disagree the decision is `unsure`: the scores decide.
+    """
+    with explained():
+        from pipeline.selection.agreement import as_csv, merge
+        from pipeline.selection.review import read_review
+
+        names = [str(file) for file in files]
+        if len(set(names)) < 2:
+            raise AigiError("merge-reviews: give the files of two people or more")
+        found = merge({name: read_review(name) for name in names})
+        for image, said in found.disagreements.items():
+            print(image + "".join(f"  {name}: {what}" for name, what in said.items() if what))
+        write_file(out, as_csv(found.decisions).encode())
+        for pair in found.pairs:
+            kappa = "undefined" if pair.kappa is None else f"{pair.kappa:.3f}"
+            print(
+                f"{pair.one}, {pair.other}: {pair.same:,} of {pair.both:,} decisions the same, "
+                f"Cohen's kappa {kappa}"
+            )
+        print(
+            f"{out}: {len(found.decisions):,} images, {len(found.disagreements):,} unsure "
+            "for want of agreement"
+        )

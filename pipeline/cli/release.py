@@ -1,0 +1,192 @@
+"""`aigi verify`, `publish` and `diff`: a release in, what differs out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.show import Override, Target, explained, show, talk
+
+if TYPE_CHECKING:
+    from pipeline.release.audit import Remade
+
+
+def verify(
+    target: Target,
+    pixels: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Make N rows again and compare the pictures.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Which N rows.")] = 0,
+    min_psnr: Annotated[
+        float | None,
+        typer.Option(help="dB from which a picture counts as the same; default: equal pixels."),
+    ] = None,
+    workflow_file: Annotated[
+        str | None,
+        typer.Option(
+            "--workflow",
+            help="Says where models and pictures lie here; default: the run's own.",
+        ),
+    ] = None,
+    overrides: Override = None,
+) -> None:
+    """Compare a release with its manifest, and rows of it with rows made again.
+
+    Exit code 1 where a file, its rows or its columns differ, or a picture does.
+    """
+    with explained():
+        from pipeline.manifest import open_release
+        from pipeline.release.verify import compare
+
+        store, manifest = open_release(target)
+        differences = compare(store, manifest)
+        for line in differences:
+            print(line)
+        if differences:
+            print(f"error: {len(differences)} differences from the manifest", file=sys.stderr)
+            raise typer.Exit(1)
+        rows = sum(file["rows"] for file in manifest["files"])
+        print(
+            f"{manifest['name']} {manifest['version']}: {len(manifest['files'])} files, "
+            f"{rows:,} rows, all as in the manifest"
+        )
+        if pixels:
+            from pipeline import settings
+            from pipeline import workflow as workflows
+            from pipeline.release.audit import audit, places_of
+
+            if workflow_file is not None:
+                mine = workflows.load(workflow_file, overrides or ())
+            else:
+                known = places_of(target) or {"run": target}
+                known = settings.overridden(known, overrides or ())
+                mine = settings.check(workflows.Workflow, known, target)
+            places = mine.model_dump(mode="json")
+            made = audit(store, manifest, places, pixels, seed, talk)
+            _print_remade(list(made), min_psnr)
+
+
+def _print_remade(rows: list[Remade], min_psnr: float | None) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("image", "source", "made again")
+    for heading in ("PSNR, dB", "CLIP similarity"):
+        table.add_column(heading, justify="right")
+    said = {"bytes": "equal bytes", "pixels": "equal pixels", "different": "different"}
+    for row in rows:
+        table.add_row(
+            row.image_id,
+            row.source,
+            escape(row.error or said[row.same]),
+            "" if row.psnr is None else f"{row.psnr:.2f}",
+            "" if row.clip_similarity is None else f"{row.clip_similarity:.4f}",
+        )
+    show(table)
+    for there, here in dict.fromkeys((row.there, row.here) for row in rows):
+        print(f"made with:       {there}\nmade again with: {here}")
+    least = float("inf") if min_psnr is None else min_psnr
+    bad = [row for row in rows if row.same == "different" and (row.psnr or 0.0) < least]
+    if bad:
+        print(f"error: {len(bad)} of {len(rows)} pictures differ", file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"{len(rows)} pictures made again, none differs" + (" by more" if min_psnr else ""))
+
+
+def publish(
+    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run or release folder.")],
+    to: Annotated[str, typer.Option(help="hf://datasets/ORG/NAME, a folder, or an fsspec URL.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would change there, then stop.")
+    ] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Create a public repository; default: private.")
+    ] = False,
+    pull_request: Annotated[
+        bool, typer.Option("--pull-request", help="Open a pull request instead of committing.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch or refs/pr/N to commit to; default: main.")
+    ] = None,
+) -> None:
+    """Publish a release, compare what arrived with the manifest, tag it, and load it back."""
+    with explained():
+        from rich.table import Table
+
+        from pipeline.release.publish import publish as send
+
+        changes, published = send(
+            run_folder,
+            to,
+            dry_run=dry_run,
+            public=public,
+            pull_request=pull_request,
+            revision=revision,
+            say=talk,
+        )
+        table = Table("files", title="What would change" if dry_run else "What was done")
+        for heading in ("number", "MB"):
+            table.add_column(heading, justify="right")
+        table.add_column("first")
+        for what in ("new", "changed", "removed", "same"):
+            mine = [change for change in changes if change.what == what]
+            size = sum(change.bytes for change in mine) / 1e6
+            table.add_row(what, f"{len(mine):,}", f"{size:,.1f}", mine[0].path if mine else "")
+        show(table)
+        if published is None:
+            print("nothing was sent", file=sys.stderr)
+            return
+        for (config, split), rows in published.rows.items():
+            print(f"{config}/{split}: {rows:,} rows load")
+        print(published.page or published.url)
+        if published.revision is not None and not published.rows:
+            print(
+                "next: merge it, then run the same command without --pull-request and --revision: "
+                "it sends nothing again, and tags the version",
+                file=sys.stderr,
+            )
+        else:
+            print(f"next: aigi verify {published.url}", file=sys.stderr)
+
+
+def diff(
+    first: Target,
+    second: Target,
+    limit: Annotated[int, typer.Option(min=0, help="Rows named of each kind.")] = 20,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print every row as CSV.")] = False,
+) -> None:
+    """Show the rows that were added, removed or changed between two releases.
+
+    Exit code 1 where there are any.
+    """
+    with explained():
+        from collections import Counter
+
+        from pipeline.marks.detection import write_csv
+        from pipeline.release.diff import Difference
+        from pipeline.release.diff import diff as compare
+
+        counts: Counter[tuple[str, str, str]] = Counter()
+        named: Counter[str] = Counter()
+
+        def counted() -> Iterator[Difference]:
+            for found in compare(first, second):
+                counts[found.what, found.config, found.split] += 1
+                named[found.what] += 1
+                yield found
+
+        if as_csv:
+            write_csv(counted(), Difference, sys.stdout)
+        else:
+            for found in counted():
+                if named[found.what] <= limit:
+                    what = f": {found.columns}" if found.columns else ""
+                    print(f"{found.what} {found.config}/{found.split} {found.image_id}{what}")
+        for (what, config, split), count in sorted(counts.items()):
+            print(f"{config}/{split}: {count:,} {what}", file=sys.stderr)
+        if counts:
+            raise typer.Exit(1)
+        print("no row differs", file=sys.stderr)

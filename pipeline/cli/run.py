@@ -1,0 +1,215 @@
+"""`aigi run`, `demo`, `status`, `sweep` and `schema`: a workflow in, a run or its state out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline import AigiError
+from pipeline.cli.show import Override, Quiet, explained, show
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
+
+
+def _execute(workflow: Workflow, quiet: bool) -> None:
+    from pipeline.run import alone
+
+    # Of several processes that train together, the first holds the directory for all.
+    with alone(workflow.run) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        _make(workflow, quiet)
+
+
+def _make(workflow: Workflow, quiet: bool) -> None:
+    from pipeline.build import make, stages
+    from pipeline.progress import Progress
+    from pipeline.run import run_stages
+    from pipeline.store import Store
+
+    progress = Progress(quiet=quiet)
+    looks = (workflow.characteristics, workflow.alignments, workflow.benchmark_here())
+    others = bool(stages(workflow)) or any(section is not None for section in looks)
+    if others and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise AigiError(
+            "run: a launcher started several processes, and only training is made for them. "
+            "Run the other sections in a workflow of their own, without it."
+        )
+    if stages(workflow):
+        make(workflow, Store(workflow.run), progress)
+    elif os.environ.get("RANK", "0") == "0":
+        _record(workflow)
+    if workflow.characteristics is not None or workflow.alignments is not None:
+        from pipeline.analysis.stages import stages as analysis_stages
+
+        store = Store(workflow.run)
+        run_stages(analysis_stages(workflow), store, workflow.compute, progress)
+    if workflow.train is not None:
+        from pipeline.training.train import train
+
+        train(workflow, progress)
+    if (benchmark := workflow.benchmark_here()) is not None:
+        from pipeline.benchmark.stages import make as measure
+
+        store = Store(workflow.run)
+        print(f"benchmark: {measure(benchmark, workflow.compute, store, progress)}")
+
+
+def _record(workflow: Workflow) -> None:
+    """Keep a workflow of readers alone in its run, unless that has the one which built it."""
+    from pipeline.run import RUN_WORKFLOW
+    from pipeline.store import Store
+
+    store = Store(workflow.run)
+    if (store.read_json(RUN_WORKFLOW) or {}).get("plan") is None:
+        store.write_json(workflow.model_dump(mode="json"), RUN_WORKFLOW)
+
+
+def run(
+    workflow_file: Annotated[str, typer.Argument(help="Workflow file, see workflows/.")],
+    overrides: Override = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print counts, disk and GPU-hours, then stop.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the stages of a workflow; finished work is kept, so the same command resumes."""
+    with explained():
+        from pipeline import workflow as workflows
+
+        workflow = workflows.load(workflow_file, overrides or ())
+        if dry_run:
+            from pipeline.dry_run import parts
+
+            for part in parts(workflow):
+                print(part, flush=True) if isinstance(part, str) else show(part)
+            return
+        _execute(workflow, quiet)
+        if workflow.release is not None:
+            folder = workflow.run.rstrip("/") + "/release"
+            print(f"release: {folder}", flush=True)
+            print(f"next: aigi verify {folder}", file=sys.stderr)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
+    overrides: Override = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make a small dataset with embedded models: no network, no GPU, a few minutes."""
+    with explained():
+        from pipeline.demo import run_demo
+
+        run_demo(out, overrides or (), lambda workflow: _execute(workflow, quiet), show)
+
+
+def status(
+    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show every stage of a run: shards done, failed and missing, rows, bytes, time.
+
+    Of codecs in training: the step, and what the last steps came to.
+    """
+    with explained():
+        from dataclasses import asdict
+
+        from pipeline.progress import duration
+        from pipeline.run import status as stage_status
+        from pipeline.store import Store
+        from pipeline.training.logs import logs
+
+        store = Store(run_folder)
+        found, codecs = stage_status(store), logs(store)
+        if as_json:
+            rows = [asdict(stage) for stage in found]
+            rows += [
+                {"table": f"train/{log.name}", "step": log.step, "steps": log.steps,
+                 "seconds": log.seconds}
+                for log in codecs
+            ]  # fmt: skip
+            print(json.dumps(rows, indent=1))
+            return
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table("stage", "state")
+        for heading in ("done", "failed", "missing", "rows", "MB", "time"):
+            table.add_column(heading, justify="right")
+        for stage in found:
+            table.add_row(
+                stage.table,
+                stage.state,
+                f"{stage.done:,}",
+                f"{stage.failed:,}",
+                f"{stage.missing:,}",
+                f"{stage.rows:,}",
+                f"{stage.bytes / 1e6:,.1f}",
+                duration(stage.seconds),
+            )
+        if found:
+            show(table)
+        table = Table("codec in training")
+        for heading in ("step", "loss", "bpp", "PSNR, dB", "time"):
+            table.add_column(heading, justify="right")
+        for log in codecs:
+            last = log.curve[-1] if log.curve else {}
+            numbers = (
+                f"{last[name]:{form}}" if name in last else ""
+                for name, form in (("loss", ".4g"), ("bpp", ".4f"), ("psnr", ".2f"))
+            )
+            table.add_row(escape(log.name), log.progress, *numbers, duration(log.seconds))
+        if codecs:
+            show(table)
+
+
+def sweep(
+    workflow_file: Annotated[str, typer.Argument(help="Workflow of a run with scores.")],
+    overrides: Override = None,
+    examples: Annotated[int, typer.Option(min=0, help="Images shown for each threshold.")] = 3,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a contact sheet of the examples (.jpg, .png).")
+    ] = None,
+) -> None:
+    """Show how many images each threshold of the selection would drop, with examples."""
+    with explained():
+        from rich.markup import escape
+        from rich.table import Table
+
+        from pipeline import workflow as workflows
+        from pipeline.selection.sweep import sweep as sweep_run
+        from pipeline.store import Store
+
+        loaded = workflows.load(workflow_file, overrides or ())
+        table = Table("setting", title=f"What thresholds would drop in {escape(loaded.run)}")
+        table.add_column("threshold", justify="right")
+        table.add_column("dropped", justify="right")
+        for heading in ("by source", "nearest to the threshold"):
+            table.add_column(heading)
+        lines = list(sweep_run(loaded, Store(loaded.run), examples))
+        for line in lines:
+            table.add_row(
+                escape(line.setting),
+                f"{line.threshold:.4g}" + (" (now)" if line.current else ""),
+                f"{line.dropped:,} of {line.scored:,}",
+                ", ".join(f"{name} {count:,}" for name, count in line.sources.items()),
+                " ".join(line.examples),
+            )
+        show(table)
+        if sheet is not None:
+            from pipeline.selection.sweep_sheet import draw
+
+            draw(Store(loaded.run), lines, sheet)
+            print(f"sheet: {sheet}")
+
+
+def schema() -> None:
+    """Print the JSON schema of a workflow file, for editors."""
+    from pipeline.workflow import Workflow
+
+    print(json.dumps(Workflow.model_json_schema(), indent=1))

@@ -1,0 +1,378 @@
+"""The table of codecs: a name in; how it codes, its qualities, version and digest out."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline import AigiError
+from pipeline.codecs import ffmpeg, learned, pillow, programs, zoo
+from pipeline.codecs.codec import Codec, CodecSettings, Here, Row
+from pipeline.codecs.command import ffmpeg_version, find_ffmpeg
+from pipeline.files import file_sha256
+from pipeline.learned.shipped import DEFAULT, shipped
+from pipeline.pixels import RGB
+
+
+def _steps(coarsest: float, finest: float, factor: float) -> tuple[float, ...]:
+    """A geometric grid from low to high rate, of numbers with three digits."""
+    grid = [coarsest]
+    while grid[-1] > finest:
+        grid.append(max(float(f"{grid[-1] / factor:.3g}"), finest))
+    return tuple(grid)
+
+
+def _pillow(make: Callable[[float], Codec]) -> Callable[[CodecSettings, float, Here], Codec]:
+    return lambda given, quality, here: make(quality)
+
+
+def _pillow_version(name: str) -> Callable[[CodecSettings, Here], str]:
+    return lambda given, here: pillow.version(name)
+
+
+def _preset(given: CodecSettings) -> str | None:
+    """The preset that is given, or the usual one; None: the codec has none."""
+    return given.preset or next(iter(CODECS[given.codec].presets), None)
+
+
+def _ffmpeg_version(encoder: str) -> Callable[[CodecSettings, Here], str]:
+    def version(given: CodecSettings, here: Here) -> str:
+        preset = _preset(given)
+        program = ffmpeg_version(find_ffmpeg(encoder, here.programs))
+        return f"{encoder} in {program}" + (f", {preset}" if preset else "")
+
+    return version
+
+
+def _hevc(given: CodecSettings, quality: float, here: Here) -> Codec:
+    return ffmpeg.Hevc(
+        find_ffmpeg("libx265", here.programs), quality, given.preset or ffmpeg.HEVC_PRESETS[0]
+    )
+
+
+def _vvc(given: CodecSettings, quality: float, here: Here) -> Codec:
+    return ffmpeg.Vvc(
+        find_ffmpeg("libvvenc", here.programs), quality, given.preset or ffmpeg.VVC_PRESETS[0]
+    )
+
+
+def _jxl(given: CodecSettings, quality: float, here: Here) -> Codec:
+    return ffmpeg.JpegXl(find_ffmpeg("libjxl", here.programs), quality)
+
+
+def _vtm(given: CodecSettings, quality: float, here: Here) -> Codec:
+    return programs.vtm(quality, here.programs)
+
+
+def _vtm_version(given: CodecSettings, here: Here) -> str:
+    encoder = programs.vtm(32, here.programs).encoder
+    return f"VTM {programs.said_version(encoder, r'Encoder Version (?:VTM-)?([0-9.]+)')}"
+
+
+def _bpg(given: CodecSettings, quality: float, here: Here) -> Codec:
+    return programs.bpg(quality, here.programs)
+
+
+def _bpg_version(given: CodecSettings, here: Here) -> str:
+    encoder = programs.bpg(32, here.programs).encoder
+    return f"BPG {programs.said_version(encoder, r'BPG Image Encoder version ([0-9.]+)')}"
+
+
+def models_of(given: CodecSettings) -> tuple[str, ...]:
+    """Of a learned codec, lowest rate first: those given, or the one that is used unasked.
+
+    Raises:
+        AigiError: a pattern of folders that training made fits none.
+    """
+    if not given.models:
+        return (str(shipped()[DEFAULT]),)
+    found: list[str] = []
+    for model in given.models:
+        if "*" not in model:
+            found.append(_best_in(str(shipped().get(model, model))))
+            continue
+        made = [p for p in glob.glob(model) if re.search(r"-[0-9.e-]+$", p)]
+        if not made:
+            raise AigiError(
+                f"benchmark.codecs: {given.label}: {model}: no such folders. Train codecs first; "
+                "they lie in RUN/train, as catc-mse-0.013."
+            )
+        made.sort(key=lambda path: float(path.rpartition("-")[2]))
+        found += [_best_in(path) for path in made]
+    return tuple(found)
+
+
+def _best_in(folder: str) -> str:
+    """The model in a folder that training made; any other place as it is."""
+    made = (f"{folder}/best", f"{folder}/last")
+    return next((place for place in made if Path(place).is_dir()), folder)
+
+
+def _points(given: CodecSettings) -> list[tuple[str, int]]:
+    """Of a learned codec, what its qualities count: every model at each of its own."""
+    return learned.points(models_of(given))
+
+
+def _learned(given: CodecSettings, quality: float, here: Here) -> Codec:
+    model, own = _points(given)[round(quality) - 1]
+    return learned.learned(model, own, here.device, given.text, given.prompts)
+
+
+def _weights(given: CodecSettings) -> list[tuple[str, str]]:
+    """Models of a learned codec by name, each with the sha256 of its weights; of a Hub id: none.
+
+    Raises:
+        AigiError: there is no such model, or its weights cannot be read.
+    """
+    found = []
+    for model in models_of(given):
+        place = Path(model)
+        if place.is_absolute():
+            weights = place / "model.safetensors"
+            try:
+                sha256 = file_sha256(str(weights))
+            except OSError as error:
+                raise AigiError(
+                    f"benchmark.codecs: {given.label}: {weights}: {error.strerror}. Give the "
+                    "folder of a trained codec."
+                ) from error
+            trained = place.name in ("best", "last")
+            found.append((place.parent.name if trained else place.name, sha256))
+        elif "/" in model:
+            found.append((model, ""))
+        else:
+            raise AigiError(
+                f"benchmark.codecs: {given.label}: no model {model}; there are "
+                f"{', '.join(shipped())}. Else give a folder, or ORG/NAME[@REVISION] of the Hub."
+            )
+    return found
+
+
+def _learned_version(given: CodecSettings, here: Here) -> str:
+    from pipeline import __version__
+
+    models = (f"{name} {sha256[:8]}".rstrip() for name, sha256 in _weights(given))
+    return ", ".join((f"aigi {__version__}", *models))
+
+
+def _zoo(given: CodecSettings, quality: float, here: Here) -> Codec:
+    return zoo.zoo(given.models[0], quality, here.device)
+
+
+def _zoo_version(given: CodecSettings, here: Here) -> str:
+    return f"{zoo.version()}, {given.models[0]}"
+
+
+_PERCENT = tuple(float(quality) for quality in range(1, 101))
+
+
+_QP = tuple(float(qp) for qp in range(51, 0, -1))
+
+
+_VVC_QP = tuple(float(qp) for qp in range(63, 0, -1))
+
+
+CODECS: dict[str, Row] = {
+    "jpeg": Row(
+        title="JPEG",
+        format="YCbCr BT.601, 4:2:0, 8 bits",
+        qualities=(5, 15, 30, 50, 75, 90, 95),
+        grid=_PERCENT,
+        open=_pillow(lambda quality: pillow.jpeg(quality, "4:2:0")),
+        version=_pillow_version("JPEG"),
+    ),
+    "jpeg-444": Row(
+        title="JPEG 4:4:4",
+        format="YCbCr BT.601, 4:4:4, 8 bits",
+        qualities=(5, 15, 30, 50, 75, 90, 95),
+        grid=_PERCENT,
+        open=_pillow(lambda quality: pillow.jpeg(quality, "4:4:4")),
+        version=_pillow_version("JPEG"),
+    ),
+    "jpeg2000": Row(
+        title="JPEG 2000",
+        format="YCbCr (irreversible transform), 4:4:4, 8 bits; quality: 1 to how many",
+        qualities=(160, 80, 40, 20, 10),
+        grid=_steps(1000, 2, 1.1),
+        open=_pillow(pillow.jpeg2000),
+        version=_pillow_version("JPEG2000"),
+    ),
+    "webp": Row(
+        title="WebP",
+        format="YCbCr BT.601 limited, 4:2:0, 8 bits",
+        qualities=(2, 15, 40, 70, 85, 95),
+        grid=_PERCENT,
+        open=_pillow(pillow.webp),
+        version=_pillow_version("WEBP"),
+    ),
+    "avif": Row(
+        title="AVIF",
+        format="YCbCr BT.601, 4:4:4, 8 bits",
+        qualities=(10, 25, 45, 65, 80),
+        grid=_PERCENT,
+        open=_pillow(pillow.avif),
+        version=_pillow_version("AVIF"),
+    ),
+    "jpegxl": Row(
+        title="JPEG XL",
+        format="XYB, 4:4:4, float; quality: Butteraugli distance",
+        qualities=(12, 6, 3, 1.5, 0.75),
+        grid=_steps(25, 0.05, 1.1),
+        open=_jxl,
+        version=_ffmpeg_version("libjxl"),
+        external=True,
+    ),
+    "hevc": Row(
+        title="HEVC",
+        format="YCbCr BT.709, 4:4:4, 10 bits; quality: QP",
+        qualities=(42, 37, 32, 27, 22),
+        grid=_QP,
+        open=_hevc,
+        version=_ffmpeg_version("libx265"),
+        external=True,
+        presets=ffmpeg.HEVC_PRESETS,
+    ),
+    "bpg": Row(
+        title="BPG",
+        format="YCbCr BT.601, 4:4:4, 8 bits; quality: QP",
+        qualities=(42, 37, 32, 27, 22),
+        grid=_QP,
+        open=_bpg,
+        version=_bpg_version,
+        external=True,
+    ),
+    "vvc": Row(
+        title="VVC (libvvenc)",
+        format="YCbCr BT.709 limited, 4:2:0, 10 bits; quality: QP",
+        qualities=(42, 37, 32, 27, 22),
+        grid=_VVC_QP,
+        open=_vvc,
+        version=_ffmpeg_version("libvvenc"),
+        external=True,
+        presets=ffmpeg.VVC_PRESETS,
+    ),
+    "vtm": Row(
+        title="VVC (VTM)",
+        format="YCbCr BT.709, 4:4:4, 10 bits; quality: QP",
+        qualities=(42, 37, 32, 27, 22),
+        grid=_VVC_QP,
+        open=_vtm,
+        version=_vtm_version,
+        external=True,
+    ),
+    "learned": Row(
+        title="learned",
+        format="RGB, 4:4:4, 8 bits; quality: which of the models",
+        qualities=(),
+        grid=(),
+        open=_learned,
+        version=_learned_version,
+        network=True,
+        prompt_bytes=learned.prompt_bytes,
+    ),
+    "compressai": Row(
+        title="CompressAI",
+        format="RGB, 4:4:4, 8 bits",
+        qualities=(1, 2, 3, 4, 5, 6),
+        grid=(),
+        open=_zoo,
+        version=_zoo_version,
+        network=True,
+    ),
+}
+
+
+def row_of(given: CodecSettings) -> Row:
+    """The row of a codec, with its settings checked.
+
+    Raises:
+        AigiError: there is no such codec, or a setting is none of it.
+    """
+    row = CODECS.get(given.codec)
+    if row is None:
+        raise AigiError(
+            f"benchmark.codecs: no codec {given.codec!r}; there are {', '.join(CODECS)}, "
+            f"and by their bare names {', '.join(shipped())}"
+        )
+    if given.codec == "compressai" and not given.models:
+        raise AigiError(f"benchmark.codecs: {given.label}: give one network as models")
+    for name, of in (
+        ("models", ("learned", "compressai")),
+        ("text", ("learned",)),
+        ("preset", [name for name, one in CODECS.items() if one.presets]),
+    ):
+        if getattr(given, name) and given.codec not in of:
+            raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no {name}")
+    if given.preset and given.preset not in row.presets:
+        raise AigiError(
+            f"benchmark.codecs: {given.label}: no preset {given.preset!r}; there are "
+            f"{', '.join(row.presets)}"
+        )
+    if not given.prompts and given.codec != "learned":
+        raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no prompts")
+    if given.qualities is None:
+        return row  # nothing to hold to the ends: models are not looked for
+    ends = (1, len(_points(given))) if given.codec == "learned" else (1, 8)
+    low, high = (min(row.grid), max(row.grid)) if row.grid else ends
+    for quality in given.qualities:
+        if not low <= quality <= high:
+            raise AigiError(
+                f"benchmark.codecs: {given.label}: quality {quality:g} is not in {low:g} to "
+                f"{high:g} ({row.format})"
+            )
+        if quality % 1 and not any(step % 1 for step in row.grid):
+            raise AigiError(
+                f"benchmark.codecs: {given.label}: quality {quality:g} is no whole number "
+                f"({row.format})"
+            )
+    return row
+
+
+def qualities(given: CodecSettings) -> tuple[float, ...]:
+    """The qualities to measure, each once, from low to high rate.
+
+    Raises:
+        AigiError: as `row_of`.
+    """
+    row = row_of(given)
+    if given.qualities is not None:
+        falling = len(row.grid) > 0 and row.grid[0] > row.grid[-1]
+        return tuple(sorted(set(given.qualities), reverse=falling))
+    if given.codec == "learned":
+        return tuple(float(i + 1) for i in range(len(_points(given))))
+    return row.qualities
+
+
+def digest(given: CodecSettings) -> str:
+    """8 hex digits that change with everything that decides the bytes, but name and qualities.
+
+    Raises:
+        AigiError: there is no such model, or its weights cannot be read.
+    """
+    settings = given.model_dump(exclude={"name", "qualities", "models", "text"})
+    facts: list[object] = [settings | {"preset": _preset(given)}]
+    if given.codec == "learned":
+        facts += [sha256 or name for name, sha256 in _weights(given)]
+    else:
+        facts += given.models
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def opened(given: CodecSettings, quality: float, here: Here) -> Codec:
+    """The codec at one quality, ready to code.
+
+    Raises:
+        Missing: this machine lacks a program or package; the text says how to get it.
+        AigiError: there is no such codec or model.
+    """
+    return row_of(given).open(given, quality, here)
+
+
+def conversion(codec: Codec, image: RGB) -> RGB | None:
+    """The picture after the codec's colour conversions alone; None where a library hides them."""
+    convert: Callable[[RGB], RGB] | None = getattr(codec, "convert", None)
+    return None if convert is None else convert(image)

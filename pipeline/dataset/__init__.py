@@ -1,1 +1,0 @@
-"""Captions in, a release out: the building side, one module for each table."""

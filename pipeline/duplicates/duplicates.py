@@ -1,0 +1,295 @@
+"""Image vectors, perceptual hashes and pixel hashes in, the `duplicates` table out: near pairs.
+
+Pairs, not verdicts: which picture of a pair stays is the selection's to say. A training picture
+is compared with the test and validation pictures of every source, whatever the scope. Variants of
+one generation are no pair. New shards (a top-up round, one more source) are joined with the old
+ones; what was joined before is not joined again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import (
+    Field,
+)
+
+from pipeline import AigiError
+from pipeline.cluster import with_ray
+from pipeline.duplicates.clusters import clustered_pairs, divide, part_pairs
+from pipeline.duplicates.groups import equal_pairs
+from pipeline.duplicates.hashes import hash_pairs
+from pipeline.duplicates.pairs import Pairs, gathered, near_pairs
+from pipeline.progress import Progress
+from pipeline.settings import Count, Settings
+from pipeline.stage import Build, Compute
+from pipeline.store import Shard, Store
+from pipeline.tables import DUPLICATES
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
+
+
+class Duplicates(Settings):
+    """Embeddings, hashes and pixels in, the `duplicates` table out: pairs of near pictures.
+
+    What is found here bounds what the selection may ask for; its thresholds can only be higher.
+    """
+
+    scope: Literal["source", "all"] = Field(
+        "source",
+        description="pairs inside a source, or anywhere; those of a training picture with a "
+        "test or validation picture are always found anywhere",
+    )
+    min_similarity: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        0.9, description="least cosine of image vectors; null: do not compare vectors"
+    )
+    min_hash_similarity: Annotated[float, Field(ge=0.75, le=1)] | None = Field(
+        None, description="least share of equal bits of perceptual hashes (quality section)"
+    )
+    clusters: Count | None = Field(
+        None,
+        description="join so many clusters one by one, as Ray tasks with compute.ray: the same "
+        "pairs, for more than some ten million images",
+    )
+
+
+VERSION = 2
+COVERED = "_covered.json"
+HASH_BITS = 64
+_AT_ONCE = 1 << 16  # pairs of a chunk
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Images in the order in which they are joined: old shards first."""
+
+    image_id: pa.Array
+    unit: NDArray[np.int64]  # one number for all variants of a generation
+    pixels: list[str | None]
+    scope: NDArray[np.int64]
+    held: NDArray[np.bool_]
+    old: int
+
+
+def _rows(store: Store, shards: list[str], old: int, scope: str) -> _Rows:
+    """`old` is a number of shards here, and of rows in the answer."""
+    image_id: list[str] = []
+    unit: list[int] = []
+    number: dict[str, int] = {}
+    pixels: list[str | None] = []
+    source: list[str] = []
+    split: list[str] = []
+    before = 0
+    for place, shard in enumerate(shards):
+        plan = store.read("plan", shard, ["image_id", "source", "split", "pair_id"])
+        images = store.read("images", shard, ["image_id", "pixels_sha256"])
+        if plan["image_id"] != images["image_id"]:
+            raise AigiError(f"{store.path('images', shard)}.parquet: rows differ from the plan's")
+        ids = plan["image_id"].to_pylist()
+        image_id += ids
+        for pair, own in zip(plan["pair_id"].to_pylist(), ids, strict=True):
+            unit.append(number.setdefault(pair or own, len(number)))
+        pixels += images["pixels_sha256"].to_pylist()
+        source += plan["source"].to_pylist()
+        split += plan["split"].to_pylist()
+        if place < old:
+            before += len(ids)
+    names = {name: i for i, name in enumerate(dict.fromkeys(source))}
+    return _Rows(
+        pa.array(image_id, pa.string()),
+        np.array(unit, np.int64),
+        pixels,
+        np.array([names[name] if scope == "source" else 0 for name in source], np.int64),
+        np.array([name != "train" for name in split], np.bool_),
+        before,
+    )
+
+
+def _counts(pairs: Pairs, rows: _Rows) -> NDArray[np.bool_]:
+    """Which pairs are of one scope or across the held-out line, new, and of two generations."""
+    a, b = pairs.first, pairs.second
+    near = (rows.scope[a] == rows.scope[b]) | (rows.held[a] != rows.held[b])
+    counted: NDArray[np.bool_] = near & (b >= rows.old) & (rows.unit[a] != rows.unit[b])
+    return counted
+
+
+def _vectors(
+    store: Store, shards: list[str], rows: _Rows, folder: Path
+) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
+    """Vectors of all pictures that have one, memory-mapped, and the row of each."""
+    which: list[int] = []
+    start = 0
+    size = 0
+    path = folder / "vectors.f16"
+    with path.open("wb") as file:
+        for shard in shards:
+            table = store.read("embeddings", shard, ["image_id", "image_vector"])
+            ids = table["image_id"].combine_chunks()
+            if ids != rows.image_id.slice(start, len(ids)):
+                raise AigiError(
+                    f"{store.path('embeddings', shard)}.parquet: rows differ from the plan's"
+                )
+            column = table["image_vector"].combine_chunks()
+            which += [start + int(i) for i in np.flatnonzero(column.is_valid())]
+            present = column.drop_null()
+            size = column.type.list_size
+            if len(present):
+                file.write(present.flatten().to_numpy(zero_copy_only=False).tobytes())
+            start += len(ids)
+    if not which:
+        return np.empty((0, max(size, 1)), np.float16), np.empty(0, np.int64)
+    found = np.memmap(path, np.float16, "r", shape=(len(which), size))
+    return found, np.array(which, np.int64)
+
+
+def _hashes(store: Store, shards: list[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    parts: list[int | None] = []
+    for shard in shards:
+        table = store.read("quality", shard, ["perceptual_hash"])
+        parts += table["perceptual_hash"].to_pylist()
+    which = np.array([i for i, value in enumerate(parts) if value is not None], np.int64)
+    return np.array([value for value in parts if value is not None], np.uint64), which
+
+
+def _moved(pairs: Iterable[Pairs], which: NDArray[np.int64]) -> Iterator[Pairs]:
+    for part in pairs:
+        yield Pairs(which[part.first], which[part.second], part.measure)
+
+
+def _near(
+    settings: Duplicates,
+    compute: Compute,
+    progress: Progress,
+    vectors: NDArray[np.float16],
+    rows: _Rows,
+    which: NDArray[np.int64],
+) -> Iterator[Pairs]:
+    """Pairs of near vectors, by their rows in `which`."""
+    tau = settings.min_similarity
+    assert tau is not None
+    scopes, held = rows.scope[which], rows.held[which]
+    old = int(np.searchsorted(which, rows.old))
+    if settings.clusters is None:
+        return near_pairs(vectors, tau, scopes=scopes, held=held, old=old, device=compute.device)
+    clusters = divide(vectors, tau, settings.clusters, device=compute.device)
+    progress.say(
+        f"duplicates: {clusters.count:,} clusters, {clusters.share:.0%} of the products of all "
+        "pairs"
+    )
+    return clustered_pairs(
+        vectors,
+        tau,
+        clusters,
+        scopes=scopes,
+        held=held,
+        old=old,
+        device=compute.device,
+        join=None if compute.ray is None else lambda given: with_ray(part_pairs, given, compute),
+    )
+
+
+def _find(
+    settings: Duplicates,
+    compute: Compute,
+    progress: Progress,
+    store: Store,
+    shards: list[str],
+    old: int,
+    folder: Path,
+) -> Iterator[pa.Table]:
+    rows = _rows(store, shards, old, settings.scope)
+    found: list[tuple[str, Pairs]] = [("pixels", gathered(equal_pairs(rows.pixels)))]
+    if settings.min_hash_similarity is not None:
+        hashes, which = _hashes(store, shards)
+        most = int((1 - settings.min_hash_similarity) * HASH_BITS + 1e-9)
+        near = gathered(_moved(hash_pairs(hashes, most), which))
+        found.append(("hash", Pairs(near.first, near.second, 1 - near.measure / HASH_BITS)))
+    if settings.min_similarity is not None:
+        vectors, which = _vectors(store, shards, rows, folder)
+        join = _near(settings, compute, progress, vectors, rows, which)
+        found.append(("vector", gathered(_moved(join, which))))
+    for kind, pairs in found:
+        counts = np.flatnonzero(_counts(pairs, rows))
+        for start in range(0, len(counts), _AT_ONCE):
+            some = counts[start : start + _AT_ONCE]
+            yield pa.table(
+                [
+                    rows.image_id.take(pa.array(pairs.first[some])),
+                    rows.image_id.take(pa.array(pairs.second[some])),
+                    pa.array([kind] * len(some), pa.string()),
+                    pa.array(pairs.measure[some], pa.float64()),
+                ],
+                schema=DUPLICATES,
+            )
+
+
+def _build(settings: Duplicates, compute: Compute, store: Store, progress: Progress) -> list[Shard]:
+    now = sorted(store.shards("plan"))
+    before = store.read_json("duplicates", COVERED) or {"shards": [], "made": []}
+    kept = [Shard(**made) for made in before["made"]]
+    present = store.shards("duplicates")
+    whole = all(present.get(shard.name) == shard.bytes for shard in kept)
+    if not whole or not set(before["shards"]) <= set(now):
+        before, kept = {"shards": [], "made": []}, []
+    new = [name for name in now if name not in set(before["shards"])]
+    if not new and kept:
+        return kept
+    name = f"pairs-{len(kept):05d}"
+    with tempfile.TemporaryDirectory() as folder:
+        tables = _find(
+            settings,
+            compute,
+            progress,
+            store,
+            [*before["shards"], *new],
+            len(before["shards"]),
+            Path(folder),
+        )
+        shard = store.write("duplicates", name, tables, DUPLICATES)
+    made = [*kept, shard]
+    store.write_json(
+        {"shards": [*before["shards"], *new], "made": [vars(one) for one in made]},
+        "duplicates",
+        COVERED,
+    )
+    progress.say(f"duplicates: {shard.rows:,} pairs found in {len(new):,} new shards")
+    return made
+
+
+def stage(workflow: Workflow) -> Build:
+    """The duplicates stage of a workflow that has that section.
+
+    Raises:
+        AigiError: the section needs another one that is missing.
+    """
+    settings = workflow.duplicates
+    assert settings is not None
+    needs = ["plan", "images"]
+    if settings.min_similarity is not None:
+        needs.append("embeddings")
+    if settings.min_hash_similarity is not None:
+        needs.append("quality")
+    for name in needs:
+        if getattr(workflow, name) is None:
+            raise AigiError(
+                f"duplicates: this section needs the {name} section in the workflow"
+                + (", or min_similarity: null" if name == "embeddings" else "")
+            )
+    return Build(
+        table="duplicates",
+        version=VERSION,
+        schema=DUPLICATES,
+        # In clusters or not, the pairs are the same.
+        settings=settings.model_dump(mode="json", exclude={"clusters"}),
+        inputs=tuple(needs),
+        build=partial(_build, settings, workflow.compute),
+    )

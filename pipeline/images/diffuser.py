@@ -1,0 +1,326 @@
+"""Plan rows of one source in, PNG pictures and their provenance out, by a diffusers pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import (
+    Field,
+)
+
+from pipeline import AigiError
+from pipeline.files import file_sha256
+from pipeline.marks.names import embed
+from pipeline.models.device import device_name, pick_device
+from pipeline.pixels import RGB, PngEffort, pixels_sha256, png_bytes
+from pipeline.plan.specification import SCHEDULERS, DiffusersSpec
+from pipeline.settings import Count, Location, Settings
+from pipeline.tables import IMAGES
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DiffusersSource(Settings):
+    """How this machine runs a text-to-image source of the specification."""
+
+    kind: Literal["diffusers"] = "diffusers"
+    folder: Location | None = Field(None, description="local copy; null: download from the Hub")
+    batch_size: Count = 4
+    vae: Location | str | None = Field(None, description="another VAE (folder or Hub id)")
+    vae_tiling: bool | None = Field(
+        None, description="decode in tiles, picture by picture; null: from 1536 pixels a side"
+    )
+    attention_slicing: bool = False
+    compile: bool = False
+
+
+# Above this many pixels a side the VAE's activations dominate memory: decode in tiles.
+TILE_FROM = 1536
+
+
+def _hub_sha256(name: str, spec: DiffusersSpec) -> dict[str, str | None]:
+    """sha256 of the weight files as the Hub states them; of the local cache without the Hub."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    files = ["model_index.json", *spec.sha256]
+    try:
+        infos = HfApi().get_paths_info(spec.model, files, revision=spec.revision)
+    except (HfHubHTTPError, OSError) as error:
+        cached = {
+            file: try_to_load_from_cache(spec.model, file, revision=spec.revision) for file in files
+        }
+        if not isinstance(cached["model_index.json"], str):
+            raise AigiError(
+                f"sources.{name}: cannot look up {spec.model} at revision {spec.revision}, and "
+                f"no copy of it is in the cache: {error}\n"
+                f"Download it elsewhere and set sources.{name}.folder to the copy."
+            ) from error
+        return {file: file_sha256(path) for file, path in cached.items() if isinstance(path, str)}
+    lfs = {info.path: getattr(info, "lfs", None) for info in infos}
+    return {path: None if blob is None else str(blob.sha256) for path, blob in lfs.items()}
+
+
+def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> None:
+    """Check that the model is there and its weights are the expected ones, before any work.
+
+    Raises:
+        AigiError: the folder is missing or no pipeline, or a weight file is missing or changed.
+    """
+    found: dict[str, str | None]
+    if local.folder is not None:
+        index = os.path.join(local.folder, "model_index.json")
+        if not os.path.isfile(index):
+            raise AigiError(
+                f"sources.{name}.folder: {local.folder} holds no diffusers pipeline "
+                "(model_index.json is missing)"
+            )
+        found = {
+            file: file_sha256(path)
+            for file in spec.sha256
+            if os.path.isfile(path := os.path.join(local.folder, file))
+        }
+    else:
+        found = _hub_sha256(name, spec)
+    where = local.folder or f"{spec.model}@{spec.revision}"
+    for file, expected in spec.sha256.items():
+        if file not in found:
+            raise AigiError(f"sources.{name}: {where} has no {file}")
+        if found[file] != expected:
+            raise AigiError(
+                f"sources.{name}: {where}: {file} has sha256 {found[file]}, the specification "
+                f"expects {expected}. Get the right revision, or correct the specification."
+            )
+
+
+@dataclass
+class _Picture:
+    """One generation: uint8 HxWx3 RGB or an error, and the batch that it was made in."""
+
+    rgb: RGB | None
+    error: str | None
+    batch_size: int
+
+
+def _versions() -> str:
+    import diffusers
+    import torch
+    import transformers
+
+    found = {
+        "diffusers": diffusers.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    return json.dumps(found, sort_keys=True)
+
+
+class Diffuser:
+    """A loaded text-to-image pipeline.
+
+    Every image has a generator of its own, seeded on the CPU. Batches are cut from the rows as
+    they come; their size is recorded, since it moves the last bit of some pixels.
+
+    Args:
+        name: the source, for messages.
+        spec: what the model is.
+        local: where it lies on this machine and how it is run.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        png: `fast` or `small`, as for `png_bytes`.
+        encode_threads: threads that compress PNG while the next batch is made.
+
+    Raises:
+        AigiError: the model is missing or cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: DiffusersSpec,
+        local: DiffusersSource,
+        device: str = "auto",
+        png: PngEffort = "fast",
+        encode_threads: int | None = None,
+    ) -> None:
+        import diffusers
+        import torch
+        import transformers
+
+        # The stage has a progress line of its own.
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        # Nor is a prompt above 77 tokens news: the prompts table says `truncated`.
+        diffusers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.set_verbosity_error()
+        self.name, self.spec, self.local = name, spec, local
+        self.device = pick_device(device)
+        self.png: PngEffort = png
+        self.encode_threads = encode_threads or min(8, os.cpu_count() or 1)
+        dtype = getattr(torch, spec.dtype)
+        kind: Any = {
+            "sd": diffusers.StableDiffusionPipeline,
+            "sdxl": diffusers.StableDiffusionXLPipeline,
+        }[spec.pipeline]
+        options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+        # Blank pictures are our own filters' business, and so are watermarks.
+        if spec.pipeline == "sd":
+            options |= {"safety_checker": None, "requires_safety_checker": False}
+        else:
+            options |= {"add_watermarker": False}
+        if local.folder is None:
+            options |= {"revision": spec.revision}
+        if local.vae is not None:
+            options["vae"] = diffusers.AutoencoderKL.from_pretrained(
+                local.vae, dtype=dtype, use_safetensors=True
+            )
+        source = local.folder or spec.model
+        try:
+            pipe = kind.from_pretrained(source, **options)
+        except (OSError, ValueError) as error:
+            raise AigiError(f"sources.{name}: cannot load {source}: {error}") from error
+        scheduler: Any = getattr(diffusers, SCHEDULERS[spec.scheduler])
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+        pipe.set_progress_bar_config(disable=True)
+        pipe = pipe.to(self.device)
+        if local.attention_slicing:
+            pipe.enable_attention_slicing()
+        if local.compile:
+            pipe.unet.compile(dynamic=False)
+        self.pipe: Any = pipe
+        self.provenance = {"device": device_name(self.device), "versions": _versions()}
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """Yield IMAGES rows in the order of the PLAN rows, a chunk a batch."""
+        plan = rows.to_pylist()
+        # Variants of one generation stand side by side and share their seed.
+        groups = [
+            list(group)
+            for _, group in groupby(plan, key=lambda row: row["pair_id"] or row["image_id"])
+        ]
+        size = self.local.batch_size
+        with ThreadPoolExecutor(self.encode_threads, "png") as pool:
+            before: list[Future[dict[str, Any]]] = []
+            errors: list[str] = []
+            for start in range(0, len(groups), size):
+                batch = groups[start : start + size]
+                pictures = self.generate([group[0] for group in batch])
+                errors += [picture.error for picture in pictures if picture.error]
+                if len(errors) == len(groups) > 1:
+                    # Not bad rows but a bad set-up: a finished shard would hide it.
+                    raise AigiError(f"sources.{self.name}: every picture failed: {errors[0]}")
+                if before:
+                    yield self._chunk(before)
+                before = [
+                    pool.submit(self._encode, row, picture)
+                    for group, picture in zip(batch, pictures, strict=True)
+                    for row in group
+                ]
+            if before:
+                yield self._chunk(before)
+
+    @staticmethod
+    def _chunk(futures: list[Future[dict[str, Any]]]) -> pa.Table:
+        return pa.Table.from_pylist([future.result() for future in futures], schema=IMAGES)
+
+    def _encode(self, row: dict[str, Any], picture: _Picture) -> dict[str, Any]:
+        made = {
+            "image_id": row["image_id"],
+            "error": picture.error,
+            "batch_size": picture.batch_size,
+            **self.provenance,
+        }
+        if picture.rgb is None:
+            return made
+        rgb = embed(picture.rgb, row["watermark"])
+        return made | {
+            "image": {
+                "bytes": png_bytes(rgb, self.png),
+                "path": f"{row['image_id']}.png",
+            },
+            "width": rgb.shape[1],
+            "height": rgb.shape[0],
+            "pixels_sha256": pixels_sha256(rgb),
+        }
+
+    def generate(self, rows: list[dict[str, Any]]) -> list[_Picture]:
+        """Make one picture a row, in one batch; out of memory halves it, and says so in the row.
+
+        A batch that fails for another reason is made again one by one, so that a bad row fails
+        alone.
+        """
+        import torch
+
+        try:
+            images = self._infer(rows)
+        except torch.OutOfMemoryError:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(rows) == 1:
+                return [
+                    _Picture(None, "out of memory at batch size 1: try vae_tiling or bfloat16", 1)
+                ]
+            half = len(rows) // 2
+            return self.generate(rows[:half]) + self.generate(rows[half:])
+        except (TypeError, ValueError, RuntimeError) as error:
+            if len(rows) == 1:
+                return [_Picture(None, f"{type(error).__name__}: {error}"[:500], 1)]
+            return [picture for row in rows for picture in self.generate([row])]
+        return self._pictures(images)
+
+    def _infer(self, rows: list[dict[str, Any]]) -> torch.Tensor:
+        """float Bx3xHxW tensor on the device, nominally 0 to 1."""
+        import torch
+
+        first = rows[0]
+        width, height = first["width"], first["height"]
+        tiling = self.local.vae_tiling
+        if tiling is None:
+            tiling = max(width, height) >= TILE_FROM
+        if tiling:  # and one picture at a time
+            self.pipe.vae.enable_tiling()
+            self.pipe.vae.enable_slicing()
+        else:
+            self.pipe.vae.disable_tiling()
+            self.pipe.vae.disable_slicing()
+        images: torch.Tensor = self.pipe(
+            prompt=[row["text"] for row in rows],
+            negative_prompt=[row["negative_prompt"] or "" for row in rows],
+            width=width,
+            height=height,
+            num_inference_steps=first["steps"],
+            guidance_scale=first["guidance_scale"],
+            generator=[torch.Generator("cpu").manual_seed(row["seed"]) for row in rows],
+            output_type="pt",
+        ).images
+        return images
+
+    @staticmethod
+    def _pictures(images: torch.Tensor) -> list[_Picture]:
+        """Round to 8 bits on the device, as diffusers does on the CPU, and look for overflow."""
+        import torch
+
+        images = images.float()
+        finite = torch.isfinite(images).flatten(1).all(1).tolist()
+        pixels = (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        found = []
+        for rgb, whole in zip(pixels.cpu().numpy(), finite, strict=True):
+            error = None
+            if not whole:
+                error = (
+                    "not a number in the decoded picture: this VAE overflows in this dtype; use "
+                    "bfloat16 or float32, or set vae to one that is safe in float16"
+                )
+            elif not rgb.any():
+                error = "all black: the VAE overflowed, or the model made nothing"
+            kept = np.ascontiguousarray(rgb) if error is None else None
+            found.append(_Picture(kept, error, len(images)))
+        return found

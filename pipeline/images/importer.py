@@ -1,0 +1,124 @@
+"""Pictures and captions of a closed model in; caption triples and rows of the `images` table out.
+
+Nothing is changed that need not be: a picture that already is a plain 8-bit RGB PNG is stored
+byte for byte, every other one is decoded once and stored as PNG.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import PIL
+import pyarrow as pa
+
+from pipeline.marks.names import embed
+from pipeline.pictures.lists import open_import
+from pipeline.pictures.pictures import (
+    Escapes,
+)
+from pipeline.pictures.sources import ImportedSource, OriginalSource
+from pipeline.pixels import RGB, BadPicture, PngEffort, decode, pixels_sha256, png_bytes
+from pipeline.tables import IMAGES
+
+CHUNK_ROWS, CHUNK_BYTES = 16, 64 << 20
+
+
+def _fitted(rgb: RGB, expected: tuple[int | None, int | None], fit: str) -> tuple[RGB, str | None]:
+    """The picture, or its centre, and None; or the picture and why it does not fit."""
+    height, width = rgb.shape[:2]
+    wide, high = expected[0] or width, expected[1] or height
+    if fit == "keep" or (width, height) == (wide, high):
+        return rgb, None
+    if fit == "reject":
+        return rgb, (f"size {width}x{height}, expected {wide}x{high} (set fit: crop or keep)")
+    if width < wide or height < high:
+        return rgb, f"too small: {width}x{height}, expected at least {wide}x{high}"
+    left, top = (width - wide) // 2, (height - high) // 2
+    return rgb[top : top + high, left : left + wide], None
+
+
+class Importer:
+    """A worker: rows of the plan in, rows of the `images` table out, in the same order.
+
+    Args:
+        source: where the pictures lie, and what to do with one of another size.
+        png: `fast` or `small`, for pictures that are stored anew.
+        threads: pictures decoded and encoded at once; changes no byte.
+
+    Raises:
+        AigiError: the folder or archive is missing or refused.
+    """
+
+    def __init__(self, source: ImportedSource, png: PngEffort = "fast", threads: int = 2) -> None:
+        self.source, self.threads = source, threads
+        self.png: PngEffort = png
+        self.pictures = open_import(source)
+        # Pictures of the original release that have a watermark came with it.
+        self.marks = not isinstance(source, OriginalSource)
+        self.versions = json.dumps({"pillow": PIL.__version__})
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """Import the pictures of `rows`, up to 16 rows or 64 MiB a chunk.
+
+        Args:
+            rows: `image_id`, `path` (name of the picture), `width`, `height` (null: any),
+                `watermark` (null: none).
+
+        Yields:
+            `IMAGES` chunks. A picture that cannot be used is a row whose `image` is null and
+            whose `error` says why.
+
+        Raises:
+            OSError: the folder or archive itself cannot be read.
+        """
+        plan = rows.select(["image_id", "path", "width", "height", "watermark"]).to_pylist()
+        waiting: deque[Future[dict[str, Any]]] = deque()
+        done: list[dict[str, Any]] = []
+        size = 0
+        pool = ThreadPoolExecutor(self.threads, "import")
+        try:
+            for number, row in enumerate(plan, 1):
+                waiting.append(pool.submit(self._row, row))
+                # A few pictures are under way while the last chunk is being written.
+                while waiting and (len(waiting) > 4 * self.threads or number == len(plan)):
+                    done.append(waiting.popleft().result())
+                    size += len((done[-1].get("image") or {}).get("bytes", b""))
+                    if len(done) == CHUNK_ROWS or size > CHUNK_BYTES:
+                        yield pa.Table.from_pylist(done, schema=IMAGES)
+                        done, size = [], 0
+            if done:
+                yield pa.Table.from_pylist(done, schema=IMAGES)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _row(self, plan: dict[str, Any]) -> dict[str, Any]:
+        row: dict[str, Any] = {"image_id": plan["image_id"], "device": "cpu"}
+        row["versions"] = self.versions
+        try:
+            if plan["path"] is None:
+                raise BadPicture("the plan names no picture (path is null)")
+            data = self.pictures.read(plan["path"])
+            row["original_sha256"] = hashlib.sha256(data).hexdigest()
+            picture = decode(data, self.source.max_pixels)
+            rgb, misfit = _fitted(picture.rgb, (plan["width"], plan["height"]), self.source.fit)
+            if misfit:
+                raise BadPicture(misfit)
+        except (BadPicture, Escapes) as error:
+            return row | {"error": str(error)}
+        rgb = embed(rgb, (self.marks and plan["watermark"]) or "none")
+        kept = picture.lossless_png and rgb is picture.rgb
+        return row | {
+            "image": {
+                "bytes": data if kept else png_bytes(rgb, self.png),
+                "path": f"{plan['image_id']}.png",
+            },
+            "width": rgb.shape[1],
+            "height": rgb.shape[0],
+            "pixels_sha256": pixels_sha256(rgb),
+            "note": picture.note,
+        }

@@ -1,0 +1,318 @@
+"""An open_clip model, checked and loaded: pictures and sentences in, vectors of length 1 out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from pipeline import AigiError
+from pipeline.files import file_sha256, folder_sha256
+from pipeline.models.device import pick_device
+from pipeline.models.hub import hub_file
+from pipeline.pixels import RGB
+from pipeline.settings import Count, Location, Settings
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Embeddings(Settings):
+    """The `images` and `plan` tables in, the `embeddings` table out: CLIP vectors and scores."""
+
+    model: str = Field("ViT-B-32", description="name in open_clip, or hf-hub:ORG/NAME")
+    pretrained: str = Field(
+        "laion2b_s34b_b79k", description="open_clip's tag of the weights; not used with hf-hub:"
+    )
+    folder: Location | None = Field(
+        None, description="a model on this machine in open_clip's layout; replaces the two above"
+    )
+    sha256: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="of the weight file, checked before any work: open_clip takes no revision",
+    )
+    batch_size: Count = 64
+    decode_threads: Count | None = Field(None, description="null: all cores, up to 8")
+    precision: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="of the computation (autocast); the weights stay float32"
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Embeddings:
+        if self.model.startswith("local-dir:"):
+            raise ValueError("give a model on this machine as folder, not as model: local-dir:")
+        return self
+
+
+CONFIG = "open_clip_config.json"
+# The names that open_clip itself takes before any pickled file of the same folder.
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+HUB = "hf-hub:"
+SECTION = "embeddings"  # of a workflow, where settings of a model usually stand
+
+T = TypeVar("T")
+Vectors = npt.NDArray[np.float32]
+"""float32, N x D, each row of length 1."""
+
+
+def in_hub(settings: Embeddings) -> str | None:
+    """The Hub repository that `model` names, if it names one and no folder replaces it."""
+    named = settings.folder is None and settings.model.startswith(HUB)
+    return settings.model.removeprefix(HUB) if named else None
+
+
+def model_config(settings: Embeddings, where: str = SECTION) -> dict[str, Any]:
+    """The `model_cfg` of open_clip: sizes and tokenizer. No weights are read.
+
+    Args:
+        where: section of the settings, for messages.
+
+    Raises:
+        AigiError: no such model, or its configuration is damaged.
+    """
+    repository = in_hub(settings)
+    if settings.folder is None and repository is None:
+        import open_clip
+
+        config: dict[str, Any] | None = open_clip.get_model_config(settings.model)
+        if config is None:
+            raise AigiError(
+                f"{where}.model: {settings.model}: open_clip has no such model. Set it to one "
+                f"of {', '.join(open_clip.list_models()[:8])}, … (open_clip.list_models()), or to "
+                f"{HUB}ORG/NAME."
+            )
+        return config
+    if repository is not None:
+        field, path = f"{where}.model", hub_file(f"{where}.model", repository, CONFIG)
+    else:
+        field, path = f"{where}.folder", os.path.join(str(settings.folder), CONFIG)
+    try:
+        with open(path, encoding="utf-8") as file:
+            found: dict[str, Any] = json.load(file)["model_cfg"]
+        int(found["embed_dim"])
+        found["text_cfg"].get("hf_tokenizer_name")
+    except FileNotFoundError:
+        raise AigiError(
+            f"{field}: {settings.folder} holds no open_clip model ({CONFIG} is missing)"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AigiError(
+            f"{field}: {path}: not a configuration of open_clip ({type(error).__name__}: {error}). "
+            "Copy the model anew."
+        ) from error
+    return found
+
+
+def _tagged(settings: Embeddings, config: dict[str, Any], where: str) -> str:
+    """The weight file of one of open_clip's tags."""
+    import open_clip
+
+    model = settings.model
+    known = open_clip.get_pretrained_cfg(model, settings.pretrained)
+    if not known:
+        raise AigiError(
+            f"{where}.pretrained: {settings.pretrained}: open_clip has no such weights of "
+            f"{model}. Set it to one of: "
+            f"{', '.join(open_clip.list_pretrained_tags_by_model(model)) or '(there are none)'}"
+        )
+    if bool(known.get("quick_gelu")) != bool(config.get("quick_gelu")):
+        other = model.removesuffix("-quickgelu")
+        other = f"{other}-quickgelu" if other == model else other
+        raise AigiError(
+            f"{where}.model: {model}: the weights {settings.pretrained} were trained with "
+            f"another activation (quick_gelu), and would give poor vectors. Set it to {other}."
+        )
+    repository, file = os.path.split(known.get("hf_hub", ""))
+    if not repository:
+        raise AigiError(
+            f"{where}.pretrained: {settings.pretrained}: there are only pickled weights of it, "
+            "which are not read. Take other weights, or convert these and give them as folder."
+        )
+    return hub_file(
+        f"{where}.pretrained",
+        repository,
+        f"{os.path.splitext(file)[0]}.safetensors" if file else WEIGHTS[0],
+    )
+
+
+def find_weights(settings: Embeddings, where: str = SECTION) -> str:
+    """Path of the safetensors file that open_clip will read; downloaded if need be.
+
+    Args:
+        where: section of the settings, for messages.
+
+    Raises:
+        AigiError: there is none, or it is not the expected one.
+    """
+    config, repository = model_config(settings, where), in_hub(settings)
+    if repository is not None:
+        path = hub_file(f"{where}.model", repository, WEIGHTS[0])
+    elif settings.folder is None:
+        path = _tagged(settings, config, where)
+    else:
+        for name in WEIGHTS:
+            path = os.path.join(settings.folder, name)
+            if os.path.isfile(path):
+                break
+        else:
+            raise AigiError(
+                f"{where}.folder: {settings.folder} has no {WEIGHTS[0]}; weights in pickle "
+                "files are not read. Save them with safetensors.torch.save_file under this name."
+            )
+    if settings.sha256 is not None and (found := file_sha256(path)) != settings.sha256:
+        raise AigiError(
+            f"{where}.sha256: {path} has sha256 {found}, the workflow expects "
+            f"{settings.sha256}. Get the right weights, or correct the workflow."
+        )
+    return path
+
+
+def identity(settings: Embeddings, where: str = SECTION) -> dict[str, Any]:
+    """Which model it is, as records of stages name it.
+
+    Args:
+        where: section of the settings, for messages.
+
+    Raises:
+        AigiError: a folder has no weights.
+    """
+    if settings.folder is not None:
+        # A folder has no name to go by: its content says which model it is.
+        return {"folder": folder_sha256(settings.folder, find_weights(settings, where))}
+    left_out = {"pretrained"} if in_hub(settings) else set()
+    named: dict[str, Any] = settings.model_dump(
+        mode="json", include={"model", "pretrained", "sha256"} - left_out
+    )
+    return named
+
+
+def cosine(one: Vectors, other: Vectors) -> float:
+    """Of two vectors of length 1, D numbers each; rounding does not take it over 1."""
+    return min(1.0, max(-1.0, float(np.dot(one.astype(np.float64), other.astype(np.float64)))))
+
+
+class Clip:
+    """A loaded CLIP model: pictures and sentences in, vectors of length 1 out.
+
+    Batches are cut from what is given, in order; float32 sums depend on their size.
+
+    Attributes:
+        size: numbers of a vector.
+        logit_scale: what the model multiplies cosines with before a softmax.
+
+    Args:
+        settings: which model, and how it is run.
+        device: auto, cpu, cuda, cuda:N or mps.
+        where: section of the settings, for messages.
+
+    Raises:
+        AigiError: no such model or device, or the model cannot be loaded.
+    """
+
+    def __init__(self, settings: Embeddings, device: str = "auto", where: str = SECTION) -> None:
+        self.settings, self.device, self.where = settings, pick_device(device), where
+        config = model_config(settings, where)
+        find_weights(settings, where)
+        import open_clip
+        from safetensors import SafetensorError
+
+        name = settings.model if settings.folder is None else f"local-dir:{settings.folder}"
+        named = settings.folder is None and in_hub(settings) is None
+        # A configuration can ask for code of its own; only this tokenizer would listen to it.
+        code = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
+        try:
+            model, _, self.prepare_image = open_clip.create_model_and_transforms(
+                name,
+                pretrained=settings.pretrained if named else None,
+                device=self.device,
+                weights_only=True,
+            )
+            self.tokenizer = open_clip.get_tokenizer(name, **code)
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
+            raise AigiError(
+                f"{where}: {name}: the model cannot be loaded: {error}\n"
+                "Copy or download it anew, or set another one."
+            ) from error
+        words, others = self.tokenizer(["a cat", "two dogs"])
+        if words.equal(others):
+            # What transformers makes of a folder without a vocabulary.
+            raise AigiError(
+                f"{where}: {name}: its tokenizer knows no words: its files are missing or "
+                "damaged. Copy or download the model anew."
+            )
+        self.model: Any = model.eval().requires_grad_(False)
+        self.size = int(config["embed_dim"])
+        self.logit_scale = float(self.model.logit_scale.exp())
+
+    def prepare(self, rgb: RGB) -> torch.Tensor:
+        """A picture as the model takes it: float32, 3 x S x S, normalised. Safe in threads."""
+        prepared: torch.Tensor = self.prepare_image(Image.fromarray(rgb))
+        return prepared
+
+    def prepared_vectors(self, pictures: Sequence[torch.Tensor]) -> Vectors:
+        """Vectors of pictures that went through `prepare`."""
+        import torch
+
+        return self._in_batches(
+            pictures, lambda part: self.model.encode_image(torch.stack(part).to(self.device))
+        )
+
+    def image_vectors(self, pictures: Sequence[RGB]) -> Vectors:
+        """Vectors of pictures: uint8, H x W x 3, of any sizes."""
+        size = self.settings.batch_size
+        parts = [
+            self.prepared_vectors([self.prepare(rgb) for rgb in pictures[start : start + size]])
+            for start in range(0, len(pictures), size)
+        ]
+        return np.concatenate(parts) if parts else self.prepared_vectors([])
+
+    def text_vectors(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of sentences; what is longer than the model reads is cut off."""
+        return self._in_batches(
+            texts, lambda part: self.model.encode_text(self.tokenizer(part).to(self.device))
+        )
+
+    def _in_batches(self, given: Sequence[T], encode: Callable[[list[T]], torch.Tensor]) -> Vectors:
+        import torch
+
+        size, kind = self.settings.batch_size, self.settings.precision
+        vectors = np.empty((len(given), self.size), np.float32)
+        for start in range(0, len(given), size):
+            try:
+                with (
+                    torch.inference_mode(),
+                    torch.autocast(
+                        self.device.type, getattr(torch, kind), enabled=kind != "float32"
+                    ),
+                ):
+                    found = encode(list(given[start : start + size]))
+            except torch.OutOfMemoryError as error:
+                raise AigiError(
+                    f"{self.where}: {self.device} ran out of memory with batch_size {size}; "
+                    "set a smaller one"
+                ) from error
+            unit = torch.nn.functional.normalize(found.float(), dim=-1)
+            vectors[start : start + size] = unit.cpu().numpy()
+        if not np.isfinite(vectors).all():
+            raise AigiError(
+                f"{self.where}: not a number in a vector: the model overflows in {kind}, or its "
+                "weights are damaged. Set precision to bfloat16 or float32."
+            )
+        return vectors

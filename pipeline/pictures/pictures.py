@@ -1,0 +1,474 @@
+"""A folder, .zip or .parquet of pictures in; their names and bytes out.
+
+Names come from outside and are distrusted: they must stay inside their folder or archive.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import re
+import stat
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import AigiError
+from pipeline.pictures.volumes import open_file, open_zip
+from pipeline.pixels import BadPicture, open_at_once
+
+EXTENSIONS = frozenset(
+    [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jxl"]
+)
+MAX_FILE_BYTES = 512 << 20  # 64 million pixels of 16-bit RGBA, uncompressed
+MAX_TEXT_BYTES = 1 << 20  # of a caption file
+
+
+class Escapes(AigiError):
+    """A name or a link that leads out of the folder or archive."""
+
+
+class Caption(NamedTuple):
+    """What a list says of a picture: a text, or the problem that keeps it out.
+
+    Attributes:
+        split: the one that the list states; null: a hash of the text decides.
+        line: of the list, where it has lines.
+        variants: name of the picture by watermark, where it comes in several.
+    """
+
+    name: str
+    text: str | None
+    problem: str | None
+    split: str | None = None
+    line: int | None = None
+    variants: Mapping[str, str] | None = None
+
+
+def escapes(name: str) -> bool:
+    """True where a name is absolute, has a drive letter, or goes up with `..`."""
+    plain = name.replace("\\", "/")
+    return (
+        plain.startswith("/")
+        or re.match(r"[A-Za-z]:", plain) is not None
+        or ".." in plain.split("/")
+        or "\0" in plain
+    )
+
+
+def wanted(name: str, extensions: frozenset[str]) -> bool:
+    """True where a name has one of the extensions, and no part of it is hidden."""
+    parts = name.split("/")
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return not hidden and os.path.splitext(name)[1].lower() in extensions
+
+
+def _check_utf8(location: str, name: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise AigiError(f"{location}: the name {name!r} is not UTF-8; rename the file") from None
+    return name
+
+
+def _sidecar_names(name: str) -> tuple[str, str]:
+    return os.path.splitext(name)[0] + ".txt", name + ".txt"
+
+
+def _check_bytes(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise BadPicture(f"too large: {size} bytes > {MAX_FILE_BYTES}")
+
+
+class FolderPictures:
+    """Pictures in a local folder and its subfolders; names are relative, with `/`."""
+
+    def __init__(self, location: str) -> None:
+        self.location, self.root = location, Path(location).resolve()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _path(self, name: str) -> Path:
+        if escapes(name):
+            raise Escapes(f"{self.location}: {name!r} escapes the folder; remove it")
+        path = (self.root / name).resolve()
+        if not path.is_relative_to(self.root):
+            raise Escapes(
+                f"{self.location}: {name!r} is a link to {path} and escapes the folder; "
+                "put the file itself there"
+            )
+        return path
+
+    def files(self) -> list[str]:
+        """Names of all files, pictures or not, sorted. What is a link shows when it is read.
+
+        Raises:
+            Escapes: a link to a folder leads out of the folder.
+        """
+        found = []
+        for folder, folders, files in os.walk(self.root):
+            inside = Path(folder).relative_to(self.root)
+            # A linked folder is not entered: inside, its pictures are listed at their own place.
+            for name in folders:
+                if os.path.islink(os.path.join(folder, name)):
+                    self._path((inside / name).as_posix())
+            found += [(inside / file).as_posix() for file in files]
+        return sorted(found)
+
+    def names(self) -> list[str]:
+        """Names of all pictures, sorted.
+
+        Raises:
+            Escapes: a link leads out of the folder.
+        """
+        found = []
+        for name in self.files():
+            if wanted(name, EXTENSIONS):
+                path = self._path(_check_utf8(self.location, name))
+                if path.is_file() or not path.exists():  # no pipes, no devices
+                    found.append(name)
+        return found
+
+    def _read(self, name: str, most: int | None) -> bytes:
+        try:
+            with open(self._path(name), "rb", opener=open_at_once) as file:
+                info = os.fstat(file.fileno())
+                if not stat.S_ISREG(info.st_mode):
+                    raise BadPicture("not a regular file")
+                if most is None:
+                    _check_bytes(info.st_size)
+                return file.read(MAX_FILE_BYTES if most is None else most)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise BadPicture("no such picture") from None
+
+    def size(self, name: str) -> int:
+        """Bytes of one file. Raises BadPicture, Escapes."""
+        try:
+            return self._path(name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            raise BadPicture("no such picture") from None
+
+    def checksum(self, name: str) -> int:
+        """CRC-32 of one file. Raises as `read` does."""
+        return zlib.crc32(self.read(name))
+
+    def read(self, name: str) -> bytes:
+        """All bytes of one file. Raises BadPicture (missing, over 512 MiB), Escapes."""
+        return self._read(name, None)
+
+    def head(self, name: str, count: int) -> bytes:
+        """The first `count` bytes of one file. Raises BadPicture, Escapes."""
+        return self._read(name, count)
+
+    def sidecar(self, name: str) -> bytes | None:
+        """What the text file beside a picture holds (`a.txt`, else `a.png.txt`), up to 1 MiB."""
+        for text in _sidecar_names(name):
+            try:
+                return self._read(text, MAX_TEXT_BYTES)
+            except BadPicture:
+                continue
+        return None
+
+
+class ZipPictures:
+    """Pictures in a zip archive, local or at an fsspec URL. Safe to read from many threads.
+
+    Of an archive in volumes (`A.z01`, …, `A.zip`) the location is that of the last one.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self._file = open_zip(location)
+        try:
+            self._zip = zipfile.ZipFile(self._file)
+            self._files: list[str] = []
+            self._entries = self._checked_entries()
+        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+            self._file.close()
+            raise AigiError(
+                f"{location}: not readable as a zip archive ({error}). Fetch it again."
+            ) from error
+        except AigiError:
+            self._file.close()
+            raise
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ZipPictures, (self.location,)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._zip.close()
+        self._file.close()
+
+    def _checked_entries(self) -> dict[str, zipfile.ZipInfo]:
+        entries: dict[str, zipfile.ZipInfo] = {}
+        for info in sorted(self._zip.infolist(), key=lambda info: info.header_offset):
+            where = f"{self.location}: the entry {info.filename!r}"
+            # Links are refused with the names: unpacked elsewhere, both write outside.
+            if escapes(info.filename):
+                raise Escapes(f"{where} escapes the folder; remove it from the archive")
+            if stat.S_ISLNK(info.external_attr >> 16):
+                raise Escapes(f"{where} is a link and escapes the folder; store the file itself")
+            name = info.filename
+            if not info.flag_bits & 0x800 and not name.isascii():
+                # macOS writes UTF-8 and does not say so; `zipfile` then assumes code page 437.
+                try:
+                    name = name.encode("cp437").decode("utf-8")
+                except UnicodeError:
+                    name = info.filename
+            if not info.is_dir():
+                self._files.append(name)
+            if not wanted(name, EXTENSIONS | {".txt"}):
+                continue
+            if info.flag_bits & 1:
+                raise AigiError(f"{where} is encrypted; unpack it and give the folder")
+            if name in entries:
+                raise AigiError(f"{where} stands twice; pack the archive anew")
+            entries[_check_utf8(self.location, name)] = info
+        return entries
+
+    def files(self) -> list[str]:
+        """Names of all files, pictures or not, in the order in which the archive holds them."""
+        return self._files
+
+    def names(self) -> list[str]:
+        """Names of all pictures, sorted."""
+        return sorted(name for name in self._entries if wanted(name, EXTENSIONS))
+
+    def _entry(self, name: str) -> zipfile.ZipInfo:
+        if escapes(name):
+            raise Escapes(f"{self.location}: {name!r} escapes the folder; remove it")
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise BadPicture("no such picture") from None
+
+    def checksum(self, name: str) -> int:
+        """CRC-32 of one entry, as the archive declares it. Raises BadPicture, Escapes."""
+        return self._entry(name).CRC
+
+    def size(self, name: str) -> int:
+        """Bytes of one entry, as the archive declares them. Raises BadPicture, Escapes."""
+        return self._entry(name).file_size
+
+    def _read(self, name: str, most: int | None) -> bytes:
+        info = self._entry(name)
+        if most is None:
+            _check_bytes(info.file_size)
+        try:
+            # Never more than was declared is unpacked, whatever the data hold.
+            with self._zip.open(info) as file:
+                return file.read(info.file_size if most is None else most)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise BadPicture(f"damaged in the archive: {error}") from error
+        except NotImplementedError as error:
+            raise BadPicture(f"{error}: pack the archive with deflate") from error
+        except OSError as error:
+            if error.errno is not None:  # the disk, not the data
+                raise
+            raise BadPicture(f"damaged in the archive: {error}") from error
+
+    def read(self, name: str) -> bytes:
+        """All bytes of one entry. Raises BadPicture (missing, damaged, over 512 MiB), Escapes."""
+        return self._read(name, None)
+
+    def head(self, name: str, count: int) -> bytes:
+        """The first `count` bytes of one entry. Raises BadPicture, Escapes."""
+        return self._read(name, count)
+
+    def sidecar(self, name: str) -> bytes | None:
+        """What the text entry beside a picture holds (`a.txt`, else `a.png.txt`), up to 1 MiB."""
+        for text in _sidecar_names(name):
+            if text in self._entries:
+                return self._read(text, MAX_TEXT_BYTES)
+        return None
+
+
+class ParquetPictures:
+    """Pictures in one column of a parquet file, `struct<bytes, path>` or binary.
+
+    The name of a row is its `path`; where that is null or stands twice, `ROW-00000000` on.
+    One row group is held at a time, so reading in the order of `names()` reads each once.
+
+    Args:
+        location: local path or fsspec URL.
+        column: the column; null: `image`, else the only one that can hold pictures.
+    """
+
+    def __init__(self, location: str, column: str | None = None) -> None:
+        self.location, self._wanted_column = location, column
+        self._file = open_file(location)
+        try:
+            self._parquet = pq.ParquetFile(self._file)
+            self._column, self._struct = self._picture_column(column)
+        except (pa.ArrowException, OSError) as error:
+            self._file.close()
+            raise AigiError(
+                f"{location}: not readable as parquet ({error}). Fetch it again."
+            ) from error
+        except AigiError:
+            self._file.close()
+            raise
+        metadata = self._parquet.metadata
+        rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._starts = [sum(rows[:group]) for group in range(len(rows))]
+        self._lock = threading.Lock()
+        self._held: tuple[int, pa.ChunkedArray] | None = None
+        self._rows: dict[str, int] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ParquetPictures, (self.location, self._wanted_column)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._held = None
+        self._parquet.close()
+        self._file.close()
+
+    def _picture_column(self, column: str | None) -> tuple[str, bool]:
+        def binary(kind: pa.DataType) -> bool:
+            return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+        found: dict[str, bool] = {}
+        schema = self._parquet.schema_arrow
+        for field in schema:
+            if binary(field.type):
+                found[field.name] = False
+            elif pa.types.is_struct(field.type):
+                index = field.type.get_field_index("bytes")
+                if index >= 0 and binary(field.type.field(index).type):
+                    found[field.name] = True
+        names = [column] if column else (["image"] if "image" in found else list(found))
+        if len(names) != 1 or names[0] not in found:
+            raise AigiError(
+                f"{self.location}: {column or 'image'}: no such column of pictures "
+                "(struct<bytes, path> or binary), or several without that name. "
+                f"Its columns: {', '.join(schema.names)}"
+            )
+        return names[0], found[names[0]]
+
+    def _index(self) -> dict[str, int]:
+        with self._lock:
+            if self._rows is None:
+                rows = self._parquet.metadata.num_rows
+                paths: list[str | None] = [None] * rows
+                if self._struct and self._has_path():
+                    table = self._parquet.read(columns=[f"{self._column}.path"])
+                    paths = [(row or {}).get("path") for row in table.column(0).to_pylist()]
+                self._rows = {}
+                for row, path in enumerate(paths):
+                    if not path or path in self._rows or re.fullmatch(r"ROW-\d{8,}", path):
+                        path = f"ROW-{row:08d}"
+                    self._rows[path] = row
+            return self._rows
+
+    def _has_path(self) -> bool:
+        kind = self._parquet.schema_arrow.field(self._column).type
+        index = kind.get_field_index("path")
+        return index >= 0 and bool(pa.types.is_string(kind.field(index).type))
+
+    def names(self) -> list[str]:
+        """Names of all rows, in the order of the file, which is the fast order to read."""
+        return list(self._index())
+
+    def read(self, name: str) -> bytes:
+        """Bytes of one row's picture. Raises BadPicture (missing, null, over 512 MiB)."""
+        row = self._index().get(name)
+        if row is None:
+            raise BadPicture("no such picture")
+        group = bisect.bisect_right(self._starts, row) - 1
+        with self._lock:
+            if self._held is None or self._held[0] != group:
+                self._held = None  # let go of the last one before the next is read
+                table = self._parquet.read_row_group(group, columns=[self._column])
+                self._held = (group, table.column(0))
+            value = self._held[1][row - self._starts[group]]
+            data = value["bytes"] if self._struct and value.is_valid else value
+            if not data.is_valid:
+                raise BadPicture("the row holds no bytes")
+            _check_bytes(data.as_buffer().size)
+            return bytes(data.as_py())
+
+    def size(self, name: str) -> int:
+        """Bytes of one row's picture (it is read for that). Raises BadPicture."""
+        return len(self.read(name))
+
+    def texts(self, column: str) -> Iterator[tuple[str, str | None]]:
+        """Name and text of every row, in order.
+
+        Raises:
+            AigiError: no such column, or no text in it.
+        """
+        schema = self._parquet.schema_arrow
+        if column not in schema.names:
+            raise AigiError(
+                f"{self.location}: {column}: no such column. Set text_column to one of: "
+                f"{', '.join(schema.names)}"
+            )
+        kind = schema.field(column).type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise AigiError(f"{self.location}: {column}: expected text, found {kind}")
+        names = iter(self.names())
+        for group in range(len(self._starts)):
+            with self._lock:
+                texts = self._parquet.read_row_group(group, columns=[column]).column(0)
+            for text in texts.to_pylist():
+                yield next(names), text
+
+
+Pictures = FolderPictures | ZipPictures | ParquetPictures
+
+
+def open_pictures(location: str, column: str | None = None) -> Pictures:
+    """Open a folder, .zip or .parquet of pictures (the last two also at an fsspec URL).
+
+    Args:
+        column: of a parquet file, the column of pictures; null: found by name and type.
+
+    Raises:
+        AigiError: no such file, not readable, or another kind of file.
+        Escapes: a zip entry leads out of the archive.
+    """
+    suffix = os.path.splitext(location)[1].lower()
+    try:
+        if "://" not in location and os.path.isdir(location):
+            return FolderPictures(location)
+        if suffix == ".zip":
+            return ZipPictures(location)
+        if suffix == ".parquet":
+            return ParquetPictures(location, column)
+        if "://" not in location:
+            os.stat(location)
+    except FileNotFoundError:
+        raise AigiError(f"{location}: no such file or folder") from None
+    raise AigiError(
+        f"{location}: expected a folder, a .zip or a .parquet of pictures"
+        + ("; a folder at a URL cannot be read, pack it" if "://" in location else "")
+    )

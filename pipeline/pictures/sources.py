@@ -1,0 +1,48 @@
+"""Settings of imported sources: where their images and captions are on this machine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import (
+    Field,
+)
+
+from pipeline.settings import Count, Location, Settings
+
+
+class ImportSource(Settings):
+    """Where the pictures and captions of a closed model lie."""
+
+    kind: Literal["import"]
+    path: Location = Field(description="folder, .zip or .parquet of pictures")
+    captions: Location | None = Field(
+        None, description="CSV or JSONL; null: sidecar .txt, else PNG `parameters` text"
+    )
+    file_column: str = "file"
+    text_column: str = "text"
+    split_column: str | None = Field(
+        None, description="column with train, validation or test; null: a hash of the prompt"
+    )
+    fit: Literal["reject", "crop", "keep"] = Field(
+        "reject", description="a picture of another size than the specification's"
+    )
+    max_pixels: Count = 64_000_000
+
+
+class OriginalSource(Settings):
+    """Where the original PKU-AIGI-500K release lies, and which source of it this is."""
+
+    kind: Literal["pku"]
+    path: Location = Field(
+        description="folder of the whole release as downloaded: archives, split ones too, or "
+        "what was unpacked from them"
+    )
+    subfolder: Literal["SD-2_1-B", "SD-2_1", "SD-XL", "MJ", "MOD"]
+    fit: Literal["reject", "crop", "keep"] = Field(
+        "reject", description="a picture of another size than the specification's"
+    )
+    max_pixels: Count = 64_000_000
+
+
+ImportedSource = ImportSource | OriginalSource

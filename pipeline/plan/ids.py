@@ -1,0 +1,54 @@
+"""Fields of a row in, its seed and ids out: hashes, the same on any machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.tables import PLAN
+
+
+def seed_of(prompt: str, source: str, index: int, salt: int) -> int:
+    """63-bit seed of one generation: a hash of prompt id, source and index."""
+    digest = hashlib.sha256(f"seed:{salt}:{prompt}:{source}:{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def image_id_of(fields: dict[str, Any]) -> str:
+    text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def pair_id_of(ids: dict[str, str]) -> str | None:
+    """The unmarked variant's id, where there is one; null where a picture has no variants.
+
+    Args:
+        ids: image id of every watermark of one picture, in the order of the specification.
+    """
+    return ids.get("none", next(iter(ids.values()))) if len(ids) > 1 else None
+
+
+def plan_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=PLAN)
+
+
+def rank_of(rank: int, prompts: int, each: int) -> tuple[int, int]:
+    """Which prompt, and its how-manyth image, a rank stands for.
+
+    Every prompt gets `each` images in turn; ranks beyond the last one begin again at the first
+    prompt, with new seeds.
+    """
+    lap, rest = divmod(rank, prompts * each)
+    return rest // each, lap * each + rest % each
+
+
+def spans(counts: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Number of each round with the first rank and the end of its ranks."""
+    end = 0
+    for number, count in enumerate(counts):
+        yield number, end, end + count
+        end += count

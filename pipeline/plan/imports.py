@@ -1,0 +1,210 @@
+"""Listed images of an import in, shards of the plan out; what has no caption is rejected."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline import AigiError
+from pipeline.pictures.lists import list_captions, open_import
+from pipeline.pictures.original import OriginalPictures
+from pipeline.pictures.pictures import Escapes, FolderPictures, ParquetPictures, ZipPictures
+from pipeline.pictures.sources import ImportedSource, OriginalSource
+from pipeline.pixels import BadPicture, image_size
+from pipeline.plan.ids import image_id_of, pair_id_of, plan_table, spans
+from pipeline.plan.quotas import BYTES_PER_PIXEL, Plan, generations_of
+from pipeline.plan.specification import ImportSpec
+from pipeline.prompts.text import SplitShares, normalise, prompt_id, split_of
+from pipeline.settings import SPLITS
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
+
+# Of a picture whose header does not say.
+UNKNOWN_PIXELS = 4_000_000
+
+
+HEADER_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    path: str
+    prompt_id: str
+    text: str
+    split: str
+    variants: Mapping[str, str] | None  # path by watermark, where they come marked
+
+
+def listed_imports(
+    name: str, source: ImportedSource, shares: SplitShares, rejects: list[dict[str, Any]]
+) -> list[Import]:
+    """Pictures of an import with caption and split, in the order in which they are planned.
+
+    That is the order of their prompts' hashes, so that a part of them is a fair one; of the
+    original release it is the order on disk, which is the fast one to read archives in.
+    """
+    found = []
+    if isinstance(source, OriginalSource):
+        where, original = source.path, True
+    else:
+        where, original = source.captions or source.path, False
+    for number, listed in enumerate(list_captions(source), start=1):
+        path, caption, problem, stated, line, variants = listed
+        text = normalise(caption) if caption is not None else ""
+        if problem is None and not text:
+            problem = "no caption"
+        if problem is None and stated is not None and stated not in SPLITS:
+            problem = f"unknown split: {stated}"
+        if problem is not None:
+            rejects.append(
+                {
+                    "source": name,
+                    "file": f"{where}:{path}",
+                    "line": line if original else number,
+                    "reason": problem,
+                    "text": text,
+                }
+            )
+            continue
+        identity = prompt_id(text)
+        split = stated or split_of(identity, shares)
+        found.append(Import(path, identity, text, split, variants))
+    if not original:
+        found.sort(key=lambda item: (item.prompt_id, item.path))
+    return found
+
+
+def imported_shards(
+    name: str,
+    spec: ImportSpec,
+    source: ImportedSource,
+    split: str,
+    pictures: list[Import],
+    plan: Plan,
+    rounds: list[int],
+) -> Iterator[tuple[int, pa.Table]]:
+    size = spec.splits[split]  # type: ignore[index]
+    wanted = generations_of(size, plan, len(pictures))
+    first = min(len(pictures), math.ceil(wanted * (1 + plan.margin)))
+    planned = min(len(pictures), first + sum(rounds))
+    round_of = [number for number, start, end in spans([first, *rounds]) for _ in range(start, end)]
+    width, height = (None, None) if source.fit == "keep" else (size.width, size.height)
+    pixels = _pixels(source, [picture.path for picture in pictures[:planned]], width, height)
+    seen: dict[str, int] = defaultdict(int)
+    rows: list[dict[str, Any]] = []
+    full = plan.shard_mb * 1e6 / BYTES_PER_PIXEL
+    held = 0
+    # The original release has its marked pictures; elsewhere we make them.
+    watermarks = ("none",) if isinstance(source, OriginalSource) else size.watermarks
+    for rank, picture in enumerate(pictures[:planned]):
+        paths = picture.variants or dict.fromkeys(watermarks, picture.path)
+        each = pixels[rank] * len(paths)
+        if rows and (held + each > full or round_of[rank] != rows[-1]["round"]):
+            yield rows[-1]["round"], plan_table(rows)
+            rows, held = [], 0
+        held += each
+        index = seen[picture.prompt_id]
+        seen[picture.prompt_id] += 1
+        ids = {
+            # Without a watermark the id is what it was before imports could have one.
+            watermark: image_id_of(
+                {"source": name, "path": path, "text": picture.text}
+                | ({} if watermark == "none" else {"watermark": watermark})
+            )
+            for watermark, path in paths.items()
+        }
+        for watermark, image_id in ids.items():
+            rows.append(
+                {
+                    "image_id": image_id,
+                    "prompt_id": picture.prompt_id,
+                    "text": picture.text,
+                    "split": split,
+                    "source": name,
+                    "model": spec.model,
+                    "revision": spec.revision,
+                    "width": width,
+                    "height": height,
+                    "watermark": watermark,
+                    "pair_id": pair_id_of(ids),
+                    "path": paths[watermark],
+                    "index": index,
+                    "rank": rank,
+                    "round": round_of[rank],
+                }
+            )
+    if rows:
+        yield rows[-1]["round"], plan_table(rows)
+
+
+def _pixels(
+    source: ImportedSource, names: list[str], width: int | None, height: int | None
+) -> list[int]:
+    """Pixels of each picture: what the specification says, else what its file header says."""
+    if width is not None and height is not None:
+        return [width * height] * len(names)
+    with open_import(source) as pictures:
+        if isinstance(pictures, ParquetPictures):
+            return [UNKNOWN_PIXELS] * len(names)
+        return [_pixels_of(pictures, name) for name in names]
+
+
+def _pixels_of(pictures: FolderPictures | ZipPictures | OriginalPictures, name: str) -> int:
+    try:
+        size = image_size(pictures.head(name, HEADER_BYTES))
+    except (BadPicture, Escapes):  # its row will say so
+        size = None
+    return UNKNOWN_PIXELS if size is None else size[0] * size[1]
+
+
+def stated_splits(
+    imports: dict[str, list[Import]], rejects: list[dict[str, Any]]
+) -> dict[str, str]:
+    """Splits that import lists state; they win over the hash, for every source alike.
+
+    Two lists that disagree over one prompt are settled for the held-out side, test first.
+    """
+    order = {split: rank for rank, split in enumerate(("test", "validation", "train"))}
+    stated: dict[str, str] = {}
+    for pictures in imports.values():
+        for picture in pictures:
+            old = stated.get(picture.prompt_id)
+            if old is None or order[picture.split] < order[old]:
+                stated[picture.prompt_id] = picture.split
+    for name, pictures in imports.items():
+        for picture in pictures:
+            if stated[picture.prompt_id] != picture.split:
+                rejects.append(
+                    {
+                        "source": name,
+                        "file": picture.path,
+                        "line": None,
+                        "reason": f"split: listed as {picture.split}, but its prompt is in "
+                        f"{stated[picture.prompt_id]}",
+                        "text": picture.text,
+                    }
+                )
+        imports[name] = [p for p in pictures if stated[p.prompt_id] == p.split]
+    return stated
+
+
+def local_import(workflow: Workflow, name: str) -> ImportedSource:
+    """The place of an imported source on this machine.
+
+    Raises:
+        AigiError: the workflow does not say where its pictures lie.
+    """
+    source = workflow.sources.get(name)
+    if not isinstance(source, ImportedSource):
+        raise AigiError(
+            f"sources.{name}: this source is imported; say where its pictures lie, for example "
+            f"--set sources.{name}.kind=import --set sources.{name}.path=FOLDER_OR_ZIP, "
+            "or leave it out with plan.sources"
+        )
+    return source

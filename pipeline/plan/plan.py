@@ -1,0 +1,305 @@
+"""Dataset specification, prompts and import lists in, the `plan` table out: one row an image.
+
+A plan shard has one source, one split and one size. Seeds and ids are hashes of what they stand
+for, so the same specification and prompts give the same plan anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline import AigiError
+from pipeline.manifest import PLAN_FILE, plan_beside, read_manifest, read_plan
+from pipeline.plan import specification
+from pipeline.plan.ids import image_id_of, pair_id_of, plan_table, rank_of, seed_of, spans
+from pipeline.plan.imports import (
+    Import,
+    imported_shards,
+    listed_imports,
+    local_import,
+    stated_splits,
+)
+from pipeline.plan.quotas import Plan, chosen, generations_of, shard_rows
+from pipeline.plan.rounds import ROUNDS, extra_of, shard_name, summary
+from pipeline.plan.specification import DiffusersSpec, ImportSpec
+from pipeline.progress import Progress
+from pipeline.settings import SPLITS
+from pipeline.stage import Build
+from pipeline.store import Shard, Store
+from pipeline.tables import PLAN, REJECTS
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
+
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    prompt_id: str
+    text: str
+    source: str
+    split: str
+
+
+def _read_prompts(store: Store) -> Iterator[_Prompt]:
+    for shard in store.shards("prompts"):
+        table = store.read("prompts", shard, ["prompt_id", "text", "source", "split"])
+        for row in table.to_pylist():
+            yield _Prompt(**row)
+
+
+def _generated(
+    name: str,
+    spec: DiffusersSpec,
+    split: str,
+    prompts: list[_Prompt],
+    plan: Plan,
+    rounds: list[int],
+) -> Iterator[tuple[int, pa.Table]]:
+    """Shards of one generated source and split, prompt after prompt, with their rounds.
+
+    `rounds` says how many generations each top-up round adds.
+    """
+    size = spec.splits[split]  # type: ignore[index]
+    wanted = generations_of(size, plan)
+    planned = math.ceil(wanted * (1 + plan.margin))
+    need = math.ceil(planned / spec.images_per_prompt)
+    if len(prompts) < need:
+        raise AigiError(
+            f"plan: {name} {split}: needs {need:,} {split} prompts "
+            f"({planned:,} images, {spec.images_per_prompt} a prompt), the prompts table has "
+            f"{len(prompts):,} that it may use. Raise prompts.select.count or split.{split}, "
+            "add caption sources, or lower plan.limit."
+        )
+    fixed = {
+        "split": split,
+        "source": name,
+        "model": spec.model,
+        "revision": spec.revision,
+        "steps": spec.steps,
+        "guidance_scale": spec.guidance_scale,
+        "negative_prompt": spec.negative_prompt,
+        "scheduler": spec.scheduler,
+        "dtype": spec.dtype,
+        "width": size.width,
+        "height": size.height,
+        "path": None,
+    }
+    deciding = {key: value for key, value in fixed.items() if key not in ("split", "path")}
+    each = shard_rows(size.width or 0, size.height or 0, len(size.watermarks), plan.shard_mb)
+    rows: list[dict[str, Any]] = []
+    for number, first, last in spans([planned, *rounds]):
+        for rank in range(first, last):
+            at, index = rank_of(rank, len(prompts), spec.images_per_prompt)
+            prompt = prompts[at]
+            seed = seed_of(prompt.prompt_id, name, index, plan.seed)
+            ids = {
+                watermark: image_id_of(
+                    {**deciding, "text": prompt.text, "seed": seed, "watermark": watermark}
+                )
+                for watermark in size.watermarks
+            }
+            for watermark, image_id in ids.items():
+                rows.append(
+                    {
+                        **fixed,
+                        "image_id": image_id,
+                        "prompt_id": prompt.prompt_id,
+                        "text": prompt.text,
+                        "seed": seed,
+                        "watermark": watermark,
+                        "pair_id": pair_id_of(ids),
+                        "index": index,
+                        "rank": rank,
+                        "round": number,
+                    }
+                )
+            if (rank + 1 - first) % each == 0 or rank + 1 == last:
+                yield number, plan_table(rows)
+                rows = []
+
+
+def _pinned(name: str, spec: DiffusersSpec, source: object) -> str:
+    """The commit that a branch name of the specification stands for now.
+
+    Raises:
+        AigiError: the Hub does not answer, or has no such model.
+    """
+    local = getattr(source, "folder", None) is not None
+    if local or re.fullmatch(r"[0-9a-f]{40}", spec.revision):
+        return spec.revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        commit = HfApi().model_info(spec.model, revision=spec.revision).sha
+    except (HfHubHTTPError, OSError) as error:
+        raise AigiError(
+            f"sources.{name}: cannot look up revision {spec.revision!r} of {spec.model}: {error}\n"
+            f"Give a commit hash in the specification, or a local copy: sources.{name}.folder"
+        ) from error
+    if not commit:
+        raise AigiError(f"sources.{name}: {spec.model} has no commit at {spec.revision!r}")
+    return str(commit)
+
+
+def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
+    assert workflow.plan is not None
+    plan = workflow.plan
+    dataset = specification.load(plan.dataset)
+    names = chosen(dataset, plan)
+    rejects: list[dict[str, Any]] = []
+    imports: dict[str, list[Import]] = {}
+    for name in names:
+        if isinstance(dataset.sources[name], ImportSpec):
+            source = local_import(workflow, name)
+            imports[name] = listed_imports(name, source, workflow.split, rejects)
+    stated = stated_splits(imports, rejects)
+    prompts: list[_Prompt] = []
+    if any(isinstance(dataset.sources[name], DiffusersSpec) for name in names):
+        prompts = [
+            _Prompt(p.prompt_id, p.text, p.source, stated.get(p.prompt_id, p.split))
+            for p in _read_prompts(store)
+        ]
+    made = []
+    manifest = None if plan.manifest is None else read_manifest(plan.manifest)
+    extra = extra_of(store, [] if manifest is None else manifest["plan"]["rounds"])
+    for name in names:
+        spec = dataset.sources[name]
+        if isinstance(spec, DiffusersSpec):
+            # A later round is made by the same commit as the first one, wherever a branch went.
+            pins = extra["pins"]
+            pins[name] = pins.get(name) or _pinned(name, spec, workflow.sources.get(name))
+            spec = spec.model_copy(update={"revision": pins[name]})
+        for split in SPLITS:
+            if split not in spec.splits:
+                continue
+            rounds = [more.get(f"{name}/{split}", 0) for more in extra["rounds"]]
+            if isinstance(spec, DiffusersSpec):
+                usable = [
+                    p
+                    for p in prompts
+                    if p.split == split and (spec.captions is None or p.source in spec.captions)
+                ]
+                shards = _generated(name, spec, split, usable, plan, rounds)
+            else:
+                mine = [p for p in imports[name] if p.split == split]
+                wanted = generations_of(spec.splits[split], plan)
+                # Without a stated count, as many are wanted as there are.
+                if len(mine) < wanted or (wanted < len(mine) and wanted and plan.limit is None):
+                    progress.say(
+                        f"plan: {name} {split}: {len(mine):,} pictures found, {wanted:,} wanted"
+                    )
+                source = local_import(workflow, name)
+                shards = imported_shards(name, spec, source, split, mine, plan, rounds)
+            numbers: dict[int, int] = defaultdict(int)
+            for number, table in shards:
+                shard = shard_name(name, split, number, numbers[number])
+                made.append(store.write("plan", shard, table, PLAN))
+                numbers[number] += 1
+    store.write_json(extra, "plan", ROUNDS)
+    if not made:
+        raise AigiError("plan: nothing to make; look at plan.sources, plan.limit and the rejects")
+    store.write("rejects", "plan", pa.Table.from_pylist(rejects, schema=REJECTS), REJECTS)
+    if rejects:
+        reasons = Counter(str(row["reason"]).split(":")[0] for row in rejects)
+        progress.say(
+            f"plan: {len(rejects):,} rejected, see rejects/plan.parquet"
+            + "".join(f", {count:,} {why}" for why, count in reasons.most_common())
+        )
+    if manifest is not None:
+        _check_same(store, manifest)
+    return made
+
+
+def _check_same(store: Store, manifest: Mapping[str, Any]) -> None:
+    """Refuse a plan that was made anew and is not the one of the manifest."""
+    found, expected = summary(store), manifest["plan"]
+    if all(found[key] == expected[key] for key in found):
+        return
+    here = (store.read_json("_stages", "prompts.json") or {}).get("settings", {})
+    contents = [source.get("content") for source in here.get("sources", [])]
+    captions = [
+        f"  {line['file']}: other content than the file of that name had there"
+        for line, content in zip(manifest["captions"], contents, strict=False)
+        if line["content"] != content
+    ]
+    raise AigiError(
+        f"plan: {found['rows']:,} images in {found['shards']:,} shards, and not those of "
+        f"{manifest['name']} {manifest['version']} ({expected['rows']:,} in "
+        f"{expected['shards']:,}).\n"
+        + "\n".join(captions or ["  The captions are the same: is it the same version of aigi?"])
+        + f"\nThe release itself carries its plan: take the manifest beside {PLAN_FILE}."
+    )
+
+
+def _copy(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
+    """The plan that lies beside a manifest, as it is; of the sources that are asked for."""
+    assert workflow.plan is not None
+    assert workflow.plan.manifest is not None
+    location = workflow.plan.manifest
+    manifest = read_manifest(location)
+    made = []
+    for table in read_plan(location, manifest):
+        source, name = table["source"][0].as_py(), table["shard"][0].as_py()
+        if workflow.plan.sources is None or source in workflow.plan.sources:
+            made.append(store.write("plan", name, table.drop_columns(["shard"]), PLAN))
+    if not made:
+        raise AigiError(f"plan.sources: {location} has no image of these sources")
+    store.write_json(extra_of(store, manifest["plan"]["rounds"]), "plan", ROUNDS)
+    return made
+
+
+def stage(workflow: Workflow) -> Build:
+    """The plan stage of a workflow that has a plan section."""
+    assert workflow.plan is not None
+    dataset = specification.load(workflow.plan.dataset)
+    names = chosen(dataset, workflow.plan)
+    generated = any(isinstance(dataset.sources[name], DiffusersSpec) for name in names)
+    location, rounds = workflow.plan.manifest, []
+    if location is not None:
+        manifest = read_manifest(location)
+        if plan_beside(location, manifest) is not None:
+            return Build(
+                table="plan",
+                version=VERSION,
+                schema=PLAN,
+                settings={"plan": manifest["plan"], "sources": names},
+                inputs=(),
+                build=partial(_copy, workflow),
+            )
+        rounds = manifest["plan"]["rounds"]
+    settings = {
+        "dataset": {
+            name: dataset.sources[name].model_dump(
+                mode="json", exclude={"title", "licence", "licence_url"}
+            )
+            for name in names
+        },
+        **workflow.plan.model_dump(mode="json", exclude={"dataset", "sources", "manifest"}),
+        "split": workflow.split.model_dump(mode="json"),
+        "imports": {
+            name: local_import(workflow, name).model_dump(mode="json")
+            for name in names
+            if isinstance(dataset.sources[name], ImportSpec)
+        },
+    }
+    return Build(
+        table="plan",
+        version=VERSION,
+        schema=PLAN,
+        settings=settings,
+        inputs=("prompts",) if generated else (),
+        build=partial(_build, workflow),
+        state=lambda store: extra_of(store, rounds)["rounds"],
+    )

@@ -1,0 +1,107 @@
+"""A specification and the `plan` section in, the counts of every source and split out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline import AigiError
+from pipeline.plan.specification import Dataset, DiffusersSpec, SplitSpec
+from pipeline.settings import SPLITS, Count, Location, Settings
+
+
+class Plan(Settings):
+    """Dataset specification and prompts in, the `plan` table out: one row an image."""
+
+    dataset: Location = Field(description="dataset specification (manifests/), or a manifest")
+    manifest: Location | None = Field(
+        None,
+        description="manifest of a release: make the same plan again; only the places of "
+        "this workflow (folders and files on this machine) count then",
+    )
+    sources: tuple[str, ...] | None = Field(None, description="null: all of the specification")
+    limit: Count | None = Field(None, description="at most this many images a source and split")
+    margin: float = Field(0.0, ge=0, le=1, description="share of extra images, for the filters")
+    seed: int = 0
+    shard_mb: Annotated[float, Field(gt=0, le=200)] = 200
+
+
+# The published release is about 455 GB of PNG for 3.0e11 pixels.
+BYTES_PER_PIXEL = 1.5
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What is wanted of one source and split, and what is planned for it."""
+
+    source: str
+    split: str
+    spec: SplitSpec
+    generations: int
+    planned: int
+    prompts: int
+    shards: int
+
+    @property
+    def images(self) -> int:
+        """Images wanted in the release."""
+        return self.generations * len(self.spec.watermarks)
+
+
+def generations_of(spec: SplitSpec, plan: Plan, found: int = 0) -> int:
+    """Generations wanted; `found` where the count is open."""
+    count = found if spec.count is None else spec.count
+    return count if plan.limit is None else min(count, plan.limit)
+
+
+def shard_rows(width: int, height: int, variants: int, shard_mb: float) -> int:
+    """Generations a shard: about `shard_mb` of PNG, in multiples of 16 where that many fit."""
+    fit = int(shard_mb * 1e6 / (BYTES_PER_PIXEL * width * height * variants))
+    return max(1, fit - fit % 16 if fit >= 16 else fit)
+
+
+def chosen(dataset: Dataset, plan: Plan) -> list[str]:
+    """Names of the sources to plan.
+
+    Raises:
+        AigiError: a name that the specification does not have.
+    """
+    for name in plan.sources or ():
+        if name not in dataset.sources:
+            raise AigiError(
+                f"plan.sources: {name!r} is not in {plan.dataset}, which has "
+                + ", ".join(dataset.sources)
+            )
+    return [name for name in dataset.sources if plan.sources is None or name in plan.sources]
+
+
+def quotas(dataset: Dataset, plan: Plan) -> list[Quota]:
+    """Counts of every source and split, from the specification alone (for `--dry-run`)."""
+    found = []
+    for name in chosen(dataset, plan):
+        source = dataset.sources[name]
+        for split in SPLITS:
+            spec = source.splits.get(split)
+            if spec is None:
+                continue
+            wanted = generations_of(spec, plan)
+            planned = math.ceil(wanted * (1 + plan.margin))
+            each = source.images_per_prompt if isinstance(source, DiffusersSpec) else 1
+            rows = shard_rows(
+                spec.width or 1024, spec.height or 1024, len(spec.watermarks), plan.shard_mb
+            )
+            found.append(
+                Quota(
+                    source=name,
+                    split=split,
+                    spec=spec,
+                    generations=wanted,
+                    planned=planned,
+                    prompts=math.ceil(planned / each),
+                    shards=math.ceil(planned / rows),
+                )
+            )
+    return found

@@ -1,0 +1,91 @@
+"""Top-up rounds of a run: what each asked for, the names of its shards, and what pins the plan."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.plan.specification import Dataset
+from pipeline.store import Store
+
+ROUNDS = "_rounds.json"
+
+
+def extra_of(store: Store, rounds: Iterable[Mapping[str, int]] = ()) -> dict[str, Any]:
+    """Commits that the first round pinned, and generations that each top-up round adds.
+
+    Args:
+        rounds: those that a plan begins with (that of a manifest).
+    """
+    return store.read_json("plan", ROUNDS) or {"pins": {}, "rounds": list(rounds)}
+
+
+def added(store: Store) -> list[dict[str, int]]:
+    """Generations that each top-up round added to each `source/split`."""
+    return list(extra_of(store)["rounds"])
+
+
+def pinned(dataset: Dataset, store: Store) -> Dataset:
+    """The specification with the commits that the plan's rows were given."""
+    pins = extra_of(store)["pins"]
+    sources = {
+        name: spec.model_copy(update={"revision": pins[name]}) if name in pins else spec
+        for name, spec in dataset.sources.items()
+    }
+    return dataset.model_copy(update={"sources": sources})
+
+
+def shards(store: Store) -> Iterator[pa.Table]:
+    """The plan shard by shard, with its name in a column `shard`: what a release carries along."""
+    for name in store.shards("plan"):
+        table = store.read("plan", name)
+        yield table.append_column("shard", pa.array([name] * table.num_rows, pa.string()))
+
+
+def summary(store: Store) -> dict[str, Any]:
+    """Shards, rows, and a sha256 over the names of shards and the images that they plan."""
+    digest = hashlib.sha256()
+    names = list(store.shards("plan"))
+    rows = 0
+    for name in names:
+        ids = store.read("plan", name, ["image_id"])["image_id"].to_pylist()
+        digest.update(f"{name}:{','.join(ids)}\n".encode())
+        rows += len(ids)
+    return {"shards": len(names), "rows": rows, "sha256": digest.hexdigest()}
+
+
+def top_up(store: Store, short: Mapping[str, int]) -> None:
+    """Ask for one more round: generations to add to each `source/split`.
+
+    The plan is a function of its settings and these numbers; its next build adds the shards.
+    """
+    extra = extra_of(store)
+    extra["rounds"].append(dict(short))
+    store.write_json(extra, "plan", ROUNDS)
+
+
+def rounds_made(store: Store) -> int:
+    """Top-up rounds that the plan has had."""
+    return len(extra_of(store)["rounds"])
+
+
+def exhausted(store: Store, name: str) -> bool:
+    """Whether the last round asking for more of `source/split` got less: an import's end."""
+    asked = [(i, more[name]) for i, more in enumerate(extra_of(store)["rounds"], 1) if name in more]
+    if not asked:
+        return False
+    number, count = asked[-1]
+    source, split = name.split("/")
+    prefix = shard_name(source, split, number, 0).removesuffix("00000")
+    found = sum(
+        store.rows("plan", shard) or 0 for shard in store.shards("plan") if shard.startswith(prefix)
+    )
+    return bool(found < count)
+
+
+def shard_name(source: str, split: str, number: int, shard: int) -> str:
+    """Name of a plan shard; those of a top-up round sort after those of the rounds before."""
+    return f"{source}-{split}-" + (f"round{number}-" if number else "") + f"{shard:05d}"

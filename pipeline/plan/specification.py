@@ -1,0 +1,159 @@
+"""A dataset specification (YAML, see `manifests/`) in, a checked `Dataset` out.
+
+It states what the dataset is: sources, models, sizes, counts. Where models and pictures lie on
+a machine, and how they are run there, is said in the workflow.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+
+from pipeline.marks import names as watermark
+from pipeline.marks import visible
+from pipeline.settings import Count, Settings, Split, check, read_yaml
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$", description="ISO 639 code")]
+Url = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9][\w.~:/?#@!$&*+,;=%-]*$")]
+
+
+def _watermark(name: str, info: ValidationInfo) -> str:
+    """The one spelling of a variant; a logo file lies beside the specification."""
+    return str(watermark.parse(name, Path((info.context or {}).get("base") or Path.cwd())))
+
+
+Watermark = Annotated[str, AfterValidator(_watermark)]
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "dpm-solver++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-ancestral": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+"""Scheduler names of a specification, and the diffusers class of each."""
+
+
+class SplitSpec(Settings):
+    """Images of one source and split.
+
+    `count` is the number of generations; each gives one image for every entry of `watermarks`.
+    """
+
+    count: int | None = Field(None, ge=0, description="null: as many as there are (imports)")
+    width: Count | None = None
+    height: Count | None = None
+    watermarks: tuple[Watermark, ...] = Field(
+        ("none",), min_length=1, description="none, dwt-dct, dwt-dct-svd, visible:…"
+    )
+    unet_tflop: float | None = Field(None, gt=0, description="one image, one UNet evaluation")
+    vae_tflop: float | None = Field(None, gt=0, description="one image, decoding")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> SplitSpec:
+        for name in self.watermarks:
+            if self.watermarks.count(name) > 1:
+                raise ValueError(f"watermarks: {name} stands twice; leave one out")
+        return self
+
+    # Rows name a logo by its hash; its content goes along to every process that makes pictures.
+    def __getstate__(self) -> dict[Any, Any]:
+        return super().__getstate__() | {"logos": visible.known_logos(self.watermarks)}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        visible.keep_logos(state.pop("logos"))
+        super().__setstate__(state)
+
+    @property
+    def images(self) -> int:
+        """Images in the release, variants included (0 where the count is open)."""
+        return (self.count or 0) * len(self.watermarks)
+
+
+class _SourceSpec(Settings):
+    title: str
+    licence: str
+    licence_url: Url | None = Field(None, description="where its text stands")
+    captions: tuple[str, ...] | None = Field(
+        None, description="prompt sources that it may use; null: all"
+    )
+    splits: dict[Split, SplitSpec] = Field(min_length=1)
+
+
+class DiffusersSpec(_SourceSpec):
+    """A source made by a text-to-image pipeline of diffusers."""
+
+    kind: Literal["diffusers"]
+    pipeline: Literal["sd", "sdxl"]
+    model: str = Field(description="Hub id; names the model even where a local copy is used")
+    revision: str = Field(description="commit of the model repository, or a name for local ones")
+    sha256: dict[str, str] = Field(
+        default_factory=dict, description="weight file: its sha256; checked before any work"
+    )
+    scheduler: Literal[
+        "ddim",
+        "ddpm",
+        "dpm-solver++",
+        "euler",
+        "euler-ancestral",
+        "heun",
+        "lms",
+        "pndm",
+        "unipc",
+    ]
+    steps: Count
+    guidance_scale: Annotated[float, Field(ge=0)]
+    negative_prompt: str = ""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    images_per_prompt: Count = 1
+
+    @model_validator(mode="after")
+    def _sized(self) -> DiffusersSpec:
+        for split, spec in self.splits.items():
+            if spec.count is None or spec.width is None or spec.height is None:
+                raise ValueError(f"splits.{split}: count, width and height are needed")
+            if spec.width % 8 or spec.height % 8:
+                raise ValueError(f"splits.{split}: width and height must be multiples of 8")
+        return self
+
+
+class ImportSpec(_SourceSpec):
+    """A source whose pictures come from elsewhere (closed models)."""
+
+    kind: Literal["import"]
+    model: str
+    revision: str = ""
+
+
+SourceSpec = Annotated[DiffusersSpec | ImportSpec, Field(discriminator="kind")]
+
+
+class Dataset(Settings):
+    """What a dataset is: name, licence, citation and its sources."""
+
+    name: Name
+    title: str
+    licence: str
+    licence_url: Url | None = Field(None, description="where its text stands")
+    language: tuple[Language, ...] = Field((), description="of the prompts; none: not stated")
+    description: str = ""
+    citation: str = Field("", description="BibTeX")
+    sources: dict[Name, SourceSpec] = Field(min_length=1)
+
+
+def load(path: str) -> Dataset:
+    """Read and check a dataset specification, or the one that a manifest holds.
+
+    Raises:
+        AigiError: names the file and every wrong field.
+    """
+    data = read_yaml(path)
+    recorded = data.get("specification") if path.endswith(".json") else None
+    return check(Dataset, recorded if isinstance(recorded, dict) else data, path)

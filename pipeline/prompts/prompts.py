@@ -1,0 +1,326 @@
+"""Caption sources in, the `prompts` table and its rejects out: cleaned, distinct, selected.
+
+Memory grows with what is selected, not with the input: candidates are spread over buckets on disk
+by a hash of their text, so equal texts meet in one bucket, and the buckets, read in order, give
+the prompts in one fixed random order. `random` selection takes the first of that order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import (
+    Field,
+)
+
+from pipeline import AigiError
+from pipeline.files import signature
+from pipeline.progress import Progress
+from pipeline.prompts.captions import BlipCaptions, CaptionSource
+from pipeline.prompts.captions import read as read_captions
+from pipeline.prompts.diversity import NearDuplicates, most_diverse
+from pipeline.prompts.spool import Spool
+from pipeline.prompts.text import Filter, PromptFilters, prompt_id, split_of
+from pipeline.prompts.tokens import CONTEXT, count_tokens
+from pipeline.settings import Count, Settings, Share
+from pipeline.stage import Build
+from pipeline.store import Shard, Store
+from pipeline.tables import PROMPTS, REJECTS
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
+
+
+class PromptSelection(Settings):
+    """How many prompts to keep, and which."""
+
+    count: Count | None = Field(None, description="null: all that pass")
+    method: Literal["random", "diverse"] = "random"
+    seed: int = 0
+    pool: float = Field(4.0, ge=1, description="diverse: candidates looked at, times count")
+
+
+class Prompts(Settings):
+    """Captions in, the `prompts` table out."""
+
+    sources: tuple[CaptionSource, ...] = Field(min_length=1)
+    filters: PromptFilters = PromptFilters()
+    near_duplicates: Share | None = Field(
+        0.8, description="Jaccard similarity of character 5-grams at which two prompts are one"
+    )
+    select: PromptSelection = PromptSelection()
+
+
+VERSION = 1
+BUCKETS = 64
+# Candidates held in memory before they are written to the buckets.
+HELD = 200_000
+BLOCK = 4_096
+SHARD_ROWS = 100_000
+_REPORT_EVERY = 1_000_000
+
+_CANDIDATE = pa.schema(
+    [
+        ("key", pa.uint64()),
+        ("prompt_id", pa.string()),
+        ("text", pa.string()),
+        ("origin", pa.int32()),  # index of the caption source
+        ("line", pa.int64()),
+    ]
+)
+
+_ACCEPTED = pa.schema(
+    [
+        *(_CANDIDATE.field(name) for name in ("prompt_id", "text", "origin", "line")),
+        ("tokens", pa.int32()),
+    ]
+)
+
+
+def name_of(source: CaptionSource) -> str:
+    """What the `source` column calls it."""
+    return source.name or source.kind
+
+
+def place_of(source: CaptionSource) -> str:
+    """What `source_ref` and the rejects call the origin: its file name or dataset."""
+    for field in ("path", "dataset", "photos"):
+        value = getattr(source, field, None)
+        if value is not None:
+            return posixpath.basename(str(value).rstrip("/")) or str(value)
+    return source.kind
+
+
+def _rows(
+    source: CaptionSource, number: int, store: Store
+) -> Iterator[tuple[int, str | None, str | None]]:
+    if not isinstance(source, BlipCaptions):
+        yield from read_captions(source)
+        return
+    for shard in store.shards("captions"):
+        if shard.startswith(f"{number:02d}-"):
+            for row in store.read("captions", shard).to_pylist():
+                yield row["row"], row["text"], row["error"]
+
+
+def _gather(
+    workflow: Workflow, settings: Prompts, store: Store, folder: str, progress: Progress
+) -> tuple[list[Spool], Spool]:
+    """Read, clean and spread all captions over the buckets; the rejected ones apart."""
+    buckets = [Spool(f"{folder}/{i:02d}.arrow", _CANDIDATE) for i in range(BUCKETS)]
+    rejects = Spool(f"{folder}/rejects.arrow", REJECTS)
+    clean = Filter(settings.filters).clean
+    salt = f"{settings.select.seed}:"
+    count = held = 0
+    for number, source in enumerate(settings.sources):
+        name, place = name_of(source), place_of(source)
+        found = False
+        for line, text, problem in _rows(source, number, store):
+            found = True
+            cleaned = None
+            if text is not None:
+                cleaned, problem = clean(text)
+            if cleaned is None:
+                # A raw caption may hold half a surrogate pair, which no UTF-8 file can.
+                shown = None if text is None else text.encode(errors="replace").decode()
+                rejects.append(name, place, line, problem or "empty", shown)
+            else:
+                identity = prompt_id(cleaned)
+                digest = hashlib.sha256((salt + identity).encode()).digest()
+                key = int.from_bytes(digest[:8], "big")
+                buckets[key * BUCKETS >> 64].append(key, identity, cleaned, number, line)
+            count, held = count + 1, held + 1
+            if held >= HELD:
+                for spool in (*buckets, rejects):
+                    spool.flush()
+                held = 0
+            if count % _REPORT_EVERY == 0:
+                progress.say(f"prompts: {count:,} captions read")
+        if not found:
+            progress.say(f"prompts: {place} has no captions")
+    return buckets, rejects
+
+
+def _distinct(buckets: list[Spool], settings: Prompts, rejects: Spool) -> Iterator[pa.RecordBatch]:
+    """Candidates in key order, in blocks; of equal texts the first by source and line."""
+    for bucket in buckets:
+        table = pa.concat_tables(bucket.read())
+        table = table.sort_by(
+            [("key", "ascending"), ("prompt_id", "ascending"), ("origin", "ascending"),
+             ("line", "ascending")]
+        )  # fmt: skip
+        ids = table["prompt_id"].combine_chunks()
+        if len(ids) < 2:
+            yield from table.to_batches()
+            continue
+        same = pc.equal(ids[1:], ids[:-1])
+        mask = pa.concat_arrays([pa.array([False]), same])
+        for row in table.filter(mask).select(["text", "origin", "line"]).to_pylist():
+            source = settings.sources[row["origin"]]
+            rejects.append(name_of(source), place_of(source), row["line"], "duplicate", row["text"])
+        if len(rejects) >= HELD:
+            rejects.flush()
+        yield from table.filter(pc.invert(mask)).combine_chunks().to_batches(BLOCK)
+
+
+def _accepted(
+    candidates: Iterator[pa.RecordBatch],
+    settings: Prompts,
+    accepted: Spool,
+    rejects: Spool,
+    limit: int | None,
+) -> tuple[int, int]:
+    """The first `limit` candidates with few enough tokens that are near no accepted one.
+
+    Tokens and near-duplicates are looked at only until enough are found: they cost far more than
+    everything before. Returns how many were accepted, and how many were left unread.
+    """
+    near = None if settings.near_duplicates is None else NearDuplicates(settings.near_duplicates)
+    most = settings.filters.max_tokens
+    kept = unread = 0
+    for batch in candidates:
+        if limit is not None and kept >= limit:
+            unread += batch.num_rows
+            continue
+        block = batch.to_pylist()
+        tokens = count_tokens([row["text"] for row in block])
+        for row, count in zip(block, tokens, strict=True):
+            if limit is not None and kept >= limit:
+                unread += 1
+                continue
+            reason = None
+            if most is not None and count > most:
+                reason = f"too many tokens: {count} > {most}"
+            elif near is not None and (twin := near.add(row["text"])) is not None:
+                reason = f"near duplicate: {twin}"
+            source = settings.sources[row["origin"]]
+            if reason is None:
+                accepted.append(row["prompt_id"], row["text"], row["origin"], row["line"], count)
+                kept += 1
+            else:
+                rejects.append(name_of(source), place_of(source), row["line"], reason, row["text"])
+        for spool in (accepted, rejects):
+            if len(spool) >= HELD:
+                spool.flush()
+    return kept, unread
+
+
+def _table(rows: pa.Table, settings: Prompts, workflow: Workflow) -> pa.Table:
+    found = []
+    for row in rows.to_pylist():
+        source = settings.sources[row["origin"]]
+        found.append(
+            {
+                "prompt_id": row["prompt_id"],
+                "text": row["text"],
+                "source": name_of(source),
+                "source_ref": f"{place_of(source)}:{row['line']}",
+                "split": split_of(row["prompt_id"], workflow.split),
+                "tokens": row["tokens"],
+                "truncated": row["tokens"] > CONTEXT,
+            }
+        )
+    return pa.Table.from_pylist(found, schema=PROMPTS)
+
+
+def _shards(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of any size, regrouped to SHARD_ROWS rows; the last may be shorter."""
+    held: pa.Table | None = None
+    for table in tables:
+        held = table if held is None else pa.concat_tables([held, table])
+        while held.num_rows >= SHARD_ROWS:
+            yield held.slice(0, SHARD_ROWS)
+            held = held.slice(SHARD_ROWS)
+    if held is not None and held.num_rows:
+        yield held
+
+
+def _chosen(accepted: Spool, count: int) -> Iterator[pa.Table]:
+    """The most diverse of the accepted, in their own order."""
+    table = pa.concat_tables(accepted.read())
+    yield table.take(pa.array(sorted(most_diverse(table["text"].to_pylist(), count))))
+
+
+def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
+    settings = workflow.prompts
+    assert settings is not None
+    select = settings.select
+    with tempfile.TemporaryDirectory(prefix="aigi-prompts-") as folder:
+        buckets, rejects = _gather(workflow, settings, store, folder, progress)
+        limit = select.count
+        if limit is not None and select.method == "diverse":
+            limit = int(limit * select.pool)
+        candidates = _distinct(buckets, settings, rejects)
+        accepted = Spool(f"{folder}/accepted.arrow", _ACCEPTED)
+        kept, unread = _accepted(candidates, settings, accepted, rejects, limit)
+        if select.count is not None and kept < select.count:
+            raise AigiError(
+                f"prompts: {select.count:,} wanted (prompts.select.count), only "
+                f"{kept:,} captions pass. Add sources, relax prompts.filters or "
+                "prompts.near_duplicates, or ask for fewer."
+            )
+        if not kept:
+            raise AigiError("prompts: no caption passes; look at the filters and the sources")
+        tables = accepted.read()
+        if select.count is not None and select.method == "diverse":
+            unread += kept - select.count
+            kept = select.count
+            tables = _chosen(accepted, select.count)
+        made = [
+            store.write("prompts", f"part-{i:05d}", _table(rows, settings, workflow), PROMPTS)
+            for i, rows in enumerate(_shards(tables))
+        ]
+        reasons: Counter[str] = Counter()
+
+        def rejected() -> Iterator[pa.Table]:
+            for table in rejects.read():
+                for reason in table["reason"].to_pylist():
+                    reasons[str(reason).split(":")[0]] += 1
+                yield table
+
+        store.write("rejects", "prompts", rejected(), REJECTS)
+    progress.say(
+        f"prompts: {kept:,} kept, {unread:,} not needed, {sum(reasons.values()):,} "
+        "rejected" + "".join(f", {count:,} {why}" for why, count in reasons.most_common())
+    )
+    return made
+
+
+def stage(workflow: Workflow) -> Build:
+    """The prompts stage of a workflow that has a prompts section."""
+    assert workflow.prompts is not None
+    settings = workflow.prompts
+    sources = []
+    for source in settings.sources:
+        # What the captions may be used for changes the card, not the prompts.
+        described = source.model_dump(mode="json", exclude={"licence"})
+        if not isinstance(source, BlipCaptions) and described.get("path") is not None:
+            # The content counts, wherever the file lies.
+            described |= {"path": place_of(source), "content": signature(described["path"])}
+        sources.append(described)
+    filters = settings.filters.model_dump(mode="json")
+    if settings.filters.blocklist is not None:
+        filters["blocklist"] = signature(settings.filters.blocklist)
+    blip = any(isinstance(source, BlipCaptions) for source in settings.sources)
+    return Build(
+        table="prompts",
+        version=VERSION,
+        schema=PROMPTS,
+        settings={
+            "sources": sources,
+            "filters": filters,
+            "near_duplicates": settings.near_duplicates,
+            "select": settings.select.model_dump(mode="json"),
+            "split": workflow.split.model_dump(mode="json"),
+        },
+        inputs=("captions",) if blip else (),
+        build=partial(_build, workflow),
+    )

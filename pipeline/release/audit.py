@@ -1,0 +1,240 @@
+"""A release and its models in, rows made again beside those that are there out.
+
+For `aigi verify --pixels N`. A row is made in the batch that it was made in, which the plan beside
+the manifest tells, since the batch moves the last bit of some pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import AigiError
+from pipeline.manifest import MANIFEST, read_plan
+from pipeline.pixels import RGB
+from pipeline.plan import specification
+from pipeline.plan.specification import DiffusersSpec
+from pipeline.release import regenerate
+from pipeline.run import RUN_WORKFLOW
+from pipeline.settings import check
+from pipeline.store import Store
+
+if TYPE_CHECKING:
+    pass
+
+_NARROW = ("image_id", "source", "text", "batch_size", "device", "versions")
+
+
+@dataclass(frozen=True)
+class Remade:
+    """One row of a release and the same row made again.
+
+    Attributes:
+        same: `bytes` (the PNG files are equal), `pixels`, or `different`.
+        psnr: dB over 8-bit RGB, of a picture that differs; None where sizes differ, too.
+        clip_similarity: cosine of the two image vectors; None: equal, or no model was recorded.
+        there: device and versions that made the row.
+        here: those that made it again.
+        error: why it could not be made again.
+    """
+
+    image_id: str
+    source: str
+    same: str
+    psnr: float | None = None
+    clip_similarity: float | None = None
+    there: str = ""
+    here: str = ""
+    error: str = ""
+
+
+def psnr(one: RGB, other: RGB) -> float:
+    """Peak signal-to-noise ratio of two uint8 pictures of one size, in dB (peak 255)."""
+    error = np.mean((one.astype(np.float64) - other) ** 2)
+    return float(np.inf if error == 0 else 10 * np.log10(255**2 / error))
+
+
+def _environment(row: Mapping[str, Any]) -> str:
+    versions = json.loads(row["versions"] or "{}")
+    parts = [row["device"] or "?", *(f"{name} {number}" for name, number in versions.items())]
+    return ", ".join(parts)
+
+
+def _row(store: Store, path: str, row: int) -> dict[str, Any]:
+    """One row of a release file; its row group is all that is read."""
+    with store.fs.open(store.path(path), "rb") as file, pq.ParquetFile(file) as parquet:
+        group = 0
+        while row >= parquet.metadata.row_group(group).num_rows:
+            row -= parquet.metadata.row_group(group).num_rows
+            group += 1
+        found: dict[str, Any] = parquet.read_row_group(group).slice(row, 1).to_pylist()[0]
+        return found
+
+
+def draw(
+    store: Store, manifest: Mapping[str, Any], sources: set[str], count: int, seed: int
+) -> list[dict[str, Any]]:
+    """`count` rows of these sources, image included: a function of the release and the seed."""
+    places: dict[str, tuple[str, int]] = {}
+    for record in manifest["files"]:
+        if record["config"] in sources:
+            path = record["path"]
+            ids = store.read("", path.removesuffix(".parquet"), ["image_id"])["image_id"]
+            places |= {image: (path, row) for row, image in enumerate(ids.to_pylist())}
+    drawn = random.Random(seed).sample(sorted(places), min(count, len(places)))
+    return [_row(store, *places[image]) for image in drawn]
+
+
+def _batches(table: pa.Table, size: int) -> Iterator[pa.Table]:
+    """The batches that a shard's generations are cut into, as the `Diffuser` cuts them."""
+    keys = [
+        pair or image
+        for pair, image in zip(
+            table["pair_id"].to_pylist(), table["image_id"].to_pylist(), strict=True
+        )
+    ]
+    starts = [row for row in range(len(keys)) if row == 0 or keys[row] != keys[row - 1]]
+    ends = [*starts[size::size], table.num_rows]
+    for start, end in zip(starts[::size], ends, strict=True):
+        yield table.slice(start, end - start)
+
+
+def _made_in(batch: pa.Table, image: str, size: int | None) -> pa.Table:
+    """The part of a batch that a row was made in: where memory was short, batches are halved."""
+    while size is not None and len(parts := list(_batches(batch, 1))) > size:
+        half = len(parts) // 2
+        halves = [parts[:half], parts[half:]] if size > 1 else [[part] for part in parts]
+        tables = [pa.concat_tables(half) for half in halves]
+        batch = next(table for table in tables if image in table["image_id"].to_pylist())
+    return batch
+
+
+def _decoded(row: Mapping[str, Any]) -> RGB:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"))
+
+
+def places_of(target: str) -> dict[str, Any]:
+    """The workflow of the run that a release folder lies in, unchecked; empty where it is none."""
+    for url in (target, os.path.dirname(target.rstrip("/"))):
+        found = Store(url).read_json(RUN_WORKFLOW) if url else None
+        if found is not None:
+            return found
+    return {}
+
+
+def audit(
+    store: Store,
+    manifest: Mapping[str, Any],
+    mine: Mapping[str, Any],
+    count: int,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Remade]:
+    """Make rows of a release again and compare.
+
+    Args:
+        store: the release, with the plan in it.
+        mine: an unchecked workflow; its places and `compute` count. Imported sources whose
+            pictures it does not name are left out.
+        count: rows, drawn at random by `seed`.
+        say: told what is left out.
+
+    Raises:
+        AigiError: a model is missing or another one, or nothing can be made again.
+    """
+    import torch
+
+    from pipeline.images.images import ImageMaker, check_sources, local_diffusers
+
+    location = store.path(MANIFEST) if store.local else f"{store.url.rstrip('/')}/{MANIFEST}"
+    dataset = specification.load(location)
+    given = mine.get("sources") or {}
+    sources = {
+        name
+        for name, spec in dataset.sources.items()
+        if isinstance(spec, DiffusersSpec) or (given.get(name) or {}).get("path") is not None
+    }
+    left = sorted(set(dataset.sources) - sources)
+    if left:
+        say(f"not made here, since no pictures are given: {', '.join(left)} (sources.NAME.path)")
+    if not sources:
+        raise AigiError(f"{store.url}: every source is imported; say where its pictures lie")
+    sections = ["images", "sources"]
+    model = manifest["workflow"].get("embeddings") or {}
+    if model.get("folder") is None or (mine.get("embeddings") or {}).get("folder") is not None:
+        sections.append("embeddings")
+    else:
+        say(f"no CLIP similarity: the model was in a folder, {model['folder']} (embeddings.folder)")
+    plan = {"sources": [name for name in dataset.sources if name in sources]}
+    data = regenerate.merged(
+        location, {**mine, "run": os.path.dirname(location), "plan": plan}, sections
+    )
+    from pipeline.workflow import Workflow
+
+    workflow = check(Workflow, data, location)
+    check_sources(workflow)
+    drawn = draw(store, manifest, sources, count, seed)
+    wanted = {row["image_id"]: row for row in drawn}
+    found: dict[str, list[tuple[dict[str, Any], pa.Table]]] = defaultdict(list)
+    for shard in read_plan(location, manifest):
+        if wanted.keys().isdisjoint(shard["image_id"].to_pylist()):
+            continue
+        source = shard["source"][0].as_py()
+        made_here = isinstance(dataset.sources[source], DiffusersSpec)
+        size = local_diffusers(workflow, source).batch_size if made_here else 1
+        for batch in _batches(shard.drop_columns(["shard"]), size):
+            for image in batch["image_id"].to_pylist():
+                if image in wanted:
+                    row = wanted[image]
+                    found[source].append((row, _made_in(batch, image, row["batch_size"])))
+    torch.set_num_threads(workflow.compute.threads)
+    maker = ImageMaker(workflow, dataset)
+    clip: Any = None
+    for source, rows in found.items():
+        for row, batch in rows:
+            again = next(
+                made
+                for chunk in maker(batch)
+                for made in chunk.to_pylist()
+                if made["image_id"] == row["image_id"]
+            )
+            known = {
+                "image_id": row["image_id"],
+                "source": source,
+                "there": _environment(row),
+                "here": _environment(again),
+            }
+            if again["image"] is None:
+                yield Remade(**known, same="different", error=again["error"])
+            elif again["image"]["bytes"] == row["image"]["bytes"]:
+                yield Remade(**known, same="bytes")
+            elif again["pixels_sha256"] == row["pixels_sha256"]:
+                yield Remade(**known, same="pixels")
+            else:
+                one, other = _decoded(row), _decoded(again)
+                similarity = None
+                if workflow.embeddings is not None:
+                    if clip is None:
+                        from pipeline.models.clip import Clip
+
+                        clip = Clip(workflow.embeddings, workflow.compute.device)
+                    a, b = clip.image_vectors([one, other])
+                    similarity = float(a @ b)
+                yield Remade(
+                    **known,
+                    same="different",
+                    psnr=psnr(one, other) if one.shape == other.shape else None,
+                    clip_similarity=similarity,
+                )

@@ -1,0 +1,231 @@
+"""The tables of a finished run in, what its release holds and what was left out of it, counted.
+
+Only narrow columns are read, shard by shard; what is held grows with the number of different
+settings and, by some 40 bytes each, of rows.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.plan.specification import Dataset, DiffusersSpec
+from pipeline.progress import Progress
+from pipeline.release.sheet import CANDIDATES, Sample
+from pipeline.store import Store
+
+
+class Kind(NamedTuple):
+    """What rows of a release may share."""
+
+    source: str
+    split: str
+    model: str
+    revision: str
+    steps: int | None
+    guidance_scale: float | None
+    negative_prompt: str | None
+    scheduler: str | None
+    dtype: str | None
+    width: int
+    height: int
+    watermark: str
+    device: str | None
+    versions: str | None
+    converted: bool  # an imported picture whose pixels are not stored as they came
+
+
+class Origin(NamedTuple):
+    """Where a prompt comes from: what `source` calls it, and the file name or dataset."""
+
+    source: str
+    place: str
+
+
+@dataclass
+class PromptCount:
+    """Prompts of one origin.
+
+    Attributes:
+        kept: in the prompts table.
+        used: of these, with an image in the release.
+        images: images made from them.
+        truncated: of the used, those longer than what CLIP reads.
+    """
+
+    kept: int = 0
+    used: int = 0
+    images: int = 0
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a release holds, and what was left out.
+
+    Attributes:
+        kinds: images of each kind.
+        prompts: distinct prompts of each source of images; of all together under an empty name.
+        origins: prompts of the generated images; empty where the run has no prompts table.
+        planned: images planned for each source.
+        dropped: images by source and reason.
+        refused: captions by the name of their source and the reason; likewise `unplanned`,
+            pictures of imports that never came into the plan, and `failed`, images that could
+            not be made.
+        samples: some images of each source, drawn by the hash that their id is.
+    """
+
+    kinds: Counter[Kind]
+    prompts: dict[str, int]
+    origins: dict[Origin, PromptCount]
+    planned: Counter[str]
+    dropped: Counter[tuple[str, str]]
+    refused: Counter[tuple[str, str]]
+    unplanned: Counter[tuple[str, str]]
+    failed: Counter[tuple[str, str]]
+    samples: dict[str, list[Sample]]
+
+    def by(self, *fields: str) -> Counter[tuple[object, ...]]:
+        """Images by the fields of `Kind` that are named."""
+        found: Counter[tuple[object, ...]] = Counter()
+        for kind, images in self.kinds.items():
+            found[tuple(getattr(kind, field) for field in fields)] += images
+        return found
+
+
+_SHARED = [name for name in Kind._fields if name not in ("split", "converted")]
+_COLUMNS = [*_SHARED, "image_id", "prompt_id", "pair_id", "note"]
+
+
+def _kinds(rows: pa.Table, split: str) -> Counter[Kind]:
+    table = rows.select(_SHARED).append_column("converted", pc.is_valid(rows["note"]))
+    grouped = table.group_by(table.column_names, use_threads=False).aggregate([([], "count_all")])
+    return Counter(
+        {
+            Kind(split=split, **{name: row[name] for name in table.column_names}): row["count_all"]
+            for row in grouped.to_pylist()
+        }
+    )
+
+
+def _samples(rows: pa.Table, shard: str, split: str) -> Iterator[Sample]:
+    columns = (rows[name].to_pylist() for name in ("image_id", "pair_id", "width", "height"))
+    for row, (image, pair, width, height) in enumerate(zip(*columns, strict=True)):
+        yield Sample(image, pair or image, split, shard, row, width, height)
+
+
+def _lowest(samples: Iterator[Sample]) -> list[Sample]:
+    """The lowest ids, of the variants of one picture only one."""
+    found: dict[str, Sample] = {}
+    for sample in heapq.nsmallest(8 * CANDIDATES, samples):
+        found.setdefault(sample.picture, sample)
+    return list(found.values())[:CANDIDATES]
+
+
+def _origins(store: Store, used: pa.ChunkedArray) -> dict[Origin, PromptCount]:
+    """Prompts by origin; `used` has the prompt of every generated image."""
+    found: dict[Origin, PromptCount] = defaultdict(PromptCount)
+    counts = pc.value_counts(used)
+    values, images = counts.field("values"), counts.field("counts")
+    columns = ["prompt_id", "source", "source_ref", "truncated"]
+    for shard in store.shards("prompts"):
+        rows = store.read("prompts", shard, columns)
+        at = pc.index_in(rows["prompt_id"], value_set=values)
+        # The line goes: `file:line` is where one prompt stands.
+        place = pc.replace_substring_regex(rows["source_ref"], pattern=r":[0-9]+$", replacement="")
+        table = pa.table(
+            {
+                "source": rows["source"],
+                "place": place,
+                "used": pc.is_valid(at),
+                "truncated": pc.and_(pc.is_valid(at), rows["truncated"]),
+                "images": pc.fill_null(pc.take(images, at), 0),
+            }
+        )
+        sums = [(name, "sum") for name in ("used", "truncated", "images")]
+        grouped = table.group_by(["source", "place"], use_threads=False).aggregate(
+            [*sums, ([], "count_all")]
+        )
+        for row in grouped.to_pylist():
+            count = found[Origin(row["source"], row["place"])]
+            count.kept += row["count_all"]
+            count.used += row["used_sum"]
+            count.images += row["images_sum"]
+            count.truncated += row["truncated_sum"]
+    return dict(found)
+
+
+def reject_reasons(store: Store, shard: str) -> Counter[tuple[str, str]]:
+    """Rejects by source and reason; what stands behind a colon is of one row alone."""
+    found: Counter[tuple[str, str]] = Counter()
+    if shard not in store.shards("rejects"):
+        return found
+    with store.fs.open(store.path("rejects", f"{shard}.parquet"), "rb") as file:
+        for batch in pq.ParquetFile(file).iter_batches(columns=["source", "reason"]):
+            for row in batch.to_pylist():
+                found[row["source"], row["reason"].split(":")[0]] += 1
+    return found
+
+
+def count(store: Store, dataset: Dataset, shards: list[str], progress: Progress) -> Counts:
+    """Count the rows of the release's shards, and what its run says about them.
+
+    Raises:
+        AigiError: a table or shard is missing or unreadable.
+    """
+    kinds: Counter[Kind] = Counter()
+    ids: dict[str, list[pa.Array]] = defaultdict(list)
+    samples: dict[str, list[Sample]] = defaultdict(list)
+    read = partial(store.read, "release", columns=_COLUMNS)
+    with (
+        progress.stage("card", len(shards), 0, 0) as bar,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        # Read ahead of the counting, but not all of them: a release has thousands.
+        for start in range(0, len(shards), 64):
+            names = shards[start : start + 64]
+            for shard, rows in zip(names, pool.map(read, names), strict=True):
+                source, split = shard.split("/")[0], shard.split("/")[1].split("-")[0]
+                kinds += _kinds(rows, split)
+                ids[source] += rows["prompt_id"].chunks
+                samples[source] = _lowest(iter([*samples[source], *_samples(rows, shard, split)]))
+                bar.advance(rows.num_rows)
+    generated = [
+        chunk
+        for source, chunks in ids.items()
+        if isinstance(dataset.sources[source], DiffusersSpec)
+        for chunk in chunks
+    ]
+    prompts = {
+        source: len(pc.unique(pa.chunked_array(chunks, pa.string())))
+        for source, chunks in ids.items()
+    }
+    everything = [chunk for chunks in ids.values() for chunk in chunks]
+    prompts[""] = len(pc.unique(pa.chunked_array(everything, pa.string())))
+    planned: Counter[str] = Counter()
+    dropped: Counter[tuple[str, str]] = Counter()
+    for shard in store.shards("selection"):
+        rows = store.read("selection", shard, ["source", "reason"])
+        planned.update(rows["source"].to_pylist())
+        reasons = zip(rows["source"].to_pylist(), rows["reason"].to_pylist(), strict=True)
+        dropped.update((source, why) for source, why in reasons if why is not None)
+    return Counts(
+        kinds=kinds,
+        prompts=prompts,
+        origins=_origins(store, pa.chunked_array(generated, pa.string())),
+        planned=planned,
+        dropped=dropped,
+        refused=reject_reasons(store, "prompts"),
+        unplanned=reject_reasons(store, "plan"),
+        failed=reject_reasons(store, "images"),
+        samples=dict(samples),
+    )

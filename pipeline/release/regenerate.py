@@ -1,0 +1,133 @@
+"""A manifest and the places of this machine in, the workflow that makes the release again out.
+
+A manifest holds every setting that decides a byte, the dataset specification with pinned commits,
+what the top-up rounds added, and a digest of the plan; of folders and files it knows the names
+alone. `PLAN_FILE` beside it is the plan itself; without that file, prompts and plan are made anew
+from the captions, and must come out as the manifest says.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline import AigiError
+from pipeline.manifest import PLAN_FILE, plan_beside, read_manifest
+from pipeline.release.recipe import READERS
+from pipeline.stage import flat
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
+
+_PLACE = re.compile(
+    r"prompts\.sources\.\d+\.(path|photos|folder)|prompts\.filters\.blocklist"
+    r"|sources\.[^.]+\.(folder|path|captions|vae)"
+    r"|embeddings\.folder|quality\.safety_checker\.folder|selection\.review"
+)
+"""Settings that say where something lies on a machine; what lies there is the manifest's to say."""
+_OPTIONAL = {
+    # The specification names a model on the Hub, too; a plan that is copied has its captions.
+    False: re.compile(r"sources\.[^.]+\.folder"),
+    True: re.compile(r"sources\.[^.]+\.(folder|captions)"),
+}
+
+
+def _put(data: Any, dotted: str, value: Any) -> None:
+    *above, last = dotted.split(".")
+    for key in above:
+        data = data[int(key)] if isinstance(data, list) else data[key]
+    data[last] = value
+
+
+def is_place(dotted: str, value: object) -> bool:
+    """Whether a setting of a workflow names a folder or file of a machine."""
+    if _PLACE.fullmatch(dotted) is None or not isinstance(value, str):
+        return False
+    # Another VAE may also be a Hub id, which is the same everywhere.
+    return not dotted.endswith(".vae") or posixpath.isabs(value) or "://" in value
+
+
+def recorded(workflow: Workflow, sources: list[str]) -> dict[str, Any]:
+    """The settings of a run for its manifest; of a place, only the last part of its name.
+
+    Args:
+        sources: those that the plan has.
+    """
+    data = workflow.model_dump(mode="json", exclude={"run", "compute", "release", *READERS})
+    data["compute"] = {"threads": workflow.compute.threads}
+    data["sources"] = {name: data["sources"][name] for name in sources if name in data["sources"]}
+    data["plan"] = {**data["plan"], "sources": sorted(sources)}
+    for name in ("dataset", "manifest"):
+        data["plan"].pop(name)
+    for dotted, value in flat(data).items():
+        if is_place(dotted, value):
+            _put(data, dotted, posixpath.basename(value.rstrip("/")))
+    return data
+
+
+def merged(
+    location: str, mine: Mapping[str, Any], sections: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Unchecked workflow: the settings of the manifest with the places of `mine`.
+
+    Args:
+        location: of the manifest, local path or fsspec URL.
+        mine: an unchecked workflow. `run`, `compute` (but `threads`), `release`, `plan.sources`
+            and its places count.
+        sections: of the manifest's settings, beside `plan` and `compute`; None: all.
+
+    Raises:
+        AigiError: not a manifest, or places that the settings need are not given.
+    """
+    manifest = read_manifest(location)
+    data = {
+        name: section
+        for name, section in manifest["workflow"].items()
+        if sections is None or name in (*sections, "plan", "compute")
+    }
+    copied = plan_beside(location, manifest) is not None
+    wanted = (mine.get("plan") or {}).get("sources")
+    data["plan"] = {**data["plan"], "dataset": location, "manifest": location}
+    if wanted is not None:
+        if not copied:
+            # The captions of an import can move prompts of other sources to another split.
+            raise AigiError(
+                f"plan.sources: {location} has no {PLAN_FILE} beside it, so the plan is made "
+                "anew and needs all sources. Take the manifest inside the release."
+            )
+        data["plan"]["sources"] = wanted
+        data["sources"] = {name: each for name, each in data["sources"].items() if name in wanted}
+    if copied:
+        data.pop("prompts", None)
+        if data.get("selection"):
+            data["selection"] = {**data["selection"], "rounds": 0}
+    given = {name: value for name, value in flat(mine).items() if _PLACE.fullmatch(name)}
+    missing = []
+    data.setdefault("sources", {})
+    for dotted, value in flat(data).items():
+        if _PLACE.fullmatch(dotted) is None:
+            continue
+        if given.get(dotted) is not None:
+            _put(data, dotted, given[dotted])
+        elif isinstance(value, str) and not dotted.endswith(".vae"):
+            if _OPTIONAL[copied].fullmatch(dotted):
+                _put(data, dotted, None)
+            else:
+                missing.append(f"  --set {dotted}=...   (there: {value})")
+    for name in data["plan"]["sources"]:
+        # Such a source had no settings of its own there.
+        folder = given.get(f"sources.{name}.folder")
+        if name not in data["sources"] and folder is not None:
+            data["sources"][name] = {"folder": folder}
+    if missing:
+        raise AigiError(
+            f"{location}: made with files that this workflow does not name. Say where they lie "
+            "here:\n" + "\n".join(missing) + ("\nor leave a source out with plan.sources" * copied)
+        )
+    for name in ("run", "release"):
+        if mine.get(name) is not None:
+            data[name] = mine[name]
+    data["compute"] = {**(mine.get("compute") or {}), **data["compute"]}
+    return data

@@ -1,0 +1,230 @@
+"""Plan, images and selection in, release out: parquet per source and split, manifest, card.
+
+The release folder holds nothing else and loads as it is: `datasets.load_dataset(FOLDER, "sdxl",
+split="test")`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import AigiError, __version__
+from pipeline.manifest import MANIFEST, PLAN_FILE, FileRecord, read_manifest
+from pipeline.plan import specification
+from pipeline.plan.quotas import chosen, quotas
+from pipeline.plan.rounds import added, pinned, summary
+from pipeline.plan.rounds import shards as plan_shards
+from pipeline.progress import Progress
+from pipeline.release import card
+from pipeline.release.regenerate import recorded
+from pipeline.release.verify import git_commit, library_versions
+from pipeline.stage import Build, Map
+from pipeline.store import Shard, Store
+from pipeline.tables import PLAN, RELEASE
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
+
+VERSION = 1
+FILE_BYTES = 500_000_000
+ROWS_A_CHUNK = 16
+TABLES = (
+    "prompts", "plan", "images", "embeddings", "quality", "duplicates", "selection", "release",
+)  # fmt: skip
+
+
+@cache
+def release_schema() -> pa.Schema:
+    """RELEASE with the features that `datasets` reads: the image column is an `Image`."""
+    from datasets import Features, Image, Value
+
+    features = Features(
+        {
+            field.name: Image() if field.name == "image" else Value(str(field.type))
+            for field in RELEASE
+        }
+    )
+    info = {"info": {"features": features.to_dict()}}
+    return RELEASE.with_metadata({"huggingface": json.dumps(info)})
+
+
+def _files(store: Store) -> dict[str, str]:
+    files = store.read_json("selection", "_files.json")
+    if files is None:
+        raise AigiError(f"{store.path('selection', '_files.json')}: missing; delete selection")
+    return dict(files["files"])
+
+
+def _state(store: Store) -> str | None:
+    files = store.read_json("selection", "_files.json")
+    return None if files is None else str(files["sha256"])
+
+
+def _names(store: Store) -> list[str]:
+    return list(_files(store))
+
+
+def _read(store: Store, name: str) -> pa.Table:
+    """Kept rows of one image shard, with everything that is known of them."""
+    shard = _files(store)[name]
+    plan = store.read("plan", shard)
+    images = store.read("images", shard)
+    selection = store.read("selection", shard, ["image_id", "keep"])
+    for other, table in (("images", images), ("selection", selection)):
+        if plan["image_id"] != table["image_id"]:
+            raise AigiError(f"{store.path(other, shard)}.parquet: rows differ from the plan's")
+    columns = [
+        images[field.name] if field.name in images.column_names else plan[field.name]
+        for field in RELEASE
+    ]
+    return pa.table(columns, schema=RELEASE).filter(selection["keep"])
+
+
+def _chunks(rows: pa.Table) -> Iterator[pa.Table]:
+    for start in range(0, rows.num_rows, ROWS_A_CHUNK):
+        yield rows.slice(start, ROWS_A_CHUNK)
+
+
+def _worker() -> Any:
+    return _chunks
+
+
+def stage(workflow: Workflow) -> Map:
+    """The release stage: one parquet file for every image shard with kept rows."""
+    return Map(
+        table="release",
+        version=VERSION,
+        schema=release_schema(),
+        settings={},
+        inputs=("plan", "images", "selection"),
+        names=_names,
+        read=_read,
+        make_worker=_worker,
+        state=_state,
+        remake=True,  # a copy of what is kept: another selection asks for another one
+    )
+
+
+def _check_splits(store: Store, names: list[str]) -> None:
+    """No prompt stands in two splits, whatever the source."""
+    split_of: dict[str, str] = {}
+    for name in names:
+        rows = store.read("release", name, ["prompt_id"])
+        split = name.split("/")[1].split("-")[0]
+        for prompt in pc.unique(rows["prompt_id"]).to_pylist():
+            if split_of.setdefault(prompt, split) != split:
+                raise AigiError(
+                    f"release: prompt {prompt} is in {split_of[prompt]} and in {split} ({name}); "
+                    "the plan must keep a prompt in one split"
+                )
+
+
+def _captions(store: Store) -> list[dict[str, Any]]:
+    """Caption files of the prompts, by name and content."""
+    settings = (store.read_json("_stages", "prompts.json") or {}).get("settings", {})
+    return [
+        {"file": source["path"], "content": source["content"]}
+        if "content" in source
+        else {"file": source.get("dataset") or source["kind"], "content": None}
+        for source in settings.get("sources", [])
+    ]
+
+
+def _build_manifest(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
+    assert workflow.plan is not None
+    assert workflow.release is not None
+    dataset = pinned(specification.load(workflow.plan.dataset), store)
+    sizes = store.shards("release")
+    names = [name for name in _names(store) if name in sizes]
+    _check_splits(store, names)
+    hashes = (store.read_json("_stages", "release.json") or {}).get("sha256", {})
+    files: list[FileRecord] = []
+    for name in names:
+        if sizes[name] > FILE_BYTES:
+            raise AigiError(
+                f"release: {name}.parquet has {sizes[name]:,} bytes, more than {FILE_BYTES:,}: "
+                "make the plan with a smaller plan.shard_mb"
+            )
+        config, rest = name.split("/")
+        files.append(
+            {
+                "path": f"{name}.parquet",
+                "config": config,
+                "split": rest.split("-")[0],
+                "rows": store.rows("release", name) or 0,
+                "bytes": sizes[name],
+                "sha256": hashes.get(name) or store.sha256("release", f"{name}.parquet"),
+            }
+        )
+    names_made = chosen(dataset, workflow.plan)
+    documents = card.write(workflow, dataset, store, files, progress)
+    schema = PLAN.append(pa.field("shard", pa.string()))
+    size, digest = store.write_arrow(plan_shards(store), schema, "release", PLAN_FILE)
+    documents.append({"path": PLAN_FILE, "bytes": size, "sha256": digest})
+    manifest = {
+        "name": dataset.name,
+        "version": workflow.release.version,
+        "files": files,
+        "documents": documents,
+        "schema": release_schema().to_string(show_schema_metadata=False).splitlines(),
+        "specification": {
+            **dataset.model_dump(mode="json", exclude={"sources"}),
+            "sources": {name: dataset.sources[name].model_dump(mode="json") for name in names_made},
+        },
+        "plan": {**summary(store), "rounds": added(store)},
+        # Where it ran and on how many workers does not change a byte; threads can.
+        "workflow": recorded(workflow, names_made),
+        "captions": _captions(store),
+        "wanted": {
+            f"{quota.source}/{quota.split}": quota.images
+            for quota in quotas(dataset, workflow.plan)
+            if quota.spec.count is not None
+        },
+        "tables": {
+            table: record["fingerprint"]
+            for table in TABLES
+            if (record := store.read_json("_stages", f"{table}.json")) is not None
+        },
+        "aigi": {"version": __version__, "commit": git_commit()},
+        "versions": library_versions(),
+    }
+    if workflow.plan.manifest is not None:
+        # The plan was made there; a release made again says how, not that it was copied.
+        first = read_manifest(workflow.plan.manifest)
+        manifest["captions"] = first["captions"]
+        manifest["workflow"]["prompts"] = first["workflow"].get("prompts")
+        manifest["workflow"]["selection"] = first["workflow"].get("selection")
+    store.write_json(manifest, "release", MANIFEST)
+    if workflow.release.record is not None:
+        records = Store(workflow.release.record)
+        records.write_json(manifest, f"{dataset.name}-{workflow.release.version}.json")
+    progress.say(
+        f"release: {sum(file['rows'] for file in files):,} images in {len(files):,} files, "
+        f"{sum(file['bytes'] for file in files) / 1e6:,.1f} MB: {store.path('release')}"
+    )
+    return []
+
+
+def manifest_stage(workflow: Workflow) -> Build:
+    """Card and manifest, once every file of the release is there."""
+    assert workflow.plan is not None
+    assert workflow.release is not None
+    dataset = specification.load(workflow.plan.dataset)
+    return Build(
+        table="manifest",
+        version=card.VERSION,
+        schema=pa.schema([]),
+        settings={
+            **workflow.release.model_dump(mode="json"),
+            "card": card.settings(workflow, dataset),
+        },
+        inputs=("release",),
+        build=partial(_build_manifest, workflow),
+        remake=True,
+    )

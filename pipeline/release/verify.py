@@ -1,0 +1,114 @@
+"""A release and its manifest in, a list of every difference out (`aigi verify`)."""
+
+from __future__ import annotations
+
+import posixpath
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipeline.manifest import MANIFEST, FileRecord
+from pipeline.store import Store
+
+LIBRARIES = (
+    "accelerate",
+    "datasets",
+    "diffusers",
+    "huggingface_hub",
+    "numpy",
+    "open_clip_torch",
+    "pillow",
+    "pyarrow",
+    "ray",
+    "torch",
+    "transformers",
+)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that can change a release."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that runs, `+changes` where it is not clean; None outside one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True
+        )
+        changes = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+        )
+    except FileNotFoundError:
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
+
+
+def _compare_file(
+    store: Store, schema: list[str], record: FileRecord, size: int | None
+) -> list[str]:
+    path = record["path"]
+    # Only files that were found below the folder are opened: a name cannot lead out of it.
+    if size is None:
+        return [f"{path}: missing"]
+    found = []
+    if size != record["bytes"]:
+        found.append(f"{path}: {size:,} bytes, expected {record['bytes']:,}")
+    digest = store.sha256(path)
+    if digest != record["sha256"]:
+        found.append(f"{path}: sha256 {digest}, expected {record['sha256']}")
+    metadata = store.metadata("", path.removesuffix(".parquet"))
+    if metadata is None:
+        return [*found, f"{path}: not readable as parquet"]
+    if metadata.num_rows != record["rows"]:
+        found.append(f"{path}: {metadata.num_rows:,} rows, expected {record['rows']:,}")
+    columns = metadata.schema.to_arrow_schema().to_string(show_schema_metadata=False).splitlines()
+    for what, lines, others in (
+        ("missing", schema, columns),
+        ("not expected", columns, schema),
+    ):
+        found += [f"{path}: column {line}: {what}" for line in lines if line not in others]
+    return found
+
+
+def compare(store: Store, manifest: dict[str, Any]) -> list[str]:
+    """One line for every file of a release that is missing, extra or differs from its manifest.
+
+    Of files on the Hub the sha256 is the one that the Hub states, where it states one.
+    """
+    sizes = {f"{name}.parquet": size for name, size in store.shards("").items()}
+    with ThreadPoolExecutor(8) as pool:  # round trips on the Hub, hashes on a disk
+        found = [
+            line
+            for lines in pool.map(
+                lambda r: _compare_file(store, manifest["schema"], r, sizes.get(r["path"])),
+                manifest["files"],
+            )
+            for line in lines
+        ]
+    listed = {record["path"] for record in manifest["files"]}
+    found += [f"{path}: not in the manifest" for path in sizes if path not in listed]
+    for record in manifest["documents"]:
+        path = record["path"]
+        if posixpath.basename(path) != path or path in ("", ".", ".."):
+            found.append(f"{path}: not a file beside {MANIFEST}")
+        elif not store.fs.exists(store.path(path)):
+            found.append(f"{path}: missing")
+        elif (digest := store.sha256(path)) != record["sha256"]:
+            found.append(f"{path}: sha256 {digest}, expected {record['sha256']}")
+    return found

@@ -1,0 +1,256 @@
+"""Pictures in, the `quality` table out: scores of content and pixels. It judges nothing.
+
+Thresholds belong to the selection, so that a new one costs seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import (
+    Field,
+)
+
+from pipeline import AigiError
+from pipeline.files import folder_sha256
+from pipeline.models.clip import Clip, Embeddings, Vectors
+from pipeline.pixels import decode_threads
+from pipeline.scores.embeddings import (
+    Row,
+    column_vectors,
+    images_and_plan,
+    names,
+    prepared_batches,
+    stored_picture,
+)
+from pipeline.scores.measures import measures, perceptual_hash
+from pipeline.scores.safety import (
+    CHECKER_WEIGHTS,
+    Pixels,
+    SafetyChecker,
+    SafetyScorer,
+    find_checker,
+)
+from pipeline.settings import Count, Settings
+from pipeline.stage import Map
+from pipeline.store import Store
+from pipeline.tables import QUALITY
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
+
+
+class Concept(Settings):
+    """Something that a picture may show, in sentences, beside sentences of pictures without it."""
+
+    texts: tuple[str, ...] = Field(min_length=1)
+    neutral: tuple[str, ...] = Field(min_length=1)
+
+
+class Quality(Settings):
+    """The `images` table in, the `quality` table out: scores; thresholds are the selection's."""
+
+    safety_checker: SafetyChecker | None = None
+    concepts: dict[str, Concept] = Field(
+        default_factory=dict, description="by name; they need the embeddings section"
+    )
+    batch_size: Count = 16
+    decode_threads: Count | None = Field(None, description="null: all cores, up to 8")
+
+
+VERSION = 1
+
+
+def concept_scores(images: Vectors, texts: Vectors, neutral: Vectors, scale: float) -> Vectors:
+    """Probability that a picture is one of `texts` and not one of `neutral`, 0 to 1, for each.
+
+    CLIP's zero-shot classification: a softmax over the cosines with all sentences, times the
+    model's own scale; the shares of `texts` are summed. NaN stays NaN.
+
+    Args:
+        images: N x D, length 1.
+        texts, neutral: vectors of the sentences, length 1.
+        scale: `Clip.logit_scale`.
+    """
+    logits = scale * (images @ np.concatenate([texts, neutral]).T)
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    found: Vectors = shares[:, : len(texts)].sum(axis=1) / shares.sum(axis=1)
+    return found
+
+
+@dataclass(frozen=True)
+class _Looked:
+    measures: Mapping[str, float]
+    perceptual_hash: int
+    pixels: Pixels | None  # for the safety checker, where there is one
+
+
+class Inspector:
+    """A worker: rows with an image in, `quality` rows out.
+
+    Args:
+        settings: which scores.
+        embeddings: the model that made the vectors; needed for concepts only.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Raises:
+        AigiError: no such model or device, or concepts without embeddings.
+    """
+
+    def __init__(
+        self, settings: Quality, embeddings: Embeddings | None = None, device: str = "auto"
+    ) -> None:
+        self.settings = settings
+        self.threads = decode_threads(settings.decode_threads)
+        self.concepts: dict[str, tuple[Vectors, Vectors]] = {}
+        self.scale = 1.0
+        if settings.concepts:
+            # Of this model only the sentences are needed: it is gone before the next one comes.
+            clip = Clip(_needed(embeddings), device)
+            self.scale = clip.logit_scale
+            self.concepts = {
+                name: (clip.text_vectors(concept.texts), clip.text_vectors(concept.neutral))
+                for name, concept in sorted(settings.concepts.items())
+            }
+            del clip
+        self.checker = (
+            None
+            if settings.safety_checker is None
+            else SafetyScorer(settings.safety_checker, device)
+        )
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """Yield scores in row order, a chunk a batch.
+
+        Args:
+            rows: image_id, image, width, height, planned_width and planned_height, and with
+                concepts image_vector; the image is null where it failed.
+
+        Raises:
+            AigiError: a stored picture is damaged, or the device has too little memory.
+        """
+        probabilities: dict[str, Vectors] = {}
+        if self.concepts:
+            vectors = column_vectors(rows["image_vector"])
+            rows = rows.drop_columns(["image_vector"])
+            probabilities = {
+                name: concept_scores(vectors, texts, neutral, self.scale)
+                for name, (texts, neutral) in self.concepts.items()
+            }
+        at = 0
+        for part, looked in prepared_batches(
+            rows, self.settings.batch_size, self.threads, self._look
+        ):
+            nsfw: Iterator[float | None] = iter(self._nsfw(looked))
+            found: list[Row] = []
+            for number, (row, look) in enumerate(zip(part, looked, strict=True), start=at):
+                found.append({"image_id": row["image_id"]})
+                if look is None:
+                    continue
+                found[-1] |= {
+                    "nsfw": next(nsfw),
+                    "concepts": [(name, p[number]) for name, p in probabilities.items()],
+                    "width_ok": _as_planned(row),
+                    **look.measures,
+                    "perceptual_hash": look.perceptual_hash,
+                    "png_bpp": 8 * len(row["image"]["bytes"]) / (row["width"] * row["height"]),
+                }
+            at += len(part)
+            yield pa.Table.from_pylist(found, schema=QUALITY)
+
+    def _look(self, row: Row) -> _Looked:
+        rgb = stored_picture(row)
+        pixels = self.checker.prepare(rgb) if self.checker else None
+        return _Looked(measures(rgb), perceptual_hash(rgb), pixels)
+
+    def _nsfw(self, looked: list[_Looked | None]) -> list[float] | list[None]:
+        good = [look for look in looked if look is not None]
+        if self.checker is None:
+            return [None] * len(good)
+        return self.checker.scores([look.pixels for look in good if look.pixels is not None])
+
+
+def _as_planned(row: Row) -> bool:
+    # An imported picture may keep its own size; then the plan has none.
+    return all(row[f"planned_{side}"] in (None, row[side]) for side in ("width", "height"))
+
+
+def _needed(embeddings: Embeddings | None) -> Embeddings:
+    if embeddings is None:
+        raise AigiError(
+            "quality.concepts: they are compared with the vectors of the embeddings table, and "
+            "there is no embeddings section. Add it to the workflow, or leave out concepts."
+        )
+    return embeddings
+
+
+def _make_worker(
+    settings: Quality, embeddings: Embeddings | None, device: str, threads: int
+) -> Inspector:
+    import torch
+
+    torch.set_num_threads(threads)
+    return Inspector(settings, embeddings, device)
+
+
+def _read(concepts: bool, store: Store, shard: str) -> pa.Table:
+    rows = images_and_plan(store, shard, {"width": "planned_width", "height": "planned_height"})
+    if not concepts:
+        return rows
+    vectors = store.read("embeddings", shard, ["image_id", "image_vector"])
+    if vectors["image_id"] != rows["image_id"]:
+        raise AigiError(
+            f"{store.path('embeddings', shard)}.parquet does not have the rows of the images. "
+            "Delete it and run again to make it anew."
+        )
+    return rows.append_column("image_vector", vectors["image_vector"])
+
+
+def _check(settings: Quality) -> None:
+    if settings.safety_checker is not None:
+        find_checker(settings.safety_checker)
+
+
+def stage(workflow: Workflow) -> Map:
+    """The quality stage of a workflow that has a quality section.
+
+    Raises:
+        AigiError: concepts without an embeddings section, or no safety checker in its folder.
+    """
+    settings = workflow.quality
+    assert settings is not None
+    concepts = bool(settings.concepts)
+    checker: dict[str, Any] | None = None
+    if settings.safety_checker is not None:
+        folder = settings.safety_checker.folder
+        if folder is None:
+            checker = settings.safety_checker.model_dump(mode="json", exclude={"folder"})
+        else:
+            find_checker(settings.safety_checker)
+            checker = {"folder": folder_sha256(folder, CHECKER_WEIGHTS)}
+    return Map(
+        table="quality",
+        version=VERSION,
+        schema=QUALITY,
+        settings={
+            "safety_checker": checker,
+            **settings.model_dump(mode="json", include={"concepts", "batch_size"}),
+            "threads": workflow.compute.threads,
+        },
+        inputs=("plan", "images", *(("embeddings",) if concepts else ())),
+        names=names,
+        read=partial(_read, concepts),
+        make_worker=partial(
+            _make_worker,
+            settings,
+            _needed(workflow.embeddings) if concepts else None,
+            workflow.compute.device,
+            workflow.compute.threads,
+        ),
+        check=partial(_check, settings),
+    )

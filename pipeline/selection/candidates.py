@@ -1,0 +1,101 @@
+"""Scores of a run in, one row an image for the rules out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import AigiError
+from pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """All planned images in plan order; arrays of equal length, NaN where nothing is known.
+
+    `unit` numbers the generations: variants of one generation share it. `scores` has `clip_score`
+    and the numeric columns of the quality table, `concepts` a probability for each concept.
+    """
+
+    image_id: list[str]
+    source: list[str]
+    split: list[str]
+    shard: list[str]
+    unit: NDArray[np.int64]
+    failed: NDArray[np.bool_]
+    scores: Mapping[str, NDArray[np.float64]]
+    concepts: Mapping[str, NDArray[np.float64]]
+
+
+_QUALITY = (
+    "nsfw", "width_ok", "black", "blank", "luminance_std", "entropy", "blockiness",
+)  # fmt: skip
+
+
+def _same_rows(store: Store, table: str, shard: str, ids: list[str], rows: pa.Table) -> None:
+    if rows["image_id"].to_pylist() != ids:
+        raise AigiError(
+            f"{store.path(table, shard)}.parquet does not have the rows of the plan. "
+            "Delete it and run again to make it anew."
+        )
+
+
+def candidates(store: Store) -> Candidates:
+    """Read plan, errors and scores of a run; tables that it does not have give NaN.
+
+    Raises:
+        AigiError: a shard has other rows than the plan.
+    """
+    ids: list[str] = []
+    source: list[str] = []
+    split: list[str] = []
+    shards: list[str] = []
+    units: list[int] = []
+    failed: list[bool] = []
+    parts: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
+    concepts: list[dict[str, float]] = []
+    number: dict[str, int] = {}
+    have = {name: store.shards(name) for name in ("embeddings", "quality")}
+    for shard in store.shards("plan"):
+        plan = store.read("plan", shard, ["image_id", "source", "split", "pair_id"])
+        mine = plan["image_id"].to_pylist()
+        images = store.read("images", shard, ["image_id", "error"])
+        _same_rows(store, "images", shard, mine, images)
+        ids += mine
+        source += plan["source"].to_pylist()
+        split += plan["split"].to_pylist()
+        shards += [shard] * len(mine)
+        failed += [error is not None for error in images["error"].to_pylist()]
+        for own, pair in zip(mine, plan["pair_id"].to_pylist(), strict=True):
+            units.append(number.setdefault(pair or own, len(number)))
+        for table, columns in (("embeddings", ("clip_score",)), ("quality", _QUALITY)):
+            if shard not in have[table]:
+                for column in columns:
+                    parts[column].append(np.full(len(mine), np.nan))
+                continue
+            extra = ["concepts"] if table == "quality" else []
+            rows = store.read(table, shard, ["image_id", *columns, *extra])
+            _same_rows(store, table, shard, mine, rows)
+            for column in columns:
+                values = rows[column].cast(pa.float64() if column != "width_ok" else pa.int8())
+                parts[column].append(np.array(values.to_pylist(), dtype=np.float64))
+            if extra:
+                concepts += [dict(row or {}) for row in rows["concepts"].to_pylist()]
+        if shard not in have["quality"]:
+            concepts += [{}] * len(mine)
+    names = sorted({name for row in concepts for name in row})
+    return Candidates(
+        ids,
+        source,
+        split,
+        shards,
+        np.array(units, dtype=np.int64),
+        np.array(failed, dtype=np.bool_),
+        {name: np.concatenate(part) if part else np.empty(0) for name, part in parts.items()},
+        {name: np.array([row.get(name, np.nan) for row in concepts]) for name in names},
+    )

@@ -1,0 +1,351 @@
+"""Plan, images and scores in, the `selection` table out: keep, or the one reason against it.
+
+Thresholds live here alone, so that a new one costs seconds: the table is made anew whenever they
+change, and nothing that cost a GPU is touched. Dropping is giving a reason. The reasons, in the
+order in which they are asked for:
+
+failed       no picture was made
+review       a person said drop; a person's keep overrules the scores below, and `duplicate` where
+             the picture that stays is of the same split: none near a held-out one slips through
+size         not of the planned size
+blank        black, of one colour, or with hardly any information
+compressed   the 8x8 grid of a JPEG of low quality shows
+nsfw         the safety checker's score
+concept      a zero-shot concept's probability
+clip_score   the picture does not show its prompt
+duplicate    near another picture that is kept (`duplicate_of`), or on the wrong side of a split
+surplus      the quota is full; what a person keeps fills it first
+
+The variants of one generation stand or fall together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.plan import specification
+from pipeline.plan.quotas import quotas
+from pipeline.plan.rounds import exhausted, rounds_made
+from pipeline.plan.specification import DiffusersSpec
+from pipeline.progress import Progress
+from pipeline.selection.candidates import Candidates, candidates
+from pipeline.selection.review import read_review
+from pipeline.selection.rules import REASONS, Selection, check_rules, flags
+from pipeline.stage import Build
+from pipeline.store import Shard, Store
+from pipeline.tables import REJECTS, SELECTION
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
+
+VERSION = 3
+
+
+def release_name(source: str, split: str, number: int, total: int) -> str:
+    """Name of a release file, as the Hub writes them: `sdxl/test-00000-of-00001`."""
+    return f"{source}/{split}-{number:05d}-of-{total:05d}"
+
+
+# --- What is known of every image --------------------------------------------------------------
+
+
+# --- Rules -------------------------------------------------------------------------------------
+
+
+def _by_unit(known: Candidates, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Units of which any variant is marked."""
+    units = int(known.unit.max()) + 1 if len(known.unit) else 0
+    found = np.zeros(units, np.bool_)
+    found[known.unit[marked]] = True
+    return found
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A reason (or none) for every image, and of which image it is a near duplicate."""
+
+    reason: list[str | None]
+    duplicate_of: list[str | None]
+    similarity: list[float | None]
+
+
+def select(
+    known: Candidates,
+    rules: Selection,
+    wanted: Mapping[tuple[str, str], int | None],
+    pairs: pa.Table,
+    review: Mapping[str, str],
+) -> Selected:
+    """Give every image its reason.
+
+    Args:
+        known: images in plan order; quotas are filled in this order, after what people keep.
+        rules: thresholds.
+        wanted: generations of each source and split; none: all.
+        pairs: DUPLICATES rows; those below the thresholds are passed over.
+        review: decision by image id.
+    """
+    units = int(known.unit.max()) + 1 if len(known.unit) else 0
+    reason: list[str | None] = [None] * units
+    decision = np.array([review.get(i, "") for i in known.image_id], dtype=object)
+    asked = {"failed": known.failed, "review": decision == "drop"}
+    asked |= flags(known, rules)
+    spared = _by_unit(known, decision == "keep")
+    for why, marked in asked.items():
+        for unit in np.flatnonzero(_by_unit(known, marked)).tolist():
+            if why not in ("failed", "review") and spared[unit]:
+                continue
+            if reason[unit] is None:
+                reason[unit] = why
+    first = np.full(units, -1, np.int64)  # the first image of each unit
+    first[known.unit[::-1]] = np.arange(len(known.unit))[::-1]
+    twin, near = _duplicates(known, rules, pairs, reason, first, spared)
+    kept: Counter[tuple[str, str]] = Counter()
+    for unit in np.argsort(~spared, kind="stable").tolist():  # what a person keeps comes first
+        at = first[unit]
+        key = (known.source[at], known.split[at])
+        if reason[unit] is not None:
+            continue
+        quota = wanted.get(key)
+        if quota is not None and kept[key] >= quota:
+            reason[unit] = "surplus"
+        else:
+            kept[key] += 1
+    return Selected(
+        [reason[unit] for unit in known.unit],
+        [known.image_id[twin[unit]] if unit in twin else None for unit in known.unit.tolist()],
+        [near.get(int(unit)) for unit in known.unit],
+    )
+
+
+def _duplicates(
+    known: Candidates,
+    rules: Selection,
+    pairs: pa.Table,
+    reason: list[str | None],
+    first: NDArray[np.int64],
+    spared: NDArray[np.bool_],
+) -> tuple[dict[int, int], dict[int, float]]:
+    """Drop all but one unit of every group; return the kept image and the similarity of each.
+
+    A `spared` unit, that a person keeps, stays beside one of its own split.
+    """
+    from pipeline.duplicates.groups import SPLIT_RANK, components, kept
+    from pipeline.duplicates.pairs import Pairs
+
+    row_of = {image: i for i, image in enumerate(known.image_id)}
+    least = {
+        "pixels": 0.0 if rules.exact_duplicates else np.inf,
+        "hash": np.inf if rules.min_hash_similarity is None else rules.min_hash_similarity,
+        "vector": np.inf if rules.min_similarity is None else rules.min_similarity,
+    }
+    edges: dict[tuple[int, int], float] = {}
+    for row in pairs.to_pylist():
+        one, other = row_of.get(row["image_id"]), row_of.get(row["other_id"])
+        if one is None or other is None or row["similarity"] < least[row["kind"]]:
+            continue
+        a, b = sorted((int(known.unit[one]), int(known.unit[other])))
+        if a != b and reason[a] is None and reason[b] is None:
+            edges[a, b] = max(edges.get((a, b), -1.0), row["similarity"])
+    if not edges:
+        return {}, {}
+    one, other = np.array(list(edges), dtype=np.int64).T
+    group = components(len(first), [Pairs(one, other, np.array(list(edges.values())))])
+    units = np.unique(np.concatenate([one, other]))
+    at = first[units]
+    stays = kept(
+        group[units],
+        [
+            np.array([SPLIT_RANK[known.split[i]] for i in at]),
+            -known.scores["clip_score"][at],
+            np.array([known.image_id[i] for i in at]),
+        ],
+    )
+    keeper = dict(zip(group[units[stays]].tolist(), units[stays].tolist(), strict=True))
+    best: dict[int, float] = {}
+    for pair, similarity in edges.items():
+        for unit in pair:
+            best[unit] = max(best.get(unit, -1.0), similarity)
+    twin: dict[int, int] = {}
+    near: dict[int, float] = {}
+    for unit in units[~stays].tolist():
+        keeps = keeper[int(group[unit])]
+        if spared[unit] and known.split[first[unit]] == known.split[first[keeps]]:
+            continue
+        reason[unit] = "duplicate"
+        twin[unit] = int(first[keeps])
+        near[unit] = edges.get((min(keeps, unit), max(keeps, unit)), best[unit])
+    return twin, near
+
+
+# --- The stage ---------------------------------------------------------------------------------
+
+
+def _wanted(workflow: Workflow) -> dict[tuple[str, str], int | None]:
+    assert workflow.plan is not None
+    dataset = specification.load(workflow.plan.dataset)
+    return {
+        (quota.source, quota.split): None if quota.spec.count is None else quota.generations
+        for quota in quotas(dataset, workflow.plan)
+    }
+
+
+def near_pairs_of(store: Store) -> pa.Table:
+    """The duplicates table of a run; empty where it has none."""
+    from pipeline.tables import DUPLICATES
+
+    shards = store.shards("duplicates")
+    parts = [store.read("duplicates", shard) for shard in shards]
+    return pa.concat_tables(parts) if parts else DUPLICATES.empty_table()
+
+
+def shortage(workflow: Workflow, store: Store) -> dict[str, int]:
+    """Generations that each `source/split` lacks, made up for the share that was dropped so far.
+
+    Imports count only until a round found fewer pictures than it asked for.
+    """
+    kept: Counter[tuple[str, str]] = Counter()
+    made: Counter[tuple[str, str]] = Counter()
+    seen: set[tuple[str, str, str]] = set()
+    for shard in store.shards("selection"):
+        plan = store.read("plan", shard, ["image_id", "source", "split", "pair_id"]).to_pylist()
+        keep = store.read("selection", shard, ["keep"])["keep"].to_pylist()
+        for row, good in zip(plan, keep, strict=True):
+            key = (row["source"], row["split"])
+            unit = (*key, row["pair_id"] or row["image_id"])
+            if unit not in seen:
+                seen.add(unit)
+                made[key] += 1
+                kept[key] += good
+    short = {}
+    for key, quota in _wanted(workflow).items():
+        lacking = 0 if quota is None else quota - kept[key]
+        if lacking > 0 and not exhausted(store, "/".join(key)):
+            share = max(0.1, kept[key] / made[key] if made[key] else 1.0)
+            short["/".join(key)] = int(np.ceil(lacking / share))
+    return short
+
+
+def _write_failures(store: Store, known: Candidates) -> None:
+    """List images that could not be made among the rejects, with the reason of each."""
+    shards = dict.fromkeys(known.shard[i] for i in np.flatnonzero(known.failed))
+    rows = []
+    for shard in shards:
+        plan = store.read("plan", shard, ["source", "path", "image_id", "text"]).to_pylist()
+        errors = store.read("images", shard, ["error"])["error"].to_pylist()
+        rows += [
+            {
+                "source": row["source"],
+                "file": row["path"] or row["image_id"],
+                "line": None,
+                "reason": error,
+                "text": row["text"],
+            }
+            for row, error in zip(plan, errors, strict=True)
+            if error is not None
+        ]
+    store.write("rejects", "images", pa.Table.from_pylist(rows, schema=REJECTS), REJECTS)
+
+
+def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
+    assert workflow.plan is not None
+    rules = workflow.selection or Selection()
+    dataset = specification.load(workflow.plan.dataset)
+    wanted = _wanted(workflow)
+    known = candidates(store)
+    _write_failures(store, known)
+    review = {} if rules.review is None else read_review(rules.review)
+    strangers = set(review) - set(known.image_id)
+    if strangers:
+        progress.say(
+            f"selection: {len(strangers):,} reviewed images are not in this run, "
+            f"first {min(strangers)}"
+        )
+    chosen = select(known, rules, wanted, near_pairs_of(store), review)
+    files: dict[tuple[str, str], list[str]] = defaultdict(list)
+    made = []
+    start = 0
+    kept: Counter[tuple[str, str]] = Counter()
+    units: set[int] = set()
+    while start < len(known.image_id):
+        shard = known.shard[start]
+        end = start
+        while end < len(known.shard) and known.shard[end] == shard:
+            end += 1
+        part = slice(start, end)
+        table = pa.table(
+            [
+                pa.array(known.image_id[part], pa.string()),
+                pa.array(known.source[part], pa.string()),
+                pa.array(known.split[part], pa.string()),
+                pa.array([why is None for why in chosen.reason[part]], pa.bool_()),
+                pa.array(chosen.reason[part], pa.string()),
+                pa.array(chosen.duplicate_of[part], pa.string()),
+                pa.array(chosen.similarity[part], pa.float32()),
+            ],
+            schema=SELECTION,
+        )
+        made.append(store.write("selection", shard, table, SELECTION))
+        key = (known.source[start], known.split[start])
+        good = {int(known.unit[i]) for i in range(start, end) if chosen.reason[i] is None}
+        kept[key] += len(good - units)
+        units |= good
+        if good:
+            files[key].append(shard)
+        start = end
+    for (source, split), quota in wanted.items():
+        if quota is not None and kept[source, split] < quota:
+            made_here = isinstance(dataset.sources[source], DiffusersSpec)
+            last = made_here and rounds_made(store) >= rules.rounds
+            progress.say(
+                f"selection: {source} {split}: {kept[source, split]:,} of {quota:,} wanted"
+                + ("; raise plan.margin or selection.rounds" if last else "")
+            )
+    names = {
+        release_name(source, split, number, len(shards)): shard
+        for (source, split), shards in files.items()
+        for number, shard in enumerate(shards)
+    }
+    digest = hashlib.sha256(repr([(shard.name, shard.sha256) for shard in made]).encode())
+    store.write_json({"files": names, "sha256": digest.hexdigest()}, "selection", "_files.json")
+    reasons = Counter(why for why in chosen.reason if why is not None)
+    progress.say(
+        f"selection: {chosen.reason.count(None):,} of {len(chosen.reason):,} images kept"
+        + "".join(f", {reasons[why]:,} {why}" for why in REASONS if reasons[why])
+    )
+    return made
+
+
+def stage(workflow: Workflow) -> Build:
+    """The selection stage of a workflow that has plan and images sections.
+
+    Raises:
+        AigiError: a threshold whose score the workflow does not make.
+    """
+    assert workflow.plan is not None
+    rules = workflow.selection or Selection()
+    check_rules(workflow, rules)
+    scores = [name for name in ("embeddings", "quality", "duplicates") if getattr(workflow, name)]
+    settings = rules.model_dump(mode="json", exclude={"rounds"})
+    if rules.review is not None:
+        settings["review"] = read_review(rules.review)
+    return Build(
+        table="selection",
+        version=VERSION,
+        schema=SELECTION,
+        settings={
+            **settings,
+            "quotas": {"/".join(key): quota for key, quota in _wanted(workflow).items()},
+        },
+        inputs=("plan", "images", *scores),
+        build=lambda store, progress: _build(workflow, store, progress),
+        remake=True,
+    )

@@ -1,0 +1,145 @@
+"""A run with scores in; what each threshold of the selection would drop, with examples, out.
+
+Nothing is changed: this is for choosing thresholds before `selection` has them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline import AigiError
+from pipeline.selection.candidates import Candidates, candidates
+from pipeline.selection.rules import Selection, flags
+from pipeline.selection.selection import near_pairs_of, select
+from pipeline.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
+
+SHARES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""Thresholds are where these shares of the scored images would go."""
+SWEPT = {
+    "min_clip_score": ("clip_score", True),
+    "min_luminance_std": ("luminance_std", True),
+    "min_entropy": ("entropy", True),
+    "max_black": ("black", False),
+    "max_blank": ("blank", False),
+    "max_blockiness": ("blockiness", False),
+    "max_nsfw": ("nsfw", False),
+}
+"""Setting of the selection, its score, and whether low (else high) scores are dropped."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """One threshold of one setting.
+
+    Attributes:
+        setting: of the selection section, `max_concepts.NAME` for concepts.
+        threshold: its value; `current` where it is the workflow's own.
+        dropped: images that it alone would drop, of `scored`.
+        sources: the same by source.
+        examples: ids of those nearest to the threshold, the doubtful ones.
+        twins: of duplicates, the image that stays for each example; else empty.
+    """
+
+    setting: str
+    threshold: float
+    current: bool
+    dropped: int
+    scored: int
+    sources: dict[str, int]
+    examples: tuple[str, ...]
+    twins: tuple[str, ...] = ()
+
+
+def _drop(
+    known: Candidates,
+    setting: str,
+    threshold: float,
+    current: bool,
+    marked: NDArray[np.bool_],
+    distance: NDArray[np.float64],
+    examples: int,
+) -> Drop:
+    gone = np.flatnonzero(marked)
+    nearest = gone[np.argsort(distance[gone], kind="stable")][:examples]
+    return Drop(
+        setting,
+        threshold,
+        current,
+        len(gone),
+        int(np.isfinite(distance).sum()),
+        dict(Counter(known.source[i] for i in gone)),
+        tuple(known.image_id[i] for i in nearest),
+    )
+
+
+def _scores(
+    known: Candidates, setting: str, values: NDArray[np.float64], low: bool,
+    now: float | None, examples: int,
+) -> Iterator[Drop]:  # fmt: skip
+    scored = values[np.isfinite(values)]
+    if not len(scored):
+        return
+    shares = SHARES if low else tuple(1 - share for share in SHARES)
+    cuts = {float(f"{cut:.4g}") for cut in np.quantile(scored, shares)}
+    for cut in sorted(cuts | ({now} if now is not None else set()), reverse=not low):
+        marked = values < cut if low else values > cut
+        yield _drop(known, setting, cut, cut == now, marked, np.abs(values - cut), examples)
+
+
+def sweep(workflow: Workflow, store: Store, examples: int) -> Iterator[Drop]:
+    """Yield every setting at several thresholds, from those that drop little on.
+
+    Raises:
+        AigiError: the run has no images, or the workflow no selection that could be swept.
+    """
+    if not store.shards("images"):
+        raise AigiError(f"{store.url}: no images to choose from; run the workflow first")
+    rules = workflow.selection or Selection()
+    known = candidates(store)
+    flags(known, rules)  # a concept without scores is refused here
+    for setting, (score, low) in SWEPT.items():
+        now = getattr(rules, setting)
+        yield from _scores(known, setting, known.scores[score], low, now, examples)
+    for name, values in known.concepts.items():
+        now = rules.max_concepts.get(name)
+        yield from _scores(known, f"max_concepts.{name}", values, False, now, examples)
+    pairs = near_pairs_of(store)
+    yield from _duplicates(known, "min_similarity", "vector", 0.01, pairs, rules, examples)
+    yield from _duplicates(known, "min_hash_similarity", "hash", 1 / 64, pairs, rules, examples)
+
+
+def _duplicates(
+    known: Candidates, setting: str, kind: str, step: float, pairs: pa.Table,
+    rules: Selection, examples: int,
+) -> Iterator[Drop]:  # fmt: skip
+    """What each least similarity of one kind would drop, of all that was made."""
+    mine = pairs.filter(pc.equal(pairs["kind"], kind))
+    if not len(mine):
+        return
+    least = np.ceil(min(mine["similarity"].to_pylist()) / step - 1e-9) * step
+    cuts = {float(f"{cut:.4f}") for cut in np.arange(least, 1 + step / 2, step)}
+    now = getattr(rules, setting)
+    bare = Selection(planned_size=False, max_black=None, max_blank=None)
+    failed = replace(known, failed=np.zeros(len(known.image_id), np.bool_))
+    for cut in sorted(cuts | ({now} if now is not None else set()), reverse=True):
+        found = select(failed, bare.model_copy(update={setting: cut}), {}, mine, {})
+        marked = np.array([why == "duplicate" for why in found.reason], np.bool_)
+        near = np.array([np.inf if s is None else s for s in found.similarity], np.float64)
+        drop = _drop(known, setting, cut, cut == now, marked, near, examples)
+        twin = dict(zip(known.image_id, found.duplicate_of, strict=True))
+        yield replace(
+            drop,
+            scored=len(known.image_id),
+            twins=tuple(str(twin[name]) for name in drop.examples),
+        )

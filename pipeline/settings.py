@@ -1,0 +1,164 @@
+"""YAML and `KEY=VALUE` in, checked and frozen settings out; what every section is made of.
+
+Settings hold parameters only. Unknown keys are errors, relative paths are taken from the folder of
+the YAML file, and `--set a.b=c` replaces one value (a relative path given that way is taken from
+the current folder, as a shell user expects).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
+
+from pipeline import AigiError
+
+Split = Literal["train", "validation", "test"]
+
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class _FromCommandLine(str):
+    """A `--set` value: relative paths in it start at the current folder."""
+
+
+def located(value: str, base: Path | None) -> str:
+    """The place that a workflow file in the folder `base` means by `value`."""
+    if "://" in value:
+        return value
+    start = Path.cwd() if base is None or isinstance(value, _FromCommandLine) else base
+    return str((start / Path(value).expanduser()).resolve())
+
+
+def _locate(value: object, info: ValidationInfo) -> object:
+    return located(value, (info.context or {}).get("base")) if isinstance(value, str) else value
+
+
+Location = Annotated[str, BeforeValidator(_locate)]
+"""A local path (made absolute) or an fsspec URL (`s3://…`, kept as written)."""
+
+
+class Settings(BaseModel):
+    """Base of every section: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without silent loss: a key that stands twice in one mapping is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str) -> Mapping[str, Any]:
+    """Read a YAML mapping from a local path or fsspec URL.
+
+    Raises:
+        AigiError: no such file, not YAML, not a mapping, or a key that stands twice.
+    """
+    import fsspec
+
+    try:
+        with fsspec.open(path, "rt", encoding="utf-8") as file:
+            # A manifest is JSON, and of a size for which YAML takes seconds.
+            data = json.load(file) if path.endswith(".json") else yaml.load(file, _Loader)
+    except FileNotFoundError:
+        raise AigiError(f"{path}: no such file") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise AigiError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise AigiError(f"{path}: expected a mapping of sections, found {type(data).__name__}")
+    return data
+
+
+def check(model: type[M], data: Mapping[str, Any], path: str) -> M:
+    """Check `data`, read from `path`, against a pydantic model.
+
+    Raises:
+        AigiError: names the file and every wrong field.
+    """
+    base = None if "://" in path else Path(path).resolve().parent
+    try:
+        return model.model_validate(data, context={"base": base})
+    except ValidationError as error:
+        lines = [
+            f"{path}: {'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            for item in error.errors()
+        ]
+        raise AigiError("\n".join(lines)) from None
+
+
+def _with_override(data: Any, override: str) -> Any:
+    """Return `data` with one `a.b=value` (value in YAML) replaced; missing sections are made."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise AigiError(f"--set {override}: expected KEY=VALUE, for example plan.limit=8")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise AigiError(f"--set {override}: the value is not YAML: {error}") from error
+    if isinstance(value, str):
+        value = _FromCommandLine(value)
+
+    def replaced(node: Any, keys: list[str]) -> Any:
+        if not keys:
+            return value
+        key, rest = keys[0], keys[1:]
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise AigiError(
+                    f"--set {override}: {key!r} is not an index below {len(node)} of the list"
+                )
+            return [replaced(item, rest) if i == int(key) else item for i, item in enumerate(node)]
+        if node is not None and not isinstance(node, dict):
+            raise AigiError(f"--set {override}: {key!r} lies below a plain value")
+        return {**(node or {}), key: replaced((node or {}).get(key), rest)}
+
+    return replaced(data, dotted.split("."))
+
+
+def read(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Read a workflow file and apply `KEY=VALUE` overrides, unchecked.
+
+    Raises:
+        AigiError: the file cannot be read, or an override has no place in it.
+    """
+    return overridden(read_yaml(str(path)), overrides)
+
+
+def overridden(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """An unchecked workflow with `KEY=VALUE` overrides applied."""
+    found: Any = data
+    for override in overrides:
+        found = _with_override(found, override)
+    return dict(found)

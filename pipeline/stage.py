@@ -1,0 +1,161 @@
+"""What a stage is: where it runs, its settings, its fingerprint, how it makes one shard.
+
+A build stage writes its whole table in one go (seconds to minutes). A map stage makes each
+output shard from the input shard of the same name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from pydantic import (
+    Field,
+)
+
+from pipeline import AigiError
+from pipeline.progress import Progress
+from pipeline.settings import Count, Settings
+from pipeline.store import DiskFull, Shard, Store
+
+Worker = Callable[[pa.Table], Iterable[pa.Table]]
+"""Rows of one shard in, chunks of output rows out. Chunks are written while it goes on."""
+
+
+def no_check() -> None:
+    """The check of a stage that needs none."""
+
+
+def no_state(store: Store) -> Any:
+    """The state of a stage that depends on settings and input tables alone."""
+    return None
+
+
+@dataclass(frozen=True)
+class Build:
+    """A stage that writes its whole table: `build` gets the store, and returns the shards.
+
+    It is built again when an input table has got other shards, or when `state` has changed.
+
+    Attributes:
+        state: what the table depends on beside settings and inputs, as JSON knows it.
+        remake: other settings make the table anew, where it would else be refused: for tables
+            that cost seconds.
+    """
+
+    table: str
+    version: int
+    schema: pa.Schema
+    settings: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    build: Callable[[Store, Progress], list[Shard]]
+    state: Callable[[Store], Any] = field(default=no_state)
+    remake: bool = False
+
+
+@dataclass(frozen=True)
+class Map:
+    """A stage that makes one shard from one shard.
+
+    Attributes:
+        settings: everything in the configuration that can change a byte of the output.
+        inputs: tables that it reads; their fingerprints are part of its own.
+        names: names of the shards to make.
+        read: rows of one shard, for the worker.
+        make_worker: loads the models; called once in every worker process.
+        check: called once by the driver before any work, to refuse early.
+        state: what the table depends on beside settings and inputs; part of its fingerprint.
+        remake: other settings or inputs make the table anew, where it would else be refused.
+    """
+
+    table: str
+    version: int
+    schema: pa.Schema
+    settings: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    names: Callable[[Store], list[str]]
+    read: Callable[[Store, str], pa.Table]
+    make_worker: Callable[[], Worker]
+    check: Callable[[], None] = field(default=no_check)
+    state: Callable[[Store], Any] = field(default=no_state)
+    remake: bool = False
+
+
+Stage = Build | Map
+
+
+def fingerprint(stage: Stage, inputs: Mapping[str, str]) -> str:
+    """sha256 over table, stage version, settings, input fingerprints and schema (hex)."""
+    parts = {
+        "table": stage.table,
+        "version": stage.version,
+        "settings": stage.settings,
+        "inputs": inputs,
+        "schema": stage.schema.to_string(show_schema_metadata=False),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted names and values of everything that is no mapping and no list of mappings."""
+    if isinstance(value, Mapping):
+        return {
+            key: leaf
+            for name, item in value.items()
+            for key, leaf in flat(item, f"{prefix}.{name}" if prefix else str(name)).items()
+        }
+    if isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+        return flat(dict(enumerate(value)), prefix)
+    return {prefix: list(value) if isinstance(value, tuple) else value}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    before, after = flat(old), flat(new)
+    missing = "(absent)"
+    return [
+        f"{key}: {before.get(key, missing)} -> {after.get(key, missing)}"
+        for key in sorted(before | after)
+        if before.get(key, missing) != after.get(key, missing)
+    ]
+
+
+def make_shard(stage: Map, store: Store, worker: Worker, name: str) -> dict[str, Any]:
+    """Make one shard; an error is a value here, so that one bad shard fails alone."""
+    started = time.perf_counter()
+    try:
+        rows = stage.read(store, name)
+        shard = store.write(stage.table, name, worker(rows), stage.schema)
+        if shard.rows != rows.num_rows:
+            store.remove(stage.table, f"{name}.parquet")
+            raise AigiError(f"{shard.rows} rows out of {rows.num_rows}: the worker lost some")
+        result: dict[str, Any] = {**asdict(shard), "error": "", "fatal": ""}
+    except DiskFull as error:
+        result = {"name": name, "error": "", "fatal": str(error)}
+    except Exception as error:  # whatever broke this shard, the others go on
+        text = str(error) if isinstance(error, AigiError) else traceback.format_exc()
+        result = {"name": name, "error": text, "fatal": ""}
+    empty = {"rows": 0, "bytes": 0, "sha256": ""}
+    return {**empty, **result, "seconds": time.perf_counter() - started}
+
+
+class Compute(Settings):
+    """Where the work runs. Nothing here changes a byte of the output but `threads` (on CPU)."""
+
+    ray: str | None = Field(None, description="null: in this process; local; or a Ray address")
+    workers: Count = Field(1, description="Ray actors for each stage")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, description="null: 1 where Ray sees a GPU, else 0"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    gpu_tflops: float = Field(
+        125.0, gt=0, description="TFLOP/s that one GPU sustains; for the estimates of --dry-run"
+    )
+    threads: Count = Field(
+        1, description="torch threads a worker; float sums on CPU depend on it, so it is recorded"
+    )

@@ -1,0 +1,94 @@
+"""A workflow that trains in; the same training by Ray Train, on the workers of a cluster.
+
+Each worker is one process of one job, as a launcher starts them, and reads the release and the
+checkpoints itself. A worker that is lost takes the others along; all begin again from the last
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import AigiError
+from pipeline.cluster import connect
+from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
+
+RETRIES = 3
+
+
+class _Lines(io.StringIO):
+    """A stream of the first worker that ends here."""
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+
+    def write(self, text: str) -> int:
+        self.queue.put(text)
+        return len(text)
+
+
+def _work(config: dict[str, Any]) -> None:
+    from pipeline.training.train import train
+    from pipeline.workflow import Workflow
+
+    workflow = Workflow.model_validate(config["workflow"])
+    train(workflow, Progress(_Lines(config["lines"])))
+
+
+def train_with_ray(workflow: Workflow, progress: Progress) -> None:
+    """Train all codecs of a workflow with `compute.workers` workers.
+
+    Raises:
+        AigiError: there is no such cluster, or what `train` raises in a worker.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+    from ray.util.queue import Queue
+
+    from pipeline.training.trainer import PATIENCE
+
+    gpus = connect(workflow.compute)
+    lines = Queue(actor_options={"num_cpus": 0})
+
+    def show() -> None:
+        while (text := lines.get()) is not None:
+            if text.strip():
+                progress.say(text.rstrip("\n"))
+
+    here = workflow.model_dump(mode="json", include={"run", "compute", "train"})
+    here["compute"]["ray"] = None
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"workflow": here, "lines": lines},
+        torch_config=TorchConfig(timeout_s=round(PATIENCE.total_seconds())),
+        scaling_config=ScalingConfig(
+            num_workers=workflow.compute.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": 1} | ({"GPU": gpus} if gpus else {}),
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str((Path(workflow.run) / "train").absolute()),
+            failure_config=FailureConfig(max_failures=RETRIES),
+        ),
+    )
+    shown = threading.Thread(target=show, daemon=True)
+    shown.start()
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        causes = [getattr(e, "cause", e) for e in error.worker_failures.values()]
+        said = [str(cause) for cause in causes if isinstance(cause, AigiError)]
+        raise AigiError(said[0] if said else f"train: {error}") from error
+    except TrainingFailedError as error:
+        raise AigiError(f"train: {error}") from error
+    finally:
+        lines.put(None)
+        shown.join()

@@ -1,0 +1,266 @@
+"""A trainer and data in, weights, logs and checkpoints out: the loop of one training."""
+
+from __future__ import annotations
+
+import csv
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import AigiError
+from pipeline.collection import Collection, Pictures
+from pipeline.learned.card import RatePoint
+from pipeline.learned.network import CONFIG, WEIGHTS
+from pipeline.learned.sizes import Sizes
+from pipeline.pixels import RGB
+from pipeline.progress import Progress, duration
+from pipeline.training import checkpoint
+from pipeline.training.distortion import LEAST_SIDE, psnr
+from pipeline.training.settings import Train
+from pipeline.training.trainer import PATIENCE, Trainer, init_of, learning_rate
+from pipeline.training.validation import Found, pictures_of
+
+
+def codecs_of(settings: Train, sizes: Sizes) -> dict[str, tuple[float, ...]]:
+    """Names of the codecs that are trained, and λ of each of their qualities.
+
+    Raises:
+        AigiError: the network codes at several qualities, and those are not the λ; or two λ are
+            the same.
+    """
+    name, lambdas = f"{sizes.name}-{settings.distortion}", settings.lambdas
+    if sizes.qualities == 1:
+        found: dict[str, tuple[float, ...]] = {f"{name}-{w:g}": (w,) for w in lambdas}
+        if len(found) < len(lambdas):
+            raise AigiError(
+                f"train.lambdas: {', '.join(map(str, lambdas))}: two would train one codec, "
+                "named by six digits. Give each λ once."
+            )
+        return found
+    if len(lambdas) != sizes.qualities or list(lambdas) != sorted(set(lambdas)):
+        raise AigiError(
+            f"train.lambdas: {', '.join(f'{weight:g}' for weight in lambdas)}: {sizes.name} codes "
+            f"at {sizes.qualities} qualities. Give a λ for each, from low to high."
+        )
+    return {name: lambdas}
+
+
+def check_init(place: str | None, folder: Path) -> None:
+    """What a codec starts from is there, or no longer needed.
+
+    Raises:
+        AigiError: it is not.
+    """
+    if place is None or checkpoint.found(folder):
+        return
+    init = init_of(place, folder.name)
+    for name in (CONFIG, WEIGHTS):
+        if "://" not in init and not (Path(init) / name).is_file():
+            raise AigiError(f"train.init: {init} has no {name}. Give the folder of a model.")
+
+
+class _Log:
+    """A CSV file that a resumed run goes on with: lines beyond the checkpoint are dropped.
+
+    Where the checkpoint lies between two lines, the next one is the mean of the steps since.
+    """
+
+    def __init__(self, path: Path, columns: list[str], step: int) -> None:
+        lines: list[list[str]] = []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                lines = [r for r in csv.reader(file) if r and r[0].isdigit() and int(r[0]) <= step]
+        part = path.with_name(f".{path.name}.part")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([columns, *lines])
+        part.replace(path)
+        self.file = path.open("a", newline="", encoding="utf-8")
+        self.writer = csv.writer(self.file, lineterminator="\n")
+
+    def write(self, *values: object) -> None:
+        self.writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
+        self.file.flush()
+
+
+CURVE = ["step", "loss", "bpp", "psnr", "learning_rate", "seconds"]
+
+
+VALIDATION = [
+    *("step", "quality", "loss", "bpp", "bpp_without_prompt", "psnr", "ms_ssim", "pictures")
+]
+
+
+def fit(trainer: Trainer, progress: Progress) -> None:
+    """Train from the last checkpoint to the last step, and leave models to code with.
+
+    Raises:
+        AigiError: more than `max_skipped` steps had no finite gradient.
+    """
+    settings, state, folder = trainer.settings, trainer.state, trainer.folder
+    main = trainer.accelerator.is_main_process
+    name = folder.name
+    if state.step >= settings.steps and (folder / "last").is_dir():
+        progress.say(f"train: {name}: {state.step:,} steps, already made")
+        return
+    curve = _Log(folder / "curve.csv", CURVE, state.step) if main else None
+    table = _Log(folder / "validation.csv", VALIDATION, state.step) if main else None
+    if state.step:
+        progress.say(f"train: {name}: goes on from step {state.step:,}")
+    crops = trainer.crops()
+    window: list[tuple[float, float, float]] = []
+    began, first = time.monotonic(), state.step
+    before = state.seconds
+    while state.step < settings.steps:
+        values = trainer.step(crops)
+        if values is None:
+            progress.say(
+                f"train: {name}: step {state.step:,} had no finite gradient and was passed over "
+                f"({state.skipped} so far)"
+            )
+            if state.skipped > settings.max_skipped:
+                files = checkpoint.found(folder)
+                raise AigiError(
+                    f"train: {name}: {state.skipped} steps had no finite gradient "
+                    "(train.max_skipped). Lower train.learning_rate or train.clip in a new run"
+                    + (f"; {files[-1]} is the last checkpoint." if files else ".")
+                )
+        else:
+            window.append(values)
+        state.seconds = before + time.monotonic() - began
+        done = state.step == settings.steps
+        if window and (done or state.step % settings.log_every == 0):
+            loss, bpp, mse = (math.fsum(v) / len(window) for v in zip(*window, strict=True))
+            window.clear()
+            quality = float(psnr(torch.tensor(mse)))
+            rate = learning_rate(settings, state.step - 1)
+            if curve is not None:
+                curve.write(state.step, loss, bpp, quality, rate, state.seconds)
+            trainer.accelerator.log(
+                {"loss": loss, "bpp": bpp, "psnr": quality, "learning_rate": rate}, state.step
+            )
+            pace = (time.monotonic() - began) / (state.step - first)
+            progress.say(
+                f"train: {name}: step {state.step:,} of {settings.steps:,}, loss {loss:.4f}, "
+                f"{bpp:.4f} bpp, {quality:.2f} dB, {1 / pace:.2f} steps/s, "
+                f"{duration(pace * (settings.steps - state.step))} left"
+            )
+        if settings.validation_pictures and (done or state.step % settings.validate_every == 0):
+            if main:
+                _validated(trainer, table, progress)
+            trainer.accelerator.wait_for_everyone()
+        if done or state.step % settings.save_every == 0:
+            trainer.save()
+    if main:
+        _keep(trainer, folder / "last")
+
+
+def _validated(trainer: Trainer, table: _Log | None, progress: Progress) -> None:
+    settings, state = trainer.settings, trainer.state
+    found = trainer.validate()
+    losses = []
+    for quality, (one, weight) in enumerate(zip(found, trainer.weights, strict=True), 1):
+        losses.append(one.loss(weight, settings.distortion))
+        if table is not None:
+            table.write(
+                state.step, quality, losses[-1], one.bpp, one.bpp_without_prompt, one.psnr,
+                "" if one.ms_ssim is None else one.ms_ssim, one.pictures,
+            )  # fmt: skip
+        values = {"loss": losses[-1], "bpp": one.bpp, "psnr": one.psnr}
+        which = "" if len(found) == 1 else f"/{quality}"
+        trainer.accelerator.log(
+            {f"validation{which}/{k}": v for k, v in values.items()}, state.step
+        )
+    loss = math.fsum(losses) / len(losses)
+    better = state.best_loss is None or loss < state.best_loss
+    points = ", ".join(f"{one.psnr:.2f} dB at {one.bpp:.4f} bpp" for one in found)
+    progress.say(
+        f"train: {trainer.folder.name}: step {state.step:,}: {found[0].pictures} whole pictures, "
+        f"{points} in files, loss {loss:.4f}" + (", the best so far" if better else "")
+    )
+    if better:
+        state.best_step, state.best_loss = state.step, loss
+        _keep(trainer, trainer.folder / "best", found)
+
+
+def _keep(trainer: Trainer, target: Path, found: Sequence[Found] = ()) -> None:
+    """Write a model's folder whole or not at all."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    network = trainer.model_now()
+    settings, state = trainer.settings, trainer.state
+    several = len(trainer.weights) > 1
+    points = [
+        RatePoint(
+            f"this model, quality {quality}" if several else "this model",
+            *("validation", one.pictures, one.bpp, one.bpp_without_prompt, one.psnr, one.ms_ssim),
+        )
+        for quality, one in enumerate(found, 1)
+    ]
+    lambdas = ", ".join(f"{weight:g}" for weight in trainer.weights)
+    how = (
+        f"{state.step:,} steps of {settings.batch * settings.accumulate} crops of "
+        f"{settings.crop}x{settings.crop}, λ = {lambdas}, {settings.distortion}, seed "
+        f"{settings.seed}, on {trainer.accelerator.num_processes} "
+        f"{trainer.accelerator.device.type} process(es)."
+    )
+    network.save_pretrained(
+        part, model_card_kwargs={"points": points, "training": how, "model": str(target.name)}
+    )
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    part.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def accelerator_of(settings: Train, device: str, folder: Path) -> Any:
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise AigiError(f"compute.device: {device}: training takes auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise AigiError("compute.device: cuda: torch sees no GPU here")
+    if settings.tracker is not None:
+        try:
+            import tensorboard  # noqa: F401
+        except ImportError:
+            raise AigiError(
+                "train.tracker: tensorboard is not installed: pip install 'aigi[train]'"
+            ) from None
+    return Accelerator(
+        mixed_precision={"float32": "no", "bfloat16": "bf16"}[settings.precision],
+        # Told so, accelerate starts a group of processes on CPUs too.
+        cpu=device == "cpu" or not torch.cuda.is_available(),
+        log_with=settings.tracker,
+        project_dir=str(folder),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+
+
+def validation_of(settings: Train, data: Pictures) -> list[tuple[RGB, str]]:
+    if not settings.validation_pictures:
+        return []
+    data = data.model_copy(
+        update={"splits": ("validation",), "limit": settings.validation_pictures}
+    )
+    try:
+        pictures = list(pictures_of(Collection(data)))
+        if settings.distortion == "ms-ssim" and not any(
+            min(picture.shape[:2]) >= LEAST_SIDE for picture, _ in pictures
+        ):
+            raise AigiError(
+                f"train.data: {data.place}: no validation picture has sides of {LEAST_SIDE} "
+                "pixels, which MS-SSIM wants"
+            )
+    except AigiError as error:
+        raise AigiError(
+            f"{error}\nThere is nothing to validate with: set train.validation_pictures=0"
+        ) from error
+    return pictures

@@ -1,0 +1,87 @@
+"""A run with codecs in training in, what their logs say of each out.
+
+No torch here: a command that only looks at a run answers at once.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+
+from pipeline import AigiError
+from pipeline.run import RUN_WORKFLOW
+from pipeline.store import Store
+
+FOLDER = "train"
+
+
+@dataclass(frozen=True)
+class Log:
+    """What training wrote of one codec; numbers that were left empty are missing.
+
+    Attributes:
+        name: its folder: network, distortion and λ.
+        steps: how many are wanted; None: the run does not know.
+        curve: step, loss, bpp, psnr, learning_rate and seconds, means since the row before.
+        validation: step, quality, loss, bpp, bpp_without_prompt, psnr, ms_ssim and pictures, of
+            real files; a row for each quality of the network.
+    """
+
+    name: str
+    steps: int | None
+    curve: list[dict[str, float]]
+    validation: list[dict[str, float]]
+
+    @property
+    def by_quality(self) -> dict[str, list[dict[str, float]]]:
+        """Validation of each quality, by the codec's name and, where there are several, quality."""
+        found: dict[float, list[dict[str, float]]] = {}
+        for row in self.validation:
+            found.setdefault(row.get("quality", 1), []).append(row)
+        which = ", quality {:.0f}" if len(found) > 1 else ""
+        return {self.name + which.format(quality): rows for quality, rows in found.items()}
+
+    @property
+    def step(self) -> int:
+        """The last one that the logs have."""
+        return int(max(rows[-1]["step"] for rows in (self.curve, self.validation) if rows))
+
+    @property
+    def progress(self) -> str:
+        """The step that it has come to, and of how many."""
+        return f"{self.step:,}" + ("" if self.steps is None else f" of {self.steps:,}")
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far."""
+        return self.curve[-1]["seconds"] if self.curve else 0.0
+
+
+def logs(store: Store) -> list[Log]:
+    """Logs of all codecs of a run that have any, by name.
+
+    Raises:
+        AigiError: a log holds something else than numbers.
+    """
+    if not store.fs.isdir(store.path(FOLDER)):
+        return []
+    settings = (store.read_json(RUN_WORKFLOW) or {}).get("train") or {}
+    found = []
+    for path in sorted(store.fs.ls(store.path(FOLDER), detail=False)):
+        name = posixpath.basename(path.rstrip("/"))
+        curve, validation = (
+            _numbers(store, name, f"{kind}.csv") for kind in ("curve", "validation")
+        )
+        if curve or validation:
+            found.append(Log(name, settings.get("steps"), curve, validation))
+    return found
+
+
+def _numbers(store: Store, *parts: str) -> list[dict[str, float]]:
+    try:
+        return [
+            {name: float(value) for name, value in row.items() if value}
+            for row in store.read_csv(FOLDER, *parts)
+        ]
+    except (TypeError, ValueError) as error:
+        raise AigiError(f"{store.path(FOLDER, *parts)}: not a log of training: {error}") from None

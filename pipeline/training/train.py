@@ -1,0 +1,79 @@
+"""A release in, trained codecs out: one for each λ, below RUN/train.
+
+    aigi run workflows/train.yaml
+    accelerate launch -m pipeline.cli run workflows/train.yaml    # several GPUs
+    aigi run workflows/train.yaml --set compute.ray=auto --set compute.workers=8    # a cluster
+
+A step is a function of the state before it and its number: batch, noise and dropped prompts are
+drawn from seed and number, so a run that was killed and goes on from its last checkpoint equals one
+that was never stopped (on a CPU, bit by bit).
+
+    RUN/train/NAME/state-STEP.safetensors   the newest two checkpoints
+    RUN/train/NAME/curve.csv                what training saw, every log_every steps
+    RUN/train/NAME/validation.csv           whole pictures, real files
+    RUN/train/NAME/best, last               models to code with
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline import AigiError
+from pipeline.collection import Collection
+from pipeline.progress import Progress
+from pipeline.training.fit import accelerator_of, check_init, codecs_of, fit, validation_of
+from pipeline.training.trainer import Trainer, sizes_of
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
+
+
+def train(workflow: Workflow, progress: Progress) -> list[Path]:
+    """Train a codec for each λ of a workflow, one after the other; by Ray Train where it asks so.
+
+    Returns:
+        Their folders.
+
+    Raises:
+        AigiError: there is nothing to train on, the settings do not fit what was begun, or
+            gradients were not finite.
+    """
+    settings = workflow.train
+    if settings is None:
+        raise AigiError("train: the workflow has no such section")
+    if "://" in workflow.run:
+        raise AigiError(f"run: {workflow.run}: training wants a folder on this machine")
+    sizes = sizes_of(settings)
+    root = Path(workflow.run) / "train"
+    codecs = {root / name: weights for name, weights in codecs_of(settings, sizes).items()}
+    if workflow.compute.ray is not None:
+        from pipeline.training.cluster import train_with_ray
+
+        train_with_ray(workflow, progress)
+        return list(codecs)
+    for folder in codecs:
+        check_init(settings.init, folder)
+    torch.set_num_threads(workflow.compute.threads)
+    data = workflow.pictures(settings.data)
+    collection = Collection(data.model_copy(update={"splits": ("train",)}))
+    # One for all codecs: its end is that of the group of processes.
+    accelerator = accelerator_of(settings, workflow.compute.device, root)
+    if not accelerator.is_main_process:
+        progress = Progress(quiet=True)
+    pictures = validation_of(settings, data) if accelerator.is_main_process else []
+    for folder, weights in codecs.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(
+            settings, weights, folder, workflow.compute.threads, accelerator, collection, pictures
+        )
+        if settings.tracker is not None:
+            accelerator.init_trackers(f"{folder.name}/{settings.tracker}")
+        fit(trainer, progress)
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.free_memory()
+    accelerator.end_training()
+    return list(codecs)

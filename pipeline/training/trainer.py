@@ -1,0 +1,414 @@
+"""A batch of crops in, one step of the optimiser out; its state goes into checkpoints and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import AigiError
+from pipeline.collection import Collection
+from pipeline.learned.codec import load_network
+from pipeline.learned.layers import Text
+from pipeline.learned.network import Network, Output
+from pipeline.learned.sizes import NETWORKS, Sizes, parse
+from pipeline.learned.text import TextEncoder
+from pipeline.pixels import RGB
+from pipeline.stage import flat
+from pipeline.training import checkpoint
+from pipeline.training.crops import Crop, Crops
+from pipeline.training.distortion import ms_ssim
+from pipeline.training.initial import begin, step_of
+from pipeline.training.settings import Train
+from pipeline.training.validation import Found, validate
+
+AUX = "prior.median"
+
+
+LAMBDAS = {"mse": 1.0, "ms-ssim": 1280.0}
+"""λ over that of MSE for about the same rate: as CompressAI pairs those of its models."""
+
+
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for the first one, which alone validates; torch's 10 minutes are few."""
+
+
+FREE = {
+    "steps", "threads", "log_every", "save_every", "validate_every", "validation_pictures",
+    "tracker", "text_folder", "max_skipped", "lambdas", "together", "data", "init",
+}  # fmt: skip
+"""Settings that may change while a codec is trained, or that are recorded in another form."""
+
+
+def sizes_of(settings: Train) -> Sizes:
+    """The network that the settings ask for; trained together, of as many qualities as λ.
+
+    Raises:
+        AigiError: there is none of this name, or its sizes are wrong.
+    """
+    if isinstance(settings.network, dict):
+        sizes = parse(settings.network)
+    elif settings.network in NETWORKS:
+        sizes = NETWORKS[settings.network]
+    else:
+        raise AigiError(
+            f"train.network: no network {settings.network}; there are {', '.join(NETWORKS)}"
+        )
+    if settings.together:
+        return sizes.model_copy(update={"qualities": len(settings.lambdas)})
+    return sizes
+
+
+def rate_distortion(
+    output: Output, x: Tensor, weight: float | Tensor, distortion: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss: λ·255²·MSE + bpp (Ballé 2018), or λ·(1 - MS-SSIM) + bpp.
+
+    Args:
+        output: of the network for x.
+        x: B x 3 x H x W, 0 to 1.
+        weight: λ, of all pictures or of each.
+
+    Returns:
+        loss, bpp and MSE (over values from 0 to 1), scalars.
+    """
+    bpp = output.bits() / (x.shape[0] * x.shape[2] * x.shape[3])
+    x_hat = output.x_hat.float()
+    errors = (x_hat - x).square().mean((1, 2, 3))
+    if distortion == "mse":
+        return (weight * 255**2 * errors).mean() + bpp, bpp, errors.mean()
+    with torch.autocast(x.device.type, enabled=False):
+        # Outside 0 … 1 its terms lose their meaning; the gradient of clamp would be 0 there.
+        return (weight * (1 - ms_ssim(x_hat, x))).mean() + bpp, bpp, errors.mean()
+
+
+def learning_rate(settings: Train, step: int) -> float:
+    """Of the step after `step` steps: rises over `warmup`, falls at each milestone."""
+    rate = settings.learning_rate * settings.milestone_factor ** sum(
+        step >= milestone for milestone in settings.milestones
+    )
+    return rate * min(1.0, (step + 1) / (settings.warmup + 1))
+
+
+def _seed(*parts: object) -> int:
+    digest = hashlib.blake2b(" ".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass
+class _Progress:
+    """What a checkpoint holds beside tensors."""
+
+    step: int = 0
+    skipped: int = 0
+    best_step: int | None = None
+    best_loss: float | None = None
+    seconds: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class Trainer:
+    """One codec in training.
+
+    Args:
+        settings: all of it.
+        weights: λ of each quality of the network, rising.
+        folder: of this codec.
+        threads: of torch; sums on a CPU depend on them.
+        accelerator: of accelerate.
+        collection: pictures of the train split.
+        validation: decoded pictures and prompts.
+
+    Raises:
+        AigiError: the folder was begun with other settings, or what to start from does not fit.
+    """
+
+    def __init__(
+        self,
+        settings: Train,
+        weights: tuple[float, ...],
+        folder: Path,
+        threads: int,
+        accelerator: Any,
+        collection: Collection,
+        validation: list[tuple[RGB, str]],
+    ) -> None:
+        self.settings, self.weights, self.folder = settings, weights, folder
+        self.accelerator, self.collection, self.validation = accelerator, collection, validation
+        sizes = sizes_of(settings)
+        self.init = None if settings.init is None else init_of(settings.init, folder.name)
+        self.text = (
+            None
+            if sizes.text is None
+            else TextEncoder(sizes.text, settings.text_folder, accelerator.device)
+        )
+        self.foreign = _foreign_prompts(settings)
+        self.state = _Progress(settings=self._recorded(sizes, threads))
+        torch.manual_seed(_seed(settings.seed, "weights"))
+        self.network = Network(**sizes.model_dump())
+        if self.network.gains is not None:
+            # Where steps are small, distortion is that of the steps' squares: gains as √λ.
+            rise = 0.5 * torch.log(torch.tensor(weights))
+            self.network.gains.begin(rise - rise.mean())
+        if checkpoint.found(folder):
+            pass  # it has all weights; what they started from may be gone
+        elif self.init is not None:
+            self._start_from(self.init)
+        elif settings.initial == "transform":
+            mean = math.exp(math.fsum(map(math.log, weights)) / len(weights))
+            begin(self.network, step_of(mean / LAMBDAS[settings.distortion]))
+        self.network.train().to(accelerator.device)
+        parameters = dict(self.network.named_parameters())
+        self.aux = parameters.pop(AUX)
+        self.names = list(parameters)
+        self.parameters = list(parameters.values())
+        self.optimizer = torch.optim.Adam(self.parameters, settings.learning_rate)
+        self.aux_optimizer = torch.optim.Adam([self.aux], settings.aux_learning_rate)
+        self.average = {name: p.detach().clone() for name, p in self.network.named_parameters()}
+        self._resume()
+        self._begin_together()
+        # The medians learn from the medians alone, the same on every process: nothing to share.
+        self.aux.requires_grad_(False)
+        self.model = accelerator.prepare(self.network)
+        self.aux.requires_grad_(True)
+        # On CPUs torch 2.15 breaks on channels-last gradients, see `_batch`; compiling would make
+        # such of its own accord.
+        options = {"layout_optimization": accelerator.device.type != "cpu"}
+        self.forward = (
+            torch.compile(self.model, options=options) if settings.compile else self.model
+        )
+
+    def _recorded(self, sizes: Sizes, threads: int) -> dict[str, Any]:
+        """Everything that decides the weights after a number of steps."""
+        settings = self.settings
+        return {
+            **settings.model_dump(mode="json", exclude={"network", *FREE}),
+            "network": sizes.model_dump(mode="json"),
+            "lambda": self.weights[0] if len(self.weights) == 1 else list(self.weights),
+            "data": self.collection.state,
+            "init": settings.init,
+            "foreign_prompts": None if self.foreign is None else _digest(self.foreign),
+            "text encoder": None if self.text is None else _digest(_bytes_of(self.text.state())),
+            "processes": self.accelerator.num_processes,
+            "device": self.accelerator.device.type,
+            "compute.threads": threads,
+        }
+
+    def _start_from(self, init: str) -> None:
+        place, _, revision = init.removeprefix("hf://").partition("@")
+        other = load_network(place, revision or None)
+        mine = self.network.sizes.model_dump(exclude={"name"})
+        theirs = other.sizes.model_dump(exclude={"name"})
+        blind = theirs["text"] is None and mine["text"] is not None
+        if mine | ({"text": None} if blind else {}) != theirs:
+            raise AigiError(
+                f"train.init: {init}: its sizes are {json.dumps(theirs)}, those of this network "
+                f"are {json.dumps(mine)}. Only text may be new."
+            )
+        self.network.load_state_dict(other.state_dict(), strict=not blind)
+        if blind:
+            self.network.silence_text()
+
+    def _resume(self) -> None:
+        files = checkpoint.found(self.folder)
+        if not files:
+            return
+        tensors, facts = checkpoint.load(files[-1])
+        settings = self.state.settings
+        before, now = (
+            flat({**one, "milestones": [m for m in one["milestones"] if m < facts["step"]]})
+            for one in (facts["settings"], settings)
+        )
+        changed = [
+            f"{name}: {before.get(name)} -> {now.get(name)}"
+            for name in sorted(before | now)
+            if before.get(name) != now.get(name)
+        ]
+        if changed:
+            raise AigiError(
+                f"{self.folder}: was begun with other settings:\n  "
+                + "\n  ".join(changed)
+                + "\nSet them back, or train in another run directory."
+            )
+        self.state = _Progress(**{**facts, "settings": settings})
+        own = {
+            k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")
+        }
+        self.network.load_state_dict(own)
+        self.average = {
+            name: tensors[f"average.{name}"].to(self.accelerator.device) for name in self.average
+        }
+        checkpoint.restore(self.optimizer, self.names, "adam", tensors)
+        checkpoint.restore(self.aux_optimizer, [AUX], "aux", tensors)
+
+    def _begin_together(self) -> None:
+        at = torch.tensor([self.state.step], device=self.accelerator.device)
+        steps = self.accelerator.gather(at).tolist()
+        if len(set(steps)) > 1:
+            raise AigiError(
+                f"{self.folder}: processes would go on from different steps ({steps}): each reads "
+                "the checkpoints itself. Put the run directory where all machines see it."
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint; the process that is the first writes, the others wait."""
+        if self.accelerator.is_main_process:
+            tensors = {f"network.{name}": value for name, value in self._network_state().items()}
+            tensors |= {f"average.{name}": value for name, value in self.average.items()}
+            tensors |= checkpoint.flatten(self.optimizer, self.names, "adam")
+            tensors |= checkpoint.flatten(self.aux_optimizer, [AUX], "aux")
+            checkpoint.save(self.folder, self.state.step, tensors, vars(self.state))
+        self.accelerator.wait_for_everyone()
+
+    def _network_state(self) -> dict[str, Tensor]:
+        return dict(self.network.state_dict())
+
+    def crops(self) -> Iterator[Crop]:
+        """The crops of this process from the present step on."""
+        settings = self.settings
+        return iter(
+            Crops(
+                self.collection,
+                settings.crop,
+                settings.crops_per_picture,
+                settings.shuffle_buffer,
+                settings.weights,
+                settings.seed,
+                self.accelerator.process_index,
+                self.accelerator.num_processes,
+                settings.threads,
+                self.state.step * settings.batch * settings.accumulate,
+            )
+        )
+
+    def _batch(self, crops: Iterator[Crop], drawn: random.Random) -> tuple[Tensor, Text | None]:
+        taken = [next(crops) for _ in range(self.settings.batch)]
+        device = self.accelerator.device
+        pixels = torch.from_numpy(np.stack([crop.pixels for crop in taken])).to(device)
+        text = None
+        if self.text is not None:
+            prompts = [self._prompt(crop, drawn) for crop in taken]
+            text = self.text(prompts).to(device, torch.float32)
+        # Contiguous: with the pixels' channels last, torch 2.15 on CPUs writes past the end of
+        # gradients of convolutions with few channels.
+        return pixels.permute(0, 3, 1, 2).contiguous().float() / 255, text
+
+    def _prompt(self, crop: Crop, drawn: random.Random) -> str:
+        """Of a crop: its own, none or a foreign one."""
+        chance, empty = drawn.random(), self.settings.text_dropout
+        if chance < empty:
+            return ""
+        if self.foreign is not None and chance < empty + self.settings.foreign_share:
+            return drawn.choice(self.foreign)
+        return crop.text
+
+    def step(self, crops: Iterator[Crop]) -> tuple[float, float, float] | None:
+        """One step of the optimisers: loss, bpp and MSE; None where the gradient was not finite."""
+        settings, number = self.settings, self.state.step
+        rank = self.accelerator.process_index
+        drawn = random.Random(f"{settings.seed} text {number} {rank}")
+        torch.manual_seed(_seed(settings.seed, "step", number, rank))
+        sums = torch.zeros(3, device=self.accelerator.device)
+        for micro in range(settings.accumulate):
+            x, text = self._batch(crops, drawn)
+            quality, weight = self._qualities(drawn)
+            last = micro == settings.accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    output = self.forward(x, text, quality)
+                found = rate_distortion(output, x, weight, settings.distortion)
+                self.accelerator.backward(found[0] / settings.accumulate)
+            sums += torch.stack(found).detach() / settings.accumulate
+        # After all processes have shared their gradients, all see the same norm.
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip)
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(settings, number)
+            self.optimizer.step()
+            torch.autograd.backward(self.network.aux_loss())
+            self.aux_optimizer.step()
+            self._follow()
+        else:
+            self.state.skipped += 1
+        self.optimizer.zero_grad()
+        self.aux_optimizer.zero_grad()
+        self.state.step += 1
+        if not finite:
+            return None
+        loss, bpp, mse = sums.tolist()
+        return loss, bpp, mse
+
+    def _qualities(self, drawn: random.Random) -> tuple[Tensor | None, float | Tensor]:
+        """The quality of every crop of a batch, all as often as can be, and their λ."""
+        count, device = len(self.weights), self.accelerator.device
+        if count == 1:
+            return None, self.weights[0]
+        first = drawn.randrange(count)
+        index = (torch.arange(self.settings.batch, device=device) + first) % count
+        return index + 1, torch.tensor(self.weights, device=device)[index]
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        # Early weights are forgotten sooner: the average would else be of the random ones.
+        taken = self.state.step + 1 - self.state.skipped
+        decay = min(self.settings.ema, taken / (taken + 9))
+        for name, parameter in self.network.named_parameters():
+            self.average[name].lerp_(parameter, 1 - decay)
+
+    def model_now(self) -> Network:
+        """The averaged weights as a network that codes."""
+        network = Network(**self.network.sizes.model_dump())
+        network.load_state_dict(self.average, strict=False)  # tables are made next
+        network.update()
+        return network.eval()
+
+    def validate(self) -> list[Found]:
+        """Measure the averaged weights on the validation pictures, at each quality."""
+        device = self.accelerator.device
+        name = "cpu" if device.type == "cpu" else str(device)  # accelerate numbers CPUs, too
+        return validate(self.model_now(), self.validation, self.text, name)
+
+
+def init_of(place: str, name: str) -> str:
+    """The folder or Hub id of a model; of a run's `train` folder, its best one of this name."""
+    best = Path(place) / name / "best"
+    return str(best) if "://" not in place and best.is_dir() else place
+
+
+def _foreign_prompts(settings: Train) -> list[str] | None:
+    if settings.foreign_prompts is None:
+        return None
+    path = Path(settings.foreign_prompts)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AigiError(f"train.foreign_prompts: {path}: cannot be read: {error}") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise AigiError(f"train.foreign_prompts: {path}: has no line with a prompt")
+    return found
+
+
+def _bytes_of(tensors: dict[str, Tensor]) -> Iterator[str | bytes]:
+    for name, value in sorted(tensors.items()):
+        yield from (name, value.cpu().contiguous().numpy().tobytes())
+
+
+def _digest(parts: Iterable[str | bytes]) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        sha.update(len(data).to_bytes(8, "big") + data)
+    return sha.hexdigest()

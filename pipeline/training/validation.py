@@ -1,0 +1,111 @@
+"""A network in training and whole pictures in, rates of real files and distortions out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline import AigiError
+from pipeline.collection import Collection
+from pipeline.learned.bitstream import rates
+from pipeline.learned.codec import LearnedCodec
+from pipeline.learned.network import Network
+from pipeline.learned.text import TextEncoder
+from pipeline.pixels import RGB, BadPicture, decode
+from pipeline.training.distortion import LEAST_SIDE, ms_ssim, psnr
+
+MOST_PIXELS = 1 << 28
+
+
+@dataclass(frozen=True)
+class Found:
+    """Means over pictures.
+
+    Attributes:
+        pictures: how many.
+        bpp: bits a pixel of whole files.
+        bpp_without_prompt: the same without the prompt's bytes.
+        mse: over RGB from 0 to 1, decoded pictures rounded to 8 bits.
+        psnr: mean of the pictures' PSNR, in dB.
+        ms_ssim: 0 to 1, of pictures whose shorter side has 161 pixels; None: no such picture.
+    """
+
+    pictures: int
+    bpp: float
+    bpp_without_prompt: float
+    mse: float
+    psnr: float
+    ms_ssim: float | None
+
+    def loss(self, weight: float, distortion: str) -> float:
+        """What training minimises, of these means.
+
+        Raises:
+            AigiError: no picture is large enough for MS-SSIM.
+        """
+        if distortion == "mse":
+            return weight * 255**2 * self.mse + self.bpp
+        if self.ms_ssim is None:
+            raise AigiError(f"validation: no picture has sides of {LEAST_SIDE} pixels, for MS-SSIM")
+        return weight * (1 - self.ms_ssim) + self.bpp
+
+
+def pictures_of(collection: Collection) -> Iterator[tuple[RGB, str]]:
+    """Decoded pictures and prompts, in order.
+
+    Raises:
+        AigiError: a picture cannot be decoded.
+    """
+    for part in collection.parts:
+        for row in collection.read(part.name, ["image_id", "image", "text"]).to_pylist():
+            try:
+                yield decode(row["image"]["bytes"], MOST_PIXELS).rgb, row["text"] or ""
+            except BadPicture as error:
+                raise AigiError(f"{part.name}: image {row['image_id']}: {error}") from error
+
+
+def validate(
+    network: Network, pictures: Sequence[tuple[RGB, str]], text: TextEncoder | None, device: str
+) -> list[Found]:
+    """Code pictures to real files at each quality, and measure what they decode to.
+
+    Args:
+        network: with tables; it is frozen in place.
+
+    Raises:
+        AigiError: a file decodes to something else than the encoder says, a defect.
+    """
+    codec = LearnedCodec(network, device, text=text)
+    qualities = range(1, network.sizes.qualities + 1)
+    return [_validated(codec, pictures, quality) for quality in qualities]
+
+
+def _validated(codec: LearnedCodec, pictures: Sequence[tuple[RGB, str]], quality: int) -> Found:
+    bpp, plain, errors, structure = [], [], [], []
+    for number, (picture, prompt) in enumerate(pictures):
+        coded = codec.encode_and_reconstruct(picture, prompt, quality)
+        if number == 0 and not np.array_equal(codec.decode(coded.data), coded.reconstruction):
+            raise AigiError("validation: a file decodes to other pixels than were coded")
+        rate = rates(coded.data)
+        bpp.append(rate.bpp)
+        plain.append(rate.bpp_without_prompt)
+        before, after = (
+            torch.tensor(p).permute(2, 0, 1)[None].double() / 255
+            for p in (picture, coded.reconstruction)
+        )
+        errors.append(float(((before - after) ** 2).mean()))
+        if min(picture.shape[:2]) >= LEAST_SIDE:
+            structure.append(float(ms_ssim(before.float(), after.float())))
+    # A picture without any error counts as 100 dB.
+    decibels = psnr(torch.tensor(errors, dtype=torch.float64).clamp(min=1e-10))
+    return Found(
+        pictures=len(bpp),
+        bpp=float(np.mean(bpp)),
+        bpp_without_prompt=float(np.mean(plain)),
+        mse=float(np.mean(errors)),
+        psnr=float(decibels.mean()),
+        ms_ssim=float(np.mean(structure)) if structure else None,
+    )

@@ -1,0 +1,136 @@
+"""Imports have no circle and follow the order of the data; modules are short; folders explain."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+ORDER = [
+    "settings", "files", "pixels", "markdown", "progress", "charts",
+    "tables", "store", "stage", "cluster", "run", "manifest", "collection",
+    "models", "pictures", "marks",
+    "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
+    "release",  # the waist
+    "learned", "codecs", "analysis", "training", "benchmark",  # what reads a release
+    "pages", "workflow", "build", "dry_run", "demo", "tiny", "cli",
+]  # fmt: skip
+"""Rooms and single modules in the order of the data: an import may only point to the left."""
+BUILDING = ORDER[ORDER.index("prompts") : ORDER.index("release")]
+READING = ORDER[ORDER.index("learned") : ORDER.index("pages")]
+MOST_LINES = 620
+
+
+def modules() -> dict[str, Path]:
+    """Dotted names of all modules of the package, with their files."""
+    found = {}
+    for file in sorted((ROOT / "pipeline").rglob("*.py")):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+MODULES = modules()
+
+
+def code(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those that only a type checker reads."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from code(child)
+
+
+def imports(text: str) -> set[str]:
+    """Modules of the package that a text imports, at its top or in a function."""
+    found = set()
+    for node in code(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in whole}
+    return {name for name in found if name in MODULES and name != "pipeline"}
+
+
+ARROWS = {name: imports(file.read_text()) for name, file in MODULES.items()}
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """One circle of imports, or nothing."""
+    done: set[str] = set()
+
+    def walk(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(arrows[name] - {name}):
+            if found := walk(other, [*way, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(arrows) if (found := walk(name, []))), [])
+
+
+def room(module: str) -> str:
+    """The folder below the package, or the module itself where it is in none."""
+    return module.split(".")[1]
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_imports_in_functions_count_and_those_for_types_do_not() -> None:
+    text = (
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from pipeline.workflow import Workflow\n"
+        "def late():\n    from pipeline import store\n"
+    )
+    assert imports(text) == {"pipeline.store"}
+
+
+def test_no_circle() -> None:
+    assert not circle(ARROWS), " -> ".join(circle(ARROWS))
+
+
+def test_every_room_has_its_place() -> None:
+    assert {room(name) for name in MODULES if name != "pipeline"} == set(ORDER)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "pipeline"])
+def test_imports_point_to_the_left(name: str) -> None:
+    here = ORDER.index(room(name))
+    assert not [other for other in ARROWS[name] if ORDER.index(room(other)) > here]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "pipeline"])
+def test_what_reads_a_release_knows_nothing_of_building(name: str) -> None:
+    if room(name) in READING:
+        assert not [other for other in ARROWS[name] if room(other) in BUILDING]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_holds_one_topic(name: str) -> None:
+    lines = len(MODULES[name].read_text().splitlines())
+    assert lines <= MOST_LINES, f"{name} has {lines} lines: which topic of it is another module's?"
+
+
+@pytest.mark.parametrize("folder", sorted({file.parent for file in MODULES.values()}))
+def test_a_folder_explains_itself(folder: Path) -> None:
+    assert (folder / "README.md").stat().st_size > 500
+
+
+def test_the_front_door_is_short() -> None:
+    text = (ROOT / "README.md").read_bytes()
+    assert len(text) <= 9_000
+    assert len(text.splitlines()) <= 200
+    assert (ROOT / "workflows" / "README.md").exists()

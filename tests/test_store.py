@@ -1,0 +1,157 @@
+"""Shards appear whole or not at all, on local disk and on a store without rename."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import AigiError
+from pipeline.store import IMAGE_BYTES, IMAGE_ROWS, Store
+from pipeline.tables import IMAGES
+
+
+def images(sizes: list[int]) -> pa.Table:
+    rows = [
+        {"image_id": f"{i:04d}", "image": {"bytes": os.urandom(size), "path": f"{i}.png"}}
+        for i, size in enumerate(sizes)
+    ]
+    return pa.Table.from_pylist(rows, schema=IMAGES)
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    url = str(tmp_path / "run") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+    return Store(url)
+
+
+def test_what_is_written_is_read(store: Store) -> None:
+    table = images([10, 2_000, 0])
+    shard = store.write("images", "a/b-00000", table, IMAGES)
+    assert store.shards("images") == {"a/b-00000": shard.bytes}
+    assert store.read("images", "a/b-00000").equals(table)
+    assert store.rows("images", "a/b-00000") == 3
+    assert store.sha256("images", "a/b-00000.parquet") == shard.sha256
+
+
+def test_failing_worker_leaves_nothing(store: Store) -> None:
+    def chunks() -> Iterator[pa.Table]:
+        yield images([50] * (IMAGE_ROWS + 20))
+        raise RuntimeError("model fell over")
+
+    with pytest.raises(RuntimeError, match="fell over"):
+        store.write("images", "x", chunks(), IMAGES)
+    assert store.shards("images") == {}
+    assert not store.local or os.listdir(store.path("images")) == []
+
+
+@pytest.mark.parametrize("keep", [0, 3, 100, -1, -9])
+def test_a_shard_cut_short_has_no_rows(store: Store, keep: int) -> None:
+    store.write("images", "x", images([500] * 4), IMAGES)
+    path = store.path("images", "x.parquet")
+    data = store.fs.cat_file(path)
+    store.fs.pipe_file(path, data[:keep])
+    assert store.rows("images", "x") is None
+    with pytest.raises(AigiError, match=r"x\.parquet.*run again"):
+        store.read("images", "x")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_row_groups_depend_on_rows_alone(data: st.DataObject) -> None:
+    """However a worker cuts its chunks, the file has the same bytes."""
+    count = data.draw(st.integers(0, 260))
+    table = images([3] * count)
+    cuts = sorted(data.draw(st.lists(st.integers(0, count), max_size=6)))
+    pieces = [table.slice(a, b - a) for a, b in zip([0, *cuts], [*cuts, count], strict=True)]
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    whole = store.write("images", "whole", table, IMAGES)
+    cut = store.write("images", "cut", iter(pieces), IMAGES)
+    assert whole.sha256 == cut.sha256
+    assert whole.rows == cut.rows == count
+
+
+def test_row_groups_are_small(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write("images", "many", images([10] * 350), IMAGES)
+    store.write("images", "large", images([30 << 20] * 5), IMAGES)
+    many = pq.read_metadata(tmp_path / "images/many.parquet")
+    assert [many.row_group(i).num_rows for i in range(many.num_row_groups)] == [100, 100, 100, 50]
+    large = pq.read_metadata(tmp_path / "images/large.parquet")
+    for i in range(large.num_row_groups):
+        assert large.row_group(i).total_byte_size <= IMAGE_BYTES + (1 << 20)
+    assert many.row_group(0).column(0).has_offset_index
+
+
+def test_full_disk_in_a_real_small_file_system(tmp_path: Path) -> None:
+    """In a mount namespace of its own, with a tmpfs of 2 MB."""
+    script = tmp_path / "fill.py"
+    script.write_text(
+        "import sys\n"
+        "from tests.test_store import images\n"
+        "from pipeline.store import DiskFull, Store\n"
+        "from pipeline.tables import IMAGES\n"
+        "store = Store(sys.argv[1])\n"
+        "store.write('images', 'small', images([100_000]), IMAGES)\n"
+        "try:\n"
+        "    store.write('images', 'large', images([1_000_000] * 4), IMAGES)\n"
+        "except DiskFull as error:\n"
+        "    print('FULL', error)\n"
+        "import os\n"
+        "print(sorted(os.listdir(sys.argv[1] + '/images')))\n"
+    )
+    place = tmp_path / "small"
+    place.mkdir()
+    inside = f"mount -t tmpfs -o size=2m tmpfs {place} && {sys.executable} {script} {place}"
+    try:
+        done = subprocess.run(
+            ["unshare", "-rm", "sh", "-c", inside],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+        )
+    except FileNotFoundError:
+        pytest.skip("no `unshare` here")
+    if "mount:" in done.stderr or "unshare:" in done.stderr:
+        pytest.skip(f"may not mount here: {done.stderr.strip()}")
+    assert "FULL" in done.stdout, done.stdout + done.stderr
+    assert "no space left" in done.stdout
+    assert "['small.parquet']" in done.stdout
+
+
+def test_json_is_written_whole(store: Store) -> None:
+    assert store.read_json("_stages", "a.json") is None
+    store.write_json({"b": 1, "a": "ü"}, "_stages", "a.json")
+    assert store.read_json("_stages", "a.json") == {"a": "ü", "b": 1}
+
+
+def test_leftovers_of_dead_processes_are_swept(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write("images", "x", images([10]), IMAGES)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = os.uname().nodename
+    mine = tmp_path / "images" / f".y.parquet.{os.getpid()}@{host}.{'0' * 32}.tmp"
+    left = tmp_path / "images" / f".y.parquet.{dead.pid}@{host}.{'1' * 32}.tmp"
+    other = tmp_path / "images" / f".y.parquet.{dead.pid}@elsewhere.{'2' * 32}.tmp"
+    for path in (mine, left, other):
+        path.write_bytes(b"half")
+    store.sweep("images")
+    assert mine.exists()
+    assert other.exists()
+    assert not left.exists()
+    assert list(store.shards("images")) == ["x"]
+
+
+def test_unknown_protocol_is_an_error() -> None:
+    with pytest.raises(AigiError, match="nosuch"):
+        Store("nosuch://bucket/x")
