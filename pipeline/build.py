@@ -43,11 +43,17 @@ def stages(workflow: Workflow) -> list[Stage]:
     if workflow.images is not None:
         found.append(images.stage(workflow))
     if workflow.embeddings is not None:
-        found.append(embeddings.stage(workflow))
+        found.append(embeddings.stage(workflow.embeddings, workflow.compute))
     if workflow.quality is not None:
-        found.append(quality.stage(workflow))
+        found.append(quality.stage(workflow.quality, workflow.embeddings, workflow.compute))
     if workflow.duplicates is not None:
-        found.append(duplicates.stage(workflow))
+        for name in duplicates.needs(workflow.duplicates):
+            if getattr(workflow, name) is None:
+                raise AigiError(
+                    f"duplicates: this section needs the {name} section in the workflow"
+                    + (", or min_similarity: null" if name == "embeddings" else "")
+                )
+        found.append(duplicates.stage(workflow.duplicates, workflow.compute))
     if workflow.images is not None:
         found.append(selection.stage(workflow))
     if workflow.release is not None:

@@ -50,6 +50,11 @@ class Pictures(Settings):
     text_column: str = "text"
 
 
+def asked_or_own(asked: Pictures | None, run: str) -> Pictures:
+    """The images that a section asks for; None: the release of the run itself."""
+    return asked or Pictures(place=run)
+
+
 MANIFEST = "manifest.json"
 ROWS, BYTES = 100, 64 << 20
 """A part has at most so many pictures; of a folder, at most so many bytes beyond one picture."""

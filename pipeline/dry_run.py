@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipeline import AigiError
 from pipeline.benchmark.settings import Benchmark
-from pipeline.collection import Pictures
+from pipeline.collection import Pictures, asked_or_own
 from pipeline.release.recipe import READERS
 from pipeline.workflow import Workflow
 
@@ -51,19 +51,19 @@ def _reading(workflow: Workflow) -> Iterator[tuple[str, Pictures, str]]:
     if (looks := workflow.characteristics) is not None:
         matrices = len(looks.distances) * len(looks.angles)
         files = ", ".join(looks.lossless) or "no files"
-        for pictures in places(looks.pictures, workflow):
+        for pictures in places(looks.pictures, workflow.run):
             yield "characteristics", pictures, f"{matrices} GLCM, colours, {files} of each"
     if (scores := workflow.alignments) is not None:
         words = "scores: " + ", ".join(scores.models)
         if scores.attributes:
             words += "; attributes: " + ", ".join(scores.attributes)
-        for pictures in places(scores.pictures, workflow):
+        for pictures in places(scores.pictures, workflow.run):
             yield "alignments", pictures, words
     if (train := workflow.train) is not None:
         network = train.network if isinstance(train.network, str) else train.network.get("name")
         yield (
             "train",
-            workflow.pictures(train.data).model_copy(update={"splits": ("train",)}),
+            asked_or_own(train.data, workflow.run).model_copy(update={"splits": ("train",)}),
             f"{network}, λ {', '.join(f'{weight:g}' for weight in train.lambdas)}: "
             f"{train.steps:,} steps of {train.batch * train.accumulate} crops each",
         )

@@ -6,14 +6,11 @@ import codecs
 import hashlib
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fsspec
 
 from pipeline import AigiError
-
-if TYPE_CHECKING:
-    pass
 
 
 def file_sha256(path: str) -> str:

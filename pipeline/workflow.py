@@ -15,7 +15,7 @@ from pydantic import (
 from pipeline.analysis.alignments import Alignments
 from pipeline.analysis.characteristics import Characteristics
 from pipeline.benchmark.settings import Benchmark
-from pipeline.collection import Pictures
+from pipeline.collection import asked_or_own
 from pipeline.duplicates.duplicates import Duplicates
 from pipeline.images.images import Images, LocalSource
 from pipeline.models.clip import Embeddings
@@ -50,16 +50,12 @@ class Workflow(Settings):
     train: Train | None = None
     benchmark: Benchmark | None = None
 
-    def pictures(self, asked: Pictures | None) -> Pictures:
-        """The pictures that a section asks for; None: the release of this run itself."""
-        return asked or Pictures(place=self.run)
-
     def benchmark_here(self) -> Benchmark | None:
         """The benchmark that is asked for, with the pictures that it measures on."""
         if self.benchmark is None:
             return None
         return self.benchmark.model_copy(
-            update={"pictures": self.pictures(self.benchmark.pictures)}
+            update={"pictures": asked_or_own(self.benchmark.pictures, self.run)}
         )
 
 

@@ -81,10 +81,10 @@ def test_the_kept_twin_of_a_leak_is_the_held_out_one(run: Path) -> None:
 def test_it_ends_with_files_of_a_codec_trained_on_it(run: Path) -> None:
     from pipeline.learned.codec import load
     from pipeline.learned.shipped import DEFAULT
-    from pipeline.training.train import train
+    from tests.training.release import trained
 
     few = ["train.steps=3", "train.validation_pictures=0", "train.shuffle_buffer=8"]
-    (folder,) = train(demo_workflow(run, few), Progress(quiet=True))
+    (folder,) = trained(demo_workflow(run, few), Progress(quiet=True))
     model = str(folder / "last")
     rows = code_pictures(run, {"demo": model, DEFAULT: DEFAULT})
     assert [(name, count) for name, count, *_ in rows] == [

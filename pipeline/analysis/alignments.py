@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +25,7 @@ from pipeline.analysis.scorers import ClipScore, Scorer, load
 from pipeline.collection import Pictures
 from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.settings import Count, Settings
-from pipeline.stage import Map
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
+from pipeline.stage import Compute, Map
 
 ALIGNMENTS = pa.schema(
     # Scores and attributes are empty where `error` says why, and where there is no prompt.
@@ -144,11 +141,9 @@ class Aligner:
         return right
 
 
-def stage(workflow: Workflow) -> Map:
-    """The alignments stage of a workflow that has such a section."""
-    settings = workflow.alignments
-    assert settings is not None
-    pictures = places(settings.pictures, workflow)
+def stage(settings: Alignments, run: str, compute: Compute) -> Map:
+    """The alignments stage of a run directory."""
+    pictures = places(settings.pictures, run)
     return Map(
         table="alignments",
         version=VERSION,
@@ -157,6 +152,6 @@ def stage(workflow: Workflow) -> Map:
         inputs=(),
         names=partial(shard_names, pictures),
         read=partial(read_shard, pictures, _COLUMNS),
-        make_worker=partial(Aligner, settings, workflow.compute.device),
+        make_worker=partial(Aligner, settings, compute.device),
         state=partial(state, pictures),
     )

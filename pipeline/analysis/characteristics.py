@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -31,9 +31,6 @@ from pipeline.collection import Pictures
 from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.settings import Count, Settings
 from pipeline.stage import Map
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
 
 CHARACTERISTICS = pa.schema(
     # All numbers are null where `error` says why; also where a picture is too small or flat.
@@ -153,11 +150,9 @@ class Characteriser:
         return found | {n: v if math.isfinite(v) else None for n, v in numbers.items()}
 
 
-def stage(workflow: Workflow) -> Map:
-    """The characteristics stage of a workflow that has such a section."""
-    settings = workflow.characteristics
-    assert settings is not None
-    pictures = places(settings.pictures, workflow)
+def stage(settings: Characteristics, run: str) -> Map:
+    """The characteristics stage of a run directory."""
+    pictures = places(settings.pictures, run)
     deciding = settings.model_dump(mode="json", exclude={"pictures", "reference"})
     return Map(
         table="characteristics",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +18,10 @@ from numpy.typing import NDArray
 
 from pipeline import AigiError
 from pipeline.analysis.best import unmarked
-from pipeline.analysis.characteristics import CHARACTERISTICS
+from pipeline.analysis.characteristics import CHARACTERISTICS, Characteristics
 from pipeline.progress import Progress
 from pipeline.stage import Build
 from pipeline.store import Shard, Store
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
 
 EFFECTS = pa.schema(
     # A source beside the reference (or all other sources), for each number of characteristics;
@@ -146,10 +143,9 @@ def _build(reference: str | None, store: Store, progress: Progress) -> list[Shar
     return [store.write("effects", "part-00000", made, EFFECTS)]
 
 
-def stage(workflow: Workflow) -> Build:
-    """The effects stage of a workflow that has a characteristics section."""
-    assert workflow.characteristics is not None
-    reference = workflow.characteristics.reference
+def stage(settings: Characteristics) -> Build:
+    """The effects stage: sources are compared with the reference, or each with all others."""
+    reference = settings.reference
     return Build(
         table="effects",
         version=VERSION,

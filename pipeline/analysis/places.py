@@ -7,20 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipeline.collection import Collection, Pictures
+from pipeline.collection import Collection, Pictures, asked_or_own
 from pipeline.store import Store
 
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
 
-
-def places(asked: tuple[Pictures, ...], workflow: Workflow) -> tuple[Pictures, ...]:
+def places(asked: tuple[Pictures, ...], run: str) -> tuple[Pictures, ...]:
     """The places that a section asks for; none: the release of the run itself."""
-    return asked or (workflow.pictures(None),)
+    return asked or (asked_or_own(None, run),)
 
 
 @lru_cache(maxsize=16)

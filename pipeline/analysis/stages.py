@@ -1,21 +1,20 @@
-"""A workflow in, the stages of its analysis sections out."""
+"""The sections that look at images in, their stages out."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pipeline.analysis import alignments, characteristics, effects
-from pipeline.stage import Stage
+from pipeline.analysis.alignments import Alignments
+from pipeline.analysis.characteristics import Characteristics
+from pipeline.stage import Compute, Stage
 
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
 
-
-def stages(workflow: Workflow) -> list[Stage]:
-    """The stages whose sections the workflow has."""
+def stages(
+    looks: Characteristics | None, scores: Alignments | None, run: str, compute: Compute
+) -> list[Stage]:
+    """The stages of the sections that are there, in the order in which they run."""
     found: list[Stage] = []
-    if workflow.characteristics is not None:
-        found += [characteristics.stage(workflow), effects.stage(workflow)]
-    if workflow.alignments is not None:
-        found.append(alignments.stage(workflow))
+    if looks is not None:
+        found += [characteristics.stage(looks, run), effects.stage(looks)]
+    if scores is not None:
+        found.append(alignments.stage(scores, run, compute))
     return found

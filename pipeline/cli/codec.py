@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pipeline import AigiError
 from pipeline.cli.show import explained, read_file, write_file
-
-if TYPE_CHECKING:
-    pass
-
 
 Codec = Annotated[
     str | None,

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pipeline import AigiError
 from pipeline.cli.show import explained, write_file
-
-if TYPE_CHECKING:
-    pass
 
 
 def report(

@@ -11,7 +11,7 @@ import typer
 from pipeline.cli.show import Override, Target, explained, show, talk
 
 if TYPE_CHECKING:
-    from pipeline.release.audit import Remade
+    from pipeline.audit import Remade
 
 
 def verify(
@@ -56,7 +56,7 @@ def verify(
         if pixels:
             from pipeline import settings
             from pipeline import workflow as workflows
-            from pipeline.release.audit import audit, places_of
+            from pipeline.audit import audit, places_of
 
             if workflow_file is not None:
                 mine = workflows.load(workflow_file, overrides or ())

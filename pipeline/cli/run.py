@@ -33,8 +33,8 @@ def _make(workflow: Workflow, quiet: bool) -> None:
     from pipeline.store import Store
 
     progress = Progress(quiet=quiet)
-    looks = (workflow.characteristics, workflow.alignments, workflow.benchmark_here())
-    others = bool(stages(workflow)) or any(section is not None for section in looks)
+    readers = (workflow.characteristics, workflow.alignments, workflow.benchmark_here())
+    others = bool(stages(workflow)) or any(section is not None for section in readers)
     if others and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise AigiError(
             "run: a launcher started several processes, and only training is made for them. "
@@ -44,15 +44,16 @@ def _make(workflow: Workflow, quiet: bool) -> None:
         make(workflow, Store(workflow.run), progress)
     elif os.environ.get("RANK", "0") == "0":
         _record(workflow)
-    if workflow.characteristics is not None or workflow.alignments is not None:
+    looks, scores = workflow.characteristics, workflow.alignments
+    if looks is not None or scores is not None:
         from pipeline.analysis.stages import stages as analysis_stages
 
-        store = Store(workflow.run)
-        run_stages(analysis_stages(workflow), store, workflow.compute, progress)
+        found = analysis_stages(looks, scores, workflow.run, workflow.compute)
+        run_stages(found, Store(workflow.run), workflow.compute, progress)
     if workflow.train is not None:
         from pipeline.training.train import train
 
-        train(workflow, progress)
+        train(workflow.train, workflow.run, workflow.compute, progress)
     if (benchmark := workflow.benchmark_here()) is not None:
         from pipeline.benchmark.stages import make as measure
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -33,9 +33,6 @@ from pipeline.settings import Count, Settings
 from pipeline.stage import Build, Compute
 from pipeline.store import Shard, Store
 from pipeline.tables import DUPLICATES
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
 
 
 class Duplicates(Settings):
@@ -265,31 +262,24 @@ def _build(settings: Duplicates, compute: Compute, store: Store, progress: Progr
     return made
 
 
-def stage(workflow: Workflow) -> Build:
-    """The duplicates stage of a workflow that has that section.
-
-    Raises:
-        AigiError: the section needs another one that is missing.
-    """
-    settings = workflow.duplicates
-    assert settings is not None
-    needs = ["plan", "images"]
+def needs(settings: Duplicates) -> tuple[str, ...]:
+    """Tables that are compared: those of the stages before that these settings need."""
+    found = ["plan", "images"]
     if settings.min_similarity is not None:
-        needs.append("embeddings")
+        found.append("embeddings")
     if settings.min_hash_similarity is not None:
-        needs.append("quality")
-    for name in needs:
-        if getattr(workflow, name) is None:
-            raise AigiError(
-                f"duplicates: this section needs the {name} section in the workflow"
-                + (", or min_similarity: null" if name == "embeddings" else "")
-            )
+        found.append("quality")
+    return tuple(found)
+
+
+def stage(settings: Duplicates, compute: Compute) -> Build:
+    """The duplicates stage; the tables of `needs` must be there when it runs."""
     return Build(
         table="duplicates",
         version=VERSION,
         schema=DUPLICATES,
         # In clusters or not, the pairs are the same.
         settings=settings.model_dump(mode="json", exclude={"clusters"}),
-        inputs=tuple(needs),
-        build=partial(_build, settings, workflow.compute),
+        inputs=needs(settings),
+        build=partial(_build, settings, compute),
     )

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pipeline import AigiError
-
-if TYPE_CHECKING:
-    pass
 
 
 def hub_file(where: str, repository: str, file: str, revision: str | None = None) -> str:

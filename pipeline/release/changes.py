@@ -6,15 +6,11 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.manifest import MANIFEST
 from pipeline.pictures.pictures import escapes
 from pipeline.store import Store
-
-if TYPE_CHECKING:
-    pass
-
 
 Say = Callable[[str], None]
 

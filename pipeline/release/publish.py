@@ -8,7 +8,7 @@ upload itself (streams, batches, retries, what is there already) is huggingface_
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import AigiError
 from pipeline.manifest import MANIFEST, open_release
@@ -25,10 +25,6 @@ from pipeline.release.changes import (
 from pipeline.release.hub import to_hub
 from pipeline.release.read_back import check_here, read_back
 from pipeline.store import Store
-
-if TYPE_CHECKING:
-    pass
-
 
 # --- a folder or an fsspec URL -----------------------------------------------------------------
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import AigiError
 from pipeline.release.verify import compare
 from pipeline.store import Store
-
-if TYPE_CHECKING:
-    pass
 
 
 def read_back(

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +15,9 @@ import pyarrow as pa
 from pipeline import AigiError
 from pipeline.models.clip import Clip, Embeddings, Vectors, find_weights, identity, model_config
 from pipeline.pixels import RGB, BadPicture, decode, decode_threads
-from pipeline.stage import Map
+from pipeline.stage import Compute, Map
 from pipeline.store import Store
 from pipeline.tables import embeddings_schema
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
-
-    pass
 
 VERSION = 1
 AHEAD = 2  # batches that are decoded before the model asks for them
@@ -193,14 +188,12 @@ def _check(settings: Embeddings) -> None:
     find_weights(settings)
 
 
-def stage(workflow: Workflow) -> Map:
-    """The embeddings stage of a workflow that has an embeddings section.
+def stage(settings: Embeddings, compute: Compute) -> Map:
+    """The embeddings stage.
 
     Raises:
         AigiError: the configuration of the model, which the schema needs, cannot be read.
     """
-    settings = workflow.embeddings
-    assert settings is not None
     return Map(
         table="embeddings",
         version=VERSION,
@@ -208,13 +201,11 @@ def stage(workflow: Workflow) -> Map:
         settings={
             **identity(settings),
             **settings.model_dump(mode="json", include={"batch_size", "precision"}),
-            "threads": workflow.compute.threads,
+            "threads": compute.threads,
         },
         inputs=("plan", "images"),
         names=names,
         read=_read,
-        make_worker=partial(
-            _make_worker, settings, workflow.compute.device, workflow.compute.threads
-        ),
+        make_worker=partial(_make_worker, settings, compute.device, compute.threads),
         check=partial(_check, settings),
     )

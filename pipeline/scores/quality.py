@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,12 +37,9 @@ from pipeline.scores.safety import (
     find_checker,
 )
 from pipeline.settings import Count, Settings
-from pipeline.stage import Map
+from pipeline.stage import Compute, Map
 from pipeline.store import Store
 from pipeline.tables import QUALITY
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
 
 
 class Concept(Settings):
@@ -216,14 +213,12 @@ def _check(settings: Quality) -> None:
         find_checker(settings.safety_checker)
 
 
-def stage(workflow: Workflow) -> Map:
-    """The quality stage of a workflow that has a quality section.
+def stage(settings: Quality, embeddings: Embeddings | None, compute: Compute) -> Map:
+    """The quality stage; concepts are compared by the model of the embeddings section.
 
     Raises:
         AigiError: concepts without an embeddings section, or no safety checker in its folder.
     """
-    settings = workflow.quality
-    assert settings is not None
     concepts = bool(settings.concepts)
     checker: dict[str, Any] | None = None
     if settings.safety_checker is not None:
@@ -240,7 +235,7 @@ def stage(workflow: Workflow) -> Map:
         settings={
             "safety_checker": checker,
             **settings.model_dump(mode="json", include={"concepts", "batch_size"}),
-            "threads": workflow.compute.threads,
+            "threads": compute.threads,
         },
         inputs=("plan", "images", *(("embeddings",) if concepts else ())),
         names=names,
@@ -248,9 +243,9 @@ def stage(workflow: Workflow) -> Map:
         make_worker=partial(
             _make_worker,
             settings,
-            _needed(workflow.embeddings) if concepts else None,
-            workflow.compute.device,
-            workflow.compute.threads,
+            _needed(embeddings) if concepts else None,
+            compute.device,
+            compute.threads,
         ),
         check=partial(_check, settings),
     )

@@ -1,4 +1,4 @@
-"""A workflow that trains in; the same training by Ray Train, on the workers of a cluster.
+"""A training in; the same training by Ray Train, on the workers of a cluster.
 
 Each worker is one process of one job, as a launcher starts them, and reads the release and the
 checkpoints itself. A worker that is lost takes the others along; all begin again from the last
@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import AigiError
 from pipeline.cluster import connect
 from pipeline.progress import Progress
+from pipeline.stage import Compute
+from pipeline.training.settings import Train
 
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
-
+Job = Callable[[Train, str, Compute, Progress], list[Path]]
+"""Settings, run directory, where it runs, and whom to tell in; the folders of codecs out."""
 RETRIES = 3
 
 
@@ -34,15 +36,14 @@ class _Lines(io.StringIO):
 
 
 def _work(config: dict[str, Any]) -> None:
-    from pipeline.training.train import train
-    from pipeline.workflow import Workflow
-
-    workflow = Workflow.model_validate(config["workflow"])
-    train(workflow, Progress(_Lines(config["lines"])))
+    settings, compute = Train.model_validate(config["train"]), Compute(**config["compute"])
+    config["job"](settings, config["run"], compute, Progress(_Lines(config["lines"])))
 
 
-def train_with_ray(workflow: Workflow, progress: Progress) -> None:
-    """Train all codecs of a workflow with `compute.workers` workers.
+def train_with_ray(
+    job: Job, settings: Train, run: str, compute: Compute, progress: Progress
+) -> None:
+    """Do a training job with `compute.workers` workers.
 
     Raises:
         AigiError: there is no such cluster, or what `train` raises in a worker.
@@ -54,7 +55,7 @@ def train_with_ray(workflow: Workflow, progress: Progress) -> None:
 
     from pipeline.training.trainer import PATIENCE
 
-    gpus = connect(workflow.compute)
+    gpus = connect(compute)
     lines = Queue(actor_options={"num_cpus": 0})
 
     def show() -> None:
@@ -62,20 +63,23 @@ def train_with_ray(workflow: Workflow, progress: Progress) -> None:
             if text.strip():
                 progress.say(text.rstrip("\n"))
 
-    here = workflow.model_dump(mode="json", include={"run", "compute", "train"})
-    here["compute"]["ray"] = None
+    here = {
+        "train": settings.model_dump(mode="json"),
+        "run": run,
+        "compute": compute.model_dump(mode="json") | {"ray": None},
+    }
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"workflow": here, "lines": lines},
+        train_loop_config={"job": job, "lines": lines, **here},
         torch_config=TorchConfig(timeout_s=round(PATIENCE.total_seconds())),
         scaling_config=ScalingConfig(
-            num_workers=workflow.compute.workers,
+            num_workers=compute.workers,
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": 1} | ({"GPU": gpus} if gpus else {}),
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=str((Path(workflow.run) / "train").absolute()),
+            storage_path=str((Path(run) / "train").absolute()),
             failure_config=FailureConfig(max_failures=RETRIES),
         ),
     )

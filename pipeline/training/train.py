@@ -17,22 +17,24 @@ that was never stopped (on a CPU, bit by bit).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from pipeline import AigiError
-from pipeline.collection import Collection
+from pipeline.collection import Collection, asked_or_own
 from pipeline.progress import Progress
+from pipeline.stage import Compute
 from pipeline.training.fit import accelerator_of, check_init, codecs_of, fit, validation_of
+from pipeline.training.settings import Train
 from pipeline.training.trainer import Trainer, sizes_of
 
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
 
+def train(settings: Train, run: str, compute: Compute, progress: Progress) -> list[Path]:
+    """Train a codec for each λ, one after the other; by Ray Train where `compute` asks for it.
 
-def train(workflow: Workflow, progress: Progress) -> list[Path]:
-    """Train a codec for each λ of a workflow, one after the other; by Ray Train where it asks so.
+    Args:
+        settings: the `train` section.
+        run: the run directory, which is a folder on this machine.
 
     Returns:
         Their folders.
@@ -41,33 +43,30 @@ def train(workflow: Workflow, progress: Progress) -> list[Path]:
         AigiError: there is nothing to train on, the settings do not fit what was begun, or
             gradients were not finite.
     """
-    settings = workflow.train
-    if settings is None:
-        raise AigiError("train: the workflow has no such section")
-    if "://" in workflow.run:
-        raise AigiError(f"run: {workflow.run}: training wants a folder on this machine")
+    if "://" in run:
+        raise AigiError(f"run: {run}: training needs a folder on this machine")
     sizes = sizes_of(settings)
-    root = Path(workflow.run) / "train"
+    root = Path(run) / "train"
     codecs = {root / name: weights for name, weights in codecs_of(settings, sizes).items()}
-    if workflow.compute.ray is not None:
+    if compute.ray is not None:
         from pipeline.training.cluster import train_with_ray
 
-        train_with_ray(workflow, progress)
+        train_with_ray(train, settings, run, compute, progress)
         return list(codecs)
     for folder in codecs:
         check_init(settings.init, folder)
-    torch.set_num_threads(workflow.compute.threads)
-    data = workflow.pictures(settings.data)
+    torch.set_num_threads(compute.threads)
+    data = asked_or_own(settings.data, run)
     collection = Collection(data.model_copy(update={"splits": ("train",)}))
     # One for all codecs: its end is that of the group of processes.
-    accelerator = accelerator_of(settings, workflow.compute.device, root)
+    accelerator = accelerator_of(settings, compute.device, root)
     if not accelerator.is_main_process:
         progress = Progress(quiet=True)
     pictures = validation_of(settings, data) if accelerator.is_main_process else []
     for folder, weights in codecs.items():
         folder.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(
-            settings, weights, folder, workflow.compute.threads, accelerator, collection, pictures
+            settings, weights, folder, compute.threads, accelerator, collection, pictures
         )
         if settings.tracker is not None:
             accelerator.init_trackers(f"{folder.name}/{settings.tracker}")

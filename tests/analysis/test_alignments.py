@@ -53,7 +53,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Store:
     (folder / "w.yaml").write_text(yaml.safe_dump(given))
     loaded = workflows.load(folder / "w.yaml")
     store = Store(loaded.run)
-    run_stages([alignments.stage(loaded)], store, loaded.compute, Progress(quiet=True))
+    assert loaded.alignments is not None
+    stage = alignments.stage(loaded.alignments, loaded.run, loaded.compute)
+    run_stages([stage], store, loaded.compute, Progress(quiet=True))
     return store
 
 

@@ -19,6 +19,7 @@ from pipeline.analysis.characteristics import CHARACTERISTICS, Characteristics, 
 from pipeline.analysis.effects import compare
 from pipeline.analysis.places import places
 from pipeline.analysis.plots import densities, figures
+from pipeline.analysis.stages import stages
 from pipeline.pixels import png_bytes
 from pipeline.progress import Progress
 from pipeline.run import run_stages
@@ -56,7 +57,7 @@ def execute(path: Path, *overrides: str) -> Store:
     loaded = workflows.load(path, overrides)
     store = Store(loaded.run)
     run_stages(
-        [characteristics.stage(loaded), effects.stage(loaded)],
+        stages(loaded.characteristics, None, loaded.run, loaded.compute),
         store,
         loaded.compute,
         Progress(quiet=True),
@@ -127,7 +128,7 @@ def test_a_lost_shard_is_made_again_alone(workflow: Path, tmp_path: Path) -> Non
 
 def test_the_release_of_the_same_run_is_the_default(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_text(f"run: {tmp_path}/run\ncharacteristics: {{}}\n")
-    (place,) = places((), workflows.load(tmp_path / "w.yaml"))
+    (place,) = places((), workflows.load(tmp_path / "w.yaml").run)
     assert place.place == f"{tmp_path}/run"
 
 

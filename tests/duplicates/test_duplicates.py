@@ -11,7 +11,8 @@ import pytest
 
 from pipeline import AigiError
 from pipeline import workflow as workflows
-from pipeline.duplicates.duplicates import COVERED, Duplicates, _build, stage
+from pipeline.build import stages
+from pipeline.duplicates.duplicates import COVERED, Duplicates, _build
 from pipeline.progress import Progress
 from pipeline.stage import Compute
 from pipeline.store import Store
@@ -205,6 +206,7 @@ def test_a_lost_shard_of_pairs_is_found_anew(store: Store) -> None:
 def test_vectors_need_embeddings(make_workflow) -> None:  # type: ignore[no-untyped-def]
     workflow = workflows.load(make_workflow(duplicates={}))
     with pytest.raises(AigiError, match="needs the embeddings section"):
-        stage(workflow)
+        stages(workflow)
     workflow = workflows.load(make_workflow(duplicates={"min_similarity": None}))
-    assert stage(workflow).inputs == ("plan", "images")
+    found = {stage.table: stage for stage in stages(workflow)}
+    assert found["duplicates"].inputs == ("plan", "images")

@@ -25,7 +25,7 @@ from pipeline.run import run_stages
 from pipeline.scores import embeddings
 from pipeline.scores.embeddings import Embedder, column_vectors
 from pipeline.settings import check
-from pipeline.stage import Build, Compute
+from pipeline.stage import Build, Compute, Map
 from pipeline.store import Shard, Store
 from pipeline.tables import IMAGES, PLAN, embeddings_schema
 from pipeline.workflow import Workflow
@@ -407,14 +407,18 @@ def test_the_stage_goes_on_where_it_was(
         data = {"run": "run", "compute": {"device": "cpu"}, "embeddings": section}
         return check(Workflow, data, str(tmp_path / "w.yaml"))
 
+    def staged(flow: Workflow) -> Map:
+        assert flow.embeddings is not None
+        return embeddings.stage(flow.embeddings, flow.compute)
+
     def run(flow: Workflow) -> None:
-        run_stages([embeddings.stage(flow)], store, flow.compute, Progress(quiet=True))
+        run_stages([staged(flow)], store, flow.compute, Progress(quiet=True))
 
     store = Store(str(tmp_path / "run"))
     with pytest.raises(AigiError, match="needs the plan table"):
         run(workflow(model))
     made_before(store)
-    stage = embeddings.stage(workflow(model))
+    stage = staged(workflow(model))
 
     class Breaking:
         def __init__(self) -> None:
@@ -451,9 +455,8 @@ def test_the_stage_goes_on_where_it_was(
         run(workflow(model, precision="bfloat16"))
 
 
-def test_named_models_are_known_without_their_weights(tmp_path: Path) -> None:
-    data = {"run": "run", "embeddings": {}}
-    stage = embeddings.stage(check(Workflow, data, str(tmp_path / "w.yaml")))
+def test_named_models_are_known_without_their_weights() -> None:
+    stage = embeddings.stage(Embeddings(), Compute())
     assert stage.schema.field("image_vector").type == pa.list_(pa.float16(), 512)
     assert stage.settings["model"] == "ViT-B-32"
     assert stage.settings["pretrained"] == "laion2b_s34b_b79k"

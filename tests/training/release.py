@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.pixels import RGB, png_bytes
+from pipeline.progress import Progress
 from pipeline.tables import IMAGE
+from pipeline.workflow import Workflow
 
 
 def write_release(
@@ -48,3 +50,11 @@ def write_release(
         files.append({"path": path, "config": source, "split": split, "sha256": sha256})
     (folder / "manifest.json").write_text(json.dumps({"files": files}))
     return folder
+
+
+def trained(workflow: Workflow, progress: Progress) -> list[Path]:
+    """Folders of the codecs that a workflow trains."""
+    from pipeline.training.train import train
+
+    assert workflow.train is not None
+    return train(workflow.train, workflow.run, workflow.compute, progress)

@@ -18,12 +18,11 @@ from pipeline import AigiError
 from pipeline.collection import Collection, Pictures
 from pipeline.progress import Progress
 from pipeline.training import checkpoint, fit, trainer
-from pipeline.training import train as training
 from pipeline.training.settings import Train
 from pipeline.workflow import Workflow
 from tests.conftest import ROOT
 from tests.learned.conftest import pictures
-from tests.training.release import write_release
+from tests.training.release import trained, write_release
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -93,7 +92,7 @@ def test_two_processes_share_their_gradients(launched: Path, release: Path, tmp_
     assert facts["settings"]["processes"] == 2
     # Half of twice as many crops: one process with both halves makes nearly the same steps.
     workflow = _workflow(tmp_path / "alone", release, lambdas=[0.013], batch=4)
-    training.train(workflow, Progress(quiet=True))
+    trained(workflow, Progress(quiet=True))
     weight = "network.g_a.layers.0.weight"
     two = _state(launched / NAMES[0])[weight]
     one = _state(tmp_path / "alone" / "train" / NAMES[0])[weight]
@@ -110,7 +109,7 @@ def test_every_lambda_has_its_codec(launched: Path) -> None:
 def test_another_number_of_processes_is_refused(launched: Path, release: Path) -> None:
     refused = _workflow(launched.parent, release, steps=STEPS + 3)
     with pytest.raises(AigiError, match="processes: 2 -> 1"):
-        training.train(refused, Progress(quiet=True))
+        trained(refused, Progress(quiet=True))
 
 
 def test_the_first_mistake_ends_all_processes(release: Path, tmp_path: Path) -> None:

@@ -32,7 +32,6 @@ from pipeline.pages.report import report
 from pipeline.progress import Progress
 from pipeline.store import Store
 from pipeline.training import checkpoint, fit, trainer
-from pipeline.training import train as training
 from pipeline.training.logs import logs
 from pipeline.training.settings import Train
 from pipeline.training.trainer import rate_distortion
@@ -40,7 +39,7 @@ from pipeline.training.validation import Found
 from pipeline.workflow import Workflow
 from tests.conftest import ROOT, aigi
 from tests.learned.conftest import TEXT, pictures
-from tests.training.release import write_release
+from tests.training.release import trained, write_release
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -78,7 +77,7 @@ def _workflow(run: Path, release: Path, **settings: Any) -> Workflow:
 
 
 def _train(run: Path, release: Path, **settings: Any) -> Path:
-    (folder,) = training.train(_workflow(run, release, **settings), Progress(quiet=True))
+    (folder,) = trained(_workflow(run, release, **settings), Progress(quiet=True))
     return folder
 
 
@@ -268,7 +267,7 @@ def test_steps_without_a_finite_gradient_are_passed_over_and_counted(
 
     monkeypatch.setattr(trainer, "rate_distortion", poisoned)
     workflow = _workflow(tmp_path / "a", release, steps=8, validation_pictures=0)
-    (folder,) = training.train(workflow, Progress())
+    (folder,) = trained(workflow, Progress())
     assert "step 3 had no finite gradient" in capsys.readouterr().err
     facts = checkpoint.load(checkpoint.found(folder)[-1])[1]
     assert (facts["step"], facts["skipped"]) == (8, 2)
@@ -380,7 +379,7 @@ def test_ms_ssim_is_trained_too(release: Path, tmp_path: Path) -> None:
     # The pictures are smaller than the crops, which mirror them; validation is not asked for.
     asked: dict[str, Any] = {"distortion": "ms-ssim", "crop": 192, "validation_pictures": 0}
     workflow = _workflow(tmp_path, release, **asked, lambdas=[8.0, 64.0], steps=6, log_every=1)
-    folders = training.train(workflow, Progress(quiet=True))
+    folders = trained(workflow, Progress(quiet=True))
     assert [folder.name for folder in folders] == ["tiny-ms-ssim-8", "tiny-ms-ssim-64"]
     low, high = (_rows(folder / "curve.csv")[0] for folder in folders)
     # First steps of equal networks: only λ differs, so λ's factor follows from both losses.

@@ -13,7 +13,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,9 +28,7 @@ from pipeline.release import regenerate
 from pipeline.run import RUN_WORKFLOW
 from pipeline.settings import check
 from pipeline.store import Store
-
-if TYPE_CHECKING:
-    pass
+from pipeline.workflow import Workflow
 
 _NARROW = ("image_id", "source", "text", "batch_size", "device", "versions")
 
@@ -181,8 +179,6 @@ def audit(
     data = regenerate.merged(
         location, {**mine, "run": os.path.dirname(location), "plan": plan}, sections
     )
-    from pipeline.workflow import Workflow
-
     workflow = check(Workflow, data, location)
     check_sources(workflow)
     drawn = draw(store, manifest, sources, count, seed)
