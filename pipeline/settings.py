@@ -22,7 +22,7 @@ from pydantic import (
     ValidationInfo,
 )
 
-from pipeline import AigiError
+from pipeline import AigiError, complaints
 
 Split = Literal["train", "validation", "test"]
 
@@ -111,10 +111,7 @@ def check(model: type[M], data: Mapping[str, Any], path: str) -> M:
     try:
         return model.model_validate(data, context={"base": base})
     except ValidationError as error:
-        lines = [
-            f"{path}: {'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
-            for item in error.errors()
-        ]
+        lines = [f"{path}: {line}" for line in complaints.lines(model, error)]
         raise AigiError("\n".join(lines)) from None
 
 

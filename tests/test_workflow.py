@@ -54,13 +54,13 @@ def test_set_makes_sections_and_reaches_into_lists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("run: x\nplanet: 1\n", ["flow.yaml", "planet", "not permitted"]),
+        ("run: x\nplanet: 1\n", ["flow.yaml", 'planet: no such setting; did you mean "plan"?']),
         ("run: x\nplan: {dataset: d, margn: 1}\n", ["flow.yaml", "plan.margn"]),
-        ("run: x\nplan: {dataset: d, margin: 3}\n", ["plan.margin", "less than or equal to 1"]),
+        ("run: x\nplan: {dataset: d, margin: 3}\n", ["plan.margin", "expected 1 or less, found 3"]),
         ("run: x\nrun: y\n", ["flow.yaml", "'run' stands twice", "line 2"]),
         ("run: [\n", ["flow.yaml", "not readable as YAML"]),
         ("- a\n", ["flow.yaml", "expected a mapping", "list"]),
-        ("plan: {dataset: d}\n", ["flow.yaml: run", "required"]),
+        ("plan: {dataset: d}\n", ["flow.yaml: run", "needed, but not given"]),
         ("run: x\nsplit: {validation: 0.5, test: 0.5}\n", ["split", "leave a share for train"]),
         ("run: x\nprompts: {sources: [{kind: cc13m, path: a}]}\n", ["prompts.sources.0", "cc12m"]),
         ("run: x\nsources: {a: {kind: import, pth: y}}\n", ["sources.a", "pth"]),

@@ -7,11 +7,15 @@ from typing import Annotated, Literal
 from pydantic import (
     BeforeValidator,
     Field,
+    field_validator,
     model_validator,
 )
 
 from pipeline.codecs.codec import CodecSettings, named_codec
+from pipeline.codecs.table import CODECS
 from pipeline.collection import Pictures
+from pipeline.complaints import near
+from pipeline.learned.shipped import shipped
 from pipeline.models.clip import Embeddings
 from pipeline.settings import Count, Location, Settings
 
@@ -80,6 +84,15 @@ class Benchmark(Settings):
         """The pictures; of a section that `Workflow.benchmark_here` has made complete."""
         assert self.pictures is not None
         return self.pictures
+
+    @field_validator("codecs")
+    @classmethod
+    def _known(cls, codecs: tuple[CodecSettings, ...]) -> tuple[CodecSettings, ...]:
+        for codec in codecs:
+            if codec.codec not in CODECS:
+                names = [*CODECS, *shipped()]
+                raise ValueError(f'no codec "{codec.codec}"; {near(codec.codec, names)}')
+        return codecs
 
     @model_validator(mode="after")
     def _one_each(self) -> Benchmark:

@@ -1,0 +1,176 @@
+"""A pydantic error in; the setting that a user would type, and what is wrong with it, out."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import types
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+_WHOLE = "expected a whole number, found {found}"
+_NUMBER = "expected a number, found {found}"
+_TRUTH = "expected true or false, found {found}"
+_LIST = "expected a list, found {found}"
+_MAPPING = "expected a mapping of settings, found {found}"
+
+SENTENCES = {
+    "missing": "needed, but not given",
+    "int_type": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_from_float": _WHOLE,
+    "float_type": _NUMBER,
+    "float_parsing": _NUMBER,
+    "bool_type": _TRUTH,
+    "bool_parsing": _TRUTH,
+    "string_type": "expected text, found {found}",
+    "tuple_type": _LIST,
+    "dict_type": _MAPPING,
+    "model_type": _MAPPING,
+    "model_attributes_type": _MAPPING,
+    "greater_than": "expected more than {gt}, found {found}",
+    "greater_than_equal": "expected {ge} or more, found {found}",
+    "less_than": "expected less than {lt}, found {found}",
+    "less_than_equal": "expected {le} or less, found {found}",
+    "multiple_of": "expected a multiple of {multiple_of}, found {found}",
+    "too_short": "expected {min_length} or more entries, found {actual_length}",
+    "string_pattern_mismatch": "expected text of the pattern {pattern}, found {found}",
+    "value_error": "{error}",
+}
+"""Sentences by pydantic error type, but for wrong names, which need the names that exist."""
+
+
+def near(name: object, names: Iterable[object]) -> str:
+    """What to write instead of a wrong name: the nearest one, or where none is near, all."""
+    known = {str(one).lower(): str(one) for one in names}
+    found = difflib.get_close_matches(str(name).lower(), known, n=1)
+    return (
+        f'did you mean "{known[found[0]]}"?' if found else f"there are {', '.join(known.values())}"
+    )
+
+
+def lines(model: type[BaseModel], error: ValidationError) -> list[str]:
+    """`SETTING: what is wrong`, one line for each wrong setting."""
+    found: dict[str, list[str]] = {}
+    for item in error.errors():
+        # A list with a wrong entry is also called too short.
+        if item["type"] != "too_short" or not item["input"]:
+            place, text = _complaint(model, dict(item))
+            found.setdefault(place, []).append(text)
+    return [
+        f"{place}: {_joined(texts)}" if place else _joined(texts) for place, texts in found.items()
+    ]
+
+
+def _joined(texts: list[str]) -> str:
+    """One sentence of those that the members of a union have for the same value."""
+    wanted = [text.removeprefix("expected ").partition(", found ") for text in dict.fromkeys(texts)]
+    if len(wanted) == 1 or not all(text.startswith("expected ") for text in texts):
+        return "; ".join(dict.fromkeys(texts))
+    return f"expected {' or '.join(head for head, _, _ in wanted)}, found {wanted[0][2]}"
+
+
+def _complaint(model: type[BaseModel], item: dict[str, Any]) -> tuple[str, str]:
+    place, owner, kinds = _walk(model, item["loc"])
+    kind, context = item["type"], item.get("ctx", {})
+    if kind == "extra_forbidden":
+        fields = owner.model_fields if owner else ()
+        text = f"no such setting; {near(place[-1], fields)}"
+    elif kind == "literal_error":
+        choices = [one for literal in kinds for one in get_args(literal)]
+        text = _choice(item["input"], choices)
+    elif kind.startswith("union_tag_"):
+        place = [*place, str(context["discriminator"]).strip("'_()")]
+        tags = [tag for member in kinds for tag in _tags(member)]
+        text = _choice(context["tag"], tags) if "tag" in context else _needed(tags)
+    elif kind in SENTENCES:
+        values = {
+            key: f"{one:g}" if isinstance(one, float) else one for key, one in context.items()
+        }
+        text = SENTENCES[kind].format(found=_shown(item["input"]), **values)
+    else:
+        text = re.sub("^(Value error|Assertion failed), ", "", item["msg"])
+        text = re.sub("^(Input|Value|[A-Z][a-z]+) should (be|have) ", "expected ", text)
+        text = f"{text}, found {_shown(item['input'])}"
+    return ".".join(place), text
+
+
+def _choice(value: object, choices: list[Any]) -> str:
+    if isinstance(value, str):
+        return f'no "{value}"; {near(value, choices)}'
+    return f"expected one of {', '.join(map(str, choices))}, found {_shown(value)}"
+
+
+def _needed(choices: list[Any]) -> str:
+    return f"needed, but not given; there are {', '.join(map(str, choices))}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if value is None:
+        return "nothing (null)"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The alternatives of an annotation, null left out."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [one for arg in get_args(annotation) for one in _members(arg)]
+    return [] if annotation is type(None) else [annotation]
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _tags(member: Any) -> list[str]:
+    """The values of `kind` that mean this member of a union."""
+    field = member.model_fields.get("kind") if _is_model(member) else None
+    return list(get_args(field.annotation)) if field else []
+
+
+def _is_plain(member: Any, label: str) -> bool:
+    """Whether pydantic's `str` or `dict[str,any]` means this member of a union."""
+    return label.partition("[")[0] == getattr(get_origin(member) or member, "__name__", "")
+
+
+def _walk(
+    model: type[BaseModel], loc: tuple[int | str, ...]
+) -> tuple[list[str], type[BaseModel] | None, list[Any]]:
+    """The setting that an error's location means, the model it is in, and what may be there.
+
+    In a location, the name of the chosen member follows a union, and `[key]` a wrong key; nobody
+    types these.
+    """
+    place: list[str] = []
+    owner: type[BaseModel] | None = None
+    mapping: Any = None
+    kinds: list[Any] = [model]
+    for part in loc:
+        if len(kinds) > 1:
+            kinds = [one for one in kinds if part in _tags(one) or _is_plain(one, str(part))]
+            continue
+        if part == "[key]" and mapping is not None:
+            kinds = _members(get_args(mapping)[0])
+            continue
+        place.append(str(part))
+        kind = kinds[0] if kinds else None
+        owner = kind if _is_model(kind) else None
+        mapping = kind if get_origin(kind) is dict else None
+        if owner:
+            field = owner.model_fields.get(str(part))
+            kinds = _members(field.annotation) if field else []
+        elif mapping is not None:
+            kinds = _members(get_args(mapping)[1])
+        else:
+            kinds = _members(get_args(kind)[0]) if get_origin(kind) is tuple else []
+    return place, owner, [one for one in kinds if get_origin(one) is Literal or _is_model(one)]
