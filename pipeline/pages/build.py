@@ -28,6 +28,7 @@ from pipeline.pages.section import (
 from pipeline.pages.thumbnails import Place, pictures
 from pipeline.release.counts import reject_reasons
 from pipeline.run import Status
+from pipeline.selection.rules import PAIRS, RULES
 from pipeline.selection.sweep import SWEPT
 from pipeline.store import Store
 
@@ -35,17 +36,6 @@ _READ_BACK = 8  # pictures of each mark, source and split
 
 
 _SPLITS = ("train", "validation", "test")
-
-
-_MEANING = {
-    "clip_score": "cosine of picture and prompt",
-    "nsfw": "safety checker, above 0: flagged",
-    "black": "share of nearly black pixels",
-    "blank": "share of the commonest colour",
-    "luminance_std": "levels of 255",
-    "entropy": "bits of the luminance histogram",
-    "blockiness": "1: no grid of a JPEG",
-}
 
 
 def flow_section(store: Store, stages: Sequence[Status], images: pa.Table) -> Section:
@@ -213,26 +203,21 @@ def scores_section(images: pa.Table, rules: Mapping[str, Any], pairs: pa.Table) 
             )
         )
 
-    for setting, (name, low) in SWEPT.items():
-        add(name, floats_of(images[name]), _MEANING[name], rules.get(setting), low)
+    for rule in SWEPT:
+        values = floats_of(images[rule.column])
+        add(rule.column, values, rule.meaning, rules.get(rule.setting), rule.side == "below")
     concepts: dict[str, list[float]] = defaultdict(list)
     for found in images["concepts"].drop_null().to_pylist():
         for name, value in found:
             concepts[name].append(value)
-    for name, values in sorted(concepts.items()):
+    meaning = next(rule.meaning for rule in RULES if rule.setting == "max_concepts")
+    for name, found in sorted(concepts.items()):
         limit = (rules.get("max_concepts") or {}).get(name)
-        add(visible(name), np.array(values), "probability of the concept", limit, False)
-    for kind, setting in (("vector", "min_similarity"), ("hash", "min_hash_similarity")):
-        mine = pairs.filter(pc.equal(pairs["kind"], kind))
-        limit = rules.get(setting)
-        add(
-            f"pairs ({kind})",
-            floats_of(mine["similarity"]),
-            "similarity of near pictures",
-            limit,
-            False,
-            "pairs",
-        )
+        add(visible(name), np.array(found), meaning, limit, False)
+    for rule in PAIRS:
+        mine = pairs.filter(pc.equal(pairs["kind"], rule.column))
+        limit, values = rules.get(rule.setting), floats_of(mine["similarity"])
+        add(f"pairs ({rule.column})", values, rule.meaning, limit, False, "pairs")
     return Section(
         "scores",
         "Scores and thresholds",

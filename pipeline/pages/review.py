@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pipeline import AigiError
 from pipeline.pages.page import render, visible
 from pipeline.pages.thumbnails import Place, Thumbnail, thumbnails
-from pipeline.selection.rules import REASONS
+from pipeline.selection.rules import REASONS, columns_of
 from pipeline.selection.sweep import SWEPT
 from pipeline.store import Store
 
@@ -90,12 +90,9 @@ def _known(store: Store, images: Sequence[_Judged]) -> dict[str, dict[str, Any]]
     for shard, mine in shards.items():
         rows = [image.place.row for image in mine]
         wanted = {"plan": ["text", "path"]}
-        for table, names in (
-            ("embeddings", ["clip_score"]),
-            ("quality", [name for name, _ in SWEPT.values() if name != "clip_score"]),
-        ):
+        for table in have:
             if shard in have[table]:
-                wanted[table] = [*names, *(["concepts"] if table == "quality" else [])]
+                wanted[table] = [*columns_of(table), *(["concepts"] if table == "quality" else [])]
         for table, columns in wanted.items():
             values = store.read(table, shard, columns).take(rows).to_pylist()
             for image, value in zip(mine, values, strict=True):
@@ -108,11 +105,11 @@ def _facts(image: _Judged, known: dict[str, Any], rules: dict[str, Any]) -> list
     facts += [("image", image.image_id), ("source", f"{image.source}, {image.split}")]
     if known.get("path"):
         facts.append(("file", visible(known["path"])))
-    for setting, (name, low) in SWEPT.items():
-        if known.get(name) is not None:
-            limit = rules.get(setting)
-            words = "" if limit is None else f" (at {'least' if low else 'most'} {limit:g})"
-            facts.append((name, f"{known[name]:.3g}{words}"))
+    for rule in SWEPT:
+        if known.get(rule.column) is not None:
+            limit, bound = rules.get(rule.setting), "least" if rule.side == "below" else "most"
+            words = "" if limit is None else f" (at {bound} {limit:g})"
+            facts.append((rule.column, f"{known[rule.column]:.3g}{words}"))
     for name, value in dict(known.get("concepts") or {}).items():
         most = (rules.get("max_concepts") or {}).get(name)
         facts.append(

@@ -4,58 +4,39 @@ from __future__ import annotations
 
 import json
 import posixpath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.models.clip import Embeddings
 from pipeline.release.front_matter import NOT_STATED
-from pipeline.selection.rules import Selection
+from pipeline.selection.rules import REASONS, RULES, Rule, Selection, made
 
 if TYPE_CHECKING:
     from pipeline.workflow import Workflow
 
 
-def _bounds(*bounds: tuple[str, float | None]) -> str:
-    said = [f"{words} {value:g}" for words, value in bounds if value is not None]
-    return " or ".join(said) or "not asked for"
+def _said(rule: Rule, value: Any) -> list[str]:
+    """What a rule drops, if it is asked for."""
+    if rule.setting and (value is None or value is False):
+        return []
+    if isinstance(value, dict):
+        return [f"{rule.words.format(name)} {most:g}" for name, most in value.items()]
+    return [f"{rule.words} {rule.side} {value:g}" if rule.side else rule.words]
 
 
 def rule_words(workflow: Workflow) -> dict[str, str]:
     """Each reason of the selection, and what speaks for it in this run."""
-    rules = workflow.selection or Selection()
-    found = {
-        "failed": "no picture was made",
-        "review": "a person said drop" if rules.review else "nobody was asked",
-        "size": "not of the planned size" if rules.planned_size else "not asked for",
-        "blank": _bounds(
-            ("share of black pixels above", rules.max_black),
-            ("share of the commonest colour above", rules.max_blank),
-            ("standard deviation of the luminance below", rules.min_luminance_std),
-            ("entropy in bits below", rules.min_entropy),
-        ),
-        "compressed": _bounds(("blockiness above", rules.max_blockiness)),
-        "nsfw": _bounds(("score of the safety checker above", rules.max_nsfw)),
-        "concept": _bounds(
-            *((f"probability of “{name}” above", most) for name, most in rules.max_concepts.items())
-        ),
-        "clip_score": _bounds(("cosine of image and prompt below", rules.min_clip_score)),
-        "duplicate": " or ".join(["equal pixels"] * rules.exact_duplicates) or "not asked for",
-        "surplus": "good, but more than were wanted",
-    }
-    near = _bounds(
-        ("cosine of two images at least", rules.min_similarity),
-        ("share of equal bits of two hashes at least", rules.min_hash_similarity),
-    )
-    if near != "not asked for":
-        found["duplicate"] = f"equal pixels or {near}" if rules.exact_duplicates else near
-    if workflow.quality is None:
-        unseen = dict.fromkeys(("size", "blank", "compressed", "concept"), "not measured")
-        found |= unseen
-    if workflow.quality is None or workflow.quality.safety_checker is None:
-        found["nsfw"] = "not measured"
-    if workflow.embeddings is None:
-        found["clip_score"] = "not measured"
-    if workflow.duplicates is None:
-        found["duplicate"] = "not looked for"
+    asked = workflow.selection or Selection()
+    found = {}
+    for reason in REASONS:
+        rules = [rule for rule in RULES if rule.reason == reason]
+        said = [
+            words for rule in rules for words in _said(rule, getattr(asked, rule.setting, None))
+        ]
+        if not any(made(workflow, rule.needs) for rule in rules):
+            found[reason] = "not looked for" if reason == "duplicate" else "not measured"
+        else:
+            nothing = "nobody was asked" if reason == "review" else "not asked for"
+            found[reason] = " or ".join(said) or nothing
     return found
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import AigiError
+from pipeline.selection.rules import columns_of
 from pipeline.store import Store
 
 
@@ -18,8 +19,8 @@ from pipeline.store import Store
 class Candidates:
     """All planned images in plan order; arrays of equal length, NaN where nothing is known.
 
-    `unit` numbers the generations: variants of one generation share it. `scores` has `clip_score`
-    and the numeric columns of the quality table, `concepts` a probability for each concept.
+    `unit` numbers the generations: variants of one generation share it. `scores` has the
+    columns that rules are about, `concepts` a probability for each concept.
     """
 
     image_id: list[str]
@@ -30,11 +31,6 @@ class Candidates:
     failed: NDArray[np.bool_]
     scores: Mapping[str, NDArray[np.float64]]
     concepts: Mapping[str, NDArray[np.float64]]
-
-
-_QUALITY = (
-    "nsfw", "width_ok", "black", "blank", "luminance_std", "entropy", "blockiness",
-)  # fmt: skip
 
 
 def _same_rows(store: Store, table: str, shard: str, ids: list[str], rows: pa.Table) -> None:
@@ -73,7 +69,8 @@ def candidates(store: Store) -> Candidates:
         failed += [error is not None for error in images["error"].to_pylist()]
         for own, pair in zip(mine, plan["pair_id"].to_pylist(), strict=True):
             units.append(number.setdefault(pair or own, len(number)))
-        for table, columns in (("embeddings", ("clip_score",)), ("quality", _QUALITY)):
+        for table in have:
+            columns = columns_of(table)
             if shard not in have[table]:
                 for column in columns:
                     parts[column].append(np.full(len(mine), np.nan))

@@ -1,8 +1,8 @@
-"""The `selection` section: thresholds, the reasons they give, and the checks of both."""
+"""The `selection` section: the one table of its rules, their thresholds, and the checks of both."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,16 +11,82 @@ from pydantic import (
 )
 
 from pipeline import AigiError
-from pipeline.selection.candidates import Candidates
 from pipeline.settings import Location, Settings, Share
 
 if TYPE_CHECKING:
+    from pipeline.selection.candidates import Candidates
     from pipeline.workflow import Workflow
 
-REASONS = (
-    "failed", "review", "size", "blank", "compressed", "nsfw", "concept", "clip_score",
-    "duplicate", "surplus",
+
+class Rule(NamedTuple):
+    """One rule, and all that is told about it.
+
+    Attributes:
+        reason: what it gives; several rules may give the same.
+        setting: of the section `selection`; empty: always asked for.
+        column: what the setting is compared with: of the table that `needs` begins with; of pairs
+            their kind.
+        side: of its threshold, where it drops; empty: no threshold alone, but code decides.
+        needs: section or setting of the workflow that makes the column.
+        words: on the dataset card, before side and threshold.
+        meaning: of the column, in the report.
+    """
+
+    reason: str
+    setting: str = ""
+    column: str = ""
+    side: Literal["", "below", "above", "at least"] = ""
+    needs: str = ""
+    words: str = ""
+    meaning: str = ""
+
+
+RULES = (
+    Rule("failed", words="no picture was made"),
+    Rule("review", "review", words="a person said drop"),
+    Rule("size", "planned_size", "width_ok", "", "quality", "not of the planned size"),
+    Rule("blank", "max_black", "black", "above", "quality",
+         "share of black pixels", "share of nearly black pixels"),
+    Rule("blank", "max_blank", "blank", "above", "quality",
+         "share of the commonest colour", "share of the commonest colour"),
+    Rule("blank", "min_luminance_std", "luminance_std", "below", "quality",
+         "standard deviation of the luminance", "levels of 255"),
+    Rule("blank", "min_entropy", "entropy", "below", "quality",
+         "entropy in bits", "bits of the luminance histogram"),
+    Rule("compressed", "max_blockiness", "blockiness", "above", "quality",
+         "blockiness", "1: no grid of a JPEG"),
+    Rule("nsfw", "max_nsfw", "nsfw", "above", "quality.safety_checker",
+         "score of the safety checker", "safety checker, above 0: flagged"),
+    Rule("concept", "max_concepts", "", "", "quality",
+         "probability of “{}” above", "probability of the concept"),
+    Rule("clip_score", "min_clip_score", "clip_score", "below", "embeddings",
+         "cosine of image and prompt", "cosine of picture and prompt"),
+    Rule("duplicate", "exact_duplicates", "pixels", "", "duplicates", "equal pixels"),
+    Rule("duplicate", "min_similarity", "vector", "at least", "duplicates.min_similarity",
+         "cosine of two images", "similarity of near pictures"),
+    Rule("duplicate", "min_hash_similarity", "hash", "at least",
+         "duplicates.min_hash_similarity",
+         "share of equal bits of two hashes", "similarity of near pictures"),
+    Rule("surplus", words="good, but more than were wanted"),
 )  # fmt: skip
+"""All rules; an image has the first reason that applies."""
+REASONS = tuple(dict.fromkeys(rule.reason for rule in RULES))
+THRESHOLDS = tuple(rule for rule in RULES if rule.side in ("below", "above"))
+PAIRS = tuple(rule for rule in RULES if rule.side == "at least")
+
+
+def columns_of(table: str) -> list[str]:
+    """Columns of a table of scores that rules are about."""
+    found = (rule.column for rule in RULES if rule.needs.partition(".")[0] == table)
+    return list(dict.fromkeys(filter(None, found)))
+
+
+def made(workflow: Workflow, needs: str) -> bool:
+    """Whether a workflow has this section, or setting of a section."""
+    found: object = workflow
+    for name in filter(None, needs.split(".")):
+        found = None if found is None else getattr(found, name)
+    return found is not None
 
 
 def flags(known: Candidates, rules: Selection) -> dict[str, NDArray[np.bool_]]:
@@ -28,67 +94,43 @@ def flags(known: Candidates, rules: Selection) -> dict[str, NDArray[np.bool_]]:
 
     A missing score speaks against nothing.
     """
-    score = known.scores
-
-    def below(name: str, least: float | None) -> NDArray[np.bool_]:
-        return score[name] < (-np.inf if least is None else least)
-
-    def above(name: str, most: float | None) -> NDArray[np.bool_]:
-        return score[name] > (np.inf if most is None else most)
-
-    concept = np.zeros(len(known.image_id), np.bool_)
+    nothing = np.zeros(len(known.image_id), np.bool_)
+    scored = [rule for rule in RULES if rule in THRESHOLDS or rule.reason in ("size", "concept")]
+    found = {rule.reason: nothing for rule in scored}
+    for rule in THRESHOLDS:
+        limit, values = getattr(rules, rule.setting), known.scores[rule.column]
+        if limit is not None:
+            beyond = values < limit if rule.side == "below" else values > limit
+            found[rule.reason] = found[rule.reason] | beyond
+    if rules.planned_size:
+        found["size"] = known.scores["width_ok"] == 0
     for name, most in rules.max_concepts.items():
         if name not in known.concepts and len(known.image_id):
             raise AigiError(
                 f"selection.max_concepts.{name}: no such concept was scored; "
                 f"quality.concepts has {', '.join(known.concepts) or 'none'}"
             )
-        concept |= known.concepts[name] > most
-    return {
-        "size": score["width_ok"] == 0 if rules.planned_size else concept & False,
-        "blank": above("black", rules.max_black)
-        | above("blank", rules.max_blank)
-        | below("luminance_std", rules.min_luminance_std)
-        | below("entropy", rules.min_entropy),
-        "compressed": above("blockiness", rules.max_blockiness),
-        "nsfw": above("nsfw", rules.max_nsfw),
-        "concept": concept,
-        "clip_score": below("clip_score", rules.min_clip_score),
-    }
+        found["concept"] = found["concept"] | (known.concepts[name] > most)
+    return found
 
 
 def check_rules(workflow: Workflow, rules: Selection) -> None:
     """Refuse thresholds that nothing would be compared with; defaults ask for what there is."""
-    embeddings, quality, near = workflow.embeddings, workflow.quality, workflow.duplicates
+    quality, near = workflow.quality, workflow.duplicates
     # By value, not by what was written down: a manifest writes the defaults down as well.
     default = Selection()
-    values = {name: getattr(rules, name) for name in Selection.model_fields}
-    asked = {
-        name
-        for name, value in values.items()
-        if value is not None and value is not False and value != getattr(default, name)
-    }
-    scored = {
-        "min_clip_score": ("embeddings", embeddings),
-        "max_nsfw": ("quality.safety_checker", quality and quality.safety_checker),
-        "min_similarity": ("duplicates.min_similarity", near and near.min_similarity),
-        "min_hash_similarity": (
-            "duplicates.min_hash_similarity",
-            near and near.min_hash_similarity,
-        ),
-        **dict.fromkeys(
-            ("max_black", "max_blank", "min_luminance_std", "min_entropy",
-             "max_blockiness"),
-            ("quality", quality),
-        ),
-    }  # fmt: skip
-    for name, (source, there) in scored.items():
-        if name in asked and there is None:
+    special_first = sorted(
+        THRESHOLDS + PAIRS, key=lambda rule: (rule.needs == "quality", rule.needs != "embeddings")
+    )
+    for rule in special_first:
+        value = getattr(rules, rule.setting)
+        asked = value is not None and value != getattr(default, rule.setting)
+        if asked and not made(workflow, rule.needs):
             raise AigiError(
-                f"selection.{name}: it needs {source}, which the workflow does not have: set "
-                f"that, or leave {name} out"
+                f"selection.{rule.setting}: it needs {rule.needs}, which the workflow does not "
+                f"have: set that, or leave {rule.setting} out"
             )
-    for name in ("min_similarity", "min_hash_similarity"):
+    for name in (rule.setting for rule in PAIRS):
         least, found = getattr(rules, name), near and getattr(near, name)
         if least is not None and found is not None and least < found:
             raise AigiError(

@@ -1,18 +1,14 @@
 """Plan, images and scores in, the `selection` table out: keep, or the one reason against it.
 
 Thresholds live here alone, so that a new one costs seconds: the table is made anew whenever they
-change, and nothing that cost a GPU is touched. Dropping is giving a reason. The reasons, in the
-order in which they are asked for:
+change, and nothing that cost a GPU is touched. Dropping is giving a reason: the first of
+`rules.RULES` that applies. Those that no threshold alone decides:
 
 failed       no picture was made
 review       a person said drop; a person's keep overrules the scores below, and `duplicate` where
              the picture that stays is of the same split: none near a held-out one slips through
 size         not of the planned size
-blank        black, of one colour, or with hardly any information
-compressed   the 8x8 grid of a JPEG of low quality shows
-nsfw         the safety checker's score
 concept      a zero-shot concept's probability
-clip_score   the picture does not show its prompt
 duplicate    near another picture that is kept (`duplicate_of`), or on the wrong side of a split
 surplus      the quota is full; what a person keeps fills it first
 
@@ -38,7 +34,7 @@ from pipeline.plan.specification import DiffusersSpec
 from pipeline.progress import Progress
 from pipeline.selection.candidates import Candidates, candidates
 from pipeline.selection.review import read_review
-from pipeline.selection.rules import REASONS, Selection, check_rules, flags
+from pipeline.selection.rules import PAIRS, REASONS, Selection, check_rules, flags
 from pipeline.stage import Build
 from pipeline.store import Shard, Store
 from pipeline.tables import REJECTS, SELECTION
@@ -142,11 +138,10 @@ def _duplicates(
     from pipeline.duplicates.pairs import Pairs
 
     row_of = {image: i for i, image in enumerate(known.image_id)}
-    least = {
-        "pixels": 0.0 if rules.exact_duplicates else np.inf,
-        "hash": np.inf if rules.min_hash_similarity is None else rules.min_hash_similarity,
-        "vector": np.inf if rules.min_similarity is None else rules.min_similarity,
-    }
+    least = {"pixels": 0.0 if rules.exact_duplicates else np.inf}
+    for rule in PAIRS:
+        value = getattr(rules, rule.setting)
+        least[rule.column] = np.inf if value is None else value
     edges: dict[tuple[int, int], float] = {}
     for row in pairs.to_pylist():
         one, other = row_of.get(row["image_id"]), row_of.get(row["other_id"])

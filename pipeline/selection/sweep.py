@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline import AigiError
 from pipeline.selection.candidates import Candidates, candidates
-from pipeline.selection.rules import Selection, flags
+from pipeline.selection.rules import PAIRS, THRESHOLDS, Rule, Selection, flags
 from pipeline.selection.selection import near_pairs_of, select
 from pipeline.store import Store
 
@@ -26,16 +26,10 @@ if TYPE_CHECKING:
 
 SHARES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Thresholds are where these shares of the scored images would go."""
-SWEPT = {
-    "min_clip_score": ("clip_score", True),
-    "min_luminance_std": ("luminance_std", True),
-    "min_entropy": ("entropy", True),
-    "max_black": ("black", False),
-    "max_blank": ("blank", False),
-    "max_blockiness": ("blockiness", False),
-    "max_nsfw": ("nsfw", False),
-}
-"""Setting of the selection, its score, and whether low (else high) scores are dropped."""
+SWEPT = tuple(sorted(THRESHOLDS, key=lambda rule: (rule.side != "below", rule.needs)))
+"""Rules in the order shown: those that drop low scores, then those that drop high ones."""
+_STEPS = {"vector": 0.01, "hash": 1 / 64}
+_NONE = {"planned_size": False, **{rule.setting: None for rule in THRESHOLDS + PAIRS}}
 
 
 @dataclass(frozen=True)
@@ -108,29 +102,29 @@ def sweep(workflow: Workflow, store: Store, examples: int) -> Iterator[Drop]:
     rules = workflow.selection or Selection()
     known = candidates(store)
     flags(known, rules)  # a concept without scores is refused here
-    for setting, (score, low) in SWEPT.items():
-        now = getattr(rules, setting)
-        yield from _scores(known, setting, known.scores[score], low, now, examples)
+    for rule in SWEPT:
+        now, values = getattr(rules, rule.setting), known.scores[rule.column]
+        yield from _scores(known, rule.setting, values, rule.side == "below", now, examples)
     for name, values in known.concepts.items():
         now = rules.max_concepts.get(name)
         yield from _scores(known, f"max_concepts.{name}", values, False, now, examples)
     pairs = near_pairs_of(store)
-    yield from _duplicates(known, "min_similarity", "vector", 0.01, pairs, rules, examples)
-    yield from _duplicates(known, "min_hash_similarity", "hash", 1 / 64, pairs, rules, examples)
+    for rule in PAIRS:
+        yield from _duplicates(known, rule, pairs, rules, examples)
 
 
 def _duplicates(
-    known: Candidates, setting: str, kind: str, step: float, pairs: pa.Table,
-    rules: Selection, examples: int,
-) -> Iterator[Drop]:  # fmt: skip
+    known: Candidates, rule: Rule, pairs: pa.Table, rules: Selection, examples: int
+) -> Iterator[Drop]:
     """What each least similarity of one kind would drop, of all that was made."""
-    mine = pairs.filter(pc.equal(pairs["kind"], kind))
+    mine = pairs.filter(pc.equal(pairs["kind"], rule.column))
     if not len(mine):
         return
+    setting, step = rule.setting, _STEPS[rule.column]
     least = np.ceil(min(mine["similarity"].to_pylist()) / step - 1e-9) * step
     cuts = {float(f"{cut:.4f}") for cut in np.arange(least, 1 + step / 2, step)}
     now = getattr(rules, setting)
-    bare = Selection(planned_size=False, max_black=None, max_blank=None)
+    bare = Selection().model_copy(update=_NONE)
     failed = replace(known, failed=np.zeros(len(known.image_id), np.bool_))
     for cut in sorted(cuts | ({now} if now is not None else set()), reverse=True):
         found = select(failed, bare.model_copy(update={setting: cut}), {}, mine, {})

@@ -15,13 +15,11 @@ from pipeline import AigiError
 from pipeline import workflow as workflows
 from pipeline.selection.candidates import Candidates
 from pipeline.selection.review import read_review
-from pipeline.selection.rules import REASONS, Selection, flags
+from pipeline.selection.rules import REASONS, Selection, columns_of, flags
 from pipeline.selection.selection import Selected, select, stage
 from pipeline.tables import DUPLICATES
 
-SCORES = (
-    "clip_score", "nsfw", "width_ok", "black", "blank", "luminance_std", "entropy", "blockiness",
-)  # fmt: skip
+SCORES = (*columns_of("embeddings"), *columns_of("quality"))
 
 
 def known(rows: list[dict[str, Any]]) -> Candidates:
