@@ -134,7 +134,7 @@ def test_a_wrong_name_is_explained_with_file_and_field(
     spec.write_text(yaml.safe_dump(data))
     with pytest.raises(AigiError) as error:
         specification.load(str(spec))
-    assert f"{spec}: sources.mj.import.splits.train.watermarks.1: " in str(error.value)
+    assert f"{spec}: sources.mj.splits.train.watermarks.1: " in str(error.value)
     assert said in str(error.value)
 
 
