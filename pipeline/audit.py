@@ -30,8 +30,6 @@ from pipeline.settings import check
 from pipeline.store import Store
 from pipeline.workflow import Workflow
 
-_NARROW = ("image_id", "source", "text", "batch_size", "device", "versions")
-
 
 @dataclass(frozen=True)
 class Remade:

@@ -19,9 +19,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from pipeline import AigiError
 from pipeline.pixels import image_size

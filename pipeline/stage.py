@@ -15,9 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from pipeline import AigiError
 from pipeline.progress import Progress

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from pipeline.analysis.alignments import Alignments
 from pipeline.analysis.characteristics import Characteristics

@@ -15,10 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from pipeline.analysis.places import places, read_shard, shard_names, state
 from pipeline.analysis.scorers import ClipScore, Scorer, load

@@ -13,9 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from pipeline.analysis.color import CHANNELS, color_moments, colorfulness, saturation
 from pipeline.analysis.compressibility import (

@@ -13,7 +13,6 @@ from PIL import Image
 from pipeline import AigiError
 from pipeline.pixels import RGB, png_bytes
 
-LOSSLESS = ("png", "jxl")
 _LOWEST, _HIGHEST, _BANDS = 1 / 64, 1 / 2, 24  # cycles a pixel; bands of equal ratio
 
 

@@ -11,9 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from pipeline import AigiError
 from pipeline.models.clip import Clip, Embeddings

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.benchmark.bd import Array
-from pipeline.benchmark.rates import (
-    Comparison,
-)
+from pipeline.benchmark.rates import Comparison
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:

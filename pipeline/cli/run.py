@@ -34,13 +34,14 @@ def _make(workflow: Workflow, quiet: bool) -> None:
 
     progress = Progress(quiet=quiet)
     readers = (workflow.characteristics, workflow.alignments, workflow.benchmark_here())
-    others = bool(stages(workflow)) or any(section is not None for section in readers)
+    builds = bool(stages(workflow))
+    others = builds or any(section is not None for section in readers)
     if others and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise AigiError(
             "run: a launcher started several processes, and only training is made for them. "
             "Run the other sections in a workflow of their own, without it."
         )
-    if stages(workflow):
+    if builds:
         make(workflow, Store(workflow.run), progress)
     elif os.environ.get("RANK", "0") == "0":
         _record(workflow)

@@ -18,9 +18,7 @@ import pyarrow as pa
 
 from pipeline.marks.names import embed
 from pipeline.pictures.lists import open_import
-from pipeline.pictures.pictures import (
-    Escapes,
-)
+from pipeline.pictures.pictures import Escapes
 from pipeline.pictures.sources import ImportedSource, OriginalSource
 from pipeline.pixels import RGB, BadPicture, PngEffort, decode, pixels_sha256, png_bytes
 from pipeline.tables import IMAGES

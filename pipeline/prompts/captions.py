@@ -15,14 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from pipeline import AigiError
 from pipeline.files import ESCAPED, INVALID, decode_lines
-from pipeline.prompts import captions
 from pipeline.settings import Count, Location, Settings
 
 
@@ -128,7 +124,7 @@ BLOCK = 1 << 16  # bytes; larger is slower (measured: the lines leave the proces
 BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
 
 
-def read(source: captions.CaptionSource) -> Iterator[Row]:
+def read(source: CaptionSource) -> Iterator[Row]:
     """Read the captions of one source in file order, streamed (COCO: the file is held in memory).
 
     Args:
@@ -146,21 +142,21 @@ def read(source: captions.CaptionSource) -> Iterator[Row]:
         AigiError: while iterating: no such file, not a file of this kind, or no such column.
     """
     match source:
-        case captions.Cc12mCaptions():
+        case Cc12mCaptions():
             return _cc12m(source.path)
-        case captions.CocoCaptions():
+        case CocoCaptions():
             return _coco(source.path)
-        case captions.TextCaptions():
+        case TextCaptions():
             return _text(source.path)
-        case captions.TableCaptions(kind="csv"):
+        case TableCaptions(kind="csv"):
             return _csv(source.path, source.column)
-        case captions.TableCaptions(kind="jsonl"):
+        case TableCaptions(kind="jsonl"):
             return _jsonl(source.path, source.column)
-        case captions.TableCaptions():
+        case TableCaptions():
             return _parquet(source.path, source.column)
-        case captions.HubCaptions():
+        case HubCaptions():
             return _hub(source)
-        case captions.GrammarCaptions():
+        case GrammarCaptions():
             return _grammar(source)
     raise ValueError(f"captions.read: kind {source.kind!r} has photos, not captions, to read")
 
@@ -341,7 +337,7 @@ def _coco(path: str) -> Iterator[Row]:
         yield line, text, problem
 
 
-def _hub(source: captions.HubCaptions) -> Iterator[Row]:
+def _hub(source: HubCaptions) -> Iterator[Row]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -359,7 +355,7 @@ def _hub(source: captions.HubCaptions) -> Iterator[Row]:
         raise AigiError(f"{where}: not readable after row {row}: {error}") from error
 
 
-def _grammar(source: captions.GrammarCaptions) -> Iterator[Row]:
+def _grammar(source: GrammarCaptions) -> Iterator[Row]:
     from pipeline.prompts.grammar import Grammar
 
     grammar = Grammar.load(source.path, source.start)

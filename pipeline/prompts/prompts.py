@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from pipeline import AigiError
 from pipeline.files import signature

@@ -9,10 +9,7 @@ import unicodedata
 from functools import lru_cache
 from html.entities import html5
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from pipeline import AigiError
 from pipeline.settings import Count, Location, Settings, Share

@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from pipeline import AigiError
 from pipeline.files import folder_sha256
