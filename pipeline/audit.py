@@ -152,7 +152,7 @@ def audit(
     """
     import torch
 
-    from pipeline.images.images import ImageMaker, check_sources, local_diffusers
+    from pipeline.images.images import ImageMaker, Images, check_sources, local_diffusers
 
     location = store.path(MANIFEST) if store.local else f"{store.url.rstrip('/')}/{MANIFEST}"
     dataset = specification.load(location)
@@ -178,7 +178,7 @@ def audit(
         location, {**mine, "run": os.path.dirname(location), "plan": plan}, sections
     )
     workflow = check(Workflow, data, location)
-    check_sources(workflow)
+    check_sources(workflow.planned("images"), workflow.sources)
     drawn = draw(store, manifest, sources, count, seed)
     wanted = {row["image_id"]: row for row in drawn}
     found: dict[str, list[tuple[dict[str, Any], pa.Table]]] = defaultdict(list)
@@ -187,14 +187,14 @@ def audit(
             continue
         source = shard["source"][0].as_py()
         made_here = isinstance(dataset.sources[source], DiffusersSpec)
-        size = local_diffusers(workflow, source).batch_size if made_here else 1
+        size = local_diffusers(workflow.sources, source).batch_size if made_here else 1
         for batch in _batches(shard.drop_columns(["shard"]), size):
             for image in batch["image_id"].to_pylist():
                 if image in wanted:
                     row = wanted[image]
                     found[source].append((row, _made_in(batch, image, row["batch_size"])))
     torch.set_num_threads(workflow.compute.threads)
-    maker = ImageMaker(workflow, dataset)
+    maker = ImageMaker(workflow.images or Images(), workflow.sources, dataset, workflow.compute)
     clip: Any = None
     for source, rows in found.items():
         for row, batch in rows:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pipeline import AigiError
 from pipeline.plan.rounds import rounds_made, top_up
 from pipeline.progress import Progress
-from pipeline.prompts.captions import BlipCaptions
 from pipeline.run import RUN_WORKFLOW, run_stages
 from pipeline.stage import Stage
 from pipeline.store import Store
@@ -30,18 +29,15 @@ def stages(workflow: Workflow) -> list[Stage]:
 
     found: list[Stage] = []
     if workflow.prompts is not None:
-        if any(isinstance(source, BlipCaptions) for source in workflow.prompts.sources):
-            found += captioner.stages(workflow)
-        found.append(prompts.stage(workflow))
+        found += captioner.stages(workflow.prompts.sources, workflow.compute)
+        found.append(prompts.stage(workflow.prompts, workflow.split))
     if workflow.plan is not None:
-        found.append(plan.stage(workflow))
-    for name in ("images", "release"):
-        if getattr(workflow, name) is not None and workflow.plan is None:
-            raise AigiError(f"{name}: this section needs a plan section in the workflow")
+        found.append(plan.stage(workflow.plan, workflow.sources, workflow.split))
     if workflow.selection is not None and workflow.images is None:
         raise AigiError("selection: this section needs an images section in the workflow")
     if workflow.images is not None:
-        found.append(images.stage(workflow))
+        planned = workflow.planned("images")
+        found.append(images.stage(workflow.images, planned, workflow.sources, workflow.compute))
     if workflow.embeddings is not None:
         found.append(embeddings.stage(workflow.embeddings, workflow.compute))
     if workflow.quality is not None:
@@ -55,9 +51,10 @@ def stages(workflow: Workflow) -> list[Stage]:
                 )
         found.append(duplicates.stage(workflow.duplicates, workflow.compute))
     if workflow.images is not None:
-        found.append(selection.stage(workflow))
+        planned = workflow.planned("selection")
+        found.append(selection.stage(workflow.rules, planned, workflow.scored))
     if workflow.release is not None:
-        found += [release.stage(workflow), release.manifest_stage(workflow)]
+        found += [release.stage(), release.manifest_stage(workflow, workflow.release)]
     return found
 
 
@@ -79,7 +76,7 @@ def make(workflow: Workflow, store: Store, progress: Progress) -> None:
     run_stages(found[:cut], store, workflow.compute, progress)
     rounds = workflow.selection.rounds if workflow.selection is not None else 0
     while rounds_made(store) < rounds:
-        short = selection.shortage(workflow, store)
+        short = selection.shortage(workflow.planned("selection"), store)
         if not short:
             break
         top_up(store, short)

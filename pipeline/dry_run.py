@@ -12,8 +12,7 @@ from rich.table import Table
 from pipeline import AigiError
 from pipeline.benchmark.settings import Benchmark
 from pipeline.collection import Pictures, asked_or_own
-from pipeline.release.recipe import READERS
-from pipeline.workflow import Workflow
+from pipeline.workflow import READERS, Workflow
 
 if TYPE_CHECKING:
     from pipeline.build import Estimate

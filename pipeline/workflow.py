@@ -8,41 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import Field
-
 from pipeline.analysis.alignments import Alignments
 from pipeline.analysis.characteristics import Characteristics
 from pipeline.benchmark.settings import Benchmark
 from pipeline.collection import asked_or_own
-from pipeline.duplicates.duplicates import Duplicates
-from pipeline.images.images import Images, LocalSource
-from pipeline.models.clip import Embeddings
-from pipeline.plan.quotas import Plan
-from pipeline.prompts.prompts import Prompts
-from pipeline.prompts.text import SplitShares
-from pipeline.release.recipe import Release
-from pipeline.scores.quality import Quality
-from pipeline.selection.rules import Selection
-from pipeline.settings import Location, Settings, check, located, read
-from pipeline.stage import Compute
+from pipeline.release.recipe import Recipe
+from pipeline.settings import check, located, read
 from pipeline.training.settings import Train
 
 
-class Workflow(Settings):
+class Workflow(Recipe):
     """One run: a run directory and the sections of the stages that it makes."""
 
-    run: Location
-    compute: Compute = Compute()
-    split: SplitShares = SplitShares()
-    prompts: Prompts | None = None
-    sources: dict[str, LocalSource] = Field(default_factory=dict)
-    plan: Plan | None = None
-    images: Images | None = None
-    embeddings: Embeddings | None = None
-    quality: Quality | None = None
-    duplicates: Duplicates | None = None
-    selection: Selection | None = None
-    release: Release | None = None
     characteristics: Characteristics | None = None
     alignments: Alignments | None = None
     train: Train | None = None
@@ -55,6 +32,10 @@ class Workflow(Settings):
         return self.benchmark.model_copy(
             update={"pictures": asked_or_own(self.benchmark.pictures, self.run)}
         )
+
+
+READERS = Workflow.model_fields.keys() - Recipe.model_fields.keys()
+"""Sections that read a release: nothing of them decides a byte of one."""
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Workflow:

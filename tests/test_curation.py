@@ -189,7 +189,7 @@ def test_sweep_counts_what_the_selection_would_drop(finished: tuple[Path, Path])
     shown = aigi("sweep", str(path), "--examples", "1")
     assert shown.returncode == 0, shown.stderr
     assert "min_clip_score" in shown.stdout and "(now)" in shown.stdout
-    lines = list(sweep(workflows.load(str(path)), Store(str(run)), 2))
+    lines = list(sweep(workflows.load(str(path)).rules, Store(str(run)), 2))
     scores = {n: r["clip_score"] for n, r in rows_of(run, "embeddings").items()}
     for line in (line for line in lines if line.setting == "min_clip_score"):
         low = {name for name, score in scores.items() if score < line.threshold}
@@ -222,7 +222,7 @@ def test_a_sweep_can_be_looked_at(finished: tuple[Path, Path], tmp_path: Path) -
 
     path, run = finished
     store = Store(str(run))
-    lines = [line for line in sweep(workflows.load(str(path)), store, 2) if line.twins]
+    lines = [line for line in sweep(workflows.load(str(path)).rules, store, 2) if line.twins]
     assert lines, "the run has near duplicates"
     assert all(len(line.twins) == len(line.examples) for line in lines)
     pairs = {

@@ -119,6 +119,13 @@ def test_what_reads_a_release_knows_nothing_of_building(name: str) -> None:
         assert not [other for other in ARROWS[name] if room(other) in BUILDING]
 
 
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "pipeline"])
+def test_a_stage_takes_its_own_section(name: str) -> None:
+    """Not the whole workflow: no room before it names that module, not even for types."""
+    if ORDER.index(room(name)) < ORDER.index("workflow"):
+        assert "pipeline.workflow" not in MODULES[name].read_text()
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_holds_one_topic(name: str) -> None:
     lines = len(MODULES[name].read_text().splitlines())

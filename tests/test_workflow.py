@@ -8,7 +8,6 @@ import pytest
 
 from pipeline import AigiError
 from pipeline import workflow as workflows
-from pipeline.release.recipe import READERS
 from tests.conftest import ROOT
 
 
@@ -115,7 +114,7 @@ def test_every_workflow_file_is_right(path: Path) -> None:
 
         assert all(row_of(given).title for given in loaded.benchmark.codecs)
     if loaded.plan is None:  # nothing to make: it reads what is made
-        assert any(getattr(loaded, reader) is not None for reader in READERS)
+        assert any(getattr(loaded, reader) is not None for reader in workflows.READERS)
         return
     dataset = specification.load(loaded.plan.dataset)
     assert set(loaded.sources) <= set(dataset.sources)

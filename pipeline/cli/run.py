@@ -193,7 +193,7 @@ def sweep(
         table.add_column("dropped", justify="right")
         for heading in ("by source", "nearest to the threshold"):
             table.add_column(heading)
-        lines = list(sweep_run(loaded, Store(loaded.run), examples))
+        lines = list(sweep_run(loaded.rules, Store(loaded.run), examples))
         for line in lines:
             table.add_row(
                 escape(line.setting),

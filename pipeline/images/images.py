@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import (
@@ -19,15 +19,12 @@ from pipeline.images.importer import Importer
 from pipeline.pictures.sources import ImportSource, OriginalSource
 from pipeline.plan import specification
 from pipeline.plan.imports import local_import
-from pipeline.plan.quotas import chosen
+from pipeline.plan.quotas import Plan, chosen
 from pipeline.plan.specification import Dataset, DiffusersSpec
 from pipeline.settings import Count, Settings
-from pipeline.stage import Map
+from pipeline.stage import Compute, Map
 from pipeline.store import Store
 from pipeline.tables import IMAGES
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
 
 
 def _kind(value: Any) -> str:
@@ -55,9 +52,9 @@ class Images(Settings):
 VERSION = 1
 
 
-def local_diffusers(workflow: Workflow, name: str) -> DiffusersSource:
-    """How a generated source runs on this machine; defaults where the workflow is silent."""
-    source = workflow.sources.get(name, DiffusersSource())
+def local_diffusers(sources: Mapping[str, LocalSource], name: str) -> DiffusersSource:
+    """How a generated source runs on this machine; defaults where `sources` is silent."""
+    source = sources.get(name, DiffusersSource())
     if not isinstance(source, DiffusersSource):
         raise AigiError(f"sources.{name}.kind: the specification says diffusers, not {source.kind}")
     return source
@@ -66,11 +63,18 @@ def local_diffusers(workflow: Workflow, name: str) -> DiffusersSource:
 class ImageMaker:
     """Plan rows of one shard in, images out; holds the model of one source at a time."""
 
-    def __init__(self, workflow: Workflow, dataset: Dataset) -> None:
+    def __init__(
+        self,
+        settings: Images,
+        sources: Mapping[str, LocalSource],
+        dataset: Dataset,
+        compute: Compute,
+    ) -> None:
         import torch
 
-        torch.set_num_threads(workflow.compute.threads)
-        self.workflow, self.dataset = workflow, dataset
+        torch.set_num_threads(compute.threads)
+        self.settings, self.sources, self.dataset = settings, sources, dataset
+        self.device = compute.device
         self.held: tuple[str, str] | None = None
         self.maker: Diffuser | Importer | None = None
 
@@ -84,19 +88,18 @@ class ImageMaker:
         yield from self.maker(rows)
 
     def _make(self, name: str, revision: str) -> Diffuser | Importer:
-        settings = self.workflow.images or Images()
         spec = self.dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
             return Diffuser(
                 name,
                 # The plan pinned the revision; the specification may say `main`.
                 spec.model_copy(update={"revision": revision}),
-                local_diffusers(self.workflow, name),
-                self.workflow.compute.device,
-                settings.png,
-                settings.encode_threads,
+                local_diffusers(self.sources, name),
+                self.device,
+                self.settings.png,
+                self.settings.encode_threads,
             )
-        return Importer(local_import(self.workflow, name), settings.png)
+        return Importer(local_import(self.sources, name), self.settings.png)
 
 
 def _read(store: Store, shard: str) -> pa.Table:
@@ -107,46 +110,45 @@ def _names(store: Store) -> list[str]:
     return list(store.shards("plan"))
 
 
-def check_sources(workflow: Workflow) -> None:
+def check_sources(plan: Plan, sources: Mapping[str, LocalSource]) -> None:
     """Check that the models of all generated sources are there and the expected ones.
 
     Raises:
         AigiError: names the source, and what is missing or changed.
     """
-    assert workflow.plan is not None
-    dataset = specification.load(workflow.plan.dataset)
-    for name in chosen(dataset, workflow.plan):
+    dataset = specification.load(plan.dataset)
+    for name in chosen(dataset, plan):
         spec = dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
-            check_weights(name, spec, local_diffusers(workflow, name))
+            check_weights(name, spec, local_diffusers(sources, name))
 
 
-def stage(workflow: Workflow) -> Map:
-    """The images stage of a workflow that has plan and images sections."""
-    assert workflow.plan is not None
-    assert workflow.images is not None
-    dataset = specification.load(workflow.plan.dataset)
-    sources: dict[str, Any] = {}
-    for name in chosen(dataset, workflow.plan):
+def stage(
+    settings: Images, plan: Plan, sources: Mapping[str, LocalSource], compute: Compute
+) -> Map:
+    """The images stage, over the sources that the plan has."""
+    dataset = specification.load(plan.dataset)
+    recorded: dict[str, Any] = {}
+    for name in chosen(dataset, plan):
         spec = dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
             # The folder is only where a copy lies; the specification pins what it must hold.
-            local = local_diffusers(workflow, name)
-            sources[name] = local.model_dump(mode="json", exclude={"folder"})
+            local = local_diffusers(sources, name)
+            recorded[name] = local.model_dump(mode="json", exclude={"folder"})
         else:
-            sources[name] = local_import(workflow, name).model_dump(mode="json")
+            recorded[name] = local_import(sources, name).model_dump(mode="json")
     return Map(
         table="images",
         version=VERSION,
         schema=IMAGES,
         settings={
-            "png": workflow.images.png,
-            "threads": workflow.compute.threads,
-            "sources": sources,
+            "png": settings.png,
+            "threads": compute.threads,
+            "sources": recorded,
         },
         inputs=("plan",),
         names=_names,
         read=_read,
-        make_worker=partial(ImageMaker, workflow, dataset),
-        check=partial(check_sources, workflow),
+        make_worker=partial(ImageMaker, settings, sources, dataset, compute),
+        check=partial(check_sources, plan, sources),
     )

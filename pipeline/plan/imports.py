@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -21,9 +21,6 @@ from pipeline.plan.quotas import BYTES_PER_PIXEL, Plan, generations_of
 from pipeline.plan.specification import ImportSpec
 from pipeline.prompts.text import SplitShares, normalise, prompt_id, split_of
 from pipeline.settings import SPLITS
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
 
 # Of a picture whose header does not say.
 UNKNOWN_PIXELS = 4_000_000
@@ -194,16 +191,19 @@ def stated_splits(
     return stated
 
 
-def local_import(workflow: Workflow, name: str) -> ImportedSource:
+def local_import(sources: Mapping[str, object], name: str) -> ImportedSource:
     """The place of an imported source on this machine.
 
+    Args:
+        sources: the workflow's `sources`.
+
     Raises:
-        AigiError: the workflow does not say where its pictures lie.
+        AigiError: they do not say where its images are.
     """
-    source = workflow.sources.get(name)
+    source = sources.get(name)
     if not isinstance(source, ImportedSource):
         raise AigiError(
-            f"sources.{name}: this source is imported; say where its pictures lie, for example "
+            f"sources.{name}: this source is imported; say where its images are, for example "
             f"--set sources.{name}.kind=import --set sources.{name}.path=FOLDER_OR_ZIP, "
             "or leave it out with plan.sources"
         )

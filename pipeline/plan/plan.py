@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -31,14 +31,11 @@ from pipeline.plan.quotas import Plan, chosen, generations_of, shard_rows
 from pipeline.plan.rounds import ROUNDS, extra_of, shard_name, summary
 from pipeline.plan.specification import DiffusersSpec, ImportSpec
 from pipeline.progress import Progress
+from pipeline.prompts.text import SplitShares
 from pipeline.settings import SPLITS
 from pipeline.stage import Build
 from pipeline.store import Shard, Store
 from pipeline.tables import PLAN, REJECTS
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
-
 
 VERSION = 1
 
@@ -153,17 +150,21 @@ def _pinned(name: str, spec: DiffusersSpec, source: object) -> str:
     return str(commit)
 
 
-def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
-    assert workflow.plan is not None
-    plan = workflow.plan
+def _build(
+    plan: Plan,
+    sources: Mapping[str, object],
+    shares: SplitShares,
+    store: Store,
+    progress: Progress,
+) -> list[Shard]:
     dataset = specification.load(plan.dataset)
     names = chosen(dataset, plan)
     rejects: list[dict[str, Any]] = []
     imports: dict[str, list[Import]] = {}
     for name in names:
         if isinstance(dataset.sources[name], ImportSpec):
-            source = local_import(workflow, name)
-            imports[name] = listed_imports(name, source, workflow.split, rejects)
+            source = local_import(sources, name)
+            imports[name] = listed_imports(name, source, shares, rejects)
     stated = stated_splits(imports, rejects)
     prompts: list[_Prompt] = []
     if any(isinstance(dataset.sources[name], DiffusersSpec) for name in names):
@@ -179,7 +180,7 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
         if isinstance(spec, DiffusersSpec):
             # A later round is made by the same commit as the first one, wherever a branch went.
             pins = extra["pins"]
-            pins[name] = pins.get(name) or _pinned(name, spec, workflow.sources.get(name))
+            pins[name] = pins.get(name) or _pinned(name, spec, sources.get(name))
             spec = spec.model_copy(update={"revision": pins[name]})
         for split in SPLITS:
             if split not in spec.splits:
@@ -200,7 +201,7 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
                     progress.say(
                         f"plan: {name} {split}: {len(mine):,} pictures found, {wanted:,} wanted"
                     )
-                source = local_import(workflow, name)
+                source = local_import(sources, name)
                 shards = imported_shards(name, spec, source, split, mine, plan, rounds)
             numbers: dict[int, int] = defaultdict(int)
             for number, table in shards:
@@ -243,16 +244,15 @@ def _check_same(store: Store, manifest: Mapping[str, Any]) -> None:
     )
 
 
-def _copy(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
-    """The plan that lies beside a manifest, as it is; of the sources that are asked for."""
-    assert workflow.plan is not None
-    assert workflow.plan.manifest is not None
-    location = workflow.plan.manifest
+def _copy(
+    location: str, sources: Collection[str] | None, store: Store, progress: Progress
+) -> list[Shard]:
+    """The plan beside a manifest, as it is; of these sources, or of all."""
     manifest = read_manifest(location)
     made = []
     for table in read_plan(location, manifest):
         source, name = table["source"][0].as_py(), table["shard"][0].as_py()
-        if workflow.plan.sources is None or source in workflow.plan.sources:
+        if sources is None or source in sources:
             made.append(store.write("plan", name, table.drop_columns(["shard"]), PLAN))
     if not made:
         raise AigiError(f"plan.sources: {location} has no image of these sources")
@@ -260,13 +260,17 @@ def _copy(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
     return made
 
 
-def stage(workflow: Workflow) -> Build:
-    """The plan stage of a workflow that has a plan section."""
-    assert workflow.plan is not None
-    dataset = specification.load(workflow.plan.dataset)
-    names = chosen(dataset, workflow.plan)
+def stage(plan: Plan, sources: Mapping[str, object], shares: SplitShares) -> Build:
+    """The plan stage.
+
+    Args:
+        sources: how the workflow makes or imports the sources of the specification.
+        shares: of the prompts for each split.
+    """
+    dataset = specification.load(plan.dataset)
+    names = chosen(dataset, plan)
     generated = any(isinstance(dataset.sources[name], DiffusersSpec) for name in names)
-    location, rounds = workflow.plan.manifest, []
+    location, rounds = plan.manifest, []
     if location is not None:
         manifest = read_manifest(location)
         if plan_beside(location, manifest) is not None:
@@ -276,7 +280,7 @@ def stage(workflow: Workflow) -> Build:
                 schema=PLAN,
                 settings={"plan": manifest["plan"], "sources": names},
                 inputs=(),
-                build=partial(_copy, workflow),
+                build=partial(_copy, location, plan.sources),
             )
         rounds = manifest["plan"]["rounds"]
     settings = {
@@ -286,10 +290,10 @@ def stage(workflow: Workflow) -> Build:
             )
             for name in names
         },
-        **workflow.plan.model_dump(mode="json", exclude={"dataset", "sources", "manifest"}),
-        "split": workflow.split.model_dump(mode="json"),
+        **plan.model_dump(mode="json", exclude={"dataset", "sources", "manifest"}),
+        "split": shares.model_dump(mode="json"),
         "imports": {
-            name: local_import(workflow, name).model_dump(mode="json")
+            name: local_import(sources, name).model_dump(mode="json")
             for name in names
             if isinstance(dataset.sources[name], ImportSpec)
         },
@@ -300,6 +304,6 @@ def stage(workflow: Workflow) -> Build:
         schema=PLAN,
         settings=settings,
         inputs=("prompts",) if generated else (),
-        build=partial(_build, workflow),
+        build=partial(_build, plan, sources, shares),
         state=lambda store: extra_of(store, rounds)["rounds"],
     )

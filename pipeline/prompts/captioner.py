@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,10 @@ from pipeline.models.device import pick_device
 from pipeline.pictures.pictures import Escapes, Pictures, open_pictures
 from pipeline.pixels import BadPicture, decode
 from pipeline.progress import Progress
-from pipeline.prompts.captions import BlipCaptions
-from pipeline.stage import Build, Map, Stage
+from pipeline.prompts.captions import BlipCaptions, CaptionSource
+from pipeline.stage import Build, Compute, Map, Stage
 from pipeline.store import Shard, Store
 from pipeline.tables import CAPTIONS, PHOTOS
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
 
 VERSION = 1
 MAX_PIXELS = 64_000_000
@@ -270,26 +267,25 @@ def _read(store: Store, shard: str) -> pa.Table:
     return store.read("photos", shard)
 
 
-def stages(workflow: Workflow) -> list[Stage]:
-    """The photos of every `blip` caption source, listed; then their captions, shard by shard."""
-    assert workflow.prompts is not None
-    sources = {
-        number: source
-        for number, source in enumerate(workflow.prompts.sources)
-        if isinstance(source, BlipCaptions)
-    }
+def stages(sources: Sequence[CaptionSource], compute: Compute) -> list[Stage]:
+    """The photos of every `blip` caption source, listed; then their captions, shard by shard.
+
+    No stages without such a source.
+    """
+    blip = {n: source for n, source in enumerate(sources) if isinstance(source, BlipCaptions)}
+    if not blip:
+        return []
     where = {"photos", "dataset", "dataset_split", "column", "shard_rows"}
     # The folder is only where a copy of the model lies.
     how = {"model", "revision", "batch_size", "max_new_tokens", "num_beams", "dtype"}
-    compute = workflow.compute
     return [
         Build(
             table="photos",
             version=VERSION,
             schema=PHOTOS,
-            settings={str(n): s.model_dump(mode="json", include=where) for n, s in sources.items()},
+            settings={str(n): s.model_dump(mode="json", include=where) for n, s in blip.items()},
             inputs=(),
-            build=partial(_list_photos, sources),
+            build=partial(_list_photos, blip),
         ),
         Map(
             table="captions",
@@ -297,11 +293,11 @@ def stages(workflow: Workflow) -> list[Stage]:
             schema=CAPTIONS,
             settings={
                 "threads": compute.threads,
-                **{str(n): s.model_dump(mode="json", include=how) for n, s in sources.items()},
+                **{str(n): s.model_dump(mode="json", include=how) for n, s in blip.items()},
             },
             inputs=("photos",),
             names=_names,
             read=_read,
-            make_worker=partial(_Captioners, sources, compute.device, compute.threads),
+            make_worker=partial(_Captioners, blip, compute.device, compute.threads),
         ),
     ]

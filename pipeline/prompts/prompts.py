@@ -13,7 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,15 +26,12 @@ from pipeline.prompts.captions import BlipCaptions, CaptionSource
 from pipeline.prompts.captions import read as read_captions
 from pipeline.prompts.diversity import NearDuplicates, most_diverse
 from pipeline.prompts.spool import Spool
-from pipeline.prompts.text import Filter, PromptFilters, prompt_id, split_of
+from pipeline.prompts.text import Filter, PromptFilters, SplitShares, prompt_id, split_of
 from pipeline.prompts.tokens import CONTEXT, count_tokens
 from pipeline.settings import Count, Settings, Share
 from pipeline.stage import Build
 from pipeline.store import Shard, Store
 from pipeline.tables import PROMPTS, REJECTS
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
 
 
 class PromptSelection(Settings):
@@ -110,7 +107,7 @@ def _rows(
 
 
 def _gather(
-    workflow: Workflow, settings: Prompts, store: Store, folder: str, progress: Progress
+    settings: Prompts, store: Store, folder: str, progress: Progress
 ) -> tuple[list[Spool], Spool]:
     """Read, clean and spread all captions over the buckets; the rejected ones apart."""
     buckets = [Spool(f"{folder}/{i:02d}.arrow", _CANDIDATE) for i in range(BUCKETS)]
@@ -211,7 +208,7 @@ def _accepted(
     return kept, unread
 
 
-def _table(rows: pa.Table, settings: Prompts, workflow: Workflow) -> pa.Table:
+def _table(rows: pa.Table, settings: Prompts, shares: SplitShares) -> pa.Table:
     found = []
     for row in rows.to_pylist():
         source = settings.sources[row["origin"]]
@@ -221,7 +218,7 @@ def _table(rows: pa.Table, settings: Prompts, workflow: Workflow) -> pa.Table:
                 "text": row["text"],
                 "source": name_of(source),
                 "source_ref": f"{place_of(source)}:{row['line']}",
-                "split": split_of(row["prompt_id"], workflow.split),
+                "split": split_of(row["prompt_id"], shares),
                 "tokens": row["tokens"],
                 "truncated": row["tokens"] > CONTEXT,
             }
@@ -247,12 +244,10 @@ def _chosen(accepted: Spool, count: int) -> Iterator[pa.Table]:
     yield table.take(pa.array(sorted(most_diverse(table["text"].to_pylist(), count))))
 
 
-def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
-    settings = workflow.prompts
-    assert settings is not None
+def _build(settings: Prompts, shares: SplitShares, store: Store, progress: Progress) -> list[Shard]:
     select = settings.select
     with tempfile.TemporaryDirectory(prefix="aigi-prompts-") as folder:
-        buckets, rejects = _gather(workflow, settings, store, folder, progress)
+        buckets, rejects = _gather(settings, store, folder, progress)
         limit = select.count
         if limit is not None and select.method == "diverse":
             limit = int(limit * select.pool)
@@ -273,7 +268,7 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
             kept = select.count
             tables = _chosen(accepted, select.count)
         made = [
-            store.write("prompts", f"part-{i:05d}", _table(rows, settings, workflow), PROMPTS)
+            store.write("prompts", f"part-{i:05d}", _table(rows, settings, shares), PROMPTS)
             for i, rows in enumerate(_shards(tables))
         ]
         reasons: Counter[str] = Counter()
@@ -292,10 +287,8 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
     return made
 
 
-def stage(workflow: Workflow) -> Build:
-    """The prompts stage of a workflow that has a prompts section."""
-    assert workflow.prompts is not None
-    settings = workflow.prompts
+def stage(settings: Prompts, shares: SplitShares) -> Build:
+    """The prompts stage; `shares` are those of the splits."""
     sources = []
     for source in settings.sources:
         # What the captions may be used for changes the card, not the prompts.
@@ -317,8 +310,8 @@ def stage(workflow: Workflow) -> Build:
             "filters": filters,
             "near_duplicates": settings.near_duplicates,
             "select": settings.select.model_dump(mode="json"),
-            "split": workflow.split.model_dump(mode="json"),
+            "split": shares.model_dump(mode="json"),
         },
         inputs=("captions",) if blip else (),
-        build=partial(_build, workflow),
+        build=partial(_build, settings, shares),
     )

@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import __version__
 from pipeline.manifest import CARD, MANIFEST, DocumentRecord, FileRecord, read_manifest
@@ -25,6 +25,7 @@ from pipeline.prompts.tokens import CONTEXT
 from pipeline.release.counts import Counts, Origin, count
 from pipeline.release.croissant import CROISSANT, croissant
 from pipeline.release.front_matter import NOT_STATED, TAGS, configs_of, front_matter
+from pipeline.release.recipe import Recipe
 from pipeline.release.sheet import SHEET, Shown, draw
 from pipeline.release.words import (
     base_words,
@@ -37,9 +38,6 @@ from pipeline.selection.rules import REASONS
 from pipeline.settings import SPLITS, check
 from pipeline.store import Store
 from pipeline.tables import IMAGE, RELEASE, RELEASE_MEANING
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
 
 VERSION = 2
 SHOWN_SIZES = 12
@@ -212,9 +210,9 @@ def _sources(dataset: Dataset, counts: Counts, configs: Iterable[str]) -> list[s
     return lines
 
 
-def _origins(workflow: Workflow, dataset: Dataset, counts: Counts) -> list[list[Safe]]:
+def _origins(recipe: Recipe, dataset: Dataset, counts: Counts) -> list[list[Safe]]:
     """Rows on where prompts come from."""
-    settings = workflow.prompts.sources if workflow.prompts is not None else ()
+    settings = recipe.prompts.sources if recipe.prompts is not None else ()
     kinds: dict[Origin, dict[str, None]] = {}
     licences: dict[Origin, dict[str, None]] = {}
     for source in settings:
@@ -251,7 +249,7 @@ def _origins(workflow: Workflow, dataset: Dataset, counts: Counts) -> list[list[
     images = counts.by("source")
     for name in dataset.sources:
         if name in counts.prompts and not isinstance(dataset.sources[name], DiffusersSpec):
-            local = workflow.sources.get(name)
+            local = recipe.sources.get(name)
             place = getattr(local, "captions", None) or getattr(local, "path", None)
             rows.append(
                 [
@@ -283,16 +281,16 @@ def _crossed(found: Mapping[tuple[str, str], int], corner: str) -> list[str]:
     )
 
 
-def _prompts(workflow: Workflow, dataset: Dataset, counts: Counts) -> list[str]:
+def _prompts(recipe: Recipe, dataset: Dataset, counts: Counts) -> list[str]:
     heads = ("source", "kind", "file or dataset", "licence", "prompts", "in the release", "images")
     lines = [
         "## Prompts",
         "",
-        *table([Safe(head) for head in heads], _origins(workflow, dataset, counts), right=3),
+        *table([Safe(head) for head in heads], _origins(recipe, dataset, counts), right=3),
     ]
-    if workflow.prompts is not None and not counts.origins:
+    if recipe.prompts is not None and not counts.origins:
         lines += ["", "The plan is that of an earlier release, so prompts were not counted again."]
-    filters = filter_words(workflow)
+    filters = [] if recipe.prompts is None else filter_words(recipe.prompts)
     if filters:
         rows = [[escape(what), escape(value)] for what, value in filters]
         lines += [
@@ -370,10 +368,10 @@ def _watermarks(counts: Counts, configs: Iterable[str]) -> list[str]:
     ]
 
 
-def _selection(workflow: Workflow, counts: Counts, configs: Iterable[str]) -> list[str]:
+def _selection(recipe: Recipe, counts: Counts, configs: Iterable[str]) -> list[str]:
     # A source may have lost everything.
     sources = [*configs, *sorted(set(counts.planned) - set(configs))]
-    rules = rule_words(workflow)
+    rules = rule_words(recipe.rules, recipe.scored)
     dropped = counts.dropped
     rows = [
         [code(why), escape(rules[why]), *(number(dropped[name, why]) for name in sources)]
@@ -391,16 +389,16 @@ def _selection(workflow: Workflow, counts: Counts, configs: Iterable[str]) -> li
     ]
     if counts.failed:
         lines += ["", "Images that failed:", "", *_crossed(counts.failed, "reason")]
-    if workflow.embeddings is not None:
-        lines += ["", f"Vectors and cosines by {escape(embedder_words(workflow.embeddings))}."]
+    if recipe.embeddings is not None:
+        lines += ["", f"Vectors and cosines by {escape(embedder_words(recipe.embeddings))}."]
     return lines
 
 
 def _limits(
-    workflow: Workflow, dataset: Dataset, counts: Counts, configs: Mapping[str, Mapping[str, int]]
+    recipe: Recipe, dataset: Dataset, counts: Counts, configs: Mapping[str, Mapping[str, int]]
 ) -> list[str]:
-    assert workflow.plan is not None
-    rules = rule_words(workflow)
+    plan = recipe.planned("release")
+    rules = rule_words(recipe.rules, recipe.scored)
     lines = [
         "Every picture is synthetic. It has the errors and the prejudices of its model, and may "
         "show people, brands and places that look like real ones.",
@@ -449,18 +447,18 @@ def _limits(
                 "model itself puts on"
                 + (f"; {many:,} pictures were converted, see `note`." if many else ".")
             )
-    for quota in quotas(dataset, workflow.plan):
+    for quota in quotas(dataset, plan):
         there = configs.get(quota.source, {}).get(quota.split, 0)
         if quota.spec.count is not None and there < quota.images:
             lines.append(
                 f"{code(quota.source)} {code(quota.split)}: {there:,} of {quota.images:,} wanted."
             )
-    if workflow.plan.limit is not None:
+    if plan.limit is not None:
         lines.append(
-            f"A part of the dataset: at most {workflow.plan.limit:,} generations of each source "
+            f"A part of the dataset: at most {plan.limit:,} generations of each source "
             "and split (`plan.limit`)."
         )
-    left = [name for name in dataset.sources if name not in chosen(dataset, workflow.plan)]
+    left = [name for name in dataset.sources if name not in chosen(dataset, plan)]
     if left:
         lines.append(f"Not asked for: {', '.join(map(code, left))}.")
     return ["## Known limits", "", *(f"- {line}" for line in lines)]
@@ -500,7 +498,7 @@ def _terms(dataset: Dataset) -> list[str]:
 
 
 def readme(
-    workflow: Workflow,
+    recipe: Recipe,
     dataset: Dataset,
     files: list[FileRecord],
     counts: Counts,
@@ -525,11 +523,11 @@ def readme(
         _use(configs),
         _fields(),
         _sources(dataset, counts, configs),
-        _prompts(workflow, dataset, counts),
+        _prompts(recipe, dataset, counts),
         _resolutions(counts, configs),
         _watermarks(counts, configs),
-        _selection(workflow, counts, configs),
-        _limits(workflow, dataset, counts, configs),
+        _selection(recipe, counts, configs),
+        _limits(recipe, dataset, counts, configs),
         _made(dataset, counts),
         _terms(dataset),
     ]
@@ -540,10 +538,10 @@ def readme(
 # --- Documents ---------------------------------------------------------------------------------
 
 
-def settings(workflow: Workflow, dataset: Dataset) -> dict[str, Any]:
+def settings(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     """What the documents say and no table depends on; with other words they are made anew."""
     words = {"title", "licence", "licence_url"}
-    captions = workflow.prompts.sources if workflow.prompts is not None else ()
+    captions = recipe.prompts.sources if recipe.prompts is not None else ()
     return {
         "dataset": dataset.model_dump(
             mode="json", include={*words, "language", "description", "citation"}
@@ -556,18 +554,19 @@ def settings(workflow: Workflow, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _with_first_prompts(workflow: Workflow) -> Workflow:
-    """The workflow; where its plan is copied from a release, with that one's prompt settings."""
-    if workflow.plan is None or workflow.plan.manifest is None or workflow.prompts is not None:
-        return workflow
-    location = workflow.plan.manifest
+def _with_first_prompts(recipe: Recipe) -> Recipe:
+    """The recipe; where its plan is copied from a release, with that one's prompt settings."""
+    location = recipe.planned("release").manifest
+    if location is None or recipe.prompts is not None:
+        return recipe
     first = read_manifest(location)["workflow"].get("prompts")
     prompts = None if first is None else check(Prompts, first, location)
-    return workflow.model_copy(update={"prompts": prompts})
+    return recipe.model_copy(update={"prompts": prompts})
 
 
 def write(
-    workflow: Workflow,
+    recipe: Recipe,
+    version: str,
     dataset: Dataset,
     store: Store,
     files: list[FileRecord],
@@ -578,20 +577,19 @@ def write(
     The same run gives the same bytes: nothing in them says when or where it ran.
 
     Args:
-        files: all parquet files of the release.
+        version: of the release, `1.0.0`.
+        files: all its parquet files.
 
     Raises:
         AigiError: a table, a shard or a picture cannot be read.
     """
-    assert workflow.release is not None
-    version = workflow.release.version
-    workflow = _with_first_prompts(workflow)
+    recipe = _with_first_prompts(recipe)
     shards = [file["path"].removesuffix(".parquet") for file in files]
     counts = count(store, dataset, shards, progress)
     picture, shown = draw(
         store, {config: counts.samples[config] for config in configs_of(dataset, files)}
     )
-    text = readme(workflow, dataset, files, counts, shown)
+    text = readme(recipe, dataset, files, counts, shown)
     metadata = croissant(dataset, version, files, list(TAGS))
     documents = {
         CARD: text.encode(),

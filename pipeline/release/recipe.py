@@ -1,10 +1,20 @@
-"""The `release` section of a workflow, and which sections only read a release."""
+"""The `release` section, and all sections of a workflow that decide the bytes of a release."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
+from pipeline import AigiError
+from pipeline.duplicates.duplicates import Duplicates
+from pipeline.images.images import Images, LocalSource
+from pipeline.models.clip import Embeddings
+from pipeline.plan.quotas import Plan
+from pipeline.prompts.prompts import Prompts
+from pipeline.prompts.text import SplitShares
+from pipeline.scores.quality import Quality
+from pipeline.selection.rules import Scored, Selection
 from pipeline.settings import Location, Settings
+from pipeline.stage import Compute
 
 
 class Release(Settings):
@@ -14,5 +24,41 @@ class Release(Settings):
     record: Location | None = Field(None, description="folder that gets a copy of the manifest")
 
 
-READERS = frozenset({"characteristics", "alignments", "train", "benchmark"})
-"""Sections that read a release: nothing of them decides a byte of one."""
+class Recipe(Settings):
+    """The sections that make a release, and where. The others of a workflow only read one."""
+
+    run: Location
+    compute: Compute = Compute()
+    split: SplitShares = SplitShares()
+    prompts: Prompts | None = None
+    sources: dict[str, LocalSource] = Field(default_factory=dict)
+    plan: Plan | None = None
+    images: Images | None = None
+    embeddings: Embeddings | None = None
+    quality: Quality | None = None
+    duplicates: Duplicates | None = None
+    selection: Selection | None = None
+    release: Release | None = None
+
+    @property
+    def scored(self) -> Scored:
+        """The sections that make what the selection compares with."""
+        return Scored(self.embeddings, self.quality, self.duplicates)
+
+    @property
+    def rules(self) -> Selection:
+        """The rules of the selection; images are selected without a section of that name, too."""
+        return self.selection or Selection()
+
+    def planned(self, section: str) -> Plan:
+        """The plan.
+
+        Args:
+            section: which one needs it, for the message.
+
+        Raises:
+            AigiError: there is no plan section.
+        """
+        if self.plan is None:
+            raise AigiError(f"{section}: this section needs a plan section in the workflow")
+        return self.plan

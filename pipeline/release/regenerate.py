@@ -11,15 +11,12 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import AigiError
 from pipeline.manifest import PLAN_FILE, plan_beside, read_manifest
-from pipeline.release.recipe import READERS
+from pipeline.release.recipe import Recipe
 from pipeline.stage import flat
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
 
 _PLACE = re.compile(
     r"prompts\.sources\.\d+\.(path|photos|folder)|prompts\.filters\.blocklist"
@@ -49,14 +46,16 @@ def is_place(dotted: str, value: object) -> bool:
     return not dotted.endswith(".vae") or posixpath.isabs(value) or "://" in value
 
 
-def recorded(workflow: Workflow, sources: list[str]) -> dict[str, Any]:
+def recorded(recipe: Recipe, sources: list[str]) -> dict[str, Any]:
     """The settings of a run for its manifest; of a place, only the last part of its name.
 
     Args:
         sources: those that the plan has.
     """
-    data = workflow.model_dump(mode="json", exclude={"run", "compute", "release", *READERS})
-    data["compute"] = {"threads": workflow.compute.threads}
+    # A workflow has more sections, which only read a release and decide no byte of it.
+    deciding = Recipe.model_fields.keys() - {"run", "compute", "release"}
+    data = recipe.model_dump(mode="json", include=set(deciding))
+    data["compute"] = {"threads": recipe.compute.threads}
     data["sources"] = {name: data["sources"][name] for name in sources if name in data["sources"]}
     data["plan"] = {**data["plan"], "sources": sorted(sources)}
     for name in ("dataset", "manifest"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,14 +22,12 @@ from pipeline.plan.rounds import added, pinned, summary
 from pipeline.plan.rounds import shards as plan_shards
 from pipeline.progress import Progress
 from pipeline.release import card
+from pipeline.release.recipe import Recipe, Release
 from pipeline.release.regenerate import recorded
 from pipeline.release.verify import git_commit, library_versions
 from pipeline.stage import Build, Map
 from pipeline.store import Shard, Store
 from pipeline.tables import PLAN, RELEASE
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
 
 VERSION = 1
 FILE_BYTES = 500_000_000
@@ -95,7 +93,7 @@ def _worker() -> Any:
     return _chunks
 
 
-def stage(workflow: Workflow) -> Map:
+def stage() -> Map:
     """The release stage: one parquet file for every image shard with kept rows."""
     return Map(
         table="release",
@@ -136,10 +134,11 @@ def _captions(store: Store) -> list[dict[str, Any]]:
     ]
 
 
-def _build_manifest(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
-    assert workflow.plan is not None
-    assert workflow.release is not None
-    dataset = pinned(specification.load(workflow.plan.dataset), store)
+def _build_manifest(
+    recipe: Recipe, settings: Release, store: Store, progress: Progress
+) -> list[Shard]:
+    plan = recipe.planned("release")
+    dataset = pinned(specification.load(plan.dataset), store)
     sizes = store.shards("release")
     names = [name for name in _names(store) if name in sizes]
     _check_splits(store, names)
@@ -162,14 +161,14 @@ def _build_manifest(workflow: Workflow, store: Store, progress: Progress) -> lis
                 "sha256": hashes.get(name) or store.sha256("release", f"{name}.parquet"),
             }
         )
-    names_made = chosen(dataset, workflow.plan)
-    documents = card.write(workflow, dataset, store, files, progress)
+    names_made = chosen(dataset, plan)
+    documents = card.write(recipe, settings.version, dataset, store, files, progress)
     schema = PLAN.append(pa.field("shard", pa.string()))
     size, digest = store.write_arrow(plan_shards(store), schema, "release", PLAN_FILE)
     documents.append({"path": PLAN_FILE, "bytes": size, "sha256": digest})
     manifest = {
         "name": dataset.name,
-        "version": workflow.release.version,
+        "version": settings.version,
         "files": files,
         "documents": documents,
         "schema": release_schema().to_string(show_schema_metadata=False).splitlines(),
@@ -179,11 +178,11 @@ def _build_manifest(workflow: Workflow, store: Store, progress: Progress) -> lis
         },
         "plan": {**summary(store), "rounds": added(store)},
         # Where it ran and on how many workers does not change a byte; threads can.
-        "workflow": recorded(workflow, names_made),
+        "workflow": recorded(recipe, names_made),
         "captions": _captions(store),
         "wanted": {
             f"{quota.source}/{quota.split}": quota.images
-            for quota in quotas(dataset, workflow.plan)
+            for quota in quotas(dataset, plan)
             if quota.spec.count is not None
         },
         "tables": {
@@ -194,16 +193,16 @@ def _build_manifest(workflow: Workflow, store: Store, progress: Progress) -> lis
         "aigi": {"version": __version__, "commit": git_commit()},
         "versions": library_versions(),
     }
-    if workflow.plan.manifest is not None:
+    if plan.manifest is not None:
         # The plan was made there; a release made again says how, not that it was copied.
-        first = read_manifest(workflow.plan.manifest)
+        first = read_manifest(plan.manifest)
         manifest["captions"] = first["captions"]
         manifest["workflow"]["prompts"] = first["workflow"].get("prompts")
         manifest["workflow"]["selection"] = first["workflow"].get("selection")
     store.write_json(manifest, "release", MANIFEST)
-    if workflow.release.record is not None:
-        records = Store(workflow.release.record)
-        records.write_json(manifest, f"{dataset.name}-{workflow.release.version}.json")
+    if settings.record is not None:
+        records = Store(settings.record)
+        records.write_json(manifest, f"{dataset.name}-{settings.version}.json")
     progress.say(
         f"release: {sum(file['rows'] for file in files):,} images in {len(files):,} files, "
         f"{sum(file['bytes'] for file in files) / 1e6:,.1f} MB: {store.path('release')}"
@@ -211,20 +210,18 @@ def _build_manifest(workflow: Workflow, store: Store, progress: Progress) -> lis
     return []
 
 
-def manifest_stage(workflow: Workflow) -> Build:
+def manifest_stage(recipe: Recipe, settings: Release) -> Build:
     """Card and manifest, once every file of the release is there."""
-    assert workflow.plan is not None
-    assert workflow.release is not None
-    dataset = specification.load(workflow.plan.dataset)
+    dataset = specification.load(recipe.planned("release").dataset)
     return Build(
         table="manifest",
         version=card.VERSION,
         schema=pa.schema([]),
         settings={
-            **workflow.release.model_dump(mode="json"),
-            "card": card.settings(workflow, dataset),
+            **settings.model_dump(mode="json"),
+            "card": card.settings(recipe, dataset),
         },
         inputs=("release",),
-        build=partial(_build_manifest, workflow),
+        build=partial(_build_manifest, recipe, settings),
         remake=True,
     )

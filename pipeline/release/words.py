@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import posixpath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.models.clip import Embeddings
+from pipeline.prompts.prompts import Prompts
 from pipeline.release.front_matter import NOT_STATED
-from pipeline.selection.rules import REASONS, RULES, Rule, Selection, made
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
+from pipeline.selection.rules import REASONS, RULES, Rule, Scored, Selection, made
 
 
 def _said(rule: Rule, value: Any) -> list[str]:
@@ -23,16 +21,15 @@ def _said(rule: Rule, value: Any) -> list[str]:
     return [f"{rule.words} {rule.side} {value:g}" if rule.side else rule.words]
 
 
-def rule_words(workflow: Workflow) -> dict[str, str]:
+def rule_words(asked: Selection, scored: Scored) -> dict[str, str]:
     """Each reason of the selection, and what speaks for it in this run."""
-    asked = workflow.selection or Selection()
     found = {}
     for reason in REASONS:
         rules = [rule for rule in RULES if rule.reason == reason]
         said = [
             words for rule in rules for words in _said(rule, getattr(asked, rule.setting, None))
         ]
-        if not any(made(workflow, rule.needs) for rule in rules):
+        if not any(made(scored, rule.needs) for rule in rules):
             found[reason] = "not looked for" if reason == "duplicate" else "not measured"
         else:
             nothing = "nobody was asked" if reason == "review" else "not asked for"
@@ -40,12 +37,9 @@ def rule_words(workflow: Workflow) -> dict[str, str]:
     return found
 
 
-def filter_words(workflow: Workflow) -> list[tuple[str, str]]:
+def filter_words(prompts: Prompts) -> list[tuple[str, str]]:
     """What a caption had to be to become a prompt."""
-    if workflow.prompts is None:
-        return []
-    filters, select = workflow.prompts.filters, workflow.prompts.select
-    near = workflow.prompts.near_duplicates
+    filters, select, near = prompts.filters, prompts.select, prompts.near_duplicates
     tokens = filters.max_tokens
     return [
         ("words", f"{filters.min_words} to {filters.max_words}"),

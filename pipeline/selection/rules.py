@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline import AigiError
+from pipeline.duplicates.duplicates import Duplicates
+from pipeline.models.clip import Embeddings
+from pipeline.scores.quality import Quality
 from pipeline.settings import Location, Settings, Share
 
 if TYPE_CHECKING:
     from pipeline.selection.candidates import Candidates
-    from pipeline.workflow import Workflow
 
 
 class Rule(NamedTuple):
@@ -79,9 +81,17 @@ def columns_of(table: str) -> list[str]:
     return list(dict.fromkeys(filter(None, found)))
 
 
-def made(workflow: Workflow, needs: str) -> bool:
-    """Whether a workflow has this section, or setting of a section."""
-    found: object = workflow
+class Scored(NamedTuple):
+    """The sections of a workflow that make what rules compare with; None: not in this run."""
+
+    embeddings: Embeddings | None = None
+    quality: Quality | None = None
+    duplicates: Duplicates | None = None
+
+
+def made(scored: Scored, needs: str) -> bool:
+    """Whether there is this section, or setting of a section."""
+    found: object = scored
     for name in filter(None, needs.split(".")):
         found = None if found is None else getattr(found, name)
     return found is not None
@@ -112,9 +122,9 @@ def flags(known: Candidates, rules: Selection) -> dict[str, NDArray[np.bool_]]:
     return found
 
 
-def check_rules(workflow: Workflow, rules: Selection) -> None:
+def check_rules(rules: Selection, scored: Scored) -> None:
     """Refuse thresholds that nothing would be compared with; defaults ask for what there is."""
-    quality, near = workflow.quality, workflow.duplicates
+    quality, near = scored.quality, scored.duplicates
     # By value, not by what was written down: a manifest writes the defaults down as well.
     default = Selection()
     special_first = sorted(
@@ -123,7 +133,7 @@ def check_rules(workflow: Workflow, rules: Selection) -> None:
     for rule in special_first:
         value = getattr(rules, rule.setting)
         asked = value is not None and value != getattr(default, rule.setting)
-        if asked and not made(workflow, rule.needs):
+        if asked and not made(scored, rule.needs):
             raise AigiError(
                 f"selection.{rule.setting}: it needs {rule.needs}, which the workflow does not "
                 f"have: set that, or leave {rule.setting} out"

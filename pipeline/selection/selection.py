@@ -21,26 +21,23 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.plan import specification
-from pipeline.plan.quotas import quotas
+from pipeline.plan.quotas import Plan, quotas
 from pipeline.plan.rounds import exhausted, rounds_made
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.progress import Progress
 from pipeline.selection.candidates import Candidates, candidates
 from pipeline.selection.review import read_review
-from pipeline.selection.rules import PAIRS, REASONS, Selection, check_rules, flags
+from pipeline.selection.rules import PAIRS, REASONS, Scored, Selection, check_rules, flags
 from pipeline.stage import Build
 from pipeline.store import Shard, Store
 from pipeline.tables import REJECTS, SELECTION
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
 
 VERSION = 3
 
@@ -184,12 +181,11 @@ def _duplicates(
 # --- The stage ---------------------------------------------------------------------------------
 
 
-def _wanted(workflow: Workflow) -> dict[tuple[str, str], int | None]:
-    assert workflow.plan is not None
-    dataset = specification.load(workflow.plan.dataset)
+def _wanted(plan: Plan) -> dict[tuple[str, str], int | None]:
+    dataset = specification.load(plan.dataset)
     return {
         (quota.source, quota.split): None if quota.spec.count is None else quota.generations
-        for quota in quotas(dataset, workflow.plan)
+        for quota in quotas(dataset, plan)
     }
 
 
@@ -202,7 +198,7 @@ def near_pairs_of(store: Store) -> pa.Table:
     return pa.concat_tables(parts) if parts else DUPLICATES.empty_table()
 
 
-def shortage(workflow: Workflow, store: Store) -> dict[str, int]:
+def shortage(plan: Plan, store: Store) -> dict[str, int]:
     """Generations that each `source/split` lacks, made up for the share that was dropped so far.
 
     Imports count only until a round found fewer pictures than it asked for.
@@ -211,9 +207,9 @@ def shortage(workflow: Workflow, store: Store) -> dict[str, int]:
     made: Counter[tuple[str, str]] = Counter()
     seen: set[tuple[str, str, str]] = set()
     for shard in store.shards("selection"):
-        plan = store.read("plan", shard, ["image_id", "source", "split", "pair_id"]).to_pylist()
+        rows = store.read("plan", shard, ["image_id", "source", "split", "pair_id"]).to_pylist()
         keep = store.read("selection", shard, ["keep"])["keep"].to_pylist()
-        for row, good in zip(plan, keep, strict=True):
+        for row, good in zip(rows, keep, strict=True):
             key = (row["source"], row["split"])
             unit = (*key, row["pair_id"] or row["image_id"])
             if unit not in seen:
@@ -221,7 +217,7 @@ def shortage(workflow: Workflow, store: Store) -> dict[str, int]:
                 made[key] += 1
                 kept[key] += good
     short = {}
-    for key, quota in _wanted(workflow).items():
+    for key, quota in _wanted(plan).items():
         lacking = 0 if quota is None else quota - kept[key]
         if lacking > 0 and not exhausted(store, "/".join(key)):
             share = max(0.1, kept[key] / made[key] if made[key] else 1.0)
@@ -250,11 +246,9 @@ def _write_failures(store: Store, known: Candidates) -> None:
     store.write("rejects", "images", pa.Table.from_pylist(rows, schema=REJECTS), REJECTS)
 
 
-def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
-    assert workflow.plan is not None
-    rules = workflow.selection or Selection()
-    dataset = specification.load(workflow.plan.dataset)
-    wanted = _wanted(workflow)
+def _build(rules: Selection, plan: Plan, store: Store, progress: Progress) -> list[Shard]:
+    dataset = specification.load(plan.dataset)
+    wanted = _wanted(plan)
     known = candidates(store)
     _write_failures(store, known)
     review = {} if rules.review is None else read_review(rules.review)
@@ -319,16 +313,14 @@ def _build(workflow: Workflow, store: Store, progress: Progress) -> list[Shard]:
     return made
 
 
-def stage(workflow: Workflow) -> Build:
-    """The selection stage of a workflow that has plan and images sections.
+def stage(rules: Selection, plan: Plan, scored: Scored) -> Build:
+    """The selection stage, by what this run scores.
 
     Raises:
-        AigiError: a threshold whose score the workflow does not make.
+        AigiError: a threshold whose score no section makes.
     """
-    assert workflow.plan is not None
-    rules = workflow.selection or Selection()
-    check_rules(workflow, rules)
-    scores = [name for name in ("embeddings", "quality", "duplicates") if getattr(workflow, name)]
+    check_rules(rules, scored)
+    scores = [name for name, section in scored._asdict().items() if section is not None]
     settings = rules.model_dump(mode="json", exclude={"rounds"})
     if rules.review is not None:
         settings["review"] = read_review(rules.review)
@@ -338,9 +330,9 @@ def stage(workflow: Workflow) -> Build:
         schema=SELECTION,
         settings={
             **settings,
-            "quotas": {"/".join(key): quota for key, quota in _wanted(workflow).items()},
+            "quotas": {"/".join(key): quota for key, quota in _wanted(plan).items()},
         },
         inputs=("plan", "images", *scores),
-        build=lambda store, progress: _build(workflow, store, progress),
+        build=partial(_build, rules, plan),
         remake=True,
     )

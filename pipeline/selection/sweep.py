@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +19,6 @@ from pipeline.selection.candidates import Candidates, candidates
 from pipeline.selection.rules import PAIRS, THRESHOLDS, Rule, Selection, flags
 from pipeline.selection.selection import near_pairs_of, select
 from pipeline.store import Store
-
-if TYPE_CHECKING:
-    from pipeline.workflow import Workflow
 
 SHARES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Thresholds are where these shares of the scored images would go."""
@@ -91,15 +87,14 @@ def _scores(
         yield _drop(known, setting, cut, cut == now, marked, np.abs(values - cut), examples)
 
 
-def sweep(workflow: Workflow, store: Store, examples: int) -> Iterator[Drop]:
+def sweep(rules: Selection, store: Store, examples: int) -> Iterator[Drop]:
     """Yield every setting at several thresholds, from those that drop little on.
 
     Raises:
-        AigiError: the run has no images, or the workflow no selection that could be swept.
+        AigiError: the run has no images.
     """
     if not store.shards("images"):
         raise AigiError(f"{store.url}: no images to choose from; run the workflow first")
-    rules = workflow.selection or Selection()
     known = candidates(store)
     flags(known, rules)  # a concept without scores is refused here
     for rule in SWEPT:

@@ -183,7 +183,10 @@ def run_stage(captions: Path, run: Path, count: int) -> dict[str, Any]:
     workflow = check(Workflow, {"run": str(run), "prompts": settings}, str(run / "bench.yaml"))
     store = Store(workflow.run)
     before, started = peak_gib(), time.perf_counter()
-    run_stages([prompts.stage(workflow)], store, workflow.compute, Progress())
+    assert workflow.prompts is not None
+    run_stages(
+        [prompts.stage(workflow.prompts, workflow.split)], store, workflow.compute, Progress()
+    )
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,

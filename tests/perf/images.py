@@ -167,13 +167,17 @@ def run(quick: bool = False) -> list[Measurement]:
         parameters = published.save(MODEL, folder / "model", bare.sentences(16))
         workflow = _workflow(folder, size, threads)
         store, progress = Store(workflow.run), Progress(quiet=True)
-        run_stages([_prompts(count), plan.stage(workflow)], store, workflow.compute, progress)
+        planned = workflow.planned("plan")
+        planning = plan.stage(planned, workflow.sources, workflow.split)
+        run_stages([_prompts(count), planning], store, workflow.compute, progress)
         (shard,) = store.shards("plan")
         table = store.read("plan", shard)
         rows = table.to_pylist()
 
         # The first call of each side loads what it loads once; it is not timed.
-        stage = images.stage(workflow)
+        stage = images.stage(
+            workflow.images or images.Images(), planned, workflow.sources, workflow.compute
+        )
         worker = stage.make_worker()
         list(worker(table.slice(0, 1)))
         stage = replace(stage, make_worker=lambda: worker)

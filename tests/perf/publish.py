@@ -93,6 +93,7 @@ def release(run: Path) -> dict[str, Any]:
     """Selection, release and manifest, as a workflow makes them; the last two are timed."""
     from pipeline.progress import Progress
     from pipeline.release import release as releases
+    from pipeline.release.recipe import Release
     from pipeline.run import run_stages
     from pipeline.selection import selection
     from pipeline.settings import check
@@ -109,8 +110,12 @@ def release(run: Path) -> dict[str, Any]:
     }
     workflow = check(Workflow, data, str(run / "bench.yaml"))
     store, progress = Store(workflow.run), Progress(quiet=True)
-    run_stages([selection.stage(workflow)], store, workflow.compute, progress)
-    stages: list[Stage] = [releases.stage(workflow), releases.manifest_stage(workflow)]
+    selecting = selection.stage(workflow.rules, workflow.planned("selection"), workflow.scored)
+    run_stages([selecting], store, workflow.compute, progress)
+    stages: list[Stage] = [
+        releases.stage(),
+        releases.manifest_stage(workflow, workflow.release or Release()),
+    ]
     started = time.perf_counter()
     run_stages(stages, store, workflow.compute, progress)
     return {"seconds": time.perf_counter() - started, "peak_gib": peak_gib()}

@@ -25,6 +25,7 @@ from pipeline.plan import imports, plan, quotas, specification
 from pipeline.progress import Progress
 from pipeline.prompts import prompts
 from pipeline.run import run_stages
+from pipeline.stage import Stage
 from pipeline.store import Store
 from tests.conftest import ROOT, WorkflowMaker
 
@@ -34,13 +35,11 @@ PKU = ROOT / "manifests" / "pku-aigi-500k.yaml"
 def planned(path: Path, *overrides: str) -> tuple[list[dict[str, Any]], Store]:
     workflow = workflows.load(path, overrides)
     store = Store(workflow.run)
-    run_stages(
-        [prompts.stage(workflow), plan.stage(workflow)] if workflow.prompts else
-        [plan.stage(workflow)],
-        store,
-        workflow.compute,
-        Progress(io.StringIO()),
-    )  # fmt: skip
+    stages: list[Stage] = []
+    if workflow.prompts is not None:
+        stages.append(prompts.stage(workflow.prompts, workflow.split))
+    stages.append(plan.stage(workflow.planned("plan"), workflow.sources, workflow.split))
+    run_stages(stages, store, workflow.compute, Progress(io.StringIO()))
     rows: list[dict[str, Any]] = []
     for shard in store.shards("plan"):
         table = store.read("plan", shard)

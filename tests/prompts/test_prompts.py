@@ -27,7 +27,10 @@ def make(folder: Path, name: str = "run", **sections: Any) -> tuple[Store, str]:
     data = {"run": str(folder / name), "prompts": sections}
     workflow = check(Workflow, data, str(folder / "flow.yaml"))
     store, said = Store(workflow.run), io.StringIO()
-    run_stages([prompts.stage(workflow)], store, workflow.compute, Progress(said))
+    assert workflow.prompts is not None
+    run_stages(
+        [prompts.stage(workflow.prompts, workflow.split)], store, workflow.compute, Progress(said)
+    )
     return store, said.getvalue()
 
 

@@ -31,6 +31,7 @@ from pipeline.prompts import prompts
 from pipeline.release import card, front_matter, release, sheet, words
 from pipeline.release.counts import Counts, Kind, Origin, PromptCount
 from pipeline.release.croissant import CROISSANT, croissant
+from pipeline.release.recipe import Release
 from pipeline.release.sheet import SHEET, Sample, Shown
 from pipeline.release.verify import compare
 from pipeline.run import run_stages
@@ -243,9 +244,9 @@ def finish(workflow: Workflow, store: Store) -> str:
     said = io.StringIO()
     without = workflow.model_copy(update={"quality": None, "selection": None})
     stages: list[Stage] = [
-        selection.stage(without),
-        release.stage(workflow),
-        release.manifest_stage(workflow),
+        selection.stage(without.rules, without.planned("selection"), without.scored),
+        release.stage(),
+        release.manifest_stage(workflow, workflow.release or Release()),
     ]
     run_stages(stages, store, Compute(), Progress(said))
     return said.getvalue()
@@ -449,7 +450,7 @@ def test_rules_say_what_was_asked_for_and_what_was_not_looked_at() -> None:
         },
         "flow.yaml",
     )  # fmt: skip
-    assert words.rule_words(asked) == {
+    assert words.rule_words(asked.rules, asked.scored) == {
         "failed": "no picture was made",
         "review": "nobody was asked",
         "size": "not asked for",
@@ -461,7 +462,7 @@ def test_rules_say_what_was_asked_for_and_what_was_not_looked_at() -> None:
         "duplicate": "cosine of two images at least 0.95",
         "surplus": "good, but more than were wanted",
     }
-    nothing = words.rule_words(check(Workflow, {"run": "r"}, "flow.yaml"))
+    nothing = words.rule_words(rules.Selection(), rules.Scored())
     assert nothing["blank"] == nothing["nsfw"] == nothing["clip_score"] == "not measured"
     assert nothing["duplicate"] == "not looked for"
     assert asked.embeddings is not None
@@ -804,18 +805,24 @@ def test_words_make_the_card_anew_and_nothing_else(tmp_path: Path) -> None:
     changed = workflow.model_copy(
         update={"prompts": workflow.prompts.model_copy(update={"sources": licensed})}
     )
-    before = prompts.stage(workflow), prompts.stage(changed)
+    assert changed.prompts is not None
+    before = [prompts.stage(each, changed.split) for each in (workflow.prompts, changed.prompts)]
     assert fingerprint(before[0], {}) == fingerprint(before[1], {})
     said = finish(changed, store)
     assert "manifest: its settings or inputs have changed, made anew" in said
     assert "release: 5 shards, already made" in said
     text = (tmp_path / "run" / "release" / CARD).read_text()
     assert tables(text)["Prompts"][0][1][3] == "CC0-1.0"
-    planned = fingerprint(plan.stage(changed), {})
+
+    def planned() -> str:
+        stage = plan.stage(changed.planned("plan"), changed.sources, changed.split)
+        return fingerprint(stage, {})
+
+    then = planned()
     (tmp_path / "spec.yaml").write_text(
         (tmp_path / "spec.yaml").read_text().replace("example.org/rail", "example.org/other")
     )
-    assert fingerprint(plan.stage(changed), {}) == planned
+    assert planned() == then
     finish(changed, store)
     assert "<https://example.org/other>" in (tmp_path / "run" / "release" / CARD).read_text()
 

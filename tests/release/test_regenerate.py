@@ -19,7 +19,6 @@ from pipeline.manifest import CARD, MANIFEST, PLAN_FILE
 from pipeline.plan import rounds
 from pipeline.progress import Progress
 from pipeline.release import regenerate
-from pipeline.release.recipe import READERS
 from pipeline.run import run_stages
 from pipeline.settings import Location
 from pipeline.store import Store
@@ -215,5 +214,5 @@ def test_every_place_of_a_workflow_is_known_as_one() -> None:
     machine = {"run", "plan.dataset", "plan.manifest", "release.record"}
     assert machine | {"prompts.sources.0.path", "embeddings.folder", "sources.name.path"} <= found
     # What reads a release is not recorded at all.
-    found = {name for name in found if name.partition(".")[0] not in READERS}
+    found = {name for name in found if name.partition(".")[0] not in workflows.READERS}
     assert {name for name in found if not regenerate.is_place(name, "/a")} == machine

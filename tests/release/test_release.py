@@ -80,7 +80,8 @@ def made(folder: Path, failed: set[tuple[str, int, str]], planned: int = 6) -> t
 
 def select(workflow: Any, store: Store) -> tuple[dict[str, str | None], str]:
     said = io.StringIO()
-    selection.stage(workflow).build(store, Progress(said))
+    stage = selection.stage(workflow.rules, workflow.planned("selection"), workflow.scored)
+    stage.build(store, Progress(said))
     rows = store.read_all("selection").to_pylist()
     assert all(row["keep"] == (row["reason"] is None) for row in rows)
     return {row["image_id"]: row["reason"] for row in rows}, said.getvalue()

@@ -66,7 +66,7 @@ def test_sweep_report_and_card_tell_of_every_rule(monkeypatch: pytest.MonkeyPatc
             "selection": {**numbers, "max_concepts": {"rain": 0.75}},
         }
     )
-    swept = {line.setting for line in sweeps.sweep(flow, Store("r"), 1)}
+    swept = {line.setting for line in sweeps.sweep(flow.rules, Store("r"), 1)}
     assert swept == {*numbers, "max_concepts.rain"}
 
     columns = {rule.column: pa.array([0.25] * 2) for rule in THRESHOLDS}
@@ -78,7 +78,7 @@ def test_sweep_report_and_card_tell_of_every_rule(monkeypatch: pytest.MonkeyPatc
     assert all(rule.words for rule in RULES)
     assert all(rule.meaning for rule in THRESHOLDS + PAIRS)
 
-    card = rule_words(flow)
+    card = rule_words(flow.rules, flow.scored)
     assert list(card) == list(REASONS)
     for rule in THRESHOLDS + PAIRS:
         assert f"{rule.words} {rule.side} 0.75" in card[rule.reason]

@@ -138,10 +138,10 @@ def test_a_threshold_without_its_score_is_refused(
 ) -> None:
     workflow = workflows.load(make_workflow(**sections, selection=rules))
     if said is None:
-        stage(workflow)
+        stage(workflow.rules, workflow.planned("selection"), workflow.scored)
         return
     with pytest.raises(AigiError, match=said):
-        stage(workflow)
+        stage(workflow.rules, workflow.planned("selection"), workflow.scored)
 
 
 def test_of_a_group_the_held_out_then_the_best_scored_then_the_first_id_stays() -> None:
