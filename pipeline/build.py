@@ -58,6 +58,22 @@ def stages(workflow: Workflow) -> list[Stage]:
     return found
 
 
+def readers(workflow: Workflow) -> list[Stage]:
+    """The stages that read a finished release, in order; the benchmark's come after them."""
+    found: list[Stage] = []
+    if workflow.characteristics is not None or workflow.alignments is not None:
+        from pipeline.analysis.stages import stages as analysis_stages
+
+        found += analysis_stages(
+            workflow.characteristics, workflow.alignments, workflow.run, workflow.compute
+        )
+    if workflow.train is not None:
+        from pipeline.training import stages as training
+
+        found.append(training.stage(workflow.train, workflow.run, workflow.compute))
+    return found
+
+
 def make(workflow: Workflow, store: Store, progress: Progress) -> None:
     """Run all stages; before the release, as many top-up rounds as quotas ask for.
 

@@ -76,9 +76,9 @@ class Progress:
         if not self.quiet:
             print(text, file=self.out, flush=True)
 
-    def skip(self, table: str, shards: int) -> None:
+    def skip(self, table: str, count: int, what: str = "shards") -> None:
         """Say that a stage is finished already."""
-        self.say(f"{table}: {shards} shards, already made")
+        self.say(f"{table}: {count} {what}, already made")
 
     @contextmanager
     def stage(self, table: str, total: int, done: int, rows: int) -> Iterator[Bar]:

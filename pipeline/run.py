@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,16 @@ from typing import Any
 from pipeline import AigiError
 from pipeline.cluster import shards_with_ray
 from pipeline.progress import Progress
-from pipeline.stage import Build, Compute, Map, Stage, differences, fingerprint, make_shard
+from pipeline.stage import (
+    Build,
+    Compute,
+    Files,
+    Map,
+    Stage,
+    differences,
+    fingerprint,
+    make_shard,
+)
 from pipeline.store import DiskFull, Store
 
 # A model that cannot load fails every shard; there is no use in trying thousands.
@@ -160,31 +170,73 @@ def _run_map(
     save("done")
 
 
-def _run_build(stage: Build, store: Store, record: dict[str, Any], progress: Progress) -> None:
-    present = store.shards(stage.table)
+def _seen(stage: Build | Files, store: Store) -> str:
+    """A digest of what a stage depends on beside its settings."""
     seen = {
         "shards": {name: sorted(store.shards(name)) for name in stage.inputs},
         "state": json.loads(json.dumps(stage.state(store))),
     }
-    digest = hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _noted(record: dict[str, Any], store: Store) -> Iterator[None]:
+    """Say in the record of a stage that it runs and, where it does not come to its end, that."""
+    name = f"{record['table']}.json"
+    store.write_json({**record, "status": "running"}, "_stages", name)
+    started = time.perf_counter()
+    try:
+        yield
+    except BaseException:
+        seconds = round(time.perf_counter() - started, 3)
+        store.write_json({**record, "status": "stopped", "seconds": seconds}, "_stages", name)
+        raise
+    record |= {"status": "done", "failed": {}, "seconds": round(time.perf_counter() - started, 3)}
+    store.write_json(record, "_stages", name)
+
+
+def _run_build(stage: Build, store: Store, record: dict[str, Any], progress: Progress) -> None:
+    present, digest = store.shards(stage.table), _seen(stage, store)
     same = record.get("seen") == digest and present == record.get("sizes")
     if record.get("status") == "done" and same:
         progress.skip(stage.table, len(present))
         return
     record["seen"] = digest
-    store.write_json({**record, "status": "running"}, "_stages", f"{stage.table}.json")
-    started = time.perf_counter()
-    made = stage.build(store, progress)
-    for name in set(present) - {shard.name for shard in made}:
-        store.remove(stage.table, f"{name}.parquet")
-    record |= {
-        "status": "done",
-        "expected": len(made),
-        "failed": {},
-        "sizes": {shard.name: shard.bytes for shard in made},
-        "seconds": round(time.perf_counter() - started, 3),
-    }
-    store.write_json(record, "_stages", f"{stage.table}.json")
+    with _noted(record, store):
+        made = stage.build(store, progress)
+        for name in set(present) - {shard.name for shard in made}:
+            store.remove(stage.table, f"{name}.parquet")
+        record |= {
+            "expected": len(made),
+            "sizes": {shard.name: shard.bytes for shard in made},
+        }
+
+
+def _intact(files: Mapping[str, int], store: Store) -> list[str]:
+    """Those of the files that are there, with these sizes."""
+    return [path for path, size in files.items() if store.size(path) == size]
+
+
+def _run_files(stage: Files, store: Store, record: dict[str, Any], progress: Progress) -> None:
+    digest = _seen(stage, store)
+    # Records of before this kind of stage name no files.
+    files = record.get("files", {})
+    intact = len(_intact(files, store)) == len(files)
+    first = os.environ.get("RANK", "0") == "0"
+    if record.get("status") == "done" and record.get("seen") == digest and intact:
+        if first:
+            progress.skip(stage.table, len(files), "files")
+        return
+    if not first:  # of the processes of a launcher: the first keeps the record
+        stage.make(store, progress)
+        return
+    record["seen"] = digest
+    with _noted(record, store):
+        sizes = {path: store.size(path) for path in stage.make(store, progress)}
+        gone = [path for path, size in sizes.items() if size is None]
+        if gone:
+            raise AigiError(f"{stage.table}: {store.path(gone[0])}: was made, and is not there")
+        record |= {"expected": len(sizes), "files": sizes}
 
 
 def run_stages(stages: Iterable[Stage], store: Store, compute: Compute, progress: Progress) -> None:
@@ -226,8 +278,10 @@ def run_stages(stages: Iterable[Stage], store: Store, compute: Compute, progress
         store.sweep(stage.table)
         if isinstance(stage, Map):
             _run_map(stage, store, record, compute, progress)
-        else:
+        elif isinstance(stage, Build):
             _run_build(stage, store, record, progress)
+        else:
+            _run_files(stage, store, record, progress)
 
 
 @dataclass(frozen=True)
@@ -247,7 +301,7 @@ class Status:
 def status(store: Store) -> list[Status]:
     """State of every stage of a run, in the order in which they were started.
 
-    None, where all that the run holds are codecs in training, which keep files of their own.
+    None in a run whose workflow was recorded and whose stages were not yet.
 
     Raises:
         AigiError: the folder holds no run.
@@ -257,7 +311,7 @@ def status(store: Store) -> list[Status]:
     except FileNotFoundError:
         files = []
     records = [store.read_json("_stages", file.rsplit("/", 1)[-1]) or {} for file in files]
-    if not records and not store.fs.isdir(store.path("train")):
+    if not records and store.read_json(RUN_WORKFLOW) is None:
         raise AigiError(f"{store.url}: no run here (no _stages folder)")
     found = []
 
@@ -270,16 +324,18 @@ def status(store: Store) -> list[Status]:
         sizes = store.shards(table)
         rows = store.rows_of(table, list(sizes))
         whole = {name: count for name, count in rows.items() if count is not None}
-        expected = int(record.get("expected", len(whole)))
+        intact = _intact(files := record.get("files", {}), store)
+        done = len(whole) + len(intact)
+        expected = int(record.get("expected", done))
         found.append(
             Status(
                 table=table,
                 state=str(record.get("status", "?")),
-                done=len(whole),
+                done=done,
                 failed=len(record.get("failed", {})),
-                missing=max(0, expected - len(whole)),
+                missing=max(0, expected - done),
                 rows=sum(whole.values()),
-                bytes=sum(sizes[name] for name in whole),
+                bytes=sum(sizes[name] for name in whole) + sum(files[path] for path in intact),
                 seconds=float(record.get("seconds", 0.0)),
             )
         )

@@ -1,7 +1,7 @@
 """What a stage is: where it runs, its settings, its fingerprint, how it makes one shard.
 
 A build stage writes its whole table in one go (seconds to minutes). A map stage makes each
-output shard from the input shard of the same name.
+output shard from the input shard of the same name. A files stage makes files that are no table.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
@@ -85,7 +85,31 @@ class Map:
     remake: bool = False
 
 
-Stage = Build | Map
+@dataclass(frozen=True)
+class Files:
+    """A stage whose files hold no rows of a table: the documents of a release, trained codecs.
+
+    It is made again when settings, an input table or `state` have changed, and when one of its
+    files is gone or has another size.
+
+    Attributes:
+        table: its name.
+        make: goes on from what is there; returns the paths of its files, below the run.
+        together: all processes of a launcher make it; other stages are made by one process.
+    """
+
+    table: str
+    version: int
+    settings: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    make: Callable[[Store, Progress], list[str]]
+    state: Callable[[Store], Any] = field(default=no_state)
+    together: bool = False
+    schema: ClassVar[pa.Schema] = pa.schema([])
+    remake: ClassVar[bool] = True
+
+
+Stage = Build | Map | Files
 
 
 def fingerprint(stage: Stage, inputs: Mapping[str, str]) -> str:

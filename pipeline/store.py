@@ -228,6 +228,13 @@ class Store:
                 sizes[name.removesuffix(".parquet")] = int(info["size"] or 0)
         return sizes
 
+    def size(self, *parts: str) -> int | None:
+        """Bytes of a file; None without it."""
+        try:
+            return int(self.fs.info(self.path(*parts))["size"])
+        except FileNotFoundError:
+            return None
+
     def rows(self, table: str, shard: str) -> int | None:
         """Rows of a shard, read from its footer; None where it is missing or cut short."""
         metadata = self.metadata(table, shard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -19,8 +20,8 @@ import pytest
 from pipeline import AigiError
 from pipeline.progress import Progress
 from pipeline.run import run_stages, status
-from pipeline.stage import Compute, Map
-from pipeline.store import Store
+from pipeline.stage import Build, Compute, Files, Map
+from pipeline.store import Shard, Store
 from tests import toy
 from tests.conftest import ROOT
 
@@ -246,3 +247,80 @@ def test_interrupt_is_recorded(tmp_path: Path) -> None:
     squares = status(Store(str(tmp_path)))[1]
     assert squares.state == "stopped"
     assert squares.seconds > 0
+
+
+def documents(root: Path, text: str = "one", name: str = "a.txt") -> Files:
+    """A stage of two files, of which it says that it makes `name`."""
+
+    def make(store: Store, progress: Progress) -> list[str]:
+        store.write_bytes(text.encode(), "papers", "a.txt")
+        store.write_bytes(b"two", "papers", "b.txt")
+        with (root / "log").open("a") as log:
+            log.write(text + "\n")
+        return [f"papers/{name}", "papers/b.txt"]
+
+    return Files("papers", 1, {}, (), make, state=lambda store: {"text": text})
+
+
+def written(root: Path) -> list[str]:
+    return (root / "log").read_text().splitlines()
+
+
+def test_files_are_made_once_and_again_when_one_is_lost_or_cut(tmp_path: Path) -> None:
+    store, said = Store(str(tmp_path)), io.StringIO()
+
+    def again() -> None:
+        run_stages([documents(tmp_path)], store, Compute(), Progress(said))
+
+    again()
+    again()
+    assert written(tmp_path) == ["one"]
+    assert said.getvalue() == "papers: 2 files, already made\n"
+    (state,) = status(store)
+    assert (state.state, state.done, state.missing, state.bytes) == ("done", 2, 0, 6)
+    (tmp_path / "papers" / "b.txt").unlink()
+    assert status(store)[0].missing == 1
+    again()
+    (tmp_path / "papers" / "a.txt").write_text("on")
+    again()
+    assert written(tmp_path) == ["one"] * 3
+    assert (tmp_path / "papers" / "a.txt").read_text() == "one"
+    again()
+    assert len(written(tmp_path)) == 3
+
+
+def test_files_are_made_again_when_what_they_tell_of_changes(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for text in ("one", "two", "two"):
+        run_stages([documents(tmp_path, text)], store, Compute(), Progress(quiet=True))
+    assert written(tmp_path) == ["one", "two"]
+
+
+def test_a_file_that_was_promised_and_not_made_is_named(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(AigiError, match=r"papers/c.txt: was made, and is not there"):
+        run_stages([documents(tmp_path, name="c.txt")], store, Compute(), Progress(quiet=True))
+    assert status(store)[0].state == "stopped"
+
+
+def test_files_of_a_record_without_their_names_are_believed(tmp_path: Path) -> None:
+    """The manifest of a run that was made before the record named files."""
+    store = Store(str(tmp_path))
+    run_stages([documents(tmp_path)], store, Compute(), Progress(quiet=True))
+    record = store.read_json("_stages", "papers.json")
+    assert record is not None
+    del record["files"]
+    store.write_json(record, "_stages", "papers.json")
+    run_stages([documents(tmp_path)], store, Compute(), Progress(quiet=True))
+    assert written(tmp_path) == ["one"]
+
+
+def test_a_table_that_could_not_be_built_is_recorded_as_stopped(tmp_path: Path) -> None:
+    def build(store: Store, progress: Progress) -> list[Shard]:
+        raise AigiError("numbers: none")
+
+    store = Store(str(tmp_path))
+    with pytest.raises(AigiError, match="numbers: none"):
+        stage = Build("numbers", 1, toy.NUMBERS, {}, (), build)
+        run_stages([stage], store, Compute(), Progress(quiet=True))
+    assert status(store)[0].state == "stopped"

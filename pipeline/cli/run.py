@@ -27,38 +27,30 @@ def _execute(workflow: Workflow, quiet: bool) -> None:
 
 
 def _make(workflow: Workflow, quiet: bool) -> None:
-    from pipeline.build import make, stages
+    from pipeline.build import make, readers, stages
     from pipeline.progress import Progress
     from pipeline.run import run_stages
+    from pipeline.stage import Files
     from pipeline.store import Store
 
-    progress = Progress(quiet=quiet)
-    readers = (workflow.characteristics, workflow.alignments, workflow.benchmark_here())
-    builds = bool(stages(workflow))
-    others = builds or any(section is not None for section in readers)
-    if others and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    progress, store = Progress(quiet=quiet), Store(workflow.run)
+    building, reading, benchmark = stages(workflow), readers(workflow), workflow.benchmark_here()
+    alone = benchmark is not None or any(
+        not (isinstance(stage, Files) and stage.together) for stage in (*building, *reading)
+    )
+    if alone and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise AigiError(
             "run: a launcher started several processes, and only training is made for them. "
             "Run the other sections in a workflow of their own, without it."
         )
-    if builds:
-        make(workflow, Store(workflow.run), progress)
+    if building:
+        make(workflow, store, progress)
     elif os.environ.get("RANK", "0") == "0":
         _record(workflow)
-    looks, scores = workflow.characteristics, workflow.alignments
-    if looks is not None or scores is not None:
-        from pipeline.analysis.stages import stages as analysis_stages
-
-        found = analysis_stages(looks, scores, workflow.run, workflow.compute)
-        run_stages(found, Store(workflow.run), workflow.compute, progress)
-    if workflow.train is not None:
-        from pipeline.training.train import train
-
-        train(workflow.train, workflow.run, workflow.compute, progress)
-    if (benchmark := workflow.benchmark_here()) is not None:
+    run_stages(reading, store, workflow.compute, progress)
+    if benchmark is not None:
         from pipeline.benchmark.stages import make as measure
 
-        store = Store(workflow.run)
         print(f"benchmark: {measure(benchmark, workflow.compute, store, progress)}")
 
 

@@ -56,15 +56,9 @@ def _environment(store: Store, stages: Sequence[Status], images: pa.Table | None
                     (
                         stage.table,
                         stage.state + (f", {stage.failed:,} failed" if stage.failed else ""),
-                        *(
-                            (
-                                f"{stage.done:,} of {stage.done + stage.missing:,}",
-                                counted(stage.rows),
-                                f"{stage.bytes / 1e6:,.1f}",
-                            )
-                            if stage.done + stage.missing
-                            else ("", "", "")  # a stage without a table, as the manifest
-                        ),
+                        f"{stage.done:,} of {stage.done + stage.missing:,}",
+                        counted(stage.rows),
+                        f"{stage.bytes / 1e6:,.1f}",
                         duration(stage.seconds),
                         f"{stage.rows / stage.seconds:,.1f}"
                         if stage.seconds and stage.rows

@@ -25,8 +25,8 @@ from pipeline.release import card
 from pipeline.release.recipe import Recipe, Release
 from pipeline.release.regenerate import recorded
 from pipeline.release.verify import git_commit, library_versions
-from pipeline.stage import Build, Map
-from pipeline.store import Shard, Store
+from pipeline.stage import Files, Map
+from pipeline.store import Store
 from pipeline.tables import PLAN, RELEASE
 
 VERSION = 1
@@ -134,9 +134,9 @@ def _captions(store: Store) -> list[dict[str, Any]]:
     ]
 
 
-def _build_manifest(
+def _make_manifest(
     recipe: Recipe, settings: Release, store: Store, progress: Progress
-) -> list[Shard]:
+) -> list[str]:
     plan = recipe.planned("release")
     dataset = pinned(specification.load(plan.dataset), store)
     sizes = store.shards("release")
@@ -207,21 +207,19 @@ def _build_manifest(
         f"release: {sum(file['rows'] for file in files):,} images in {len(files):,} files, "
         f"{sum(file['bytes'] for file in files) / 1e6:,.1f} MB: {store.path('release')}"
     )
-    return []
+    return [f"release/{name}" for name in (*(d["path"] for d in documents), MANIFEST)]
 
 
-def manifest_stage(recipe: Recipe, settings: Release) -> Build:
+def manifest_stage(recipe: Recipe, settings: Release) -> Files:
     """Card and manifest, once every file of the release is there."""
     dataset = specification.load(recipe.planned("release").dataset)
-    return Build(
+    return Files(
         table="manifest",
         version=card.VERSION,
-        schema=pa.schema([]),
         settings={
             **settings.model_dump(mode="json"),
             "card": card.settings(recipe, dataset),
         },
         inputs=("release",),
-        build=partial(_build_manifest, recipe, settings),
-        remake=True,
+        make=partial(_make_manifest, recipe, settings),
     )

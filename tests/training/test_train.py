@@ -30,6 +30,7 @@ from pipeline.learned.network import Network
 from pipeline.learned.text import TextEncoder
 from pipeline.pages.report import report
 from pipeline.progress import Progress
+from pipeline.run import RUN_WORKFLOW
 from pipeline.store import Store
 from pipeline.training import checkpoint, fit, trainer
 from pipeline.training.logs import logs
@@ -110,6 +111,7 @@ def _equal(one: Path, other: Path) -> None:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, release: Path) -> Path:
     """60 steps of a network with text, never stopped."""
     run = tmp_path_factory.mktemp("undisturbed")
+    Store(str(run)).write_json({}, RUN_WORKFLOW)  # as the command records it
     return _train(run, release, network=CATC, steps=60, save_every=10, validate_every=20)
 
 
@@ -145,7 +147,7 @@ def test_status_and_report_show_what_was_trained(undisturbed: Path) -> None:
     (told,) = json.loads(aigi("status", store.url, "--json").stdout)
     assert (told["table"], told["step"]) == (f"train/{log.name}", 60)
     page, sections = report(store)
-    (section,) = sections
+    section = sections[0]
     assert len(section.charts) == 3 and "1 codec in training or trained" in page
     points = section.charts[1].split('<polyline points="')[1].split('"')[0].split()
     assert len(points) == len(log.curve)
