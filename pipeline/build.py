@@ -131,6 +131,7 @@ def estimate(workflow: Workflow) -> list[Estimate]:
         AigiError: the workflow has no plan.
     """
     from pipeline.plan import quotas, specification
+    from pipeline.plan.families import FAMILIES
     from pipeline.plan.specification import DiffusersSpec
 
     if workflow.plan is None:
@@ -141,7 +142,8 @@ def estimate(workflow: Workflow) -> list[Estimate]:
         source, spec = dataset.sources[quota.source], quota.spec
         hours = 0.0
         if isinstance(source, DiffusersSpec) and spec.unet_tflop is not None:
-            evaluations = source.steps * (2 if source.guidance_scale > 1 else 1)
+            family = FAMILIES[source.pipeline]
+            evaluations = family.evaluations(source.steps, source.guidance_scale)
             each = spec.unet_tflop * evaluations + (spec.vae_tflop or 0.0)
             hours = quota.planned * each / workflow.compute.gpu_tflops / 3600
         variants = len(spec.watermarks)

@@ -19,7 +19,8 @@ from pipeline.files import file_sha256
 from pipeline.marks.names import embed
 from pipeline.models.device import device_name, pick_device
 from pipeline.pixels import RGB, PngEffort, pixels_sha256, png_bytes
-from pipeline.plan.specification import SCHEDULERS, DiffusersSpec
+from pipeline.plan.families import FAMILIES, SCHEDULERS
+from pipeline.plan.specification import DiffusersSpec
 from pipeline.settings import Count, Location, Settings
 from pipeline.tables import IMAGES
 
@@ -164,16 +165,9 @@ class Diffuser:
         self.png: PngEffort = png
         self.encode_threads = encode_threads or min(8, os.cpu_count() or 1)
         dtype = getattr(torch, spec.dtype)
-        kind: Any = {
-            "sd": diffusers.StableDiffusionPipeline,
-            "sdxl": diffusers.StableDiffusionXLPipeline,
-        }[spec.pipeline]
-        options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
-        # Blank pictures are our own filters' business, and so are watermarks.
-        if spec.pipeline == "sd":
-            options |= {"safety_checker": None, "requires_safety_checker": False}
-        else:
-            options |= {"add_watermarker": False}
+        self.family = FAMILIES[spec.pipeline]
+        kind: Any = getattr(diffusers, self.family.pipeline)
+        options = {"dtype": dtype, "use_safetensors": True, **self.family.options}
         if local.folder is None:
             options |= {"revision": spec.revision}
         if local.vae is not None:
@@ -192,7 +186,7 @@ class Diffuser:
         if local.attention_slicing:
             pipe.enable_attention_slicing()
         if local.compile:
-            pipe.unet.compile(dynamic=False)
+            getattr(pipe, self.family.denoiser).compile(dynamic=False)
         self.pipe: Any = pipe
         self.provenance = {"device": device_name(self.device), "versions": _versions()}
 
@@ -289,9 +283,10 @@ class Diffuser:
         else:
             self.pipe.vae.disable_tiling()
             self.pipe.vae.disable_slicing()
+        negative = [row["negative_prompt"] or "" for row in rows]
         images: torch.Tensor = self.pipe(
             prompt=[row["text"] for row in rows],
-            negative_prompt=[row["negative_prompt"] or "" for row in rows],
+            **({"negative_prompt": negative} if self.family.negative_prompt else {}),
             width=width,
             height=height,
             num_inference_steps=first["steps"],

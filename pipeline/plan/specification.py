@@ -6,13 +6,16 @@ a machine, and how they are run there, is said in the workflow.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
+from pipeline.complaints import near
 from pipeline.marks import names as watermark
 from pipeline.marks import visible
+from pipeline.plan.families import FAMILIES, SCHEDULERS
 from pipeline.settings import Count, Settings, Split, check, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
@@ -27,18 +30,16 @@ def _watermark(name: str, info: ValidationInfo) -> str:
 
 Watermark = Annotated[str, AfterValidator(_watermark)]
 
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "dpm-solver++": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler-ancestral": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "lms": "LMSDiscreteScheduler",
-    "pndm": "PNDMScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
-"""Scheduler names of a specification, and the diffusers class of each."""
+
+def _among(names: Collection[str]) -> AfterValidator:
+    """A check that text is one of these names."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f'no "{name}"; {near(name, names)}')
+        return name
+
+    return AfterValidator(check)
 
 
 class SplitSpec(Settings):
@@ -91,23 +92,13 @@ class DiffusersSpec(_SourceSpec):
     """A source made by a text-to-image pipeline of diffusers."""
 
     kind: Literal["diffusers"]
-    pipeline: Literal["sd", "sdxl"]
+    pipeline: Annotated[str, _among(FAMILIES)]
     model: str = Field(description="Hub id; names the model even where a local copy is used")
     revision: str = Field(description="commit of the model repository, or a name for local ones")
     sha256: dict[str, str] = Field(
         default_factory=dict, description="weight file: its sha256; checked before any work"
     )
-    scheduler: Literal[
-        "ddim",
-        "ddpm",
-        "dpm-solver++",
-        "euler",
-        "euler-ancestral",
-        "heun",
-        "lms",
-        "pndm",
-        "unipc",
-    ]
+    scheduler: Annotated[str, _among(SCHEDULERS)]
     steps: Count
     guidance_scale: Annotated[float, Field(ge=0)]
     negative_prompt: str = ""
@@ -115,12 +106,18 @@ class DiffusersSpec(_SourceSpec):
     images_per_prompt: Count = 1
 
     @model_validator(mode="after")
-    def _sized(self) -> DiffusersSpec:
+    def _fits_the_family(self) -> DiffusersSpec:
+        family = FAMILIES[self.pipeline]
+        if self.negative_prompt and not family.negative_prompt:
+            raise ValueError(f"negative_prompt: pipeline {self.pipeline} takes none; leave it out")
         for split, spec in self.splits.items():
             if spec.count is None or spec.width is None or spec.height is None:
                 raise ValueError(f"splits.{split}: count, width and height are needed")
-            if spec.width % 8 or spec.height % 8:
-                raise ValueError(f"splits.{split}: width and height must be multiples of 8")
+            multiple = family.multiple
+            if spec.width % multiple or spec.height % multiple:
+                raise ValueError(
+                    f"splits.{split}: width and height must be multiples of {multiple}"
+                )
         return self
 
 

@@ -17,6 +17,7 @@ from pipeline import AigiError
 from pipeline.files import file_sha256
 from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
 from pipeline.marks.dwt_dct import embed_dwt_dct
+from pipeline.plan.families import FAMILIES, SCHEDULERS, Family
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.tables import IMAGES, PLAN
 
@@ -246,9 +247,36 @@ def test_options_of_the_machine(models: Path) -> None:
     assert all(row["error"] is None for row in made)
 
 
-def test_every_scheduler_of_the_specification_runs(models: Path) -> None:
-    from pipeline.plan.specification import SCHEDULERS
+def test_a_family_is_one_row(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another class of diffusers, from its row to pixels; what it does not take is not given."""
+    import diffusers
 
+    given: dict[str, Any] = {}
+
+    class Other(diffusers.StableDiffusionPipeline):  # type: ignore[misc]
+        """Takes no negative prompt."""
+
+        def __call__(self, **options: Any) -> Any:
+            given.update(options)
+            return super().__call__(**options)
+
+    monkeypatch.setattr(diffusers, "Other", Other, raising=False)
+    options = {"safety_checker": None, "requires_safety_checker": False}
+    row = Family("Other", options, multiple=32, negative_prompt=False, guided_above=None)
+    monkeypatch.setitem(FAMILIES, "other", row)
+    other = spec(pipeline="other", guidance_scale=1.0)
+    local = DiffusersSource(folder=str(models / "sd"), batch_size=2)
+    (made,) = run(Diffuser("x", other, local, "cpu"), plan_rows(1))
+    assert made["error"] is None and pixels(made).shape == (64, 64, 3)
+    assert given["prompt"] and "negative_prompt" not in given
+    assert row.evaluations(20, 5.0) == 20
+    with pytest.raises(ValueError, match="negative_prompt: pipeline other takes none"):
+        spec(pipeline="other", negative_prompt="blur")
+    with pytest.raises(ValueError, match="multiples of 32"):
+        spec(pipeline="other", splits={"train": {"count": 1, "width": 72, "height": 64}})
+
+
+def test_every_scheduler_of_the_specification_runs(models: Path) -> None:
     seen = set()
     for name in SCHEDULERS:
         local = DiffusersSource(folder=str(models / "sd"), batch_size=1)
