@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import AigiError
 from pipeline.manifest import MANIFEST, read_plan
@@ -67,14 +66,8 @@ def _environment(row: Mapping[str, Any]) -> str:
 
 
 def _row(store: Store, path: str, row: int) -> dict[str, Any]:
-    """One row of a release file; its row group is all that is read."""
-    with store.fs.open(store.path(path), "rb") as file, pq.ParquetFile(file) as parquet:
-        group = 0
-        while row >= parquet.metadata.row_group(group).num_rows:
-            row -= parquet.metadata.row_group(group).num_rows
-            group += 1
-        found: dict[str, Any] = parquet.read_row_group(group).slice(row, 1).to_pylist()[0]
-        return found
+    ((_, found),) = store.rows_at("", path.removesuffix(".parquet"), [row])
+    return found
 
 
 def draw(

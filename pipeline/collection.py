@@ -14,7 +14,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +23,7 @@ from pydantic import Field
 
 from pipeline import AigiError
 from pipeline.pixels import image_size
-from pipeline.settings import Count, Location, Settings
+from pipeline.settings import Count, Location, Settings, Split
 from pipeline.store import Store
 from pipeline.tables import IMAGE
 
@@ -36,7 +36,7 @@ class Pictures(Settings):
         "of pictures"
     )
     sources: tuple[str, ...] | None = Field(None, description="null: all")
-    splits: tuple[Literal["train", "validation", "test"], ...] | None = Field(
+    splits: tuple[Split, ...] | None = Field(
         None, description="null: all; a folder's pictures are test"
     )
     limit: Count | None = Field(None, description="at most this many of each source and split")

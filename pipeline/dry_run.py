@@ -12,6 +12,7 @@ from rich.table import Table
 from pipeline import AigiError
 from pipeline.benchmark.settings import Benchmark
 from pipeline.collection import Pictures, asked_or_own
+from pipeline.settings import SPLITS
 from pipeline.workflow import READERS, Workflow
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def parts(workflow: Workflow) -> Iterator[Table | str]:
         return
     lines = estimate(workflow)
     yield _plan_table(lines, workflow)
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         images = sum(line.images for line in lines if line.split == split)
         yield f"{split}: {images:,} images"
     yield (

@@ -1,4 +1,4 @@
-"""Files in, hashes and lines of text out."""
+"""Files in, hashes and lines of text out; files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import codecs
 import hashlib
 import os
 import re
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -27,6 +33,68 @@ def folder_sha256(folder: str, weights: str) -> dict[str, str]:
         for name in sorted(os.listdir(folder))
         if name.endswith(kinds) or name == os.path.basename(weights)
     }
+
+
+_TEMPORARY = re.compile(r"^\..*\.(?P<pid>\d+)@(?P<host>.+)\.[0-9a-f]{32}\.tmp$")
+_NAME = 40  # characters of a file's name in that of its temporary file, which has a limit too
+
+
+@contextmanager
+def replaced(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A temporary name to write a file to, which appears as `path` at the end, on disk and whole.
+
+    After an error `path` is what it was.
+    """
+    folder, base = os.path.split(os.fspath(path))
+    writer = f"{os.getpid()}@{socket.gethostname()}"
+    name = os.path.join(folder, f".{base[:_NAME]}.{writer}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield name
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a whole file or none.
+
+    Raises:
+        AigiError: it cannot be written there.
+    """
+    try:
+        with replaced(path) as name:
+            Path(name).write_bytes(data)
+    except OSError as error:
+        raise AigiError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sweep(folder: str) -> None:
+    """Remove what `replaced` could not, because its process was killed, at any depth."""
+    for where, _, names in os.walk(folder):
+        for name in names:
+            writer = _TEMPORARY.search(name)
+            if writer is None:
+                continue
+            path = os.path.join(where, name)
+            dead = writer["host"] == socket.gethostname() and not _alive(int(writer["pid"]))
+            with suppress(FileNotFoundError):
+                # Of another machine's writer only the age is known; a live one is younger.
+                if dead or time.time() - os.path.getmtime(path) > 86_400:
+                    os.unlink(path)
 
 
 INVALID = "invalid UTF-8"

@@ -14,14 +14,10 @@ import io
 import json
 import os
 import posixpath
-import re
-import socket
 import tempfile
-import time
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
@@ -31,6 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import AigiError
+from pipeline.files import replaced, sweep
+from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.tables import IMAGE
 
 # Small row groups let a reader skip to one picture; narrow tables want long ones.
@@ -178,19 +176,6 @@ def _write_parquet(sink: _Hashing, chunks: Iterable[pa.Table], schema: pa.Schema
     return rows
 
 
-_TEMPORARY = re.compile(r"^\..*\.(?P<pid>\d+)@(?P<host>.+)\.[0-9a-f]{32}\.tmp$")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 class Store:
     """A run directory, on local disk or at any fsspec URL: `ROOT/<table>/<shard>.parquet`.
 
@@ -273,6 +258,89 @@ class Store:
             raise AigiError(
                 f"{path}: unreadable ({error}). Delete it and run again to make it anew."
             ) from error
+
+    def aligned(
+        self,
+        shard: str,
+        tables: Mapping[str, Sequence[str] | None],
+        ids: pa.ChunkedArray | None = None,
+    ) -> dict[str, pa.Table]:
+        """Columns of one shard of several tables that all have a row for the same images.
+
+        Args:
+            tables: columns by table, beside `image_id`; None: all.
+            ids: the images that every table must have, in order; by default those of the first.
+
+        Raises:
+            AigiError: a table has other rows than that; missing or unreadable.
+        """
+        found: dict[str, pa.Table] = {}
+        for table, columns in tables.items():
+            wanted = None if columns is None else list(dict.fromkeys(("image_id", *columns)))
+            found[table] = self.read(table, shard, wanted)
+            if ids is None:
+                ids = found[table]["image_id"]
+            elif found[table]["image_id"] != ids:
+                first = next(iter(found)) if len(found) > 1 else "input"
+                raise AigiError(
+                    f"{self.path(table, shard)}.parquet does not have the rows of the {first} "
+                    "table. Delete it and run again to make it anew."
+                )
+        return found
+
+    def rows_at(
+        self, table: str, shard: str, rows: Iterable[int], columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """These rows of a shard in rising order; only their row groups are read, each once.
+
+        Raises:
+            AigiError: missing or unreadable, or it has no such row.
+        """
+        path, left = self.path(table, f"{shard}.parquet"), sorted(set(rows))
+        try:
+            with self.fs.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
+                start = 0
+                for group in range(parquet.metadata.num_row_groups):
+                    end = start + parquet.metadata.row_group(group).num_rows
+                    mine = [row for row in left if start <= row < end]
+                    if mine:
+                        held = parquet.read_row_group(group, columns=columns).take(
+                            [row - start for row in mine]
+                        )
+                        yield from zip(mine, held.to_pylist(), strict=True)
+                    start = end
+        except FileNotFoundError:
+            raise AigiError(f"{path}: missing. Run the {table} stage again.") from None
+        except (pa.ArrowInvalid, OSError) as error:
+            raise AigiError(
+                f"{path}: unreadable ({error}). Delete it and run again to make it anew."
+            ) from error
+        if left and left[-1] >= start:
+            raise AigiError(f"{path}: has {start} rows, and no row {left[-1] + 1}")
+
+    def images(
+        self, table: str, shard: str, rows: Iterable[int], columns: Sequence[str] = ()
+    ) -> Iterator[tuple[int, RGB, dict[str, Any]]]:
+        """Decoded images of these rows (uint8, H x W x 3); a row without one is left out.
+
+        Args:
+            columns: others that are wanted of each row.
+
+        Raises:
+            AigiError: as `rows_at`; a stored image is damaged or larger than its row states.
+        """
+        wanted = list(dict.fromkeys(("image_id", "image", "width", "height", *columns)))
+        for row, values in self.rows_at(table, shard, rows, wanted):
+            if values["image"] is None:
+                continue
+            try:
+                rgb = decode(values["image"]["bytes"], values["width"] * values["height"]).rgb
+            except BadPicture as error:
+                raise AigiError(
+                    f"{self.path(table, shard)}.parquet: row {row + 1} ({values['image_id']}): "
+                    f"{error}. Delete the file and run again to make it anew."
+                ) from error
+            yield row, rgb, values
 
     def read_all(self, table: str, columns: list[str] | None = None) -> pa.Table:
         """Read a whole (narrow) table, shards in name order.
@@ -405,34 +473,12 @@ class Store:
                     self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
                     self.fs.put_file(name, path)
                 return result
-            folder, base = os.path.split(path)
-            os.makedirs(folder, exist_ok=True)
-            writer = f"{os.getpid()}@{socket.gethostname()}"
-            name = os.path.join(folder, f".{base}.{writer}.{uuid.uuid4().hex}.tmp")
-            try:
-                with open(name, "wb") as file:
-                    result = fill(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(name, path)
-            except BaseException:
-                if os.path.exists(name):
-                    os.unlink(name)
-                raise
+            os.makedirs(posixpath.dirname(path), exist_ok=True)
+            with replaced(path) as name, open(name, "wb") as file:
+                result = fill(file)
             return result
 
     def sweep(self, table: str) -> None:
         """Remove temporary files that a killed process left in a local table."""
-        if not self.local or not os.path.isdir(self.path(table)):
-            return
-        for folder, _, names in os.walk(self.path(table)):
-            for name in names:
-                writer = _TEMPORARY.search(name)
-                if writer is None:
-                    continue
-                path = os.path.join(folder, name)
-                dead = writer["host"] == socket.gethostname() and not _alive(int(writer["pid"]))
-                with suppress(FileNotFoundError):
-                    # Of another machine's writer only the age is known; a live one is younger.
-                    if dead or time.time() - os.path.getmtime(path) > 86_400:
-                        os.unlink(path)
+        if self.local:
+            sweep(self.path(table))

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import AigiError
+from pipeline.pixels import png_bytes
 from pipeline.store import IMAGE_BYTES, IMAGE_ROWS, Store
-from pipeline.tables import IMAGES
+from pipeline.tables import IMAGE, IMAGES
 
 
 def images(sizes: list[int]) -> pa.Table:
@@ -155,3 +157,70 @@ def test_leftovers_of_dead_processes_are_swept(tmp_path: Path) -> None:
 def test_unknown_protocol_is_an_error() -> None:
     with pytest.raises(AigiError, match="nosuch"):
         Store("nosuch://bucket/x")
+
+
+PAIR = pa.schema([("image_id", pa.string()), ("width", pa.int32()), ("height", pa.int32())])
+
+
+def test_tables_of_other_rows_are_refused_by_name(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+
+    def write(table: str, *ids: str) -> None:
+        rows = [{"image_id": name, "width": number} for number, name in enumerate(ids)]
+        store.write(table, "a", pa.Table.from_pylist(rows, PAIR), PAIR)
+
+    write("plan", "x", "y")
+    write("images", "x", "y")
+    found = store.aligned("a", {"plan": ["width"], "images": None})
+    assert found["plan"].column_names == ["image_id", "width"]
+    assert found["images"].column_names == PAIR.names
+    for others in (("y", "x"), ("x",), ("x", "y", "z"), ("x", "z")):
+        write("images", *others)
+        with pytest.raises(AigiError, match=r"images/a.parquet does not have the rows of the plan"):
+            store.aligned("a", {"plan": [], "images": []})
+    with pytest.raises(AigiError, match=r"images/a.parquet does not have the rows of the input"):
+        store.aligned("a", {"images": []}, found["plan"]["image_id"])
+
+
+def test_rows_are_read_from_their_row_groups_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"image_id": f"{number}", "width": number} for number in range(10)]
+    (tmp_path / "t").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, PAIR), tmp_path / "t" / "a.parquet", row_group_size=4)
+    groups: list[int] = []
+    real = pq.ParquetFile.read_row_group
+
+    def counting(self: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
+        groups.append(group)
+        return real(self, group, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counting)
+    store = Store(str(tmp_path))
+    found = list(store.rows_at("t", "a", [9, 1, 1, 3], ["width"]))
+    assert found == [(1, {"width": 1}), (3, {"width": 3}), (9, {"width": 9})]
+    assert groups == [0, 2]
+    with pytest.raises(AigiError, match=r"a.parquet: has 10 rows, and no row 11"):
+        list(store.rows_at("t", "a", [10], ["width"]))
+    with pytest.raises(AigiError, match=r"b.parquet: missing"):
+        list(store.rows_at("t", "b", [0], ["width"]))
+    (tmp_path / "t" / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(AigiError, match=r"a.parquet: unreadable"):
+        list(store.rows_at("t", "a", [0], ["width"]))
+
+
+def test_a_damaged_image_is_named_and_a_row_without_one_left_out(tmp_path: Path) -> None:
+    schema = PAIR.append(pa.field("image", IMAGE))
+    good = png_bytes(np.full((3, 5, 3), 7, np.uint8))
+    images = [{"bytes": good, "path": None}, None, {"bytes": good[:-20], "path": None}]
+    rows = [
+        {"image_id": f"id{number}", "width": 5, "height": 3, "image": image}
+        for number, image in enumerate(images)
+    ]
+    store = Store(str(tmp_path))
+    store.write("images", "a", pa.Table.from_pylist(rows, schema), schema)
+    ((row, rgb, values),) = store.images("images", "a", [0, 1])
+    assert (row, rgb.shape, values["image_id"]) == (0, (3, 5, 3), "id0")
+    assert (rgb == 7).all()
+    with pytest.raises(AigiError, match=r"images/a\.parquet: row 3 \(id2\).*run again"):
+        list(store.images("images", "a", [2]))

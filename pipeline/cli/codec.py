@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from pipeline import AigiError
-from pipeline.cli.show import explained, read_file, write_file
+from pipeline.cli.show import explained, read_file
+from pipeline.files import write_file
 
 Codec = Annotated[
     str | None,

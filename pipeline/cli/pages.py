@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from pipeline import AigiError
-from pipeline.cli.show import explained, write_file
+from pipeline.cli.show import explained
+from pipeline.files import write_file
 
 
 def report(

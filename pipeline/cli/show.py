@@ -63,14 +63,3 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise AigiError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a whole file or none."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise AigiError(f"{path}: cannot be written: {error.strerror}") from error

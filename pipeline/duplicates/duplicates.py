@@ -85,10 +85,10 @@ def _rows(store: Store, shards: list[str], old: int, scope: str) -> _Rows:
     split: list[str] = []
     before = 0
     for place, shard in enumerate(shards):
-        plan = store.read("plan", shard, ["image_id", "source", "split", "pair_id"])
-        images = store.read("images", shard, ["image_id", "pixels_sha256"])
-        if plan["image_id"] != images["image_id"]:
-            raise AigiError(f"{store.path('images', shard)}.parquet: rows differ from the plan's")
+        found = store.aligned(
+            shard, {"plan": ["source", "split", "pair_id"], "images": ["pixels_sha256"]}
+        )
+        plan, images = found["plan"], found["images"]
         ids = plan["image_id"].to_pylist()
         image_id += ids
         for pair, own in zip(plan["pair_id"].to_pylist(), ids, strict=True):

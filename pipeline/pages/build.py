@@ -30,12 +30,10 @@ from pipeline.release.counts import reject_reasons
 from pipeline.run import Status
 from pipeline.selection.rules import PAIRS, RULES
 from pipeline.selection.sweep import SWEPT
+from pipeline.settings import SPLITS
 from pipeline.store import Store
 
 _READ_BACK = 8  # pictures of each mark, source and split
-
-
-_SPLITS = ("train", "validation", "test")
 
 
 def flow_section(store: Store, stages: Sequence[Status], images: pa.Table) -> Section:
@@ -142,9 +140,9 @@ def images_section(images: pa.Table) -> Section:
             for row in sizes.to_pylist()
             if row["width"] is not None
         ),
-        key=lambda row: (row[0], _SPLITS.index(row[1]), -row[3]),
+        key=lambda row: (row[0], SPLITS.index(row[1]), -row[3]),
     )
-    order = sorted(planned_of, key=lambda key: (key[0], _SPLITS.index(key[1])))
+    order = sorted(planned_of, key=lambda key: (key[0], SPLITS.index(key[1])))
     most = max(planned_of.values(), default=1)
     shown = size_rows[:60]
     return Section(

@@ -13,7 +13,8 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from pipeline import AigiError, __version__
+from pipeline import __version__
+from pipeline.files import write_file
 
 _HERE = Path(__file__).parent
 
@@ -70,10 +71,4 @@ def write(page: str, path: Path) -> None:
     Raises:
         AigiError: it cannot be written there.
     """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(page, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise AigiError(f"{path}: cannot be written: {error.strerror}") from error
+    write_file(path, page.encode())

@@ -41,21 +41,15 @@ def planned(store: Store) -> pa.Table:
 
 
 def _shard(store: Store, have: dict[str, dict[str, int]], shard: str) -> pa.Table:
+    here = {table: names for table, (_, names) in _COLUMNS.items() if shard in have[table]}
+    found = store.aligned(shard, here)
+    rows = found["plan"].num_rows
     columns: dict[str, pa.ChunkedArray | pa.Array] = {}
-    rows = 0
     for table, (schema, names) in _COLUMNS.items():
-        if shard in have[table]:
-            found = store.read(table, shard, ["image_id", *(n for n in names if n != "image_id")])
-            if table == "plan":
-                columns["image_id"], rows = found["image_id"], found.num_rows
-            elif found["image_id"].to_pylist() != columns["image_id"].to_pylist():
-                raise AigiError(
-                    f"{store.path(table, shard)}.parquet does not have the rows of the plan. "
-                    "Delete it and run again to make it anew."
-                )
-            columns |= {name: found[name] for name in names}
-        else:
-            columns |= {name: pa.nulls(rows, schema.field(name).type) for name in names}
+        columns |= {
+            name: found[table][name] if table in found else pa.nulls(rows, schema.field(name).type)
+            for name in names
+        }
     columns["shard"] = pa.array([shard] * rows)
     columns["row"] = pa.array(np.arange(rows))
     return pa.table(columns)

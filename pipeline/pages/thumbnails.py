@@ -11,11 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline import AigiError
-from pipeline.pixels import RGB, BadPicture, decode
+from pipeline.pixels import RGB
 from pipeline.store import Store
 
 
@@ -53,32 +51,8 @@ def pictures(store: Store, places: Iterable[Place]) -> Iterator[tuple[Place, RGB
     for place in places:
         wanted[place.shard].add(place.row)
     for shard, rows in sorted(wanted.items()):
-        path = store.path("images", f"{shard}.parquet")
-        if store.metadata("images", shard) is None:
-            raise AigiError(f"{path}: missing or cut short. Run the images stage again.")
-        with store.fs.open(path, "rb") as file:
-            parquet = pq.ParquetFile(file)
-            start = 0
-            for group in range(parquet.metadata.num_row_groups):
-                end = start + parquet.metadata.row_group(group).num_rows
-                mine = sorted(row for row in rows if start <= row < end)
-                if mine:
-                    table = parquet.read_row_group(group, ["image_id", "image", "width", "height"])
-                    for row in mine:
-                        values = {
-                            name: table[name][row - start].as_py() for name in table.schema.names
-                        }
-                        if values["image"] is None:
-                            continue
-                        try:
-                            pixels = values["width"] * values["height"]
-                            yield Place(shard, row), decode(values["image"]["bytes"], pixels).rgb
-                        except BadPicture as error:
-                            raise AigiError(
-                                f"{path}: row {row + 1} ({values['image_id']}): {error}. Delete "
-                                "the file and run again to make it anew."
-                            ) from error
-                start = end
+        for row, rgb, _ in store.images("images", shard, rows):
+            yield Place(shard, row), rgb
 
 
 def thumbnails(

@@ -71,17 +71,13 @@ def _names(store: Store) -> list[str]:
 def _read(store: Store, name: str) -> pa.Table:
     """Kept rows of one image shard, with everything that is known of them."""
     shard = _files(store)[name]
-    plan = store.read("plan", shard)
-    images = store.read("images", shard)
-    selection = store.read("selection", shard, ["image_id", "keep"])
-    for other, table in (("images", images), ("selection", selection)):
-        if plan["image_id"] != table["image_id"]:
-            raise AigiError(f"{store.path(other, shard)}.parquet: rows differ from the plan's")
+    found = store.aligned(shard, {"plan": None, "images": None, "selection": ["keep"]})
+    plan, images = found["plan"], found["images"]
     columns = [
         images[field.name] if field.name in images.column_names else plan[field.name]
         for field in RELEASE
     ]
-    return pa.table(columns, schema=RELEASE).filter(selection["keep"])
+    return pa.table(columns, schema=RELEASE).filter(found["selection"]["keep"])
 
 
 def _chunks(rows: pa.Table) -> Iterator[pa.Table]:

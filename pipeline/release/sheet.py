@@ -6,11 +6,9 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline import AigiError
-from pipeline.pixels import RGB, BadPicture, decode
+from pipeline.pixels import RGB
 from pipeline.store import Store
 
 SHEET = "sheet.webp"
@@ -59,23 +57,9 @@ def _that_fit(samples: Iterable[Sample]) -> list[Sample]:
 
 
 def _read(store: Store, sample: Sample) -> tuple[RGB, str]:
-    """Pixels and prompt of one image: of its file, one row group is read."""
-    path = store.path("release", f"{sample.shard}.parquet")
-    with store.fs.open(path, "rb") as file:
-        parquet = pq.ParquetFile(file)
-        group, row = 0, sample.row
-        while row >= parquet.metadata.row_group(group).num_rows:
-            row -= parquet.metadata.row_group(group).num_rows
-            group += 1
-        rows = parquet.read_row_group(group, columns=["image", "text"]).slice(row, 1).to_pylist()
-    try:
-        picture = decode(rows[0]["image"]["bytes"], sample.width * sample.height)
-    except BadPicture as error:
-        raise AigiError(
-            f"{path}: row {sample.row + 1} ({sample.image_id}): {error}. "
-            "Delete the file and run again to make it anew."
-        ) from None
-    return picture.rgb, rows[0]["text"]
+    """Pixels and prompt of one image."""
+    ((_, rgb, values),) = store.images("release", sample.shard, [sample.row], ["text"])
+    return rgb, values["text"]
 
 
 def draw(store: Store, samples: Mapping[str, list[Sample]]) -> tuple[bytes, list[Shown]]:

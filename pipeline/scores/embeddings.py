@@ -163,20 +163,15 @@ def names(store: Store) -> list[str]:
 
 
 def images_and_plan(store: Store, shard: str, columns: dict[str, str]) -> pa.Table:
-    """Pictures of one shard, and columns of its plan: name in the plan, name in the result.
+    """Images of one shard, and columns of its plan: name in the plan, name in the result.
 
     Raises:
         AigiError: the two tables do not have the same rows.
     """
-    plan = store.read("plan", shard, ["image_id", *columns])
-    images = store.read("images", shard, ["image_id", "image", "width", "height"])
-    if plan["image_id"] != images["image_id"]:
-        raise AigiError(
-            f"{store.path('images', shard)}.parquet does not have the rows of the plan. "
-            "Delete it and run again to make it anew."
-        )
+    found = store.aligned(shard, {"plan": [*columns], "images": ["image", "width", "height"]})
+    images = found["images"]
     for name, renamed in columns.items():
-        images = images.append_column(renamed, plan[name])
+        images = images.append_column(renamed, found["plan"][name])
     return images
 
 

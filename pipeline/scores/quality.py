@@ -197,13 +197,8 @@ def _read(concepts: bool, store: Store, shard: str) -> pa.Table:
     rows = images_and_plan(store, shard, {"width": "planned_width", "height": "planned_height"})
     if not concepts:
         return rows
-    vectors = store.read("embeddings", shard, ["image_id", "image_vector"])
-    if vectors["image_id"] != rows["image_id"]:
-        raise AigiError(
-            f"{store.path('embeddings', shard)}.parquet does not have the rows of the images. "
-            "Delete it and run again to make it anew."
-        )
-    return rows.append_column("image_vector", vectors["image_vector"])
+    found = store.aligned(shard, {"embeddings": ["image_vector"]}, rows["image_id"])
+    return rows.append_column("image_vector", found["embeddings"]["image_vector"])
 
 
 def _check(settings: Quality) -> None:

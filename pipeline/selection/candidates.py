@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import AigiError
 from pipeline.selection.rules import columns_of
 from pipeline.store import Store
 
@@ -33,12 +32,8 @@ class Candidates:
     concepts: Mapping[str, NDArray[np.float64]]
 
 
-def _same_rows(store: Store, table: str, shard: str, ids: list[str], rows: pa.Table) -> None:
-    if rows["image_id"].to_pylist() != ids:
-        raise AigiError(
-            f"{store.path(table, shard)}.parquet does not have the rows of the plan. "
-            "Delete it and run again to make it anew."
-        )
+_MORE = {"embeddings": [], "quality": ["concepts"]}
+"""Tables of scores, and what is read of them beside the columns that rules are about."""
 
 
 def candidates(store: Store) -> Candidates:
@@ -56,12 +51,15 @@ def candidates(store: Store) -> Candidates:
     parts: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
     concepts: list[dict[str, float]] = []
     number: dict[str, int] = {}
-    have = {name: store.shards(name) for name in ("embeddings", "quality")}
+    have = {name: store.shards(name) for name in _MORE}
     for shard in store.shards("plan"):
-        plan = store.read("plan", shard, ["image_id", "source", "split", "pair_id"])
+        scored = {table: [*columns_of(table), *more] for table, more in _MORE.items()}
+        here = {table: columns for table, columns in scored.items() if shard in have[table]}
+        found = store.aligned(
+            shard, {"plan": ["source", "split", "pair_id"], "images": ["error"], **here}
+        )
+        plan, images = found["plan"], found["images"]
         mine = plan["image_id"].to_pylist()
-        images = store.read("images", shard, ["image_id", "error"])
-        _same_rows(store, "images", shard, mine, images)
         ids += mine
         source += plan["source"].to_pylist()
         split += plan["split"].to_pylist()
@@ -70,20 +68,16 @@ def candidates(store: Store) -> Candidates:
         for own, pair in zip(mine, plan["pair_id"].to_pylist(), strict=True):
             units.append(number.setdefault(pair or own, len(number)))
         for table in have:
-            columns = columns_of(table)
-            if shard not in have[table]:
-                for column in columns:
+            for column in columns_of(table):
+                if table not in found:
                     parts[column].append(np.full(len(mine), np.nan))
-                continue
-            extra = ["concepts"] if table == "quality" else []
-            rows = store.read(table, shard, ["image_id", *columns, *extra])
-            _same_rows(store, table, shard, mine, rows)
-            for column in columns:
-                values = rows[column].cast(pa.float64() if column != "width_ok" else pa.int8())
+                    continue
+                kind = pa.float64() if column != "width_ok" else pa.int8()
+                values = found[table][column].cast(kind)
                 parts[column].append(np.array(values.to_pylist(), dtype=np.float64))
-            if extra:
-                concepts += [dict(row or {}) for row in rows["concepts"].to_pylist()]
-        if shard not in have["quality"]:
+        if "quality" in found:
+            concepts += [dict(row or {}) for row in found["quality"]["concepts"].to_pylist()]
+        else:
             concepts += [{}] * len(mine)
     names = sorted({name for row in concepts for name in row})
     return Candidates(

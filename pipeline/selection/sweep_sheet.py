@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipeline import AigiError
-from pipeline.pixels import BadPicture, decode
 from pipeline.selection.sweep import Drop
 from pipeline.store import Store
 
@@ -27,16 +26,7 @@ def _thumbs(store: Store, wanted: set[str]) -> dict[str, Image.Image]:
     for shard in store.shards("images"):
         ids = store.read("images", shard, ["image_id"])["image_id"].to_pylist()
         rows = [row for row, name in enumerate(ids) if name in wanted]
-        if not rows:
-            continue
-        table = store.read("images", shard, ["image", "width", "height"]).take(rows)
-        for row, values in zip(rows, table.to_pylist(), strict=True):
-            if values["image"] is None:
-                continue
-            try:
-                rgb = decode(values["image"]["bytes"], values["width"] * values["height"]).rgb
-            except BadPicture as error:
-                raise AigiError(f"images: {ids[row]}: its PNG cannot be read: {error}") from error
+        for row, rgb, _ in store.images("images", shard, rows):
             thumb = Image.fromarray(rgb)
             thumb.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
             found[ids[row]] = thumb

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.files import replaced
 from pipeline.tiny import models
 from pipeline.tiny.captions import captions
 from pipeline.tiny.paint import render
@@ -74,10 +75,8 @@ def _draw_chunk(folder: Path, number: int) -> None:
                 for v in (views[0], coded)
             ]
         )
-    partial = target.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with replaced(target) as name, open(name, "wb") as file:
         np.savez(file, first=first, second=second, clip=clip, large=large)
-    partial.rename(target)
 
 
 def draw_pictures(work: Path, scenes: int, processes: int) -> None:

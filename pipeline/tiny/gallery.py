@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from pipeline.files import write_file
 from pipeline.tiny.captions import captions
 from pipeline.tiny.paint import render
 from pipeline.tiny.scenes import draw_scene
@@ -64,17 +65,13 @@ def write_data_set(folder: Path, count: int, seed: int, size: tuple[int, int]) -
         said = captions(scene, number)
         target = folder / f"{number:08d}-{width}x{height}.png"
         if not target.exists():
-            partial = target.with_suffix(".partial")
-            partial.write_bytes(_encoded(render(scene, width, height, number), "png"))
-            partial.rename(target)
+            write_file(target, _encoded(render(scene, width, height, number), "png"))
         known = {"file": target.name, "text": said[FULL], "captions": said, "seed": number}
         lines.append(json.dumps(known | {"scene": asdict(scene)}) + "\n")
         if done % 200 == 0 or done == count:
             rate = done / (time.perf_counter() - started)
             print(f"scenes: {done} of {count}, {rate:.1f} a second", flush=True)
-    partial = folder / "scenes.partial"
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.rename(folder / "scenes.jsonl")
+    write_file(folder / "scenes.jsonl", "".join(lines).encode())
 
 
 def write_sheet(path: Path, pictures: Sequence[Rgb], texts: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipeline import AigiError
+from pipeline.files import replaced
 from pipeline.tiny import models
 from pipeline.tiny.corpus import (
     LARGE,
@@ -165,10 +166,8 @@ def encode_pictures(work: Path, scenes: int, kinds: Sequence[str]) -> None:
                     )
                     image = torch.nn.functional.interpolate(image, (SMALL, SMALL), mode="bilinear")
                 found.append(model.encode(image).latent_dist.mean.half().cpu().numpy())
-        partial = target.with_suffix(".partial")
-        with partial.open("wb") as file:
+        with replaced(target) as name, open(name, "wb") as file:
             np.save(file, np.concatenate(found))
-        partial.rename(target)
 
 
 def crop_corners(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -7,7 +7,6 @@ could run code, is not involved.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline import AigiError
+from pipeline.files import replaced
 
 KEPT = 2
 _NAME = re.compile(r"state-(\d{8})\.safetensors")
@@ -61,15 +61,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
     from safetensors.torch import save_file
 
     final = path_of(folder, step)
-    part = final.with_name(f".{final.name}.part")
-    save_file(
-        {name: value.detach().contiguous().cpu() for name, value in tensors.items()},
-        part,
-        {"aigi": json.dumps({**facts, "step": step})},
-    )
-    with open(part, "rb+") as file:
-        os.fsync(file.fileno())
-    part.replace(final)
+    held = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+    with replaced(final) as part:
+        save_file(held, part, {"aigi": json.dumps({**facts, "step": step})})
     for old in found(folder)[:-KEPT]:
         old.unlink()
 

@@ -14,6 +14,7 @@ import torch
 
 from pipeline import AigiError
 from pipeline.collection import Collection, Pictures
+from pipeline.files import replaced
 from pipeline.learned.card import RatePoint
 from pipeline.learned.network import CONFIG, WEIGHTS
 from pipeline.learned.sizes import Sizes
@@ -75,10 +76,8 @@ class _Log:
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
                 lines = [r for r in csv.reader(file) if r and r[0].isdigit() and int(r[0]) <= step]
-        part = path.with_name(f".{path.name}.part")
-        with part.open("w", newline="", encoding="utf-8") as file:
+        with replaced(path) as name, open(name, "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([columns, *lines])
-        part.replace(path)
         self.file = path.open("a", newline="", encoding="utf-8")
         self.writer = csv.writer(self.file, lineterminator="\n")
 
