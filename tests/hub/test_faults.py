@@ -14,6 +14,7 @@ from tests.hub.conftest import REPO, client, local, publish, remote
 
 # The client's own way of sending small bodies.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
 GONE = "Server disconnected"
 RETRIED = [  # what is asked, what goes wrong, what the client waits
     ("PUT", "/objects/SHARD", {"status": 503, "times": 2}, [1, 2]),
