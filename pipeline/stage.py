@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,6 +33,11 @@ def no_check() -> None:
 def no_state(store: Store) -> Any:
     """The state of a stage that depends on settings and input tables alone."""
     return None
+
+
+def none_outdated(store: Store, names: Sequence[str], progress: Progress) -> set[str]:
+    """The outdated shards of a stage whose fingerprint covers all that they depend on."""
+    return set()
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Map:
         check: called once by the driver before any work, to refuse early.
         state: what the table depends on beside settings and inputs; part of its fingerprint.
         remake: other settings or inputs make the table anew, where it would else be refused.
+        outdated: which of its whole shards, given by name, must be made again; says why.
     """
 
     table: str
@@ -83,6 +89,7 @@ class Map:
     check: Callable[[], None] = field(default=no_check)
     state: Callable[[Store], Any] = field(default=no_state)
     remake: bool = False
+    outdated: Callable[[Store, Sequence[str], Progress], set[str]] = field(default=none_outdated)
 
 
 Stage = Build | Map
