@@ -65,7 +65,7 @@ def _refuse(
     if record.get("version") != stage.version:
         changes.append(f"stage version: {record.get('version')} -> {stage.version}")
     if not changes:
-        changes = ["the schema of the table"]
+        changes = ["the schema of the table, or the size of its row groups"]
     raise AigiError(
         f"{stage.table}: made with other settings than the workflow asks for now:\n  "
         + "\n  ".join(changes)

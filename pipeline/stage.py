@@ -20,7 +20,7 @@ from pydantic import Field
 from pipeline import AigiError
 from pipeline.progress import Progress
 from pipeline.settings import Count, Settings
-from pipeline.store import DiskFull, Shard, Store
+from pipeline.store import DiskFull, Shard, Store, row_group_limits
 
 Worker = Callable[[pa.Table], Iterable[pa.Table]]
 """Rows of one shard in, chunks of output rows out. Chunks are written while it goes on."""
@@ -95,15 +95,23 @@ class Map:
 Stage = Build | Map
 
 
+_FIRST_LIMITS = ({"rows": 100, "bytes": 64 << 20}, {"rows": 65_536})
+"""Limits of row groups when fingerprints did not say them: tables of that time keep theirs as long
+as these are the limits. They never change."""
+
+
 def fingerprint(stage: Stage, inputs: Mapping[str, str]) -> str:
-    """sha256 over table, stage version, settings, input fingerprints and schema (hex)."""
-    parts = {
+    """sha256 over table, stage version, settings, input fingerprints, schema, row groups (hex)."""
+    parts: dict[str, Any] = {
         "table": stage.table,
         "version": stage.version,
         "settings": stage.settings,
         "inputs": inputs,
         "schema": stage.schema.to_string(show_schema_metadata=False),
     }
+    limits = row_group_limits(stage.schema)
+    if limits not in _FIRST_LIMITS:
+        parts["row_groups"] = limits
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
