@@ -16,6 +16,7 @@ import pytest
 from pipeline import AigiError
 from pipeline.benchmark import measurements
 from pipeline.benchmark.complexity import Weigher
+from pipeline.benchmark.report import Report
 from pipeline.codecs.codec import CodecSettings, Here
 from pipeline.codecs.command import Missing
 from pipeline.codecs.table import CODECS
@@ -30,6 +31,12 @@ from tests.codecs.conftest import stand_ins
 
 TABLES = ("measurements", "comparisons", "complexity")
 JPEG, AVIF = {"codec": "jpeg", "qualities": [20, 60]}, {"codec": "avif", "qualities": [30]}
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the page and its figures, which take most of the time."""
+    monkeypatch.setattr(Report, "write", lambda report: "")
 
 
 def upgrade(monkeypatch: pytest.MonkeyPatch, codec: str, version: str) -> None:
@@ -79,6 +86,7 @@ def version_program(programs: dict[str, str], version: str | None) -> None:
     path.write_text(f"#!{sys.executable}\n{head}{text}")
 
 
+@pytest.mark.usefixtures("no_page")
 def test_names_are_those_of_older_runs(tmp_path: Path, pictures: Path) -> None:
     workflow = write_workflow(tmp_path / "w.yaml", pictures, {}, codecs=[JPEG, AVIF], strips=None)
     store, _ = execute(workflow)
@@ -140,6 +148,7 @@ def test_a_changed_setting_remakes_its_codec_alone(
     assert first.items() <= made(store).items()
 
 
+@pytest.mark.usefixtures("no_page")
 def test_an_upgrade_that_was_cut_short_goes_on(tmp_path: Path, pictures: Path) -> None:
     workflow = write_workflow(tmp_path / "w.yaml", pictures, {}, codecs=[JPEG, AVIF], strips=None)
     store, _ = execute(workflow)
@@ -199,6 +208,7 @@ def test_failed_rows_go_with_their_version(
     assert versions(store, "bpg") == {"BPG 1.0", None}
 
 
+@pytest.mark.usefixtures("no_page")
 def test_shards_without_any_version_go_with_the_others(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,10 +226,11 @@ def test_shards_without_any_version_go_with_the_others(
     assert versions(store, "jpeg") - {None} == {"JPEG of tomorrow"}
 
 
+@pytest.mark.usefixtures("no_page")
 def test_what_a_missing_program_measured_is_of_one_version(tmp_path: Path, pictures: Path) -> None:
     programs = stand_ins(tmp_path)
     version_program(programs, "23.13")
-    codecs: list[Any] = [{"codec": "vtm", "qualities": [37, 32]}, "jpeg"]
+    codecs: list[Any] = [{"codec": "vtm", "qualities": [37, 32]}, JPEG]
     workflow = tmp_path / "w.yaml"
     write_workflow(workflow, pictures, programs, codecs=codecs, strips=None)
     store, _ = execute(workflow)
@@ -241,42 +252,41 @@ def test_what_a_missing_program_measured_is_of_one_version(tmp_path: Path, pictu
     assert versions(store, "vtm") - {None} == {"VTM 23.13"}
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_version_that_cannot_be_read_makes_nothing_anew(tmp_path: Path, pictures: Path) -> None:
     programs = stand_ins(tmp_path)
     version_program(programs, "23.13")
     vtm: dict[str, Any] = {"codec": "vtm", "qualities": [37, 32]}
     workflow = tmp_path / "w.yaml"
-    write_workflow(workflow, pictures, programs, codecs=[vtm, "jpeg"], strips=None)
+    write_workflow(workflow, pictures, programs, codecs=[vtm, JPEG], strips=None)
     store, _ = execute(workflow)
     before = made(store)
     version_program(programs, None)
     kept = "vtm: now VTM of unknown version; kept as measured with VTM 23.13"
     # Not even a quality that is new: it would be a point of another version.
     vtm["qualities"] = [37, 32, 27]
-    write_workflow(workflow, pictures, programs, codecs=[vtm, "jpeg"], strips=None)
+    write_workflow(workflow, pictures, programs, codecs=[vtm, JPEG], strips=None)
     _, said = execute(workflow)
     assert f"measurements: {kept}\n" in said and made(store) == before
-    # Nor one that is cut short.
+    # Nor one that was cut short.
     (shard,) = (name for name in store.shards("measurements") if "/32/" in name)
-    path = Path(store.path("measurements", f"{shard}.parquet"))
-    path.write_bytes(b"cut")
-    with pytest.raises(AigiError, match=r"unreadable.*Delete it and run again"):
-        execute(workflow)
-    path.unlink()
+    Path(store.path("measurements", f"{shard}.parquet")).write_bytes(b"cut")
+    vtm["qualities"] = [37, 32]
+    write_workflow(workflow, pictures, programs, codecs=[vtm, "jpeg-444"], strips=None)
     _, said = execute(workflow)
     assert f"measurements: {kept}\n" in said and shard not in store.shards("measurements")
     version_program(programs, "23.13")
     _, said = execute(workflow)
-    assert "kept" not in said and len(store.shards("measurements")) == 3 + 7
+    assert "kept" not in said and shard in store.shards("measurements")
     assert versions(store, "vtm") - {None} == {"VTM 23.13"}
     # One that never told its version is of one version as far as anyone knows.
     other = tmp_path / "other"
     other.mkdir()
     version_program(programs, None)
-    write_workflow(other / "w.yaml", pictures, programs, codecs=[vtm, "jpeg"], strips=None)
+    write_workflow(other / "w.yaml", pictures, programs, codecs=[vtm, JPEG], strips=None)
     execute(other / "w.yaml")
     _, said = execute(other / "w.yaml")
-    assert said == "measurements: 10 shards, already made\n"
+    assert said == "measurements: 4 shards, already made\n"
 
 
 def test_a_worker_with_another_version_is_refused(
