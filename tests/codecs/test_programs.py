@@ -67,6 +67,17 @@ def test_missing_programs_are_named_with_their_remedy(monkeypatch: pytest.Monkey
         find_ffmpeg("libvvenc", {"ffmpeg": "/nowhere/ffmpeg"})
 
 
+def test_a_format_that_pillow_was_built_without_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("PIL.features.check", lambda feature: feature == "webp")
+    with pytest.raises(Missing, match=r"Pillow [0-9.]+ was built without AVIF: pip install"):
+        CODECS["avif"].version(CodecSettings(codec="avif"), Here())
+    assert CODECS["webp"].version(CodecSettings(codec="webp"), Here()).startswith("webp ")
+    # JPEG is there without libjpeg-turbo too.
+    assert CODECS["jpeg"].version(CodecSettings(codec="jpeg"), Here()).startswith("libjpeg_turbo ")
+
+
 def test_ffmpeg_without_the_encoder_is_missing(tmp_path: Path) -> None:
     poor = tmp_path / "ffmpeg"
     poor.write_text("#!/bin/sh\necho ' V....D libx265              H.265'\n")
