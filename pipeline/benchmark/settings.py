@@ -12,10 +12,8 @@ from pydantic import (
 )
 
 from pipeline.codecs.codec import CodecSettings, named_codec
-from pipeline.codecs.table import CODECS
+from pipeline.codecs.table import CODECS, no_codec
 from pipeline.collection import Pictures
-from pipeline.complaints import near
-from pipeline.learned.shipped import shipped
 from pipeline.models.clip import Embeddings
 from pipeline.settings import Count, Location, Settings
 
@@ -90,8 +88,7 @@ class Benchmark(Settings):
     def _known(cls, codecs: tuple[CodecSettings, ...]) -> tuple[CodecSettings, ...]:
         for codec in codecs:
             if codec.codec not in CODECS:
-                names = [*CODECS, *shipped()]
-                raise ValueError(f'no codec "{codec.codec}"; {near(codec.codec, names)}')
+                raise ValueError(no_codec(codec.codec))
         return codecs
 
     @model_validator(mode="after")
