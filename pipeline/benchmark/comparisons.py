@@ -96,10 +96,7 @@ class Comparer:
 
     def _brought(self, given: CodecSettings, row: dict[str, Any]) -> tuple[float, Coded]:
         image = pixels_of(row)
-        unit, target = (
-            ("bpp", self.strips.bpp) if self.strips.bpp is not None else ("psnr", self.strips.psnr)
-        )
-        assert target is not None
+        unit, target = self.strips.target
         made: dict[float, Coded] = {}
 
         def measure(quality: float) -> float:
