@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import AigiError
+from pipeline.benchmark.metrics import psnr
 from pipeline.manifest import MANIFEST, read_plan
 from pipeline.pixels import RGB
 from pipeline.plan import specification
@@ -52,12 +53,6 @@ class Remade:
     there: str = ""
     here: str = ""
     error: str = ""
-
-
-def psnr(one: RGB, other: RGB) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures of one size, in dB (peak 255)."""
-    error = np.mean((one.astype(np.float64) - other) ** 2)
-    return float(np.inf if error == 0 else 10 * np.log10(255**2 / error))
 
 
 def _environment(row: Mapping[str, Any]) -> str:
