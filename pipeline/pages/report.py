@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 import pyarrow as pa
 import yaml
@@ -166,12 +167,16 @@ def report(store: Store) -> tuple[str, list[Section]]:
     stages = status(store)
     sections = [section for section in _sections(store, stages) if section is not None]
     galleries = [gallery for section in sections for gallery in section.galleries]
-    places = {shown.place for gallery in galleries for shown in gallery.pictures}
-    small = thumbnails(store, places, SIDE, 75)
+    # The first of every gallery, then the second: none goes without where there are too many.
+    ranked = zip_longest(*(gallery.pictures for gallery in galleries))
+    wanted = dict.fromkeys(shown.place for row in ranked for shown in row if shown is not None)
+    small = thumbnails(store, list(wanted)[:MOST_PICTURES], SIDE, 75)
+    left = len(wanted) - MOST_PICTURES
+    more = f" {left:,} more examples are not drawn, to keep the page small." if left > 0 else ""
     page = render(
         "report.html",
         run=store.url,
-        summary=_summary(stages, len(logs(store))),
+        summary=_summary(stages, len(logs(store))) + more,
         sections=sections,
         pictures=small,
     )

@@ -213,6 +213,21 @@ def large_run(root: Path, count: int, shards: int) -> Store:
     return store
 
 
+def test_no_more_thumbnails_are_drawn_than_a_page_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = large_run(tmp_path, 400, 4)
+    whole, sections = report(store)
+    galleries = [g for section in sections for g in section.galleries if g.pictures]
+    drawn = whole.count("<img")
+    assert drawn > 20 and "not drawn" not in whole
+    monkeypatch.setattr("pipeline.pages.report.MOST_PICTURES", 20)
+    text, _ = report(store)
+    assert 0 < text.count("<img") < drawn
+    places = {shown.place for g in galleries for shown in g.pictures}
+    assert f"{len(places) - 20:,} more examples are not drawn" in text
+
+
 @pytest.mark.parametrize("count", [5_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_many_images_are_a_small_page(tmp_path: Path, count: int) -> None:
     text, _ = report(large_run(tmp_path, count, 20))
