@@ -245,7 +245,7 @@ def test_a_target_is_met_in_whatever_order_qualities_are_given(
 @pytest.mark.parametrize(
     ("codecs", "said"),
     [
-        ([{"codec": "learned", "models": ["/nowhere/x"]}], "/nowhere/x/model.safetensors: No such"),
+        ([{"codec": "learned", "models": ["/nowhere/x"]}], "/nowhere/x: no such folder"),
         ([{"codec": "learned", "models": ["catc-smal"]}], "no model catc-smal; there are catc-"),
         ([{"codec": "vvc", "preset": "fastt"}], "no preset 'fastt'; there are medium"),
     ],
@@ -302,7 +302,7 @@ def test_settings_of_a_codec_are_in_its_shards_name(tmp_path: Path) -> None:
     before = digest(model)
     (tmp_path / "model.safetensors").write_bytes(b"Weights")
     assert digest(model) != before  # trained anew in the same folder
-    with pytest.raises(AigiError, match=r"model\.safetensors: No such file"):
+    with pytest.raises(AigiError, match=r"has no model\.safetensors; weights in pickle"):
         digest(CodecSettings(codec="learned", models=(str(tmp_path / "absent"),)))
 
 
