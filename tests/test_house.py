@@ -126,6 +126,22 @@ def test_a_stage_takes_its_own_section(name: str) -> None:
         assert "pipeline.workflow" not in MODULES[name].read_text()
 
 
+def packages(text: str) -> set[str]:
+    """Top names of all that a text imports, at its top or in a function."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_open_clip_is_loaded_in_one_module() -> None:
+    loading = [name for name, file in MODULES.items() if "open_clip" in packages(file.read_text())]
+    assert loading == ["pipeline.models.clip"]
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_holds_one_topic(name: str) -> None:
     lines = len(MODULES[name].read_text().splitlines())

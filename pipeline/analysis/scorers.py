@@ -13,9 +13,9 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import Field
 
-from pipeline import AigiError
 from pipeline.models.clip import Clip, Embeddings
 from pipeline.models.device import pick_device
+from pipeline.models.hub import Place, loading
 from pipeline.pixels import RGB
 from pipeline.settings import Location, Settings
 
@@ -58,9 +58,9 @@ Score = Callable[[Sequence[RGB], Sequence[str]], Scores]
 class ClipScore:
     """Cosines of pictures and prompts, -1 to 1 (Hessel 2021, without its factor of 2.5)."""
 
-    def __init__(self, settings: ClipScorer, batch_size: int, device: str) -> None:
+    def __init__(self, settings: ClipScorer, batch_size: int, device: str, where: str) -> None:
         given = settings.model_dump(exclude={"kind"}) | {"batch_size": batch_size}
-        self.clip = Clip(Embeddings(**given), device)
+        self.clip = Clip(Embeddings(**given), device, where)
 
     def __call__(self, pictures: Sequence[RGB], texts: Sequence[str]) -> Scores:
         """One cosine a pair."""
@@ -72,36 +72,25 @@ def _cosines(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Sc
     return found
 
 
-def _loaded(settings: BlipScorer | PickScorer, model: Any, processor: Any, at: str) -> Any:
-    """A model and its processor from a folder, or from the Hub at a revision; never pickled."""
-    where = settings.folder or settings.model
-    local = settings.folder is not None
-    try:
-        weights = model.from_pretrained(
-            where,
-            revision=None if local else settings.revision,
-            use_safetensors=True,
-            local_files_only=local,
-        )
-        reads = processor.from_pretrained(settings.folder or at, local_files_only=local)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise AigiError(
-            f"alignments: {settings.kind}: {where}: the model cannot be loaded: "
-            f"{str(error).strip().splitlines()[0]}\nGive its Hub id as model, or a copy with its "
-            "processor (weights as safetensors) as folder."
-        ) from error
+def _loaded(place: Place, model: Any, beside: Place, processor: Any) -> tuple[Any, Any]:
+    """A model, and its processor, which may be in another repository."""
+    configurations = ("*.json", "*.txt")
+    folder = place.fetch("config.json", "*.safetensors", beside=configurations)
+    other = beside.fetch(configurations[0], beside=configurations[1:])
+    with loading(place.where, place):
+        weights = model.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        reads = processor.from_pretrained(other, local_files_only=True)
     return weights.eval().requires_grad_(False), reads
 
 
 class BlipMatch:
     """Probability, 0 to 1, that picture and prompt match, by BLIP's matching head (Li 2022)."""
 
-    def __init__(self, settings: BlipScorer, batch_size: int, device: str) -> None:
+    def __init__(self, settings: BlipScorer, batch_size: int, device: str, where: str) -> None:
         from transformers import BlipForImageTextRetrieval, BlipProcessor
 
-        model, self.processor = _loaded(
-            settings, BlipForImageTextRetrieval, BlipProcessor, settings.model
-        )
+        place = Place.of(where, settings.folder, settings.model, settings.revision)
+        model, self.processor = _loaded(place, BlipForImageTextRetrieval, place, BlipProcessor)
         self.device, self.batch_size = pick_device(device), batch_size
         self.model = model.to(self.device)
 
@@ -117,10 +106,14 @@ class BlipMatch:
 class PickScore:
     """Scaled cosine of a CLIP model that was trained on people's choices (Kirstain 2023)."""
 
-    def __init__(self, settings: PickScorer, batch_size: int, device: str) -> None:
+    def __init__(self, settings: PickScorer, batch_size: int, device: str, where: str) -> None:
         from transformers import CLIPModel, CLIPProcessor
 
-        model, self.processor = _loaded(settings, CLIPModel, CLIPProcessor, settings.processor)
+        place = Place.of(where, settings.folder, settings.model, settings.revision)
+        beside = place
+        if settings.folder is None:
+            beside = Place(f"{where}.processor", place.instead, repository=settings.processor)
+        model, self.processor = _loaded(place, CLIPModel, beside, CLIPProcessor)
         self.device, self.batch_size = pick_device(device), batch_size
         self.model = model.to(self.device)
 
@@ -160,7 +153,7 @@ def _in_batches(
     return found
 
 
-SCORERS: Mapping[str, Callable[[Any, int, str], Score]] = {
+SCORERS: Mapping[str, Callable[[Any, int, str, str], Score]] = {
     "open_clip": ClipScore,
     "blip_itm": BlipMatch,
     "pick_score": PickScore,
@@ -174,10 +167,7 @@ def load(scorers: Mapping[str, Scorer], batch_size: int, device: str) -> dict[st
     Raises:
         AigiError: names the one that cannot be loaded.
     """
-    found = {}
-    for name, settings in scorers.items():
-        try:
-            found[name] = SCORERS[settings.kind](settings, batch_size, device)
-        except AigiError as error:
-            raise AigiError(f"alignments.models.{name}: {error}") from error
-    return found
+    return {
+        name: SCORERS[settings.kind](settings, batch_size, device, f"alignments.models.{name}")
+        for name, settings in scorers.items()
+    }

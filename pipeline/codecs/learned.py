@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import AigiError
+from pipeline.models.hub import Place
 from pipeline.pixels import RGB
 
 if TYPE_CHECKING:
@@ -57,12 +58,9 @@ def _qualities(model: str) -> int:
     from pipeline.learned.sizes import parse
 
     name, revision = _place(model)
-    path = Path(name) / "config.json"
+    folder = name if Path(name).is_dir() else None
     try:
-        if not Path(name).is_dir():
-            from huggingface_hub import hf_hub_download
-
-            path = Path(hf_hub_download(name, "config.json", revision=revision))
+        path = Path(Place("codec", "models", folder, name, revision).file("config.json"))
         return parse(json.loads(path.read_text(encoding="utf-8"))).qualities
     except (OSError, ValueError, AigiError):
         return 1  # where it is loaded, it is said what is wrong

@@ -16,6 +16,7 @@ from pipeline.codecs.command import EncoderSettings, ffmpeg_version, find_ffmpeg
 from pipeline.complaints import near
 from pipeline.files import file_sha256
 from pipeline.learned.shipped import DEFAULT, shipped
+from pipeline.models.hub import Place
 from pipeline.pixels import RGB
 
 
@@ -133,16 +134,10 @@ def _weights(given: CodecSettings) -> list[tuple[str, str]]:
     for model in models_of(given):
         place = Path(model)
         if place.is_absolute():
-            weights = place / "model.safetensors"
-            try:
-                sha256 = file_sha256(str(weights))
-            except OSError as error:
-                raise AigiError(
-                    f"benchmark.codecs: {given.label}: {weights}: {error.strerror}. Give the "
-                    "folder of a trained codec."
-                ) from error
+            where = f"benchmark.codecs: {given.label}"
+            weights = Place(where, "models", str(place)).file("model.safetensors")
             trained = place.name in ("best", "last")
-            found.append((place.parent.name if trained else place.name, sha256))
+            found.append((place.parent.name if trained else place.name, file_sha256(weights)))
         elif "/" in model:
             found.append((model, ""))
         else:

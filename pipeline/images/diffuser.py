@@ -15,9 +15,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline import AigiError
-from pipeline.files import file_sha256
 from pipeline.marks.names import embed
 from pipeline.models.device import device_name, pick_device
+from pipeline.models.hub import Place, check_sha256, loading
 from pipeline.pixels import RGB, PngEffort, pixels_sha256, png_bytes
 from pipeline.plan.families import FAMILIES, SCHEDULERS
 from pipeline.plan.specification import DiffusersSpec
@@ -42,31 +42,14 @@ class DiffusersSource(Settings):
     compile: bool = False
 
 
+INDEX = "model_index.json"
+
 # Above this many pixels a side the VAE's activations dominate memory: decode in tiles.
 TILE_FROM = 1536
 
 
-def _hub_sha256(name: str, spec: DiffusersSpec) -> dict[str, str | None]:
-    """sha256 of the weight files as the Hub states them; of the local cache without the Hub."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
-
-    files = ["model_index.json", *spec.sha256]
-    try:
-        infos = HfApi().get_paths_info(spec.model, files, revision=spec.revision)
-    except (HfHubHTTPError, OSError) as error:
-        cached = {
-            file: try_to_load_from_cache(spec.model, file, revision=spec.revision) for file in files
-        }
-        if not isinstance(cached["model_index.json"], str):
-            raise AigiError(
-                f"sources.{name}: cannot look up {spec.model} at revision {spec.revision}, and "
-                f"no copy of it is in the cache: {error}\n"
-                f"Download it elsewhere and set sources.{name}.folder to the copy."
-            ) from error
-        return {file: file_sha256(path) for file, path in cached.items() if isinstance(path, str)}
-    lfs = {info.path: getattr(info, "lfs", None) for info in infos}
-    return {path: None if blob is None else str(blob.sha256) for path, blob in lfs.items()}
+def _place(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Place:
+    return Place.of(f"sources.{name}", local.folder, spec.model, spec.revision)
 
 
 def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> None:
@@ -75,30 +58,14 @@ def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Non
     Raises:
         AigiError: the folder is missing or no pipeline, or a weight file is missing or changed.
     """
-    found: dict[str, str | None]
+    place = _place(name, spec, local)
     if local.folder is not None:
-        index = os.path.join(local.folder, "model_index.json")
-        if not os.path.isfile(index):
-            raise AigiError(
-                f"sources.{name}.folder: {local.folder} holds no diffusers pipeline "
-                "(model_index.json is missing)"
-            )
-        found = {
-            file: file_sha256(path)
-            for file in spec.sha256
-            if os.path.isfile(path := os.path.join(local.folder, file))
-        }
-    else:
-        found = _hub_sha256(name, spec)
-    where = local.folder or f"{spec.model}@{spec.revision}"
+        place.fetch(INDEX, *spec.sha256)
+    found = place.sha256(INDEX, *spec.sha256)
     for file, expected in spec.sha256.items():
         if file not in found:
-            raise AigiError(f"sources.{name}: {where} has no {file}")
-        if found[file] != expected:
-            raise AigiError(
-                f"sources.{name}: {where}: {file} has sha256 {found[file]}, the specification "
-                f"expects {expected}. Get the right revision, or correct the specification."
-            )
+            raise AigiError(f"{place.where}: {place} has no {file}")
+        check_sha256(place.where, f"{place}: {file}", found[file], expected)
 
 
 @dataclass
@@ -171,14 +138,19 @@ class Diffuser:
         if local.folder is None:
             options |= {"revision": spec.revision}
         if local.vae is not None:
-            options["vae"] = diffusers.AutoencoderKL.from_pretrained(
-                local.vae, dtype=dtype, use_safetensors=True
-            )
-        source = local.folder or spec.model
-        try:
-            pipe = kind.from_pretrained(source, **options)
-        except (OSError, ValueError) as error:
-            raise AigiError(f"sources.{name}: cannot load {source}: {error}") from error
+            key = f"sources.{name}.vae"
+            other = Place(key, key, local.vae if os.path.isdir(local.vae) else None, local.vae)
+            with loading(other.where, other):
+                options["vae"] = diffusers.AutoencoderKL.from_pretrained(
+                    other.fetch("config.json", "diffusion_pytorch_model.safetensors"),
+                    dtype=dtype,
+                    use_safetensors=True,
+                    local_files_only=True,
+                )
+        place = _place(name, spec, local)
+        with loading(place.where, place):
+            # diffusers knows which of a repository's many weights it needs.
+            pipe = kind.from_pretrained(local.folder or spec.model, **options)
         scheduler: Any = getattr(diffusers, SCHEDULERS[spec.scheduler])
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
         pipe.set_progress_bar_config(disable=True)

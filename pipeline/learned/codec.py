@@ -32,6 +32,7 @@ from pipeline.learned.shipped import shipped
 from pipeline.learned.sizes import parse
 from pipeline.learned.text import TextEncoder
 from pipeline.models.device import pick_device
+from pipeline.models.hub import Place
 
 RGB = npt.NDArray[np.uint8]
 """A picture: uint8, H x W x 3, red green blue, 0 to 255."""
@@ -273,15 +274,11 @@ def load_network(model: str | os.PathLike[str], revision: str | None = None) -> 
     Raises:
         AigiError: there is no such model, or it is damaged.
     """
-    folder = Path(model)
-    if not folder.is_dir():
-        folder = shipped().get(str(model)) or _downloaded(str(model), revision)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise AigiError(
-                f"codec: {folder} has no {name}. Give a folder that save_pretrained wrote; weights "
-                "in pickle files are not read."
-            )
+    given = Path(model)
+    known = given if given.is_dir() else shipped().get(str(model))
+    instead = f"--model FOLDER, or name one of {', '.join(shipped())}"
+    place = Place("codec", instead, None if known is None else str(known), str(model), revision)
+    folder = Path(place.fetch(CONFIG, WEIGHTS))
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         sizes = parse(config)
@@ -290,17 +287,3 @@ def load_network(model: str | os.PathLike[str], revision: str | None = None) -> 
     network = Network(**sizes.model_dump())
     network.load_weights(folder / WEIGHTS)
     return network
-
-
-def _downloaded(model: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
-    except (HFValidationError, OSError, ValueError) as error:
-        raise AigiError(
-            f"codec: no folder {model}, and cannot get {model}@{revision or 'main'} from the Hub: "
-            f"{str(error).strip().splitlines()[0]}\n"
-            f"Give the folder of a model as --model, or one of {', '.join(shipped())}."
-        ) from error

@@ -6,12 +6,10 @@ decoder reads (see `pipeline.learned.coding`).
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,64 +18,24 @@ from pipeline import AigiError
 from pipeline.files import file_sha256
 from pipeline.learned.layers import Text
 from pipeline.learned.sizes import TextSizes
+from pipeline.models.clip import CONFIG, WEIGHTS, open_model, read_config
+from pipeline.models.hub import Place, check_sha256
 
 EMBEDDED = {"tiny": Path(__file__).parents[1] / "tiny" / "weights" / "clip"}
-CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 STEPS = 1024
 CACHED = 4096
 
 
-def find_tower(sizes: TextSizes, folder: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of an open_clip model: given, embedded, or downloaded from the Hub.
-
-    Raises:
-        AigiError: there is none, or its weights are not the expected ones.
-    """
-    if folder is not None:
-        found = Path(folder)
-    elif sizes.tower in EMBEDDED:
-        found = EMBEDDED[sizes.tower]
-    else:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError
-
-        try:
-            found = Path(
-                snapshot_download(
-                    sizes.tower,
-                    revision=sizes.revision,
-                    allow_patterns=["*.json", "*.txt", WEIGHTS],
-                )
-            )
-        except (HFValidationError, OSError, ValueError) as error:
-            raise AigiError(
-                f"text encoder: cannot get {sizes.tower}@{sizes.revision or 'main'}, and it is not "
-                f"in the cache: {str(error).strip().splitlines()[0]}\n"
-                "Download it elsewhere and give its folder (--text FOLDER)."
-            ) from error
-    for name in (CONFIG, WEIGHTS):
-        if not (found / name).is_file():
-            raise AigiError(
-                f"text encoder: {found} has no {name}; weights in pickle files are not read. Give "
-                "the folder of an open_clip model saved as safetensors."
-            )
-    if sizes.sha256 is not None and (sha256 := file_sha256(str(found / WEIGHTS))) != sizes.sha256:
-        raise AigiError(
-            f"text encoder: {found / WEIGHTS} has sha256 {sha256}, the codec was trained with "
-            f"{sizes.sha256}. Get the right weights."
-        )
-    return found
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        return bool(config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AigiError(
-            f"text encoder: {folder / CONFIG}: not a configuration of open_clip "
-            f"({type(error).__name__}: {error}). Copy the model anew."
-        ) from error
+def _place(sizes: TextSizes, folder: str | os.PathLike[str] | None) -> Place:
+    """The open_clip model: given, embedded, or a repository of the Hub."""
+    found = EMBEDDED.get(sizes.tower) if folder is None else folder
+    return Place(
+        "text encoder",
+        "--text FOLDER",
+        None if found is None else str(found),
+        sizes.tower,
+        sizes.revision,
+    )
 
 
 class TextEncoder:
@@ -99,33 +57,14 @@ class TextEncoder:
         device: torch.device | str = "cpu",
     ) -> None:
         self.sizes, self.device = sizes, torch.device(device)
-        found = find_tower(sizes, folder)
-        import open_clip
-        from safetensors import SafetensorError
-
-        name = f"local-dir:{found}"
-        # A configuration can ask for code of its own; only this tokenizer would listen to it.
-        code = {"trust_remote_code": False} if _has_tokenizer(found) else {}
-        try:
-            model: Any = open_clip.create_model(name, weights_only=True)
-            self.tokenizer = open_clip.get_tokenizer(name, **code)
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:
-            raise AigiError(
-                f"text encoder: {found}: cannot be loaded: {error}\nCopy or download it anew."
-            ) from error
-        words, others = self.tokenizer(["a cat", "two dogs"])
-        if words.equal(others):
-            raise AigiError(
-                f"text encoder: {found}: its tokenizer knows no words: its files are missing or "
-                "damaged. Copy or download it anew."
-            )
+        place = _place(sizes, folder)
+        found = place.fetch(CONFIG, WEIGHTS[0], beside=("*.json", "*.txt"))
+        if sizes.sha256 is not None:
+            weights = os.path.join(found, WEIGHTS[0])
+            check_sha256(place.where, weights, file_sha256(weights), sizes.sha256)
+        model, _, self.tokenizer = open_model(
+            place.where, f"local-dir:{found}", read_config(place), device="cpu"
+        )
         tower = getattr(model, "text", model)
         if getattr(tower, "pool_type", getattr(tower, "text_pool_type", None)) != "argmax":
             raise AigiError(

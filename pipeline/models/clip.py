@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from pipeline import AigiError
 from pipeline.files import file_sha256, folder_sha256
 from pipeline.models.device import pick_device
-from pipeline.models.hub import hub_file
+from pipeline.models.hub import Place, check_sha256, loading
 from pipeline.pixels import RGB
 from pipeline.settings import Count, Location, Settings
 
@@ -68,6 +68,26 @@ def in_hub(settings: Embeddings) -> str | None:
     return settings.model.removeprefix(HUB) if named else None
 
 
+def read_config(place: Place) -> dict[str, Any]:
+    """The `model_cfg` of a folder or Hub repository in open_clip's layout: sizes and tokenizer.
+
+    Raises:
+        AigiError: there is none, or it is damaged.
+    """
+    path = place.file(CONFIG)
+    try:
+        with open(path, encoding="utf-8") as file:
+            found: dict[str, Any] = json.load(file)["model_cfg"]
+        int(found["embed_dim"])
+        found["text_cfg"].get("hf_tokenizer_name")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AigiError(
+            f"{place.where}: {path}: not a configuration of open_clip ({type(error).__name__}: "
+            f"{error}). Copy the model anew."
+        ) from error
+    return found
+
+
 def model_config(settings: Embeddings, where: str = SECTION) -> dict[str, Any]:
     """The `model_cfg` of open_clip: sizes and tokenizer. No weights are read.
 
@@ -77,37 +97,26 @@ def model_config(settings: Embeddings, where: str = SECTION) -> dict[str, Any]:
     Raises:
         AigiError: no such model, or its configuration is damaged.
     """
+    if (place := _place(settings, where)) is not None:
+        return read_config(place)
+    import open_clip
+
+    config: dict[str, Any] | None = open_clip.get_model_config(settings.model)
+    if config is None:
+        raise AigiError(
+            f"{where}.model: {settings.model}: open_clip has no such model. Set it to one "
+            f"of {', '.join(open_clip.list_models()[:8])}, … (open_clip.list_models()), or to "
+            f"{HUB}ORG/NAME."
+        )
+    return config
+
+
+def _place(settings: Embeddings, where: str) -> Place | None:
+    """Where the model is; None: where one of open_clip's tags says."""
     repository = in_hub(settings)
     if settings.folder is None and repository is None:
-        import open_clip
-
-        config: dict[str, Any] | None = open_clip.get_model_config(settings.model)
-        if config is None:
-            raise AigiError(
-                f"{where}.model: {settings.model}: open_clip has no such model. Set it to one "
-                f"of {', '.join(open_clip.list_models()[:8])}, … (open_clip.list_models()), or to "
-                f"{HUB}ORG/NAME."
-            )
-        return config
-    if repository is not None:
-        field, path = f"{where}.model", hub_file(f"{where}.model", repository, CONFIG)
-    else:
-        field, path = f"{where}.folder", os.path.join(str(settings.folder), CONFIG)
-    try:
-        with open(path, encoding="utf-8") as file:
-            found: dict[str, Any] = json.load(file)["model_cfg"]
-        int(found["embed_dim"])
-        found["text_cfg"].get("hf_tokenizer_name")
-    except FileNotFoundError:
-        raise AigiError(
-            f"{field}: {settings.folder} holds no open_clip model ({CONFIG} is missing)"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AigiError(
-            f"{field}: {path}: not a configuration of open_clip ({type(error).__name__}: {error}). "
-            "Copy the model anew."
-        ) from error
-    return found
+        return None
+    return Place.of(where, settings.folder, repository or "")
 
 
 def _tagged(settings: Embeddings, config: dict[str, Any], where: str) -> str:
@@ -135,11 +144,8 @@ def _tagged(settings: Embeddings, config: dict[str, Any], where: str) -> str:
             f"{where}.pretrained: {settings.pretrained}: there are only pickled weights of it, "
             "which are not read. Take other weights, or convert these and give them as folder."
         )
-    return hub_file(
-        f"{where}.pretrained",
-        repository,
-        f"{os.path.splitext(file)[0]}.safetensors" if file else WEIGHTS[0],
-    )
+    place = Place(f"{where}.pretrained", f"{where}.folder", repository=repository)
+    return place.file(f"{os.path.splitext(file)[0]}.safetensors" if file else WEIGHTS[0])
 
 
 def find_weights(settings: Embeddings, where: str = SECTION) -> str:
@@ -151,26 +157,17 @@ def find_weights(settings: Embeddings, where: str = SECTION) -> str:
     Raises:
         AigiError: there is none, or it is not the expected one.
     """
-    config, repository = model_config(settings, where), in_hub(settings)
-    if repository is not None:
-        path = hub_file(f"{where}.model", repository, WEIGHTS[0])
-    elif settings.folder is None:
+    config, place = model_config(settings, where), _place(settings, where)
+    if place is None:
         path = _tagged(settings, config, where)
     else:
-        for name in WEIGHTS:
-            path = os.path.join(settings.folder, name)
-            if os.path.isfile(path):
-                break
-        else:
-            raise AigiError(
-                f"{where}.folder: {settings.folder} has no {WEIGHTS[0]}; weights in pickle "
-                "files are not read. Save them with safetensors.torch.save_file under this name."
-            )
-    if settings.sha256 is not None and (found := file_sha256(path)) != settings.sha256:
-        raise AigiError(
-            f"{where}.sha256: {path} has sha256 {found}, the workflow expects "
-            f"{settings.sha256}. Get the right weights, or correct the workflow."
-        )
+        name = WEIGHTS[0]
+        if settings.folder is not None:
+            there = (n for n in WEIGHTS if os.path.isfile(os.path.join(settings.folder, n)))
+            name = next(there, name)
+        path = place.file(name)
+    if settings.sha256 is not None:
+        check_sha256(f"{where}.sha256", path, file_sha256(path), settings.sha256)
     return path
 
 
@@ -198,6 +195,50 @@ def cosine(one: Vectors, other: Vectors) -> float:
     return min(1.0, max(-1.0, float(np.dot(one.astype(np.float64), other.astype(np.float64)))))
 
 
+def open_model(
+    where: str,
+    name: str,
+    config: dict[str, Any],
+    tag: str | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Any, Any, Any]:
+    """A model of open_clip, how it takes pictures, and its tokenizer.
+
+    Args:
+        where: section of the settings, for messages.
+        name: open_clip's, `hf-hub:ORG/NAME`, or `local-dir:FOLDER`.
+        config: its `model_cfg`.
+        tag: of its weights, for one of open_clip's own names.
+
+    Raises:
+        AigiError: it cannot be loaded.
+    """
+    import open_clip
+
+    # A configuration can ask for code of its own; only this tokenizer would listen to it.
+    code = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
+    with loading(where, name):
+        model, _, prepare = open_clip.create_model_and_transforms(
+            name, pretrained=tag, device=device, weights_only=True
+        )
+        tokenizer = open_clip.get_tokenizer(name, **code)
+    words, others = tokenizer(["a cat", "two dogs"])
+    if words.equal(others):
+        # What transformers makes of a folder without a vocabulary.
+        raise AigiError(
+            f"{where}: {name}: its tokenizer knows no words: its files are missing or "
+            "damaged. Copy or download the model anew."
+        )
+    return model, prepare, tokenizer
+
+
+def untrained(config: dict[str, Any]) -> Any:
+    """An `open_clip.model.CLIP` with random weights, of a `model_cfg`."""
+    from open_clip.model import CLIP
+
+    return CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+
+
 class Clip:
     """A loaded CLIP model: pictures and sentences in, vectors of length 1 out.
 
@@ -220,40 +261,11 @@ class Clip:
         self.settings, self.device, self.where = settings, pick_device(device), where
         config = model_config(settings, where)
         find_weights(settings, where)
-        import open_clip
-        from safetensors import SafetensorError
-
         name = settings.model if settings.folder is None else f"local-dir:{settings.folder}"
-        named = settings.folder is None and in_hub(settings) is None
-        # A configuration can ask for code of its own; only this tokenizer would listen to it.
-        code = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
-        try:
-            model, _, self.prepare_image = open_clip.create_model_and_transforms(
-                name,
-                pretrained=settings.pretrained if named else None,
-                device=self.device,
-                weights_only=True,
-            )
-            self.tokenizer = open_clip.get_tokenizer(name, **code)
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:
-            raise AigiError(
-                f"{where}: {name}: the model cannot be loaded: {error}\n"
-                "Copy or download it anew, or set another one."
-            ) from error
-        words, others = self.tokenizer(["a cat", "two dogs"])
-        if words.equal(others):
-            # What transformers makes of a folder without a vocabulary.
-            raise AigiError(
-                f"{where}: {name}: its tokenizer knows no words: its files are missing or "
-                "damaged. Copy or download the model anew."
-            )
+        tag = settings.pretrained if _place(settings, where) is None else None
+        model, self.prepare_image, self.tokenizer = open_model(
+            where, name, config, tag, self.device
+        )
         self.model: Any = model.eval().requires_grad_(False)
         self.size = int(config["embed_dim"])
         self.logit_scale = float(self.model.logit_scale.exp())

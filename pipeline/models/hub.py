@@ -1,33 +1,162 @@
-"""A repository, a revision and a file name in, a local file out; or what to do without one."""
+"""Where a model is in, its files on this machine out; or what to do without them.
+
+A model is in a folder, or in a repository of the Hub at a revision. Its weights are safetensors:
+pickle files can run code, and are not read.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
 from pipeline import AigiError
+from pipeline.files import file_sha256
 
 
-def hub_file(where: str, repository: str, file: str, revision: str | None = None) -> str:
-    """Local path of a file of a Hub repository; downloaded where the cache does not have it.
+@dataclass(frozen=True)
+class Place:
+    """A folder, or a Hub repository at a revision; `folder` goes first.
 
-    Args:
-        where: section and key, for messages.
+    Attributes:
+        where: section and key that name it, for messages.
+        instead: section and key, or option of a command, that takes a folder.
+    """
+
+    where: str
+    instead: str
+    folder: str | None = None
+    repository: str = ""
+    revision: str | None = None
+
+    @classmethod
+    def of(
+        cls, section: str, folder: str | None, repository: str, revision: str | None = None
+    ) -> Place:
+        """The place that `folder`, or `model` and `revision`, of a section name."""
+        key = "model" if folder is None else "folder"
+        return cls(f"{section}.{key}", f"{section}.folder", folder, repository, revision)
+
+    def __str__(self) -> str:
+        return self.folder or f"{self.repository}@{self.revision or 'main'}"
+
+    def fetch(self, *files: str, beside: Sequence[str] = ()) -> str:
+        """The folder on this machine; what its cache does not have is downloaded.
+
+        Args:
+            files: names or patterns; there is a file for each.
+            beside: patterns of what else a repository may have for the model.
+
+        Raises:
+            AigiError: no such folder, repository, revision or file, or no way to get it.
+        """
+        found = self._downloaded([*files, *beside]) if self.folder is None else self.folder
+        if not os.path.isdir(found):
+            raise AigiError(
+                f"{self.where}: {found}: no such folder. Copy the model there, or correct the path."
+            )
+        for file in files:
+            if not any(path.is_file() for path in Path(found).glob(file)):
+                pickled = "; weights in pickle files are not read" if "safetensors" in file else ""
+                raise AigiError(
+                    f"{self.where}: {self} has no {file}{pickled}. Get the model anew, or give a "
+                    f"copy of it, its weights saved as safetensors, as {self.instead}."
+                )
+        return found
+
+    def file(self, name: str) -> str:
+        """Path of one file.
+
+        Raises:
+            AigiError: as `fetch`.
+        """
+        return os.path.join(self.fetch(name), name)
+
+    def _downloaded(self, patterns: list[str]) -> str:
+        from huggingface_hub import snapshot_download
+
+        try:
+            return str(
+                snapshot_download(self.repository, revision=self.revision, allow_patterns=patterns)
+            )
+        except (OSError, ValueError) as error:
+            raise AigiError(
+                f"{self.where}: cannot get {self}, and it is not in the cache: "
+                f"{_in_short(error)}\nCorrect the name, or download the model elsewhere and give "
+                f"its folder as {self.instead}."
+            ) from error
+
+    def sha256(self, *files: str) -> dict[str, str | None]:
+        """sha256 of those of the files that there are, without a download; None: not known.
+
+        Of a repository, they are what the Hub says; without the Hub, those of the cached files.
+
+        Raises:
+            AigiError: the Hub does not answer, and the first of the files is not in the cache.
+        """
+        if self.folder is not None:
+            paths = {file: os.path.join(self.folder, file) for file in files}
+            return {file: file_sha256(path) for file, path in paths.items() if os.path.isfile(path)}
+        from huggingface_hub import HfApi, try_to_load_from_cache
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            infos = HfApi().get_paths_info(self.repository, list(files), revision=self.revision)
+        except (HfHubHTTPError, OSError) as error:
+            cached = {
+                file: try_to_load_from_cache(self.repository, file, revision=self.revision)
+                for file in files
+            }
+            if not isinstance(cached[files[0]], str):
+                raise AigiError(
+                    f"{self.where}: cannot look up {self}, and it is not in the cache: "
+                    f"{_in_short(error)}\nCorrect the name, or download the model elsewhere and "
+                    f"give its folder as {self.instead}."
+                ) from error
+            return {file: file_sha256(p) for file, p in cached.items() if isinstance(p, str)}
+        lfs = {info.path: getattr(info, "lfs", None) for info in infos}
+        return {path: None if blob is None else str(blob.sha256) for path, blob in lfs.items()}
+
+
+def check_sha256(where: str, file: str, found: str | None, expected: str) -> None:
+    """Compare a file of weights with what is expected of it.
 
     Raises:
-        AigiError: no such repository, revision or file, or no way to get it.
+        AigiError: it is another one.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+    if found != expected:
+        raise AigiError(
+            f"{where}: {file} has sha256 {found}, expected is {expected}. Get the right weights "
+            "or revision, or correct the expected sha256."
+        )
 
-    at = f"{repository}@{revision or 'main'}"
+
+@contextmanager
+def loading(where: str, model: object) -> Iterator[None]:
+    """Around a library that loads a model: say what to do about files that it cannot read.
+
+    Raises:
+        AigiError: the library raised an error of its own.
+    """
+    from safetensors import SafetensorError
+
     try:
-        return str(hf_hub_download(repository, file, revision=revision))
-    except RemoteEntryNotFoundError as error:
+        yield
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         raise AigiError(
-            f"{where}: {at} has no {file}. Take another model, or give a copy of this one as "
-            "folder (its weights as safetensors; pickle files are not read)."
+            f"{where}: {model}: the model cannot be loaded: {type(error).__name__}: "
+            f"{_in_short(error)}\nCopy or download it anew, or set another one."
         ) from error
-    except (HFValidationError, OSError) as error:
-        raise AigiError(
-            f"{where}: cannot get {file} of {at}, and it is not in the cache: "
-            f"{str(error).strip().splitlines()[0]}\n"
-            "Correct the name, or download the model elsewhere and give it as folder."
-        ) from error
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

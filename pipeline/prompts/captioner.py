@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipeline import AigiError
 from pipeline.models.device import pick_device
+from pipeline.models.hub import Place, loading
 from pipeline.pictures.pictures import Escapes, Pictures, open_pictures
 from pipeline.pixels import BadPicture, decode
 from pipeline.progress import Progress
@@ -105,24 +106,23 @@ def _load(source: BlipCaptions) -> tuple[Any, Any, Any]:
     import transformers
     from transformers import AutoTokenizer, BlipForConditionalGeneration
 
-    where: dict[str, Any] = {"pretrained_model_name_or_path": source.folder or source.model}
-    if source.folder is None:
-        where["revision"] = source.revision or "main"
-    elif not Path(source.folder).is_dir():
-        raise AigiError(f"captions: {source.folder}: no such folder of a BLIP model")
-    try:
+    place = Place.of("prompts.sources", source.folder, source.model, source.revision)
+    folder = place.fetch("config.json", "*.safetensors", beside=("*.json", "*.txt"))
+    with loading(place.where, place):
         model: Any = BlipForConditionalGeneration.from_pretrained(
-            **where, use_safetensors=True, dtype=getattr(torch, source.dtype)
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=getattr(torch, source.dtype),
         )
-        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         # Pillow's resize, as BLIP was trained with; torchvision's gives other pixels. Releases
         # without this name have Pillow's under the plain one.
         plain = transformers.BlipImageProcessor
-        processor = getattr(transformers, "BlipImageProcessorPil", plain).from_pretrained(**where)
-    except (OSError, ValueError) as error:
-        raise AigiError(
-            f"captions: {source.folder or source.model}: the BLIP model cannot be loaded: {error}"
-        ) from error
+        kind = getattr(transformers, "BlipImageProcessorPil", plain)
+        processor = kind.from_pretrained(folder, local_files_only=True)
     return model.eval(), tokenizer, processor
 
 

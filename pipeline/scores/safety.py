@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from pydantic import Field
 from pipeline import AigiError
 from pipeline.models.clip import Vectors
 from pipeline.models.device import pick_device
-from pipeline.models.hub import hub_file
+from pipeline.models.hub import Place, loading
 from pipeline.pixels import RGB
 from pipeline.settings import Location, Settings
 
@@ -40,36 +39,32 @@ class SafetyScorer:
 
     def __init__(self, settings: SafetyChecker, device: str = "auto") -> None:
         self.device = pick_device(device)
-        find_checker(settings)
+        folder = find_checker(settings)
         import torch
         import transformers
         from diffusers.pipelines.stable_diffusion.safety_checker import (
             StableDiffusionSafetyChecker,
         )
-        from safetensors import SafetensorError
 
         transformers.utils.logging.disable_progress_bar()
-        where: dict[str, Any] = {"pretrained_model_name_or_path": settings.folder or settings.model}
-        if settings.folder is None:
-            where["revision"] = settings.revision
         # Pillow's resize, as the checker was published with; torchvision's gives other pixels.
         # Releases without this name have Pillow's under the plain one.
         plain = transformers.CLIPImageProcessor
         processor: Any = getattr(transformers, "CLIPImageProcessorPil", plain)
-        try:
+        place = _place(settings)
+        with loading(place.where, place):
             model, info = StableDiffusionSafetyChecker.from_pretrained(
-                **where, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
             )
-            self.processor = processor.from_pretrained(**where)
-        except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
-            raise AigiError(
-                f"quality.safety_checker: {settings.folder or settings.model}: cannot be loaded: "
-                f"{error}\nCopy or download it anew."
-            ) from error
+            self.processor = processor.from_pretrained(folder, local_files_only=True)
         if info["missing_keys"]:
             # They would be random, and so would be the scores.
             raise AigiError(
-                f"quality.safety_checker: {settings.folder or settings.model}: the weights lack "
+                f"{place.where}: {place}: the weights lack "
                 f"{', '.join(sorted(info['missing_keys'])[:3])}, …: not a safety checker"
             )
         self.model: Any = model.to(self.device).eval()
@@ -121,21 +116,17 @@ class SafetyScorer:
         return above
 
 
-def find_checker(settings: SafetyChecker) -> None:
-    """See that the files of the safety checker are there; downloaded if need be.
+def _place(settings: SafetyChecker) -> Place:
+    return Place.of("quality.safety_checker", settings.folder, settings.model, settings.revision)
+
+
+def find_checker(settings: SafetyChecker) -> str:
+    """The folder of the safety checker on this machine; downloaded if need be.
 
     Raises:
-        AigiError: one is not.
+        AigiError: there is none, or it lacks a file.
     """
-    for file in CHECKER_FILES:
-        if settings.folder is None:
-            hub_file("quality.safety_checker", settings.model, file, settings.revision)
-        elif not os.path.isfile(os.path.join(settings.folder, file)):
-            raise AigiError(
-                f"quality.safety_checker.folder: {settings.folder} has no {file} (weights in "
-                "pickle files are not read). Copy the folder anew, or convert it with "
-                "save_pretrained."
-            )
+    return _place(settings).fetch(*CHECKER_FILES)
 
 
 class SafetyChecker(Settings):

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.benchmark.metrics import psnr
+from pipeline.models.clip import Clip, Embeddings
 from pipeline.tiny.captions import captions
 from pipeline.tiny.corpus import FIRST_SEED, JITTER
 from pipeline.tiny.gallery import write_sheet
@@ -114,44 +115,14 @@ def rule_shares(pictures: Sequence[Rgb], scenes: Sequence[Scene]) -> dict[str, f
 # --- CLIP --------------------------------------------------------------------------------------
 
 
-class Clip:
-    """The tiny CLIP through open_clip's own loading code."""
-
-    def __init__(self, folder: Path) -> None:
-        import open_clip
-
-        name = f"local-dir:{folder}"
-        self._model, _, self._prepare = open_clip.create_model_and_transforms(name)
-        self._model.eval()
-        self._tokenizer = open_clip.get_tokenizer(name)
-
-    def images(self, pictures: Sequence[Rgb]) -> NDArray[np.float32]:
-        """Normalised vectors (float32 NxD) of uint8 HxWx3 pictures."""
-        import torch
-
-        with torch.no_grad():
-            parts = [
-                self._model.encode_image(
-                    torch.stack([self._prepare(Image.fromarray(p)) for p in pictures[i : i + 64]]),
-                    normalize=True,
-                )
-                for i in range(0, len(pictures), 64)
-            ]
-        return np.asarray(torch.cat(parts).numpy())
-
-    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Normalised vectors (float32 NxD) of texts."""
-        import torch
-
-        with torch.no_grad():
-            return np.asarray(
-                self._model.encode_text(self._tokenizer(list(texts)), normalize=True).numpy()
-            )
+def clip_of(models: Path) -> Clip:
+    """The CLIP among tiny models."""
+    return Clip(Embeddings(folder=str(models / "clip")), "cpu")
 
 
 def found_first(clip: Clip, pictures: Sequence[Rgb], prompts: Sequence[str]) -> list[int]:
     """For each picture the index of the nearest of all prompts."""
-    nearest = (clip.images(pictures) @ clip.texts(prompts).T).argmax(1)
+    nearest = (clip.image_vectors(pictures) @ clip.text_vectors(prompts).T).argmax(1)
     return [int(i) for i in nearest]
 
 
@@ -175,7 +146,7 @@ def _coded(rgb: Rgb, quality: int) -> Rgb:
 def duplicates(clip: Clip, cases: Sequence[Case]) -> dict[str, float]:
     """Cosines of twins (moved, re-encoded, resized) and of pictures of different captions."""
     first = [render(c.scene, 128, 128, c.seed) for c in cases]
-    vectors = clip.images(first)
+    vectors = clip.image_vectors(first)
     moved = [render(c.scene, 128, 128, c.seed, jitter=JITTER) for c in cases]
     smaller = [
         np.asarray(Image.fromarray(p).resize((112, 112), Image.Resampling.BICUBIC)) for p in first
@@ -183,7 +154,7 @@ def duplicates(clip: Clip, cases: Sequence[Case]) -> dict[str, float]:
     twins = {"moved": moved, "JPEG 75": [_coded(p, 75) for p in first], "resized": smaller}
     result = {}
     for name, pictures in twins.items():
-        cosines = (vectors * clip.images(pictures)).sum(1)
+        cosines = (vectors * clip.image_vectors(pictures)).sum(1)
         result[f"{name} twins above 0.95 cosine"] = float((cosines > 0.95).mean())
     others = (vectors @ vectors.T)[~np.eye(len(cases), dtype=bool)]
     return result | {"different captions below 0.9 cosine": float((others < 0.9).mean())}
@@ -191,8 +162,8 @@ def duplicates(clip: Clip, cases: Sequence[Case]) -> dict[str, float]:
 
 def best_of(clip: Clip, pictures: Sequence[Rgb], prompts: Sequence[str]) -> float:
     """Share of pictures whose prompt is the best of 16: itself and 15 others, drawn at random."""
-    vectors = clip.images(pictures)
-    texts = clip.texts(prompts)
+    vectors = clip.image_vectors(pictures)
+    texts = clip.text_vectors(prompts)
     rng = random.Random(0)
     found = []
     for i, vector in enumerate(vectors):
@@ -286,7 +257,7 @@ def measure(models: Path, prompts: int, sheets: Path | None) -> Iterator[tuple[s
         prompts: pictures of each pipeline, at most 512; half as many by the demo's prompts.
         sheets: folder for `sheet-{clip,sd,sdxl}.jpg`.
     """
-    clip = Clip(models / "clip")
+    clip = clip_of(models)
     cases = held_out(512)
     if sheets:
         sheets.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pipeline.models.clip import untrained
+
 WORDS = 400
 WIDTH, LAYERS = 96, 3
 """Of CLIP's text tower, which is where the pipelines' text encoders begin."""
@@ -247,10 +249,7 @@ def clip_config(tokens: Any) -> dict[str, Any]:
 
 def clip(tokens: Any) -> Any:
     """An untrained `open_clip.model.CLIP`."""
-    from open_clip.model import CLIP
-
-    config = clip_config(tokens)["model_cfg"]
-    return CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+    return untrained(clip_config(tokens)["model_cfg"])
 
 
 def save_clip(folder: Path, model: Any, tokens: Any) -> None:

@@ -171,7 +171,7 @@ def test_blip_and_pick_score(tmp_path: Path) -> None:
 
 def test_missing_models_are_named(tmp_path: Path) -> None:
     settings: Any = {"mine": BlipScorer(kind="blip_itm", folder=str(tmp_path / "absent"))}
-    with pytest.raises(AigiError, match=r"alignments\.models\.mine: .*absent.*cannot be loaded"):
+    with pytest.raises(AigiError, match=r"alignments\.models\.mine\.folder: .*absent: no such"):
         load(settings, 2, "cpu")
 
 

@@ -242,7 +242,7 @@ def test_a_target_is_met_in_whatever_order_qualities_are_given(
 @pytest.mark.parametrize(
     ("codecs", "said"),
     [
-        ([{"codec": "learned", "models": ["/nowhere/x"]}], "/nowhere/x/model.safetensors: No such"),
+        ([{"codec": "learned", "models": ["/nowhere/x"]}], "/nowhere/x: no such folder"),
         (
             [{"codec": "learned", "models": ["catc-smal"]}],
             'no model "catc-smal" comes with aigi',

@@ -293,20 +293,20 @@ def test_missing_or_changed_weights_are_named(models: Path, tmp_path: Path) -> N
     weights = "unet/diffusion_pytorch_model.safetensors"
     local = DiffusersSource(folder=folder)
     check_weights("sd", spec(sha256={weights: file_sha256(f"{folder}/{weights}")}), local)
-    with pytest.raises(AigiError, match=r"sources\.sd: .*unet/diffusion.* has sha256"):
+    with pytest.raises(AigiError, match=r"sources\.sd\.folder: .*unet/diffusion.* has sha256"):
         check_weights("sd", spec(sha256={weights: "0" * 64}), local)
     with pytest.raises(AigiError, match="has no unet/other"):
         check_weights("sd", spec(sha256={"unet/other.safetensors": "0" * 64}), local)
     empty = DiffusersSource(folder=str(tmp_path))
-    with pytest.raises(AigiError, match="holds no diffusers pipeline"):
+    with pytest.raises(AigiError, match=r"sources\.sd\.folder: .*has no model_index\.json"):
         check_weights("sd", spec(), empty)
 
 
 def test_a_hub_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     remote = spec(sha256={"unet/x.safetensors": "0" * 64})
-    with pytest.raises(AigiError, match="cannot look up test/sd at revision seed-0"):
+    with pytest.raises(AigiError, match=r"sources\.sd\.model: cannot look up test/sd@seed-0"):
         check_weights("sd", remote, DiffusersSource())
-    with pytest.raises(AigiError, match=r"sources\.sd: cannot load test/sd"):
+    with pytest.raises(AigiError, match=r"sources\.sd\.model: test/sd@seed-0: the model cannot be"):
         Diffuser("sd", remote, DiffusersSource(), "cpu")
 
 

@@ -61,7 +61,7 @@ def test_half_precision_on_disk_is_a_codec_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
+        (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors; weights in pickle"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\x80\4pickle"), "not the weights"),
         (lambda f: (f / "config.json").write_text("{"), "not JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "kind"),
@@ -165,5 +165,7 @@ def test_the_card_has_what_was_measured() -> None:
 
 def test_offline_a_hub_id_is_an_error_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-    with pytest.raises(AigiError, match="Give the folder of a model as --model"):
+    with pytest.raises(
+        AigiError, match=r"nothing@v1.*\n.*its folder as --model FOLDER, or name one of catc-small"
+    ):
         load("nobody/nothing", revision="v1")

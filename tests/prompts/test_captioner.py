@@ -209,9 +209,9 @@ def test_next_photos_are_read_while_the_model_runs(
 
 def test_missing_models_and_photos(tmp_path: Path, model: Path) -> None:
     photos = folder_of(tmp_path, GOOD)
-    with pytest.raises(AigiError, match="no such folder of a BLIP model"):
+    with pytest.raises(AigiError, match=r"prompts\.sources\.folder: .*gone: no such folder"):
         Captioner(source(tmp_path / "gone", photos=photos), "cpu")
-    with pytest.raises(AigiError, match="the BLIP model cannot be loaded"):
+    with pytest.raises(AigiError, match=r"photos has no config\.json"):
         Captioner(source(tmp_path / "photos", photos=photos), "cpu")
     with pytest.raises(AigiError, match="no such file or folder"):
         photo_names(source(model, photos=str(tmp_path / "gone")))
@@ -226,7 +226,9 @@ def test_weights_that_can_run_code_are_refused(tmp_path: Path, model: Path) -> N
     shutil.copytree(model, tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").unlink()
     torch.save({}, tmp_path / "m" / "pytorch_model.bin")
-    with pytest.raises(AigiError, match="cannot be loaded"):
+    with pytest.raises(
+        AigiError, match=r"has no .*safetensors; weights in pickle files are not read"
+    ):
         Captioner(source(tmp_path / "m", photos=folder_of(tmp_path, GOOD)), "cpu")
 
 

@@ -274,8 +274,11 @@ def _write(name: str, data: bytes) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
-        (shutil.rmtree, "holds no open_clip model"),
-        (_unlink("open_clip_config.json"), "holds no open_clip model"),
+        (shutil.rmtree, r"embeddings\.folder: .*no such folder"),
+        (
+            _unlink("open_clip_config.json"),
+            r"embeddings\.folder: .* has no open_clip_config\.json\.",
+        ),
         (_write("open_clip_config.json", b"{"), "not a configuration of open_clip"),
         (_write("open_clip_config.json", b"[]"), "not a configuration of open_clip"),
         (_write("open_clip_config.json", b'{"model_cfg": {}}'), "not a configuration"),
@@ -302,9 +305,9 @@ def test_a_damaged_folder(
         ({"pretrained": "openai"}, "Set it to ViT-B-32-quickgelu"),
         ({"model": "ViT-L-14-quickgelu", "pretrained": "laion2b_s32b_b82k"}, "no such weights"),
         ({"model": "RN50", "pretrained": "/tmp/a.pt"}, "no such weights of RN50"),
-        ({}, "laion/CLIP-ViT-B-32-laion2B-s34B-b79K@main.*\n.*give it as folder"),
-        ({"model": "hf-hub:aigi-test/none"}, "cannot get open_clip_config.json of aigi-test/none"),
-        ({"model": "hf-hub:not/a/name"}, "cannot get open_clip_config.json of not/a/name"),
+        ({}, r"laion/CLIP-ViT-B-32-laion2B-s34B-b79K@main.*\n.*its folder as embeddings.folder"),
+        ({"model": "hf-hub:aigi-test/none"}, "model: cannot get aigi-test/none@main"),
+        ({"model": "hf-hub:not/a/name"}, "model: cannot get not/a/name@main"),
     ],
 )
 def test_models_that_are_not_there(
@@ -317,14 +320,11 @@ def test_models_that_are_not_there(
         find_weights(Embeddings.model_validate(values))
 
 
-def test_a_hub_model_without_safetensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-    from huggingface_hub.errors import RemoteEntryNotFoundError
+def test_a_hub_model_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
+        return str(tmp_path)
 
-    def lacking(*_: object, **__: object) -> str:
-        raise RemoteEntryNotFoundError.__new__(RemoteEntryNotFoundError)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lacking)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lacking)
     with pytest.raises(AigiError, match=f"b79K@main has no {WEIGHTS}.*pickle files are not read"):
         find_weights(Embeddings())
 
@@ -332,7 +332,7 @@ def test_a_hub_model_without_safetensors(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_other_weights_than_expected(model: Path) -> None:
     sha256 = file_sha256(str(model / WEIGHTS))
     assert find_weights(settings_of(model, sha256=sha256)) == str(model / WEIGHTS)
-    with pytest.raises(AigiError, match=f"has sha256 {sha256}, the workflow expects 0000"):
+    with pytest.raises(AigiError, match=f"has sha256 {sha256}, expected is 0000"):
         find_weights(settings_of(model, sha256="0" * 64))
 
 

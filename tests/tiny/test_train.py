@@ -101,7 +101,8 @@ def test_the_command_trains_all_models_and_a_killed_one_ends_alike(tmp_path: Pat
     # They load as the shipped ones do, and draw.
     pipe = measure.load_pipeline(whole / "models" / "sdxl")
     assert measure.generate(pipe, ["a red ball"], 64)[0].shape == (64, 64, 3)
-    assert len(measure.Clip(whole / "models" / "clip").texts(["a red ball"])[0]) == models.WIDTH
+    clip = measure.clip_of(whole / "models")
+    assert clip.text_vectors(["a red ball"]).shape == (1, models.WIDTH)
 
 
 @pytest.mark.parametrize(("part", "wanted"), [("sd", "vae"), ("sdxl", "vae")])

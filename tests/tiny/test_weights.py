@@ -12,9 +12,10 @@ import yaml
 from safetensors import safe_open
 
 from pipeline.demo import MODELS
+from pipeline.models.clip import Clip
 from pipeline.tiny import measure, models, train
 from pipeline.tiny.corpus import FIRST_SEED, said
-from pipeline.tiny.measure import Clip, held_out
+from pipeline.tiny.measure import held_out
 
 ROOT = Path(__file__).parents[2]
 MOST_BYTES = 12_000_000
@@ -22,7 +23,7 @@ MOST_BYTES = 12_000_000
 
 @pytest.fixture(scope="module")
 def clip() -> Clip:
-    return Clip(MODELS / "clip")
+    return measure.clip_of(MODELS)
 
 
 @pytest.fixture(scope="module")
