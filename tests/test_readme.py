@@ -7,14 +7,21 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
+from pipeline.cli.reference import FIRST, LAST, filled, reference
+from pipeline.models.clip import Embeddings
+from pipeline.workflow import Workflow
 from tests.conftest import ROOT
 from tests.hub import serve
 
 FRONT = ROOT / "README.md"
+WORKFLOWS = ROOT / "workflows" / "README.md"
 READMES = [
     FRONT,
     ROOT / "CONTRIBUTING.md",
@@ -74,7 +81,40 @@ def test_every_module_is_in_the_readme_of_its_folder() -> None:
 
 
 def test_every_section_of_a_workflow_is_explained() -> None:
-    from pipeline.workflow import Workflow
-
     for name in Workflow.model_fields:
-        assert f"| `{name}` |" in (ROOT / "workflows" / "README.md").read_text()
+        assert f"| `{name}` |" in WORKFLOWS.read_text()
+
+
+def test_the_settings_reference_is_that_of_the_schema() -> None:
+    text = WORKFLOWS.read_text()
+    assert text == filled(text, reference(Workflow.model_json_schema())), (
+        "make it again: python -m pipeline.cli.reference workflows/README.md"
+    )
+
+
+def keys(section: str, kind: object) -> Iterator[str]:
+    """`SECTION.KEY` for every key of every class that is somewhere in a type."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        for name, field in kind.model_fields.items():
+            yield f"{section}.{name}"
+            yield from keys(section, field.annotation)
+    for inner in get_args(kind):
+        yield from keys(section, inner)
+
+
+def test_every_key_of_every_section_is_in_the_settings_reference() -> None:
+    settings = WORKFLOWS.read_text().partition(FIRST)[2].partition(LAST)[0]
+    found = set(re.findall(r"^\| `(\w+)(?:\.[\w.]+)*(\.\w+)` \|", settings, re.M))
+    asked = {
+        key for name, field in Workflow.model_fields.items() for key in keys(name, field.annotation)
+    }
+    elsewhere = {f"benchmark.{key}" for key in Embeddings.model_fields}  # benchmark.clip
+    assert len(asked) > 200
+    assert {"".join(key) for key in found} == asked - elsewhere
+    assert "| `run` |" in settings
+
+
+def test_code_in_the_settings_reference_stays_code_and_a_cell_one_cell() -> None:
+    schema = Workflow.model_json_schema()
+    schema["properties"]["run"]["description"] = "a `<b>|` of <b>|"
+    assert r"| `run` | text; required | a `<b>\|` of \<b>\| |" in reference(schema)
