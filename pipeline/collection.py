@@ -1,4 +1,4 @@
-"""A release, a dataset on the Hub or a folder of pictures in, its pictures in a fixed order out.
+"""A release, a dataset on the Hub or pictures of a folder in, the pictures in a fixed order out.
 
 What is measured, analysed or trained on comes through here: nothing of it asks how the pictures
 were made.
@@ -6,9 +6,7 @@ were made.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import posixpath
 import re
@@ -22,7 +20,10 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipeline import AigiError
-from pipeline.pixels import image_size
+from pipeline.manifest import MANIFEST, find_release
+from pipeline.pictures.caption_table import CaptionTable, match
+from pipeline.pictures.pictures import open_pictures
+from pipeline.pixels import BadPicture, image_size
 from pipeline.settings import Count, Location, Settings, Split
 from pipeline.store import Store
 from pipeline.tables import IMAGE
@@ -33,7 +34,7 @@ class Pictures(Settings):
 
     place: Location = Field(
         description="release folder, run directory, hf://datasets/ORG/NAME@REVISION, or a folder "
-        "of pictures"
+        "or .zip of images"
     )
     sources: tuple[str, ...] | None = Field(None, description="null: all")
     splits: tuple[Split, ...] | None = Field(
@@ -53,10 +54,8 @@ def asked_or_own(asked: Pictures | None, run: str) -> Pictures:
     return asked or Pictures(place=run)
 
 
-MANIFEST = "manifest.json"
 ROWS, BYTES = 100, 64 << 20
 """A part has at most so many pictures; of a folder, at most so many bytes beyond one picture."""
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"))
 
 COLUMNS = pa.schema(
     [
@@ -111,12 +110,15 @@ class Collection:
 
     def __init__(self, pictures: Pictures) -> None:
         self.pictures = pictures
-        self.store, manifest = _open(pictures.place)
+        place = pictures.place
         self._files: list[str] = []
         self._texts: dict[str, str] = {}
-        if manifest is None:
-            self.parts, state = self._folder()
+        packed = place.lower().endswith(".zip")
+        found = None if packed else find_release(place)
+        if found is None:
+            self.parts, state = self._folder(packed)
         else:
+            self.store, manifest = found
             self.parts, state = self._release(manifest)
         self._by_name = {part.name: part for part in self.parts}
         self.state = hashlib.sha256(json.dumps(state).encode()).hexdigest()
@@ -186,26 +188,21 @@ class Collection:
             state.append([path, sha256])
         return parts, [state, [(part.name, part.rows) for part in parts]]
 
-    def _folder(self) -> tuple[list[Part], list[Any]]:
-        place, fs = self.pictures.place, self.store.fs
-        found = fs.find(self.store.root, detail=True)
-        base = self.store.root.rstrip("/") + "/"
-        sizes = {
-            path.removeprefix(base): int(info["size"] or 0)
-            for path, info in found.items()
-            if posixpath.splitext(path)[1].lower() in SUFFIXES
-            and not any(p.startswith(".") for p in path.removeprefix(base).split("/"))
-        }
+    def _folder(self, packed: bool) -> tuple[list[Part], list[Any]]:
+        place = self.pictures.place
+        store = Store(place)
+        if not packed and ("hf://" in place or not store.fs.isdir(store.root)):
+            raise AigiError(
+                f"{place}: no {MANIFEST}, so no release, and no folder of pictures. Give a release "
+                "folder, a run, hf://datasets/ORG/NAME@REVISION, a folder or a .zip."
+            )
+        self._opened = open_pictures(place)
+        names = sorted(self._opened.names())
         if self.pictures.captions is not None:
-            self._texts = _captions(self.pictures)
-            missing = [name for name in self._texts if name not in sizes]
-            if missing:
-                raise AigiError(
-                    f"{self.pictures.captions}: {missing[0]!r} is not in {place} "
-                    f"({len(missing)} of {len(self._texts)} files are not)"
-                )
-            sizes = {name: size for name, size in sizes.items() if name in self._texts}
-        source = self.pictures.name or posixpath.basename(self.store.root.rstrip("/")) or "pictures"
+            self._texts = self._captions(self.pictures.captions, names)
+            names = [name for name in names if name in self._texts]
+        sizes = {name: self._size(name) for name in names}
+        source = self.pictures.name or _source_of(store.root) or "pictures"
         if not self._wanted(source, "test"):
             return [], []
         self._files = sorted(sizes)[: self.pictures.limit]
@@ -225,11 +222,30 @@ class Collection:
         texts = sorted(self._texts.items())
         return parts, [source, [(name, sizes[name]) for name in self._files], texts]
 
+    def _captions(self, location: str, names: list[str]) -> dict[str, str]:
+        """Texts of the files that a table names. It must name each once, and no others."""
+        columns = self.pictures.file_column, self.pictures.text_column
+        found = match(CaptionTable(location, *columns), names)
+        if found.refused:
+            first = found.refused[0]
+            raise AigiError(
+                f"{location}:{first.line}: {first.name}: {first.problem} in {self.pictures.place} "
+                f"({len(found.refused)} of {len(found.refused) + len(found.listed)} rows are not "
+                "good). Correct the table."
+            )
+        return {name: text or "" for name, (text, _) in found.listed.items()}
+
+    def _size(self, name: str) -> int:
+        try:
+            return self._opened.size(name)
+        except BadPicture:  # a link to nothing: said when it is read
+            return 0
+
     def _picture(self, part: Part, number: int) -> dict[str, Any]:
         name = self._files[number]
         try:
-            data = self.store.fs.cat_file(self.store.path(name))
-        except OSError as error:
+            data = self._opened.read(name)
+        except (BadPicture, OSError) as error:
             raise AigiError(f"{self.pictures.place}: {name}: cannot be read: {error}") from error
         width, height = image_size(data) or (None, None)
         return {
@@ -245,23 +261,9 @@ class Collection:
         }
 
 
-def _open(place: str) -> tuple[Store, dict[str, Any] | None]:
-    """The files, and the manifest of a release or None for a plain folder."""
-    for url in (place, place.rstrip("/") + "/release"):
-        store = Store(url)
-        try:
-            manifest = store.read_json(MANIFEST)
-        except OSError as error:
-            raise AigiError(f"{place}: cannot be read: {error}") from error
-        if manifest is not None:
-            return store, manifest
-    store = Store(place)
-    if "hf://" in place or not store.fs.isdir(store.root):
-        raise AigiError(
-            f"{place}: no {MANIFEST}, so no release, and no folder of pictures. Give a release "
-            "folder, a run, hf://datasets/ORG/NAME@REVISION or a folder."
-        )
-    return store, None
+def _source_of(root: str) -> str:
+    """The name of a folder, or of an archive without its ending."""
+    return posixpath.basename(root.rstrip("/")).removesuffix(".zip")
 
 
 def _parts(path: str, source: str, split: str, metadata: Any) -> Iterator[Part]:
@@ -303,26 +305,3 @@ def _read_groups(store: Store, part: Part, wanted: list[str]) -> pa.Table:
         else:
             raise AigiError(f"{path}: no column {name}: not a file of a release")
     return pa.table(columns, schema=pa.schema([COLUMNS.field(name) for name in wanted]))
-
-
-def _captions(pictures: Pictures) -> dict[str, str]:
-    """Texts by file name, of a CSV or JSON-lines file."""
-    assert pictures.captions is not None
-    store = Store(posixpath.dirname(pictures.captions))
-    name = posixpath.basename(pictures.captions)
-    try:
-        text = store.fs.cat_file(store.path(name)).decode("utf-8-sig")
-        rows: list[dict[str, Any]] = (
-            [json.loads(line) for line in text.splitlines() if line.strip()]
-            if name.endswith(".jsonl")
-            else list(csv.DictReader(io.StringIO(text, newline="")))
-        )
-        return {
-            str(row[pictures.file_column]): str(row[pictures.text_column] or "") for row in rows
-        }
-    except (OSError, ValueError, csv.Error) as error:
-        raise AigiError(f"{pictures.captions}: cannot be read: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise AigiError(
-            f"{pictures.captions}: no column {error}; set file_column and text_column"
-        ) from None

@@ -14,8 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from pipeline import AigiError
 
 
@@ -134,6 +132,8 @@ def signature(path: str) -> dict[str, Any]:
     Raises:
         AigiError: no such file.
     """
+    import fsspec
+
     fs, name = fsspec.core.url_to_fs(path)
     try:
         info = fs.info(name)

@@ -42,15 +42,15 @@ class DocumentRecord(TypedDict):
     sha256: str
 
 
-def open_release(target: str) -> tuple[Store, dict[str, Any]]:
-    """The files and the manifest of a release.
+def find_release(target: str) -> tuple[Store, dict[str, Any]] | None:
+    """The files and the manifest of a release; None where there is no manifest.
 
     Args:
         target: a release folder, the run directory above it, or an fsspec URL of one; a Hub
             dataset is `hf://datasets/ORG/NAME@REVISION`.
 
     Raises:
-        AigiError: there is no manifest.
+        AigiError: it cannot be read.
     """
     for url in (target, target.rstrip("/") + "/release"):
         store = Store(url)
@@ -60,6 +60,17 @@ def open_release(target: str) -> tuple[Store, dict[str, Any]]:
             raise AigiError(f"{target}: cannot be read: {error}") from error
         if manifest is not None:
             return store, manifest
+    return None
+
+
+def open_release(target: str) -> tuple[Store, dict[str, Any]]:
+    """The files and the manifest of a release, as `find_release`.
+
+    Raises:
+        AigiError: there is no manifest.
+    """
+    if (found := find_release(target)) is not None:
+        return found
     raise AigiError(
         f"{target}: no {MANIFEST}: not a release. Give a release folder, a run, or "
         "hf://datasets/ORG/NAME@REVISION"

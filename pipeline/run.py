@@ -75,7 +75,7 @@ def _refuse(
     if record.get("version") != stage.version:
         changes.append(f"stage version: {record.get('version')} -> {stage.version}")
     if not changes:
-        changes = ["the schema of the table"]
+        changes = ["the schema of the table, or the size of its row groups"]
     raise AigiError(
         f"{stage.table}: made with other settings than the workflow asks for now:\n  "
         + "\n  ".join(changes)
@@ -96,8 +96,11 @@ def _run_map(
 ) -> None:
     names = stage.names(store)
     present = store.shards(stage.table)
-    whole = store.rows_of(stage.table, [name for name in names if name in present])
-    missing = [name for name in names if whole.get(name) is None]
+    rows = store.rows_of(stage.table, [name for name in names if name in present])
+    whole = {name: count for name, count in rows.items() if count is not None}
+    for name in stage.outdated(store, list(whole), progress):
+        del whole[name]  # its file stays until another one takes its place
+    missing = [name for name in names if name not in whole]
     if not missing and record.get("status") == "done":
         progress.skip(stage.table, len(names))
         return
@@ -106,8 +109,6 @@ def _run_map(
     if missing:
         stage.check()
     hashes = {name: sha for name, sha in record.get("sha256", {}).items() if name in whole}
-    for name in missing:
-        hashes.pop(name, None)
     record |= {"status": "running", "expected": len(names), "failed": {}, "sha256": hashes}
     store.write_json(record, "_stages", f"{stage.table}.json")
     before, started = float(record.get("seconds", 0.0)), time.perf_counter()
@@ -122,8 +123,8 @@ def _run_map(
         )
         store.write_json(record, "_stages", f"{stage.table}.json")
 
-    done = sum(rows for rows in whole.values() if rows is not None)
-    with progress.stage(stage.table, len(names), len(names) - len(missing), done) as bar:
+    done = sum(whole.values())
+    with progress.stage(stage.table, len(names), len(whole), done) as bar:
         results = (
             _serially(stage, store, missing)
             if compute.ray is None

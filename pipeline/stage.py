@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from pydantic import Field
 from pipeline import AigiError
 from pipeline.progress import Progress
 from pipeline.settings import Count, Settings
-from pipeline.store import DiskFull, Shard, Store
+from pipeline.store import DiskFull, Shard, Store, row_group_limits
 
 Worker = Callable[[pa.Table], Iterable[pa.Table]]
 """Rows of one shard in, chunks of output rows out. Chunks are written while it goes on."""
@@ -33,6 +33,11 @@ def no_check() -> None:
 def no_state(store: Store) -> Any:
     """The state of a stage that depends on settings and input tables alone."""
     return None
+
+
+def none_outdated(store: Store, names: Sequence[str], progress: Progress) -> set[str]:
+    """The outdated shards of a stage whose fingerprint covers all that they depend on."""
+    return set()
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Map:
         check: called once by the driver before any work, to refuse early.
         state: what the table depends on beside settings and inputs; part of its fingerprint.
         remake: other settings or inputs make the table anew, where it would else be refused.
+        outdated: which of its whole shards, given by name, must be made again; says why.
     """
 
     table: str
@@ -83,6 +89,7 @@ class Map:
     check: Callable[[], None] = field(default=no_check)
     state: Callable[[Store], Any] = field(default=no_state)
     remake: bool = False
+    outdated: Callable[[Store, Sequence[str], Progress], set[str]] = field(default=none_outdated)
 
 
 @dataclass(frozen=True)
@@ -112,15 +119,23 @@ class Files:
 Stage = Build | Map | Files
 
 
+_FIRST_LIMITS = ({"rows": 100, "bytes": 64 << 20}, {"rows": 65_536})
+"""Limits of row groups when fingerprints did not say them: tables of that time keep theirs as long
+as these are the limits. They never change."""
+
+
 def fingerprint(stage: Stage, inputs: Mapping[str, str]) -> str:
-    """sha256 over table, stage version, settings, input fingerprints and schema (hex)."""
-    parts = {
+    """sha256 over table, stage version, settings, input fingerprints, schema, row groups (hex)."""
+    parts: dict[str, Any] = {
         "table": stage.table,
         "version": stage.version,
         "settings": stage.settings,
         "inputs": inputs,
         "schema": stage.schema.to_string(show_schema_metadata=False),
     }
+    limits = row_group_limits(stage.schema)
+    if limits not in _FIRST_LIMITS:
+        parts["row_groups"] = limits
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

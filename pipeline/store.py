@@ -31,11 +31,16 @@ from pipeline.files import replaced, sweep
 from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.tables import IMAGE
 
-# Small row groups let a reader skip to one picture; narrow tables want long ones.
+# Small row groups let a reader skip to one picture; narrow tables need long ones.
 IMAGE_ROWS, IMAGE_BYTES = 100, 64 << 20
-
-
 NARROW_ROWS = 65_536
+
+
+def row_group_limits(schema: pa.Schema) -> dict[str, int]:
+    """The most `rows` of a row group, and of a table with images the most `bytes`."""
+    if "image" in schema.names:
+        return {"rows": IMAGE_ROWS, "bytes": IMAGE_BYTES}
+    return {"rows": NARROW_ROWS}
 
 
 @dataclass(frozen=True)
@@ -112,18 +117,19 @@ class _Hashing:
 
 def _row_groups(chunks: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
     """Regroup chunks by rows and bytes alone, so that timing never moves a boundary."""
-    has_images = "image" in schema.names
-    most_rows = IMAGE_ROWS if has_images else NARROW_ROWS
+    limits = row_group_limits(schema)
+    most_rows, most_bytes = limits["rows"], limits.get("bytes")
+    # A row at a time where images are: one may be tens of megabytes.
+    step = most_rows if most_bytes is None else 1
     held: list[pa.Table] = []
     rows = size = 0
     for chunk in chunks:
-        # A row at a time where pictures are: one may be tens of megabytes.
-        for start in range(0, chunk.num_rows, 1 if has_images else most_rows):
-            piece = chunk.slice(start, 1 if has_images else most_rows)
+        for start in range(0, chunk.num_rows, step):
+            piece = chunk.slice(start, step)
             # nbytes of a slice counts the slice only, unlike get_total_buffer_size.
             if held and (
                 rows + piece.num_rows > most_rows
-                or (has_images and size + piece.nbytes > IMAGE_BYTES)
+                or (most_bytes is not None and size + piece.nbytes > most_bytes)
             ):
                 yield pa.concat_tables(held)
                 held, rows, size = [], 0, 0

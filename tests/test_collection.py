@@ -109,11 +109,11 @@ def test_captions_choose_files_and_name_what_is_missing(tmp_path: Path) -> None:
     asked = Pictures(place=str(root), captions=str(captions), text_column="prompt", name="cats")
     rows = _all(Collection(asked))
     assert [(row["source"], row["text"]) for row in rows] == [("cats", "a cat,\nand more")]
-    with pytest.raises(AigiError, match=r"captions\.csv: no column 'text'"):
+    with pytest.raises(AigiError, match=r"captions\.csv: text: no such column. Set text_column"):
         Collection(asked.model_copy(update={"text_column": "text"}))
     lines = tmp_path / "captions.jsonl"
     lines.write_text('{"file": "absent.png", "text": "x"}\n')
-    with pytest.raises(AigiError, match=r"'absent\.png' is not in"):
+    with pytest.raises(AigiError, match=r"jsonl:1: absent\.png: no such picture in"):
         Collection(asked.model_copy(update={"captions": str(lines), "text_column": "text"}))
 
 

@@ -9,19 +9,22 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import AigiError
+from pipeline import store as store_module
 from pipeline.progress import Progress
 from pipeline.run import run_stages, status
-from pipeline.stage import Build, Compute, Files, Map
+from pipeline.stage import Build, Compute, Files, Map, fingerprint
 from pipeline.store import Shard, Store
+from pipeline.tables import IMAGES
 from tests import toy
 from tests.conftest import ROOT
 
@@ -175,6 +178,73 @@ def test_a_changed_input_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "numbers" / "part-00011.parquet").unlink()
     with pytest.raises(AigiError, match=r"squares: .*\n.*input table numbers is another one"):
         toy.make(str(tmp_path), shards=11)
+
+
+OLD = {
+    "numbers": "f05a14ed9dd26ec0934759ecef228bbc20b051704c77a125b90e3cad1b48da99",
+    "squares": "d512a1175bc3d3fce70d1a1915da9ad6c6f74f7c36664b8157083321f2de0ca0",
+    "images": "beafe8db7ed0d91272a83723d4ac1535e5afe8096e1992a26a28dcf6e6ece83d",
+}
+"""Fingerprints of the time when the size of row groups was not part of them."""
+
+
+@pytest.mark.parametrize(
+    ("limit", "changed"),
+    [
+        (None, set()),
+        ("IMAGE_ROWS", {"images"}),
+        ("IMAGE_BYTES", {"images"}),
+        ("NARROW_ROWS", {"numbers", "squares"}),
+    ],
+)
+def test_the_size_of_row_groups_is_in_the_fingerprint_of_what_it_shapes(
+    limit: str | None, changed: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers, squares = toy.stages()
+    stages = [numbers, squares, replace(squares, table="images", schema=IMAGES)]
+    if limit is not None:
+        monkeypatch.setattr(store_module, limit, getattr(store_module, limit) // 2)
+    now = {stage.table: fingerprint(stage, {"numbers": "0"}) for stage in stages}
+    assert {table for table in OLD if now[table] != OLD[table]} == changed
+
+
+def test_row_groups_of_another_size_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy.make(str(tmp_path))
+    monkeypatch.setattr(store_module, "NARROW_ROWS", 10)
+    with pytest.raises(AigiError, match="or the size of its row groups"):
+        toy.make(str(tmp_path))
+    toy.make(str(tmp_path / "new"))
+    found = pq.read_metadata(tmp_path / "new" / "squares" / "part-00000.parquet")
+    assert [found.row_group(i).num_rows for i in range(found.num_row_groups)] == [10] * 4
+
+
+def test_outdated_shards_are_made_again_and_no_others(tmp_path: Path) -> None:
+    toy.make(str(tmp_path))
+    before, first = times(tmp_path), files(tmp_path)
+    asked: list[list[str]] = []
+
+    def outdated(store: Store, names: Sequence[str], progress: Progress) -> set[str]:
+        asked.append(list(names))
+        progress.say("two of old")
+        return {"part-00003", "part-00007"} if len(asked) == 1 else set()
+
+    numbers, squares = toy.stages()
+    assert isinstance(squares, Map)
+    squares = replace(squares, outdated=outdated)
+    cut = tmp_path / "squares" / "part-00005.parquet"
+    cut.write_bytes(cut.read_bytes()[:-9])
+    out = io.StringIO()
+    run_stages([numbers, squares], Store(str(tmp_path)), Compute(), Progress(out))
+    assert "two of old\nsquares: 12/12 shards, 480 rows" in out.getvalue()
+    assert "part-00005" not in asked[0] and len(asked[0]) == 11
+    again = {name for name, time in times(tmp_path).items() if time != before[name]}
+    assert again == {f"part-0000{i}.parquet" for i in (3, 5, 7)} and files(tmp_path) == first
+    record = Store(str(tmp_path)).read_json("_stages", "squares.json")
+    assert record is not None and len(record["sha256"]) == 12
+    run_stages([numbers, squares], Store(str(tmp_path)), Compute(), Progress(out))
+    assert out.getvalue().endswith("squares: 12 shards, already made\n")
 
 
 def test_a_missing_input_table_is_named(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ A row holds the decoded picture at the quality that comes nearest to the wanted 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -18,14 +19,12 @@ from pipeline.benchmark.measurements import (
     Coded,
     Job,
     facts_of,
-    here_of,
-    names_of,
     pixels_of,
-    skipped,
     with_job,
 )
 from pipeline.benchmark.search import nearest
 from pipeline.benchmark.settings import Benchmark, Strips
+from pipeline.benchmark.versions import Shards, at_hand, here_of
 from pipeline.codecs.codec import CodecSettings, Here
 from pipeline.codecs.command import Missing
 from pipeline.codecs.table import digest, qualities, row_of
@@ -65,8 +64,14 @@ def _read(
 class Comparer:
     """Rows with pictures in, the same pictures at the wanted rate or distance out."""
 
-    def __init__(self, here: Here, threads: int, strips: Strips) -> None:
-        self.bench, self.strips = Bench(here, threads), strips
+    def __init__(
+        self,
+        here: Here,
+        threads: int,
+        strips: Strips,
+        versions: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.bench, self.strips = Bench(here, threads, versions), strips
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Yield one row at a time."""
@@ -82,7 +87,8 @@ class Comparer:
         except Missing:
             raise
         except Exception as error:  # as in the measurements: one picture, one row
-            return facts | {"quality": None, "error": f"{type(error).__name__}: {error}"}
+            failed = {"quality": None, "error": f"{type(error).__name__}: {error}"}
+            return facts | failed | {"codec_version": self.bench.version(given)}
         height, width = coded.image.shape[:2]
         image = {"bytes": png_bytes(coded.image), "path": None}
         facts |= {"quality": quality, "width": width, "height": height, "image": image}
@@ -90,10 +96,7 @@ class Comparer:
 
     def _brought(self, given: CodecSettings, row: dict[str, Any]) -> tuple[float, Coded]:
         image = pixels_of(row)
-        unit, target = (
-            ("bpp", self.strips.bpp) if self.strips.bpp is not None else ("psnr", self.strips.psnr)
-        )
-        assert target is not None
+        unit, target = self.strips.target
         made: dict[float, Coded] = {}
 
         def measure(quality: float) -> float:
@@ -110,13 +113,14 @@ def stage(benchmark: Benchmark, strips: Strips, compute: Compute, collection: Co
     Raises:
         AigiError: a codec does not exist.
     """
-    without = skipped(benchmark, compute)
+    versions, _ = at_hand(benchmark, compute)
     found = {
         f"{given.label}-{digest(given)}/{part.name}": Job(given, 0, part)
         for given in benchmark.codecs
         for part in chosen_parts(collection)
     }
     labels = {name: job.codec.label for name, job in found.items()}
+    shards = Shards("comparisons", labels, versions)
     return Map(
         table="comparisons",
         version=VERSION,
@@ -126,9 +130,12 @@ def stage(benchmark: Benchmark, strips: Strips, compute: Compute, collection: Co
             "strips": strips.model_dump(mode="json", exclude={"crop"}),
         },
         inputs=(),
-        names=partial(names_of, "comparisons", labels, without),
+        names=shards.names,
         read=partial(_read, collection, strips.count, found),
-        make_worker=partial(Comparer, here_of(benchmark, compute), compute.threads, strips),
+        make_worker=partial(
+            Comparer, here_of(benchmark, compute), compute.threads, strips, versions
+        ),
         state=lambda store: collection.state,
         remake=True,
+        outdated=shards.outdated,
     )

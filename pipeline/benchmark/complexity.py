@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.benchmark.measurements import here_of, names_of, pixels_of, skipped
+from pipeline.benchmark.measurements import pixels_of
 from pipeline.benchmark.settings import Benchmark, Complexity
+from pipeline.benchmark.versions import Shards, agreed, at_hand, here_of
 from pipeline.codecs.codec import CodecSettings, Here
 from pipeline.codecs.command import CodecFailed, peak_mib
 from pipeline.codecs.table import digest, opened, qualities, row_of
@@ -33,7 +34,7 @@ from pipeline.stage import Compute, Map
 from pipeline.store import Store
 
 COMPLEXITY = pa.schema(
-    # What comes after `quality` is null where `error` says why.
+    # What comes after `quality`, but for the version, is null where `error` says why.
     [
         ("codec", pa.string()),
         ("side", pa.int32()),  # pixels of the square picture
@@ -123,21 +124,26 @@ def measure(
     return found | {
         "encode_s_per_mp": statistics.median(times["encode"]) / (pixels / 1e6),
         "decode_s_per_mp": statistics.median(times["decode"]) / (pixels / 1e6),
-        "codec_version": row.version(given, here),
     }
 
 
 class Weigher:
     """Rows with a picture and a codec in, rows of what it costs out."""
 
-    def __init__(self, here: Here, threads: int, rounds: int) -> None:
-        self.here, self.threads, self.rounds = here, threads, rounds
+    def __init__(self, here: Here, threads: int, rounds: int, versions: Mapping[str, str]) -> None:
+        self.here, self.threads, self.rounds, self.versions = here, threads, rounds, versions
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Yield one row at a time."""
         for row in rows.to_pylist():
             given = CodecSettings.model_validate_json(row["settings"])
-            facts = {"codec": given.label, "side": row["side"], "quality": row["quality"]}
+            version = agreed(given.label, row_of(given).version(given, self.here), self.versions)
+            facts = {
+                "codec": given.label,
+                "side": row["side"],
+                "quality": row["quality"],
+                "codec_version": version,
+            }
             yield pa.Table.from_pylist([facts | self._apart(row)], COMPLEXITY)
 
     def _apart(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -195,26 +201,28 @@ def stage(
     Raises:
         AigiError: a codec does not exist.
     """
-    without = skipped(benchmark, compute)
+    versions, _ = at_hand(benchmark, compute)
     found = {
         f"{given.label}-{digest(given)}/{side}": (given, side)
         for given in benchmark.codecs
         for side in complexity.sides
     }
     labels = {name: given.label for name, (given, _) in found.items()}
+    shards = Shards("complexity", labels, versions)
     return Map(
         table="complexity",
         version=VERSION,
         schema=COMPLEXITY,
         settings={"pictures": benchmark.measured.model_dump(mode="json")},
         inputs=(),
-        names=partial(names_of, "complexity", labels, without),
+        names=shards.names,
         read=partial(_read, collection, found),
         make_worker=partial(
-            Weigher, here_of(benchmark, compute), compute.threads, complexity.rounds
+            Weigher, here_of(benchmark, compute), compute.threads, complexity.rounds, versions
         ),
         state=lambda store: collection.state,
         remake=True,
+        outdated=shards.outdated,
     )
 
 

@@ -2,8 +2,8 @@
 
 A shard is one part of the pictures, coded by one codec at one quality; its name says which, and
 has a digest of the codec's settings in it. So another codec or quality in the workflow costs its
-own shards alone. Those of one that is taken out stay for the day it comes back, and are not
-reported.
+own shards alone, and so does another version of a codec (`versions.py`). Those of one that is
+taken out stay for the day it comes back, and are not reported.
 
 What CLIP and marks say of a decoded picture is measured where the workflow asks for it; what they
 say of the originals is in the `references` table, which is made first.
@@ -12,7 +12,7 @@ say of the originals is in the `references` table, which is made first.
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -25,6 +25,7 @@ from pipeline import AigiError
 from pipeline.benchmark import perceptual
 from pipeline.benchmark.metrics import ms_ssim, psnr
 from pipeline.benchmark.settings import Benchmark
+from pipeline.benchmark.versions import Shards, agreed, at_hand, here_of
 from pipeline.codecs.codec import Codec, CodecSettings, Here
 from pipeline.codecs.command import Missing
 from pipeline.codecs.table import digest, opened, qualities, row_of
@@ -36,7 +37,7 @@ from pipeline.stage import Compute, Map, no_check
 from pipeline.store import Store
 
 MEASUREMENTS = pa.schema(
-    # What comes after `quality` is null where `error` says why.
+    # What comes after `quality`, but for the version, is null where `error` says why.
     [
         ("image_id", pa.string()),
         ("source", pa.string()),
@@ -55,7 +56,7 @@ MEASUREMENTS = pa.schema(
         ("encode_ms", pa.float64()),  # of an external program: with its start
         ("decode_ms", pa.float64()),
         ("device", pa.string()),
-        ("codec_version", pa.string()),
+        ("codec_version", pa.string()),  # null where the codec was not tried
         ("error", pa.string()),
     ]
 )
@@ -97,11 +98,6 @@ CLIP = "benchmark.clip"
 VECTORS = ("image_vector", "text_vector")
 
 
-def here_of(benchmark: Benchmark, compute: Compute) -> Here:
-    """Where this run finds programs, and the device of its networks."""
-    return Here(benchmark.programs, compute.device)
-
-
 def asked(benchmark: Benchmark, compute: Compute) -> dict[str, Any]:
     """What a workflow asks for beside rates and distances, as records of stages have it.
 
@@ -116,21 +112,6 @@ def asked(benchmark: Benchmark, compute: Compute) -> dict[str, Any]:
         found["clip"] = {**identity(clip, CLIP), **settings, "threads": compute.threads}
     if benchmark.watermarks:
         found["watermarks"] = True
-    return found
-
-
-def skipped(benchmark: Benchmark, compute: Compute) -> dict[str, str]:
-    """Codecs that this machine cannot run, by label: what is missing and how to get it.
-
-    Raises:
-        AigiError: a codec or one of its settings does not exist.
-    """
-    found = {}
-    for given in benchmark.codecs:
-        try:
-            row_of(given).version(given, here_of(benchmark, compute))
-        except Missing as missing:
-            found[given.label] = str(missing)
     return found
 
 
@@ -154,25 +135,11 @@ def jobs(benchmark: Benchmark, parts: list[Part]) -> dict[str, Job]:
     return found
 
 
-def names_of(
-    table: str, labels: Mapping[str, str], without: Container[str], store: Store
-) -> list[str]:
-    """Shards to make or to keep: of a codec that cannot run here, those made elsewhere before.
-
-    Args:
-        labels: the codec of every shard.
-        without: codecs that cannot run here.
-    """
-    present = store.shards(table)
-    return [name for name, label in labels.items() if label not in without or name in present]
-
-
-def _names(labels: Mapping[str, str], without: Container[str], store: Store) -> list[str]:
+def _names(shards: Shards, store: Store) -> list[str]:
     """Those of the workflow, and whole ones that it no longer asks for: they may be hours' work."""
-    others = [name for name in store.shards("measurements") if name not in labels]
+    others = [name for name in store.shards("measurements") if name not in shards.labels]
     whole = store.rows_of("measurements", others)
-    asked_for = names_of("measurements", labels, without, store)
-    return asked_for + [name for name in others if whole[name] is not None]
+    return shards.names(store) + [name for name in others if whole[name] is not None]
 
 
 def measured(benchmark: Benchmark, store: Store, parts: list[Part]) -> pa.Table:
@@ -225,16 +192,22 @@ class Coded:
 
 
 class Bench:
-    """Codecs that are ready to be measured on this machine; the last one used is kept open."""
+    """Codecs that are ready to be measured on this machine; the last one used is kept open.
 
-    def __init__(self, here: Here, threads: int) -> None:
+    Args:
+        versions: by label, those that the driver of the run has; empty: any will do.
+    """
+
+    def __init__(
+        self, here: Here, threads: int, versions: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self.here = here
+        self.here, self.versions = here, versions
+        self._found: dict[str, str] = {}
         self._key: tuple[str, float] | None = None
         self._codec: Codec | None = None
-        self._version = ""
 
     def measure(self, given: CodecSettings, quality: float, image: RGB, prompt: str) -> Coded:
         """Code and decode a picture once, by the clock.
@@ -243,7 +216,7 @@ class Bench:
         this process codes the first picture twice: what it sets up on first use does not count.
 
         Raises:
-            Missing: this machine cannot run the codec.
+            Missing: this machine cannot run the codec, or has another version than the driver.
             Exception: whatever the codec raises.
         """
         row = row_of(given)
@@ -267,18 +240,28 @@ class Bench:
             "encode_ms": 1000 * (between - started),
             "decode_ms": 1000 * (ended - between),
             "device": self._device(row.network),
-            "codec_version": self._version,
+            "codec_version": self.version(given),
         }
         return Coded(decoded, columns)
+
+    def version(self, given: CodecSettings) -> str:
+        """The version of a codec here, looked up once.
+
+        Raises:
+            Missing: this machine cannot run the codec, or has another version than the driver.
+        """
+        if given.label not in self._found:
+            version = row_of(given).version(given, self.here)
+            self._found[given.label] = agreed(given.label, version, self.versions)
+        return self._found[given.label]
 
     def _open(self, given: CodecSettings, quality: float, image: RGB, prompt: str) -> Codec:
         key = (given.model_dump_json(), quality)
         if self._codec is None or self._key != key:
             self._codec = None  # a network goes before the next one comes
-            row = row_of(given)
+            self.version(given)  # another one is refused before it measures
             codec = opened(given, quality, self.here)
-            self._version = row.version(given, self.here)
-            if not row.external:
+            if not row_of(given).external:
                 codec.decode(codec.encode(image, prompt))
             self._key, self._codec = key, codec
         return self._codec
@@ -306,6 +289,7 @@ class Measurer:
             vectors of `references`.
         watermarks: read the marks of decoded pictures.
         distances: files of weights of perceptual distances, by their kinds.
+        versions: of codecs, by label.
     """
 
     def __init__(
@@ -315,8 +299,9 @@ class Measurer:
         clip: Embeddings | None = None,
         watermarks: bool = False,
         distances: Mapping[str, str] = MappingProxyType({}),
+        versions: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.bench, self.watermarks = Bench(here, threads), watermarks
+        self.bench, self.watermarks = Bench(here, threads, versions), watermarks
         self.clip = None if clip is None else Clip(clip, here.device, CLIP)
         self.distances = {
             kind: perceptual.DISTANCES[kind](file, here.device) for kind, file in distances.items()
@@ -343,7 +328,8 @@ class Measurer:
         except Missing:
             raise
         except Exception as error:  # whatever a codec does to this picture, the others go on
-            return facts | {"error": f"{type(error).__name__}: {error}"}
+            failed = {"error": f"{type(error).__name__}: {error}"}
+            return facts | failed | {"codec_version": self.bench.version(given)}
 
     def _content(self, row: dict[str, Any], image: RGB, decoded: RGB) -> dict[str, Any]:
         """What networks and the mark say of a decoded picture, as far as that was asked for."""
@@ -369,12 +355,13 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
         AigiError: a codec does not exist, or none of them can run here; a folder has no weights
             of CLIP, or there is no file for a perceptual distance.
     """
-    without = skipped(benchmark, compute)
+    versions, without = at_hand(benchmark, compute)
     if len(without) == len(benchmark.codecs):
         lines = "\n".join(f"{label}: {why}" for label, why in without.items())
         raise AigiError(f"benchmark.codecs: none of them can run on this machine:\n{lines}")
     found = jobs(benchmark, collection.parts)
     labels = {name: job.codec.label for name, job in found.items()}
+    shards = Shards("measurements", labels, versions)
     more = asked(benchmark, compute)
     distances = benchmark.distances
     networks = {kind: perceptual.identity(kind, file) for kind, file in distances.items()}
@@ -384,7 +371,7 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
         schema=measurements_schema(benchmark.clip is not None, benchmark.watermarks, distances),
         settings={"pictures": benchmark.measured.model_dump(mode="json"), **more, **networks},
         inputs=("references",) if more else (),
-        names=partial(_names, labels, without),
+        names=partial(_names, shards),
         read=partial(_read, collection, found, benchmark.clip is not None),
         make_worker=partial(
             Measurer,
@@ -393,7 +380,9 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
             benchmark.clip,
             benchmark.watermarks,
             distances,
+            versions,
         ),
         check=perceptual.check if networks else no_check,
         state=lambda store: collection.state,
+        outdated=shards.outdated,
     )

@@ -80,7 +80,7 @@ class Referrer:
                 looked = list(pool.map(self._look, part))
                 found = [one for one, _ in looked]
                 if self.clip is not None:
-                    self._embed(part, looked, known)
+                    self._embed(self.clip, part, looked, known)
                 yield pa.Table.from_pylist(found, REFERENCES)
 
     def _look(self, row: Row) -> tuple[Row, torch.Tensor | None]:
@@ -101,11 +101,11 @@ class Referrer:
 
     def _embed(
         self,
+        clip: Clip,
         part: list[Row],
         looked: list[tuple[Row, torch.Tensor | None]],
         known: dict[str, Vectors],
     ) -> None:
-        assert self.clip is not None
         there = [
             (row, found, picture)
             for row, (found, picture) in zip(part, looked, strict=True)
@@ -113,8 +113,8 @@ class Referrer:
         ]
         texts = dict.fromkeys(row["text"] for row, _, _ in there if row["text"])
         new = [text for text in texts if text not in known]
-        known.update(zip(new, self.clip.text_vectors(new), strict=True))
-        vectors = self.clip.prepared_vectors([picture for _, _, picture in there])
+        known.update(zip(new, clip.text_vectors(new), strict=True))
+        vectors = clip.prepared_vectors([picture for _, _, picture in there])
         for (row, found, _), vector in zip(there, vectors, strict=True):
             found["image_vector"] = vector
             if row["text"]:

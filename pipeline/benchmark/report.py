@@ -29,7 +29,7 @@ from pipeline.benchmark.cells import (
 )
 from pipeline.benchmark.comparisons import chosen_parts, chosen_rows
 from pipeline.benchmark.latex import latex_table
-from pipeline.benchmark.measurements import MOST_PIXELS, here_of, measured, pixels_of, skipped
+from pipeline.benchmark.measurements import MOST_PIXELS, measured, pixels_of
 from pipeline.benchmark.metrics import CAP_DB, psnr
 from pipeline.benchmark.rates import (
     BD_RATES,
@@ -45,6 +45,7 @@ from pipeline.benchmark.rates import (
 )
 from pipeline.benchmark.settings import Benchmark
 from pipeline.benchmark.strips import strip
+from pipeline.benchmark.versions import at_hand, here_of
 from pipeline.codecs.command import CodecFailed
 from pipeline.codecs.table import conversion, opened, qualities, row_of
 from pipeline.collection import Collection
@@ -78,7 +79,7 @@ class Report:
         wanted = benchmark.clip is not None or benchmark.watermarks
         self.files = file_names(self.curves)
         self.references = store.read_all("references").to_pylist() if wanted else []
-        self.skipped = skipped(benchmark, compute)
+        _, self.skipped = at_hand(benchmark, compute)
         self.comparisons = {
             metric: {group: self._compared(found, metric) for group, found in self.curves.items()}
             for metric in METRICS
@@ -160,6 +161,7 @@ class Report:
         for row in self.measurements.select(["codec", "codec_version", "device"]).to_pylist():
             if row["codec_version"] is not None:
                 versions.setdefault(row["codec"], set()).add(row["codec_version"])
+            if row["device"] is not None:
                 devices.setdefault(row["codec"], set()).add(row["device"])
         rows = []
         conversions, failed = self._conversions()

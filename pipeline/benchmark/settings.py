@@ -11,11 +11,10 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline import AigiError
 from pipeline.codecs.codec import CodecSettings, named_codec
-from pipeline.codecs.table import CODECS
+from pipeline.codecs.table import CODECS, no_codec
 from pipeline.collection import Pictures
-from pipeline.complaints import near
-from pipeline.learned.shipped import shipped
 from pipeline.models.clip import Embeddings
 from pipeline.settings import Count, Location, Settings
 
@@ -33,6 +32,11 @@ class Strips(Settings):
         if (self.bpp is None) == (self.psnr is None):
             raise ValueError("give either bpp or psnr")
         return self
+
+    @property
+    def target(self) -> tuple[Literal["bpp", "psnr"], float]:
+        """The column that every codec is brought to, and its value."""
+        return ("psnr", self.psnr or 0.0) if self.bpp is None else ("bpp", self.bpp)
 
 
 class Complexity(Settings):
@@ -81,8 +85,13 @@ class Benchmark(Settings):
 
     @property
     def measured(self) -> Pictures:
-        """The pictures; of a section that `Workflow.benchmark_here` has made complete."""
-        assert self.pictures is not None
+        """The images of a section that `Workflow.benchmark_here` has made complete.
+
+        Raises:
+            AigiError: it has not.
+        """
+        if self.pictures is None:
+            raise AigiError("benchmark.pictures: not given, and no run was named")
         return self.pictures
 
     @field_validator("codecs")
@@ -90,8 +99,7 @@ class Benchmark(Settings):
     def _known(cls, codecs: tuple[CodecSettings, ...]) -> tuple[CodecSettings, ...]:
         for codec in codecs:
             if codec.codec not in CODECS:
-                names = [*CODECS, *shipped()]
-                raise ValueError(f'no codec "{codec.codec}"; {near(codec.codec, names)}')
+                raise ValueError(no_codec(codec.codec))
         return codecs
 
     @model_validator(mode="after")

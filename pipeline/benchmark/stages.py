@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.benchmark import comparisons, complexity, measurements, references
 from pipeline.benchmark.report import Report
 from pipeline.benchmark.settings import Benchmark
+from pipeline.benchmark.versions import at_hand
 from pipeline.codecs.table import qualities
 from pipeline.collection import Collection
 from pipeline.progress import Progress
@@ -20,7 +21,7 @@ def make(benchmark: Benchmark, compute: Compute, store: Store, progress: Progres
         AigiError: as `run_stages`; there are no pictures, or no codec can run here.
     """
     collection = Collection(benchmark.measured)
-    for label, why in measurements.skipped(benchmark, compute).items():
+    for label, why in at_hand(benchmark, compute)[1].items():
         progress.say(f"benchmark: {label} is skipped: {why}")
     stages: list[Stage] = []
     if measurements.asked(benchmark, compute):
@@ -40,7 +41,7 @@ def planned(benchmark: Benchmark, compute: Compute) -> list[tuple[str, int, str]
     Raises:
         AigiError: a codec does not exist.
     """
-    without = measurements.skipped(benchmark, compute)
+    _, without = at_hand(benchmark, compute)
     return [
         (given.label, len(qualities(given)), without.get(given.label, ""))
         for given in benchmark.codecs

@@ -5,7 +5,7 @@
     assert codec.decode(data).shape == image.shape
 
 The bytes alone suffice to decode, and all of them count as rate. CODECS has a row for each; adding
-one is a class with these two methods and a row.
+one is a class with these two methods and a row, which has the settings of its encoder too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pydantic import (
     ValidationInfo,
 )
 
+from pipeline.codecs.command import EncoderSettings
 from pipeline.learned.shipped import shipped
 from pipeline.pixels import RGB
 from pipeline.settings import Location, Settings, located
@@ -117,8 +118,11 @@ class Row:
         format: chroma, bit depth and colour of what is coded.
         qualities: usual ones, from low to high rate.
         grid: all that a search may try, from low to high rate; empty: only the given ones.
-        open: makes the codec at one quality; raises `Missing` where this machine lacks something.
+        open: makes the codec of these settings at one quality; raises `Missing` where this machine
+            lacks something.
         version: of encoder and decoder; raises `Missing` in the same case.
+        settings: of the encoder, as JSON knows them, all but the quality and what `CodecSettings`
+            has. They are written here alone, and are part of the codec's digest.
         external: runs as a program of its own, whose start is part of every time.
         network: runs on the device of the workflow; all others on the CPU.
         prompt_bytes: how many bytes of a file hold the prompt.
@@ -129,8 +133,9 @@ class Row:
     format: str
     qualities: tuple[float, ...]
     grid: tuple[float, ...]
-    open: Callable[[CodecSettings, float, Here], Codec]
+    open: Callable[[EncoderSettings, CodecSettings, float, Here], Codec]
     version: Callable[[CodecSettings, Here], str]
+    settings: EncoderSettings
     external: bool = False
     network: bool = False
     prompt_bytes: Callable[[bytes], int] = no_prompt

@@ -16,10 +16,13 @@ from pipeline.pixels import RGB
 Planes = npt.NDArray[np.uint16]
 """Y, Cb and Cr: uint16, 3 x H x W, 0 to 1023."""
 
-PEAK, MIDDLE = 1023, 512
+BITS = 10
+PEAK, MIDDLE = (1 << BITS) - 1, 1 << (BITS - 1)
 
 # ITU-R BT.709, full range: Y from the luma weights, Cb and Cr are scaled differences to it.
 _RED, _BLUE = 0.2126, 0.0722
+PLANES = {"red": _RED, "blue": _BLUE, "bits": BITS}
+"""What decides the planes; it is among the settings of every codec that is fed with them."""
 _GREEN = 1 - _RED - _BLUE
 _TO_YCBCR = np.array(
     [

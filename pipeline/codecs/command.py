@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,12 @@ from pipeline.pixels import RGB
 
 SECONDS, DECODE_SECONDS = 3600, 300
 """A program that takes longer for one picture is ended; damaged streams keep some decoders busy."""
+
+EncoderSettings = Mapping[str, Any]
+"""Settings of an encoder, as JSON knows them; a class of codecs says which ones it takes."""
+
+UNKNOWN = "of unknown version"
+"""In place of a version that a program does not tell."""
 
 _SIZE = struct.Struct("<HH")
 _LAUNCHER = """
@@ -70,7 +77,7 @@ def _encoders(ffmpeg: str) -> frozenset[str]:
 def ffmpeg_version(ffmpeg: str) -> str:
     """`ffmpeg` and its version."""
     found = re.match(r"ffmpeg version (\S+)", run([ffmpeg, "-version"]).decode(errors="replace"))
-    return f"ffmpeg {found[1]}" if found else "ffmpeg"
+    return f"ffmpeg {found[1] if found else UNKNOWN}"
 
 
 def find_ffmpeg(encoder: str, programs: Mapping[str, str]) -> str:

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.codecs import color
-from pipeline.codecs.command import DECODE_SECONDS, CodecFailed, padded, run, split_size, with_size
+from pipeline.codecs.command import (
+    DECODE_SECONDS,
+    CodecFailed,
+    EncoderSettings,
+    padded,
+    run,
+    split_size,
+    with_size,
+)
 from pipeline.pixels import RGB
 
 JXL_MAGIC = b"\xff\x0a"
@@ -25,6 +33,11 @@ VVC_PRESETS = ("medium", "faster", "fast", "slow", "slower")
 """Those of x265 and of libvvenc in ffmpeg (`ffmpeg -h encoder=libvvenc`); the usual one first."""
 _QUIET = ["-hide_banner", "-loglevel", "error", "-nostdin"]
 _TO_PIPE = ["-frames:v", "1", "-f", "rawvideo"]
+
+
+def _options(settings: EncoderSettings) -> list[str]:
+    """Arguments of an encoder: `-name value` of each."""
+    return [part for name, value in settings.items() for part in (f"-{name}", str(value))]
 
 
 def _raw(image_size: tuple[int, int], pixels: str) -> list[str]:
@@ -48,36 +61,26 @@ def _padded_size(width: int, height: int, multiple: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Hevc:
-    """x265, intra, 4:4:4, 10 bits, BT.709 full range; the role that BPG has elsewhere.
+    """x265, intra, of planes as `color` makes them; the role that BPG has elsewhere.
 
-    Adaptive quantisation and psychovisual decisions are off: both lose PSNR (1 dB at equal rate on
-    kodim05), and other codecs are not measured with theirs.
+    Attributes:
+        settings: `pix_fmt` of the planes, and the parameters of x265 but for its QP.
     """
 
     program: str
     qp: float
-    preset: str = HEVC_PRESETS[0]
+    preset: str
+    settings: EncoderSettings
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
         """The picture's size and the Annex B stream; the prompt is not used."""
         whole = padded(image, 1, LEAST)
-        settings = {
-            "qp": round(self.qp),
-            "keyint": 1,
-            "aq-mode": 0,
-            "psy-rd": 0,
-            "psy-rdoq": 0,
-            "info": 0,  # no text about the encoder in the stream
-            "log-level": "none",
-            "pools": "none",
-            "frame-threads": 1,
-            "wpp": 0,
-        }
+        settings = {"qp": round(self.qp), **self.settings["x265-params"]}
         parameters = ":".join(f"{name}={value}" for name, value in settings.items())
         stream = run(
             [
                 *(self.program, *_QUIET),
-                *_raw((whole.shape[1], whole.shape[0]), "yuv444p10le"),
+                *_raw((whole.shape[1], whole.shape[0]), self.settings["pix_fmt"]),
                 *("-frames:v", "1", "-c:v", "libx265", "-preset", self.preset),
                 *("-x265-params", parameters, "-f", "hevc", "-"),
             ],
@@ -92,7 +95,7 @@ class Hevc:
         made = run(
             [
                 *(self.program, *_QUIET, "-threads", "1", "-f", "hevc", "-i", "-"),
-                *(*_TO_PIPE, "-pix_fmt", "yuv444p10le", "-"),
+                *(*_TO_PIPE, "-pix_fmt", self.settings["pix_fmt"], "-"),
             ],
             stream,
             DECODE_SECONDS,
@@ -106,18 +109,25 @@ class Hevc:
 
 @dataclass(frozen=True)
 class Vvc:
-    """libvvenc, intra, 4:2:0, 10 bits, BT.709 limited range: what this encoder offers.
+    """libvvenc, intra, of planes as ffmpeg's scaler makes them.
 
-    Its perceptual adaptation of the QP is off, and ffmpeg's scaler converts with rounding.
+    Attributes:
+        settings: `pix_fmt`, `matrix` and `range` of the planes, `flags` of the scaler, and the
+            options of libvvenc but for its QP.
     """
 
     program: str
     qp: float
-    preset: str = VVC_PRESETS[0]
+    preset: str
+    settings: EncoderSettings
 
     def _scale(self, way: str) -> str:
-        flags = "flags=lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"
-        return f"scale={way}_color_matrix=bt709:{way}_range=tv:{flags}"
+        """The filters from RGB to the planes that are coded (`out`), or from these (`in`)."""
+        matrix, reach = self.settings["matrix"], self.settings["range"]
+        flags = self.settings["flags"]
+        made = self.settings["pix_fmt"] if way == "out" else "rgb24"
+        scale = f"{way}_color_matrix={matrix}:{way}_range={reach}:flags={flags}"
+        return f"scale={scale},format={made}"
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
         """The picture's size and the Annex B stream; the prompt is not used."""
@@ -126,9 +136,9 @@ class Vvc:
             [
                 *(self.program, *_QUIET),
                 *_raw((whole.shape[1], whole.shape[0]), "rgb24"),
-                *("-frames:v", "1", "-vf", f"{self._scale('out')},format=yuv420p10le"),
+                *("-frames:v", "1", "-vf", self._scale("out")),
                 *("-c:v", "libvvenc", "-preset", self.preset, "-qp", str(round(self.qp))),
-                *("-qpa", "0", "-period", "1", "-threads", "1", "-f", "vvc", "-"),
+                *(*_options(self.settings["libvvenc"]), "-f", "vvc", "-"),
             ],
             whole.tobytes(),
         )
@@ -141,7 +151,7 @@ class Vvc:
         made = run(
             [
                 *(self.program, *_QUIET, "-threads", "1", "-f", "vvc", "-i", "-"),
-                *("-vf", f"{self._scale('in')},format=rgb24", *_TO_PIPE, "-"),
+                *("-vf", self._scale("in"), *_TO_PIPE, "-"),
             ],
             stream,
             DECODE_SECONDS,
@@ -152,7 +162,7 @@ class Vvc:
         """The picture after both colour conversions, without any coding."""
         whole = padded(image, 2, LEAST)
         high, wide = whole.shape[:2]
-        chain = f"{self._scale('out')},format=yuv420p10le,{self._scale('in')},format=rgb24"
+        chain = f"{self._scale('out')},{self._scale('in')}"
         made = run(
             [self.program, *_QUIET, *_raw((wide, high), "rgb24"), "-vf", chain, *_TO_PIPE, "-"],
             whole.tobytes(),
@@ -162,10 +172,15 @@ class Vvc:
 
 @dataclass(frozen=True)
 class JpegXl:
-    """libjxl's lossy mode at effort 7: VarDCT in XYB, which is tuned to eyes and not to PSNR."""
+    """libjxl's lossy mode: VarDCT in XYB, which is tuned to eyes and not to PSNR.
+
+    Attributes:
+        settings: options of libjxl but for its distance.
+    """
 
     program: str
     distance: float
+    settings: EncoderSettings
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
         """The bare codestream; the prompt is not used."""
@@ -173,7 +188,7 @@ class JpegXl:
             [
                 *(self.program, *_QUIET, *_raw((image.shape[1], image.shape[0]), "rgb24")),
                 *("-frames:v", "1", "-c:v", "libjxl", "-distance", f"{self.distance:g}"),
-                *("-effort", "7", "-threads", "1", "-f", "image2pipe", "-"),
+                *(*_options(self.settings), "-f", "image2pipe", "-"),
             ],
             image.tobytes(),
         )

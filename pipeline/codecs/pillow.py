@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image, features
 from PIL import __version__ as pillow_version
 
-from pipeline.codecs.command import CodecFailed
+from pipeline.codecs.command import CodecFailed, EncoderSettings, Missing
 from pipeline.pixels import RGB
 
 LIBRARIES = {"JPEG": "libjpeg_turbo", "JPEG2000": "jpg_2000", "WEBP": "webp", "AVIF": "avif"}
@@ -18,21 +17,28 @@ LIBRARIES = {"JPEG": "libjpeg_turbo", "JPEG2000": "jpg_2000", "WEBP": "webp", "A
 
 @dataclass(frozen=True)
 class PillowCodec:
-    """One format with all settings of its encoder.
+    """One format at one quality.
 
     Attributes:
         format: as Pillow calls it.
-        settings: of `Image.save`.
+        quality: of JPEG 2000, how many times smaller the file is than the pixels.
+        settings: all others of `Image.save`.
     """
 
     format: str
-    settings: dict[str, Any]
+    quality: float
+    settings: EncoderSettings
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
         """The whole file of a uint8 picture, H x W x 3; the prompt is not used."""
         out = io.BytesIO()
+        quality = (
+            {"quality_layers": [self.quality]}
+            if self.format == "JPEG2000"
+            else {"quality": round(self.quality)}
+        )
         try:
-            Image.fromarray(image).save(out, self.format, **self.settings)
+            Image.fromarray(image).save(out, self.format, **quality, **self.settings)
         except (OSError, ValueError) as error:
             raise CodecFailed(f"{self.format}: {error}") from error
         return out.getvalue()
@@ -46,29 +52,13 @@ class PillowCodec:
             raise CodecFailed(f"{self.format}: {error}") from error
 
 
-def jpeg(quality: float, subsampling: str) -> PillowCodec:
-    """Baseline JPEG with the standard Huffman tables, as `Image.save` writes it by default."""
-    return PillowCodec("JPEG", {"quality": round(quality), "subsampling": subsampling})
-
-
-def jpeg2000(ratio: float) -> PillowCodec:
-    """A raw codestream with the lossy wavelet and colour transform, compressed `ratio` to one."""
-    settings = {"irreversible": True, "mct": 1, "no_jp2": True}
-    rate = {"quality_mode": "rates", "quality_layers": [ratio]}
-    return PillowCodec("JPEG2000", settings | rate)
-
-
-def webp(quality: float) -> PillowCodec:
-    """Lossy WebP at the default effort."""
-    return PillowCodec("WEBP", {"quality": round(quality), "method": 4})
-
-
-def avif(quality: float) -> PillowCodec:
-    """AVIF in one thread, so that the bytes are the same on every machine."""
-    settings = {"subsampling": "4:4:4", "range": "full", "speed": 6, "max_threads": 1}
-    return PillowCodec("AVIF", {"quality": round(quality)} | settings)
-
-
 def version(name: str) -> str:
-    """Pillow and the library behind a format."""
-    return f"{LIBRARIES[name]} {features.version(LIBRARIES[name])} in Pillow {pillow_version}"
+    """Pillow and the library behind a format.
+
+    Raises:
+        Missing: Pillow was built without it.
+    """
+    library = LIBRARIES[name]
+    if name != "JPEG" and not features.check(library):
+        raise Missing(f"Pillow {pillow_version} was built without {name}: pip install -U pillow")
+    return f"{library} {features.version(library)} in Pillow {pillow_version}"

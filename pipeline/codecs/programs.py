@@ -20,7 +20,9 @@ import numpy as np
 from pipeline.codecs import color
 from pipeline.codecs.command import (
     DECODE_SECONDS,
+    UNKNOWN,
     CodecFailed,
+    EncoderSettings,
     Missing,
     find,
     padded,
@@ -42,12 +44,17 @@ _VTM_LEAST = 16
 
 @dataclass(frozen=True)
 class Vtm:
-    """VTM, all intra, 4:4:4, 10 bits, BT.709 full range, rounded."""
+    """VTM, all intra, of planes as `color` makes them.
+
+    Attributes:
+        settings: `options` of the encoder but for its QP, over those of its configuration.
+    """
 
     encoder: str
     decoder: str
     configuration: str
     qp: float
+    settings: EncoderSettings
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
         """The picture's size and VTM's stream; the prompt is not used."""
@@ -61,8 +68,7 @@ class Vtm:
                     *(self.encoder, "-i", str(source), "-c", self.configuration),
                     *("-q", str(round(self.qp)), "-o", os.devnull, "-b", str(made)),
                     *("-wdt", str(wide), "-hgt", str(high), "-fr", "1", "-f", "1"),
-                    *("--InputChromaFormat=444", "--InputBitDepth=10"),
-                    "--ConformanceWindowMode=1",
+                    *(f"--{name}={value}" for name, value in self.settings["options"].items()),
                 ]
             )
             return with_size(image, _read(made, self.encoder))
@@ -75,7 +81,7 @@ class Vtm:
             source, made = Path(folder, "in.bin"), Path(folder, "out.yuv")
             source.write_bytes(stream)
             run(
-                [self.decoder, "-b", str(source), "-o", str(made), "-d", "10"],
+                [self.decoder, "-b", str(source), "-o", str(made), "-d", str(color.BITS)],
                 seconds=DECODE_SECONDS,
             )
             raw = _read(made, self.decoder)
@@ -88,19 +94,27 @@ class Vtm:
 
 @dataclass(frozen=True)
 class Bpg:
-    """BPG by its x265, 4:4:4, 8 bits, YCbCr."""
+    """BPG by the encoder that is built into it.
+
+    Attributes:
+        settings: options of `bpgenc` but for its QP.
+    """
 
     encoder: str
     decoder: str
     qp: float
+    settings: EncoderSettings
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
         """The whole file; the prompt is not used."""
         with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
             source, made = Path(folder, "in.png"), Path(folder, "out.bpg")
             source.write_bytes(png_bytes(image))
-            settings = ["-e", "x265", "-q", str(round(self.qp)), "-f", "444", "-c", "ycbcr"]
-            run([self.encoder, *settings, "-b", "8", "-o", str(made), str(source)])
+            settings = {**self.settings, "q": round(self.qp)}
+            options = [
+                part for name, value in settings.items() for part in (f"-{name}", str(value))
+            ]
+            run([self.encoder, *options, "-o", str(made), str(source)])
             return _read(made, self.encoder)
 
     def decode(self, data: bytes) -> RGB:
@@ -122,7 +136,7 @@ def _read(path: Path, program: str) -> bytes:
         raise CodecFailed(f"{os.path.basename(program)}: wrote no file {path.name}") from error
 
 
-def vtm(qp: float, programs: Mapping[str, str]) -> Vtm:
+def vtm(qp: float, programs: Mapping[str, str], settings: EncoderSettings) -> Vtm:
     """VTM's programs, and the configuration that comes with them.
 
     Raises:
@@ -131,22 +145,23 @@ def vtm(qp: float, programs: Mapping[str, str]) -> Vtm:
     encoder = find("EncoderApp", programs, VTM_HINT)
     decoder = find("DecoderApp", programs, VTM_HINT)
     if _CFG in programs:
-        return Vtm(encoder, decoder, find(_CFG, programs, VTM_HINT), qp)
+        return Vtm(encoder, decoder, find(_CFG, programs, VTM_HINT), qp, settings)
     # Where a build has it: bin/EncoderApp or bin/release-static/EncoderApp, beside cfg/.
     for folder in list(Path(encoder).resolve().parents)[:4]:
         for place in (folder / "cfg" / _CFG, folder / _CFG):
             if place.is_file():
-                return Vtm(encoder, decoder, str(place), qp)
+                return Vtm(encoder, decoder, str(place), qp, settings)
     raise Missing(f"{_CFG} is not beside {encoder}. {VTM_HINT}")
 
 
-def bpg(qp: float, programs: Mapping[str, str]) -> Bpg:
+def bpg(qp: float, programs: Mapping[str, str], settings: EncoderSettings) -> Bpg:
     """BPG's two programs.
 
     Raises:
         Missing: one of them is not there.
     """
-    return Bpg(find("bpgenc", programs, BPG_HINT), find("bpgdec", programs, BPG_HINT), qp)
+    encoder = find("bpgenc", programs, BPG_HINT)
+    return Bpg(encoder, find("bpgdec", programs, BPG_HINT), qp, settings)
 
 
 def said_version(program: str, pattern: str) -> str:
@@ -154,6 +169,6 @@ def said_version(program: str, pattern: str) -> str:
     try:
         done = subprocess.run([program], capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired):
-        return "of unknown version"
+        return UNKNOWN
     found = re.search(pattern, (done.stdout + done.stderr).decode(errors="replace"))
-    return found[1] if found else "of unknown version"
+    return found[1] if found else UNKNOWN

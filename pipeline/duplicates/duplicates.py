@@ -161,6 +161,7 @@ def _moved(pairs: Iterable[Pairs], which: NDArray[np.int64]) -> Iterator[Pairs]:
 
 
 def _near(
+    tau: float,
     settings: Duplicates,
     compute: Compute,
     progress: Progress,
@@ -168,9 +169,7 @@ def _near(
     rows: _Rows,
     which: NDArray[np.int64],
 ) -> Iterator[Pairs]:
-    """Pairs of near vectors, by their rows in `which`."""
-    tau = settings.min_similarity
-    assert tau is not None
+    """Pairs of vectors with a cosine of `tau` or more, by their rows in `which`."""
     scopes, held = rows.scope[which], rows.held[which]
     old = int(np.searchsorted(which, rows.old))
     if settings.clusters is None:
@@ -208,9 +207,9 @@ def _find(
         most = int((1 - settings.min_hash_similarity) * HASH_BITS + 1e-9)
         near = gathered(_moved(hash_pairs(hashes, most), which))
         found.append(("hash", Pairs(near.first, near.second, 1 - near.measure / HASH_BITS)))
-    if settings.min_similarity is not None:
+    if (tau := settings.min_similarity) is not None:
         vectors, which = _vectors(store, shards, rows, folder)
-        join = _near(settings, compute, progress, vectors, rows, which)
+        join = _near(tau, settings, compute, progress, vectors, rows, which)
         found.append(("vector", gathered(_moved(join, which))))
     for kind, pairs in found:
         counts = np.flatnonzero(_counts(pairs, rows))

@@ -183,6 +183,77 @@ class FolderPictures:
         return None
 
 
+class UrlPictures:
+    """Pictures in a folder at an fsspec URL and its subfolders; names are relative, with `/`."""
+
+    def __init__(self, location: str) -> None:
+        import fsspec
+
+        self.location = location
+        # Others may write there: a remembered listing would hide their files.
+        self._fs, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
+        self._root = root.rstrip("/") + "/"
+        found = self._fs.find(root, detail=True)
+        self._sizes = {
+            path.removeprefix(self._root): int(info["size"] or 0)
+            for path, info in sorted(found.items())
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def files(self) -> list[str]:
+        """Names of all files, pictures or not, sorted."""
+        return list(self._sizes)
+
+    def names(self) -> list[str]:
+        """Names of all pictures, sorted. Raises Escapes."""
+        found = [name for name in self._sizes if wanted(name, EXTENSIONS)]
+        for name in found:
+            if escapes(name):
+                raise Escapes(f"{self.location}: {name!r} escapes the folder; remove it")
+        return found
+
+    def _read(self, name: str, most: int | None) -> bytes:
+        if most is None:
+            _check_bytes(self.size(name))
+        try:
+            return bytes(self._fs.cat_file(self._root + name, start=0, end=most))
+        except FileNotFoundError:
+            raise BadPicture("no such picture") from None
+
+    def size(self, name: str) -> int:
+        """Bytes of one file. Raises BadPicture."""
+        if name not in self._sizes:
+            raise BadPicture("no such picture")
+        return self._sizes[name]
+
+    def checksum(self, name: str) -> int:
+        """CRC-32 of one file. Raises as `read` does."""
+        return zlib.crc32(self.read(name))
+
+    def read(self, name: str) -> bytes:
+        """All bytes of one file. Raises BadPicture (missing, over 512 MiB)."""
+        return self._read(name, None)
+
+    def head(self, name: str, count: int) -> bytes:
+        """The first `count` bytes of one file. Raises BadPicture."""
+        return self._read(name, count)
+
+    def sidecar(self, name: str) -> bytes | None:
+        """What the text file beside a picture holds (`a.txt`, else `a.png.txt`), up to 1 MiB."""
+        for text in _sidecar_names(name):
+            if text in self._sizes:
+                return self._read(text, MAX_TEXT_BYTES)
+        return None
+
+
 class ZipPictures:
     """Pictures in a zip archive, local or at an fsspec URL. Safe to read from many threads.
 
@@ -443,11 +514,11 @@ class ParquetPictures:
                 yield next(names), text
 
 
-Pictures = FolderPictures | ZipPictures | ParquetPictures
+Pictures = FolderPictures | UrlPictures | ZipPictures | ParquetPictures
 
 
 def open_pictures(location: str, column: str | None = None) -> Pictures:
-    """Open a folder, .zip or .parquet of pictures (the last two also at an fsspec URL).
+    """Open a folder, .zip or .parquet of pictures, local or at an fsspec URL.
 
     Args:
         column: of a parquet file, the column of pictures; null: found by name and type.
@@ -466,9 +537,12 @@ def open_pictures(location: str, column: str | None = None) -> Pictures:
             return ParquetPictures(location, column)
         if "://" not in location:
             os.stat(location)
+        elif (found := UrlPictures(location)).files():
+            return found
+        else:
+            raise FileNotFoundError
     except FileNotFoundError:
         raise AigiError(f"{location}: no such file or folder") from None
-    raise AigiError(
-        f"{location}: expected a folder, a .zip or a .parquet of pictures"
-        + ("; a folder at a URL cannot be read, pack it" if "://" in location else "")
-    )
+    except (ImportError, ValueError, OSError) as error:  # no such protocol, no answer
+        raise AigiError(f"{location}: cannot be opened: {error}") from error
+    raise AigiError(f"{location}: expected a folder, a .zip or a .parquet of pictures")

@@ -13,7 +13,13 @@ import pyarrow as pa
 from pipeline import AigiError
 from pipeline.pictures.lists import list_captions, open_import
 from pipeline.pictures.original import OriginalPictures
-from pipeline.pictures.pictures import Escapes, FolderPictures, ParquetPictures, ZipPictures
+from pipeline.pictures.pictures import (
+    Escapes,
+    FolderPictures,
+    ParquetPictures,
+    UrlPictures,
+    ZipPictures,
+)
 from pipeline.pictures.sources import ImportedSource, OriginalSource
 from pipeline.pixels import BadPicture, image_size
 from pipeline.plan.ids import image_id_of, pair_id_of, plan_table, spans
@@ -152,7 +158,9 @@ def _pixels(
         return [_pixels_of(pictures, name) for name in names]
 
 
-def _pixels_of(pictures: FolderPictures | ZipPictures | OriginalPictures, name: str) -> int:
+def _pixels_of(
+    pictures: FolderPictures | UrlPictures | ZipPictures | OriginalPictures, name: str
+) -> int:
     try:
         size = image_size(pictures.head(name, HEADER_BYTES))
     except (BadPicture, Escapes):  # its row will say so

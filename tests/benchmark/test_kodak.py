@@ -9,7 +9,8 @@ import pytest
 from scipy.interpolate import PchipInterpolator
 
 from pipeline.benchmark.metrics import psnr
-from pipeline.codecs import pillow
+from pipeline.codecs.codec import CodecSettings, Here
+from pipeline.codecs.table import opened
 from pipeline.pixels import decode
 
 # CompressAI, results/image/kodak/webp.json and jpeg.json (commits 128f004 and 3d3c9bb): means over
@@ -23,7 +24,7 @@ def _curve(shared: Path, name: str, qualities: list[int]) -> tuple[list[float], 
     assert len(images) == 24
     rates, values = [], []
     for quality in qualities:
-        codec = pillow.webp(quality) if name == "webp" else pillow.jpeg(quality, "4:2:0")
+        codec = opened(CodecSettings(codec=name), quality, Here())
         coded = [codec.encode(image) for image in images]
         rates.append(float(np.mean([8 * len(data) / (768 * 512) for data in coded])))
         pairs = zip(images, coded, strict=True)

@@ -30,8 +30,8 @@ open(sys.argv[4], "wb").write(zlib.decompress(open(sys.argv[2], "rb").read()))
 BPGENC = """
 import sys, zlib
 a = sys.argv[1:]
-assert a[:2] == ["-e", "x265"] and a[4:11] == ["-f", "444", "-c", "ycbcr", "-b", "8", "-o"], a
-assert 0 <= int(a[3]) <= 51
+assert a[:8] == ["-e", "x265", "-f", "444", "-c", "ycbcr", "-b", "8"], a
+assert a[8] == "-q" and 0 <= int(a[9]) <= 51 and a[10] == "-o", a
 open(a[11], "wb").write(b"BPG" + zlib.compress(open(a[12], "rb").read()))
 """
 BPGDEC = """

@@ -67,6 +67,17 @@ def test_missing_programs_are_named_with_their_remedy(monkeypatch: pytest.Monkey
         find_ffmpeg("libvvenc", {"ffmpeg": "/nowhere/ffmpeg"})
 
 
+def test_a_format_that_pillow_was_built_without_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("PIL.features.check", lambda feature: feature == "webp")
+    with pytest.raises(Missing, match=r"Pillow [0-9.]+ was built without AVIF: pip install"):
+        CODECS["avif"].version(CodecSettings(codec="avif"), Here())
+    assert CODECS["webp"].version(CodecSettings(codec="webp"), Here()).startswith("webp ")
+    # JPEG is there without libjpeg-turbo too.
+    assert CODECS["jpeg"].version(CodecSettings(codec="jpeg"), Here()).startswith("libjpeg_turbo ")
+
+
 def test_ffmpeg_without_the_encoder_is_missing(tmp_path: Path) -> None:
     poor = tmp_path / "ffmpeg"
     poor.write_text("#!/bin/sh\necho ' V....D libx265              H.265'\n")
@@ -85,11 +96,11 @@ def test_vtm_finds_its_configuration_beside_the_program(tmp_path: Path) -> None:
     place = names.pop("encoder_intra_vtm.cfg")
     (tmp_path / "cfg").mkdir()
     os.replace(place, tmp_path / "cfg" / "encoder_intra_vtm.cfg")
-    found = programs.vtm(32, names)
+    found = programs.vtm(32, names, CODECS["vtm"].settings)
     assert found.configuration == str((tmp_path / "cfg" / "encoder_intra_vtm.cfg").resolve())
     shutil.rmtree(tmp_path / "cfg")
     with pytest.raises(Missing, match=r"encoder_intra_vtm\.cfg is not beside"):
-        programs.vtm(32, names)
+        programs.vtm(32, names, CODECS["vtm"].settings)
 
 
 def test_a_program_that_fails_says_why(tmp_path: Path) -> None:
@@ -98,10 +109,12 @@ def test_a_program_that_fails_says_why(tmp_path: Path) -> None:
     names = stand_ins(tmp_path)
     Path(names["EncoderApp"]).write_text("#!/bin/sh\nexit 0\n")
     with pytest.raises(CodecFailed, match=r"EncoderApp: wrote no file out\.bin"):
-        programs.vtm(32, names).encode(picture(20, 20))
+        programs.vtm(32, names, CODECS["vtm"].settings).encode(picture(20, 20))
     Path(names["DecoderApp"]).write_text("#!/bin/sh\ntouch $4\n")
     with pytest.raises(CodecFailed, match="0 bytes of planes are no 20x20 picture"):
-        programs.vtm(32, names).decode(with_size(picture(20, 20), b"stream"))
+        programs.vtm(32, names, CODECS["vtm"].settings).decode(
+            with_size(picture(20, 20), b"stream")
+        )
 
 
 def test_size_stands_before_a_raw_stream() -> None:
@@ -184,13 +197,14 @@ def test_bpg_of_the_machine(shared: Path) -> None:
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     for given, said in (
-        (CodecSettings(codec="mp3"), "no codec 'mp3'; there are jpeg"),
+        (CodecSettings(codec="mp3"), 'no codec "mp3"; there are jpeg'),
         (CodecSettings(codec="compressai"), "give one network as models"),
         (CodecSettings(codec="jpeg", models=("x",)), "jpeg takes no models"),
         (CodecSettings(codec="jpeg", preset="slow"), "jpeg takes no preset"),
         (CodecSettings(codec="jpegxl", preset="slow"), "jpegxl takes no preset"),
-        (CodecSettings(codec="vvc", preset="fastt"), "no preset 'fastt'; there are medium, faster"),
-        (CodecSettings(codec="vvc", preset="placebo"), "no preset 'placebo'"),
+        (CodecSettings(codec="jpg"), '^benchmark.codecs: no codec "jpg"; did you mean "jpeg"'),
+        (CodecSettings(codec="vvc", preset="fastt"), 'no preset "fastt"; did you mean "fast"'),
+        (CodecSettings(codec="vvc", preset="placebo"), 'no preset "placebo"; there are medium'),
         (CodecSettings(codec="jpeg", qualities=(75, 75.2)), r"75\.2 is no whole number"),
         (CodecSettings(codec="vtm", qualities=(32.5,)), r"32\.5 is no whole number"),
         (CodecSettings(codec="compressai", models=("x",), qualities=(2.5,)), "no whole number"),

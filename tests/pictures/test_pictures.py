@@ -17,7 +17,7 @@ import pytest
 
 from pipeline import AigiError
 from pipeline.pictures import pictures
-from pipeline.pictures.pictures import Escapes, open_pictures
+from pipeline.pictures.pictures import Escapes, FolderPictures, UrlPictures, open_pictures
 from pipeline.pixels import BadPicture
 from tests.test_pixels import NOISE_PNG
 
@@ -252,8 +252,35 @@ def test_urls(tmp_path: Path) -> None:
         file.write(Path(zip_of(tmp_path)).read_bytes())
     with open_pictures("memory://p.zip") as found:
         assert found.names() == NAMES
-    with pytest.raises(AigiError, match="a folder at a URL"):
+    with pytest.raises(AigiError, match="no such file or folder"):
         open_pictures("memory://pictures")
+
+
+def test_a_folder_at_a_url_gives_what_a_local_one_gives(tmp_path: Path) -> None:
+    import fsspec
+
+    local = tmp_path / "local"
+    for name, data in {
+        "b.png": b"bb", "deep/a.JPG": b"a", "deep/a.txt": b"a cat", ".hidden/c.png": b"",
+        "notes.md": b"no picture",
+    }.items():  # fmt: skip
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
+        (local / name).write_bytes(data)
+        with fsspec.open(f"memory://folder/{name}", "wb") as file:
+            file.write(data)
+    with open_pictures(str(local)) as one, open_pictures("memory://folder") as other:
+        assert isinstance(one, FolderPictures) and isinstance(other, UrlPictures)
+        assert one.names() == other.names() == ["b.png", "deep/a.JPG"]
+        for name in one.names():
+            assert one.read(name) == other.read(name)
+            assert one.head(name, 1) == other.head(name, 1)
+            assert one.size(name) == other.size(name)
+            assert one.checksum(name) == other.checksum(name)
+            assert one.sidecar(name) == other.sidecar(name)
+        for pictures in (one, other):
+            for ask in (pictures.read, pictures.size):
+                with pytest.raises(BadPicture, match="no such picture"):
+                    ask("gone.png")
 
 
 def test_other_locations(tmp_path: Path) -> None:

@@ -1,0 +1,169 @@
+"""A table of file names and captions in, the caption of each image out, and the rows that fit none.
+
+Whoever reads such a table reads it here: imports, benchmarks, analysis and training. A table that
+is not well formed is refused whole; a row that names no image, or one that is named already, is
+refused alone, and the caller decides what comes of that.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Any, NamedTuple
+
+from pipeline import AigiError
+from pipeline.pictures.pictures import Caption, escapes
+
+
+class CaptionTable(NamedTuple):
+    """Where a table is, a CSV or JSON-lines file, and its columns.
+
+    Attributes:
+        path: local path or fsspec URL.
+        split_column: of train, validation or test; None: it states no split.
+    """
+
+    path: str
+    file_column: str = "file"
+    text_column: str = "text"
+    split_column: str | None = None
+
+
+class Matched(NamedTuple):
+    """What a table says of images.
+
+    Attributes:
+        listed: text and split by the name of the image; an empty or missing text is None or "".
+        refused: rows that fit no image, in order, with the problem of each.
+    """
+
+    listed: dict[str, tuple[str | None, str | None]]
+    refused: list[Caption]
+
+
+def _same_name(name: str) -> str:
+    """A name in the form in which two spellings of it are equal (`./`, `\\`, Unicode forms)."""
+    plain = unicodedata.normalize("NFC", name.strip()).replace("\\", "/")
+    return "/".join(part for part in plain.split("/") if part not in ("", "."))
+
+
+def _csv_rows(file: IO[str], table: CaptionTable) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(file, strict=True)
+    columns = list(reader.fieldnames or [])
+    for column in (table.file_column, table.text_column):
+        if column not in columns:
+            raise _no_column(table, column, columns)
+    for row in reader:
+        if None in row:
+            raise AigiError(
+                f"{table.path}:{reader.line_num}: more fields than the header names; "
+                "put captions with commas in double quotes"
+            )
+        yield reader.line_num, row
+
+
+def _jsonl_rows(file: IO[str], table: CaptionTable) -> Iterator[tuple[int, dict[str, Any]]]:
+    columns: dict[str, None] = {}
+    for line, text in enumerate(file, 1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise AigiError(f"{table.path}:{line}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise AigiError(f"{table.path}:{line}: expected an object, one a line")
+        if table.file_column not in row:
+            raise _no_column(table, table.file_column, row, line)
+        columns |= dict.fromkeys(row)
+        yield line, row
+    # A line may leave the text out; the whole file may not.
+    if columns and table.text_column not in columns:
+        raise _no_column(table, table.text_column, columns)
+
+
+def _no_column(
+    table: CaptionTable, column: str, columns: Iterable[str], line: int | None = None
+) -> AigiError:
+    field = "file_column" if column == table.file_column else "text_column"
+    where = f"{table.path}:{line}" if line else table.path
+    return AigiError(
+        f"{where}: {column}: no such column. Set {field} to one of: {', '.join(columns)}"
+    )
+
+
+def _rows(table: CaptionTable) -> list[tuple[int, str, str | None, str | None]]:
+    """(line, file, caption, split) of every row, in order."""
+    import fsspec
+
+    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
+    suffix = os.path.splitext(table.path)[1].lower()
+    if suffix not in readers:
+        raise AigiError(f"{table.path}: captions are read from a .csv or .jsonl file")
+    rows: list[tuple[int, str, str | None, str | None]] = []
+    try:
+        with fsspec.open(table.path, "rt", encoding="utf-8-sig", newline="") as file:
+            for line, row in readers[suffix](file, table):
+                name, text = row[table.file_column], row.get(table.text_column)
+                split = row.get(table.split_column) if table.split_column else None
+                if table.split_column and split is None:
+                    raise AigiError(
+                        f"{table.path}:{line}: {table.split_column}: the split is missing"
+                    )
+                for value in (name, text, split):
+                    if not isinstance(value, str | None) or name is None:
+                        raise AigiError(
+                            f"{table.path}:{line}: file, caption and split must be text"
+                        )
+                rows.append((line, name, text, split))
+    except FileNotFoundError:
+        raise AigiError(f"{table.path}: no such file") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise AigiError(
+            f"{table.path}: row {len(rows) + 1}: not readable as UTF-8 {suffix[1:]}: {error}"
+        ) from error
+    except OSError as error:
+        raise AigiError(f"{table.path}: cannot be read: {error}") from error
+    return rows
+
+
+def match(table: CaptionTable, names: Sequence[str]) -> Matched:
+    """Match the rows of a table to images by name, else by bare file name where only one has it.
+
+    Args:
+        names: of the images, relative to their folder or archive.
+
+    Raises:
+        AigiError: the table is missing or not well formed; names file, row and column.
+    """
+    known = set(names)
+    spelled = {_same_name(name): name for name in names}
+    bases = {name: name.rpartition("/")[2] for name in spelled}
+    count = Counter(bases.values())
+    by_base = {base: spelled[name] for name, base in bases.items() if count[base] == 1}
+    listed: dict[str, tuple[str | None, str | None]] = {}
+    refused: list[Caption] = []
+    for line, file, text, split in _rows(table):
+        text = text.strip() if text else text
+
+        def refuse(problem: str) -> None:
+            refused.append(Caption(file, text, problem, line=line))  # noqa: B023 (called at once)
+
+        if file not in known and escapes(file):
+            refuse("escapes the folder")
+            continue
+        plain = _same_name(file)
+        found = file if file in known else spelled.get(plain, by_base.get(plain))
+        if found is None and count[plain] > 1:
+            refuse(f"{count[plain]} pictures have this name; give folders")
+        elif found is None:
+            refuse("no such picture")
+        elif found in listed:
+            refuse("listed twice")
+        else:
+            listed[found] = text, split
+    return Matched(listed, refused)

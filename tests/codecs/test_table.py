@@ -1,0 +1,80 @@
+"""Settings of a codec and of its encoder are in its digest, and those of older runs are found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import AigiError
+from pipeline.codecs.codec import CodecSettings, named_codec
+from pipeline.codecs.table import CODECS, digest
+
+OLD = {
+    "jpeg": "73fd8651",
+    "jpeg-444": "0c7804ac",
+    "jpeg2000": "d21cdf00",
+    "webp": "7880dfb2",
+    "avif": "875a62e7",
+    "jpegxl": "1cda87af",
+    "hevc": "03e3e503",
+    "bpg": "abd60bc3",
+    "vvc": "9c37b8ee",
+    "vtm": "66059599",
+    "compressai:mbt2018-mean": "6beddf2c",
+    "catc-small": "87d2ef97",
+    "mean-scale-small": "d0234f68",
+}
+"""By bare name, digests of the time when settings of encoders were not part of them."""
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_measurements_of_before_are_found(name: str) -> None:
+    assert digest(CodecSettings.model_validate(named_codec(name))) == OLD[name]
+
+
+def test_settings_of_a_codec_are_in_its_shards_name(tmp_path: Path) -> None:
+    plain = CodecSettings(codec="vvc")
+    assert digest(plain) == digest(CodecSettings(codec="vvc", name="x", qualities=(30,)))
+    assert digest(plain) != digest(CodecSettings(codec="vvc", preset="slow"))
+    assert digest(plain) == digest(CodecSettings(codec="vvc", preset="medium"))
+    hevc = CodecSettings(codec="hevc")
+    assert digest(hevc) == digest(CodecSettings(codec="hevc", preset="slow"))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    model = CodecSettings(codec="learned", models=(str(tmp_path),))
+    before = digest(model)
+    (tmp_path / "model.safetensors").write_bytes(b"Weights")
+    assert digest(model) != before  # trained anew in the same folder
+    with pytest.raises(AigiError, match=r"model\.safetensors: No such file"):
+        digest(CodecSettings(codec="learned", models=(str(tmp_path / "absent"),)))
+
+
+def _digests() -> dict[str, str]:
+    return {name: digest(CodecSettings(codec=name)) for name in CODECS}
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_changed_setting_of_an_encoder_is_another_codec(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, row = _digests(), CODECS[name]
+    seen = {before[name]}
+    for settings in ({**row.settings, "new": {"deep": 1}}, {**row.settings, "new": {"deep": 2}}):
+        monkeypatch.setitem(CODECS, name, replace(row, settings=settings))
+        now = _digests()
+        assert now[name] not in seen and {**now, name: ""} == {**before, name: ""}
+        seen.add(now[name])
+    if row.settings:  # none at all is a change too
+        monkeypatch.setitem(CODECS, name, replace(row, settings={}))
+        assert digest(CodecSettings(codec=name)) not in seen
+    monkeypatch.setitem(CODECS, name, row)
+    assert _digests() == before
+
+
+def test_a_new_codec_has_its_settings_in_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = set()
+    for settings in ({}, {"subsampling": "4:2:0"}, {"subsampling": "4:4:4"}):
+        monkeypatch.setitem(CODECS, "stub", replace(CODECS["jpeg"], settings=settings))
+        found.add(digest(CodecSettings(codec="stub")))
+    assert len(found) == 3

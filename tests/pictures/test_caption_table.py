@@ -1,0 +1,190 @@
+"""One table of captions through every door: the same rows are taken, the same ones refused."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from pipeline import AigiError
+from pipeline.analysis.alignments import Alignments
+from pipeline.analysis.characteristics import Characteristics
+from pipeline.analysis.places import read_shard, shard_names, state
+from pipeline.benchmark.settings import Benchmark
+from pipeline.collection import COLUMNS, Collection, Pictures
+from pipeline.pictures.lists import list_captions
+from pipeline.pictures.sources import ImportSource
+from pipeline.pixels import png_bytes
+from pipeline.stage import Compute
+from pipeline.store import Store
+from pipeline.training import stages as training
+from pipeline.training.settings import Train
+
+NAMES = ["a.png", "b c.PNG", "deep/d.jxl", "deep/a.png", "e.jfif", "ä.webp"]
+"""`e.jfif` is no name of an image here, and `a.png` is the base name of two."""
+
+
+class Table(NamedTuple):
+    """A table, and what every door makes of it."""
+
+    name: str
+    data: bytes
+    taken: dict[str, str] | None = None
+    refused: str = ""
+
+
+TABLES = {
+    "as it should be": Table("t.csv", b'file,text\na.png,"one, two"\n', {"a.png": "one, two"}),
+    "an unquoted comma": Table(
+        "t.csv", b"file,text\na.png,one, two\n", None, "t.csv:2: more fields than the header names"
+    ),
+    "an open quote": Table("t.csv", b'file,text\na.png,"one\n', None, "row 1: not readable as"),
+    "listed twice": Table("t.csv", b"file,text\na.png,x\n./a.png,y\n", None, "listed twice"),
+    "another spelling": Table("t.csv", b"file,text\n./b c.PNG, x \n", {"b c.PNG": "x"}),
+    "a base name": Table("t.csv", b"file,text\nd.jxl,x\n", {"deep/d.jxl": "x"}),
+    "a base name of none": Table("t.csv", b"file,text\nf.png,x\n", None, "no such picture"),
+    "no image by its ending": Table("t.csv", b"file,text\ne.jfif,x\n", None, "no such picture"),
+    "out of the folder": Table("t.csv", b"file,text\n../a.png,x\n", None, "escapes the folder"),
+    "a byte order mark": Table("t.csv", b"\xef\xbb\xbffile,text\r\na.png,x\r\n", {"a.png": "x"}),
+    "another Unicode form": Table("t.csv", "file,text\na\u0308.webp,x\n".encode(), {"ä.webp": "x"}),
+    "not UTF-8": Table("t.csv", b"file,text\na.png,\xff\n", None, "not readable as UTF-8"),
+    "no such column": Table("t.csv", b"file,prompt\na.png,x\n", None, "text: no such column"),
+    "lines": Table("t.jsonl", b'{"file": "a.png", "text": "x"}\n\n', {"a.png": "x"}),
+    "a line that is no object": Table("t.jsonl", b"[1]\n", None, "t.jsonl:1: expected an object"),
+    "a line that is cut": Table("t.jsonl", b'{"file": "a.png"', None, "t.jsonl:1: not JSON"),
+    "a number for a text": Table(
+        "t.jsonl", b'{"file": "a.png", "text": 1}\n', None, "t.jsonl:1: file, caption and split"
+    ),
+    "another kind": Table("t.txt", b"a.png\tx\n", None, "captions are read from a .csv or .jsonl"),
+}
+
+
+def imported(place: str, table: str) -> dict[str, str]:
+    found = list(list_captions(ImportSource(kind="import", path=place, captions=table)))
+    # What an image lacks is its own affair; what a row lacks is the table's.
+    bad = [f"{one.name}: {one.problem}" for one in found if one.problem not in (None, "no caption")]
+    if bad:
+        raise AigiError("\n".join(bad))
+    return {one.name: one.text for one in found if one.text is not None}
+
+
+def texts(collection: Collection) -> dict[str, str]:
+    rows = [row for part in collection.parts for row in collection.read(part.name).to_pylist()]
+    return {row["image"]["path"]: row["text"] for row in rows}
+
+
+def measured(place: str, table: str) -> dict[str, str]:
+    pictures = Pictures(place=place, captions=table)
+    benchmark = Benchmark(pictures=pictures, codecs=["jpeg"], anchor="jpeg")
+    return texts(Collection(benchmark.measured))
+
+
+def through_places(pictures: tuple[Pictures, ...]) -> dict[str, str]:
+    store = Store("run")
+    assert state(pictures, store)
+    shards = [read_shard(pictures, COLUMNS.names, store, name)
+              for name in shard_names(pictures, store)]  # fmt: skip
+    return {row["image"]["path"]: row["text"] for shard in shards for row in shard.to_pylist()}
+
+
+def analysed(place: str, table: str) -> dict[str, str]:
+    section = Characteristics(pictures=[Pictures(place=place, captions=table)])
+    return through_places(section.pictures)
+
+
+def aligned(place: str, table: str) -> dict[str, str]:
+    pictures = [Pictures(place=place, captions=table)]
+    section = Alignments(pictures=pictures, models={"clip": {"kind": "open_clip"}})
+    return through_places(section.pictures)
+
+
+def trained(place: str, table: str) -> dict[str, str]:
+    settings = Train(data=Pictures(place=place, captions=table))
+    stage = training.stage(settings, "run", Compute())
+    with pytest.raises(AigiError) as found:
+        stage.state(Store("run"))
+    if "no pictures of splits train" not in str(found.value):
+        raise found.value
+    # A folder has no train split; its table was read all the same.
+    return texts(Collection(settings.data)) if settings.data else {}
+
+
+DOORS = {
+    "import": imported,
+    "benchmark": measured,
+    "analysis": analysed,
+    "alignment": aligned,
+    "training": trained,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("doors") / "pictures"
+    data = png_bytes(np.zeros((4, 4, 3), np.uint8))
+    for name in NAMES:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_a_table_is_the_same_through_every_door(
+    place: Path,
+    tmp_path: Path,
+    table: Table,
+    door: Callable[[str, str], dict[str, str]],
+    packed: bool,
+) -> None:
+    where = place
+    if packed:
+        where = tmp_path / "pictures.zip"
+        with zipfile.ZipFile(where, "w") as archive:
+            for name in NAMES:
+                archive.write(place / name, name)
+    (tmp_path / table.name).write_bytes(table.data)
+    if table.taken is not None:
+        assert door(str(where), str(tmp_path / table.name)) == table.taken
+        return
+    with pytest.raises(AigiError) as found:
+        door(str(where), str(tmp_path / table.name))
+    assert table.refused in str(found.value)
+
+
+def test_a_table_that_is_not_there_is_named_through_every_door(place: Path) -> None:
+    for door in DOORS.values():
+        with pytest.raises(AigiError, match=r"gone\.csv: no such file"):
+            door(str(place), "gone.csv")
+
+
+def test_an_image_may_have_an_empty_prompt_where_prompts_are_not_the_point(
+    place: Path, tmp_path: Path
+) -> None:
+    """An import needs a prompt for every image; who measures takes the image without."""
+    table = tmp_path / "t.jsonl"
+    table.write_text(json.dumps({"file": "a.png", "text": ""}) + '\n{"file": "b c.PNG"}\n')
+    assert imported(str(place), str(table)) == {}
+    for door in (measured, analysed, aligned):
+        assert door(str(place), str(table)) == {"a.png": "", "b c.PNG": ""}
+
+
+@pytest.mark.parametrize("ending", [".png", ".JPG", ".jxl", ".jfif", ".txt", ""])
+def test_what_is_an_image_is_one_list(tmp_path: Path, ending: str) -> None:
+    from pipeline.pictures.pictures import EXTENSIONS, open_pictures
+
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / f"x{ending}").write_bytes(png_bytes(np.zeros((4, 4, 3), np.uint8)))
+    known = ending.lower() in EXTENSIONS
+    assert bool(open_pictures(str(tmp_path / "p")).names()) == known
+    if known:
+        assert list(texts(Collection(Pictures(place=str(tmp_path / "p"))))) == [f"x{ending}"]
+    else:
+        with pytest.raises(AigiError, match="no pictures"):
+            Collection(Pictures(place=str(tmp_path / "p")))
