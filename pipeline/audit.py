@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import AigiError
+from pipeline.benchmark.metrics import psnr
 from pipeline.manifest import MANIFEST, read_plan
 from pipeline.pixels import RGB
 from pipeline.plan import specification
@@ -51,12 +52,6 @@ class Remade:
     there: str = ""
     here: str = ""
     error: str = ""
-
-
-def psnr(one: RGB, other: RGB) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures of one size, in dB (peak 255)."""
-    error = np.mean((one.astype(np.float64) - other) ** 2)
-    return float(np.inf if error == 0 else 10 * np.log10(255**2 / error))
 
 
 def _environment(row: Mapping[str, Any]) -> str:

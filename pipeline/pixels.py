@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import re
 import zlib
@@ -34,6 +35,10 @@ from PIL import (
 
 RGB = npt.NDArray[np.uint8]
 """A picture: uint8, H x W x 3, red green blue, 0 to 255."""
+
+
+CAP_DB = 100.0
+"""What equal pictures have in dB, since they have no finite number."""
 
 
 class BadPicture(Exception):
@@ -420,3 +425,13 @@ def png_bytes(rgb: RGB, effort: PngEffort = "fast") -> bytes:
 def pixels_sha256(rgb: RGB) -> str:
     """sha256 (hex) of a uint8 H x W x 3 picture, row by row."""
     return hashlib.sha256(np.ascontiguousarray(rgb).data).hexdigest()
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 log10(signal / noise), `CAP_DB` at most: the one formula of PSNR.
+
+    Args:
+        signal: square of the peak: 255² of uint8, 1 of values from 0 to 1; or so many of them.
+        noise: mean of the squared differences; or their sum.
+    """
+    return min(10 * math.log10(signal / noise), CAP_DB) if noise else CAP_DB

@@ -1,16 +1,15 @@
-"""Measured numbers in, cells of the report's tables out: means, decibels, short labels."""
+"""Measured numbers in, cells of the report's tables out, and short names of files."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any
 
-import numpy as np
-
-from pipeline.benchmark.bd import Array
+from pipeline.benchmark.metrics import METRICS
 from pipeline.benchmark.rates import Comparison
 
 
@@ -45,25 +44,21 @@ def shortened(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def decibels(values: Sequence[float], i: int) -> str:
-    return f"{values[i]:.3f}" if np.isfinite(values[i]) else "-"
+def number(value: float, form: str) -> str:
+    """As the form says; a dash for what is no number."""
+    return f"{value:{form}}" if math.isfinite(value) else "-"
 
 
-def content_of(column: str, means: Mapping[str, Any], i: int) -> str:
-    if column not in means:
-        return "-"
-    value = means[column][i]
-    if column == "clip_score_change":
-        return f"{value:+.4f}"
-    return f"{value:.3f}" if column == "watermark_accuracy" else f"{value:.4f}"
+def listed(values: Iterable[float]) -> list[float | None]:
+    """As JSON has them: None for what is no number."""
+    return [value if math.isfinite(value) else None for value in values]
 
 
-def given_of(rows: Iterable[Mapping[str, Any]], column: str) -> list[float]:
-    """The values that are not null."""
-    return [row[column] for row in rows if row[column] is not None]
-
-
-def means_of(values: Array) -> list[float | None]:
-    """Means over the pictures that have numbers throughout; None, which JSON has, without any."""
-    whole = values[np.isfinite(values).all(1)]
-    return whole.mean(0).tolist() if len(whole) else [None] * values.shape[1]
+def tile_lines(row: Mapping[str, Any]) -> list[str]:
+    """What stands below a codec's tile: its rate with the first metric, and each other one."""
+    first, *others = (
+        "" if row[metric.name] is None else metric.caption.format(row[metric.name])
+        for metric in METRICS.values()
+        if metric.caption
+    )
+    return [f"{row['bpp']:.3f} bpp, {first}", *others]

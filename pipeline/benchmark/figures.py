@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.benchmark.bd import Curve
-from pipeline.benchmark.rates import METRICS, Comparison, Curves
+from pipeline.benchmark.metrics import METRICS
+from pipeline.benchmark.rates import Comparison, Curves
 from pipeline.markdown import plain
 
 if TYPE_CHECKING:
@@ -90,12 +91,12 @@ def rate_distortion(
     for label, found in curves.items():
         curve = found.curve(metric)
         if not np.isfinite(curve.values).all():
-            continue  # pictures too small for MS-SSIM
+            continue  # pictures too small for it
         axes.plot(curve.rates, curve.values, label=literal(label), zorder=3, **style(label, order))
         drawn.append(max(curve.rates))
     _name_ends(axes, published)
     axes.set_xlabel("bits per pixel")
-    axes.set_ylabel(METRICS[metric])
+    axes.set_ylabel(METRICS[metric].axis)
     axes.set_title(literal(title), fontsize=9)
     if drawn:
         axes.legend(fontsize=7, loc="lower right", frameon=False)
@@ -145,10 +146,10 @@ def watermark(
             ha="right",
         )
     for label, found in curves.items():
-        if "watermark_accuracy" in found.content:
-            shares = found.content_means("watermark_accuracy")
+        if "watermark_accuracy" in found.values:
+            curve = found.curve("watermark_accuracy")
             axes.plot(
-                found.bpp.mean(0), shares, label=literal(label), zorder=3, **style(label, order)
+                curve.rates, curve.values, label=literal(label), zorder=3, **style(label, order)
             )
     axes.set_xlabel("bits per pixel")
     axes.set_ylabel("share of bits read rightly")

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from pipeline import AigiError
 from pipeline.benchmark import perceptual
-from pipeline.benchmark.metrics import ms_ssim, psnr
+from pipeline.benchmark.metrics import METRICS
 from pipeline.benchmark.settings import Benchmark
 from pipeline.benchmark.versions import Shards, agreed, at_hand, here_of
 from pipeline.codecs.codec import Codec, CodecSettings, Here
@@ -36,61 +36,45 @@ from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.stage import Compute, Map, no_check
 from pipeline.store import Store
 
-MEASUREMENTS = pa.schema(
-    # What comes after `quality`, but for the version, is null where `error` says why.
-    [
-        ("image_id", pa.string()),
-        ("source", pa.string()),
-        ("split", pa.string()),
-        ("watermark", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("codec", pa.string()),  # its label in the workflow
-        ("quality", pa.float64()),  # in the codec's own units
-        ("bytes", pa.int64()),  # all that decoding needs but the codec itself
-        ("prompt_bytes", pa.int32()),  # of them
-        ("bpp", pa.float64()),  # 8 * bytes / (width * height)
-        ("psnr", pa.float64()),  # dB over uint8 RGB; 100: equal pixels
-        ("ms_ssim", pa.float64()),  # up to 1; null below 11 pixels a side
-        ("ms_ssim_scales", pa.int8()),  # 5; fewer up to 160 pixels a side
-        ("encode_ms", pa.float64()),  # of an external program: with its start
-        ("decode_ms", pa.float64()),
-        ("device", pa.string()),
-        ("codec_version", pa.string()),  # null where the codec was not tried
-        ("error", pa.string()),
-    ]
-)
 
-
-CLIP_COLUMNS = (
-    ("clip_similarity", pa.float64()),  # cosine of the original's and the decoded one's vectors
-    ("clip_score_change", pa.float64()),  # decoded less original; null without a prompt
-)
-
-
-WATERMARK_COLUMNS = (
-    # Share of the bits read that are right, 0 to 1; null where the mark holds none.
-    ("watermark_accuracy", pa.float64()),
-)
-
-
-def measurements_schema(clip: bool, watermarks: bool, distances: Iterable[str] = ()) -> pa.Schema:
-    """MEASUREMENTS, and before `error` the columns that a workflow asked for.
+def measurements_schema(
+    clip: bool = False, watermarks: bool = False, distances: Iterable[str] = ()
+) -> pa.Schema:
+    """Columns of facts, and of all metrics that a workflow asked for.
 
     Args:
         clip, watermarks: whether decoded pictures are looked at so.
         distances: kinds of perceptual distances: 0 for equal pictures, null for too small ones.
     """
-    found = MEASUREMENTS
-    for name, kind in (
-        *((kind, pa.float64()) for kind in distances),
-        *CLIP_COLUMNS * clip,
-        *WATERMARK_COLUMNS * watermarks,
-    ):
-        found = found.insert(found.get_field_index("error"), pa.field(name, kind))
-    return found
+    asked = {*["clip"] * clip, *["watermarks"] * watermarks, *distances}
+    columns = [pa.field(of.name, of.kind) for of in METRICS.values() if not of.needs]
+    more = [pa.field(of.name, of.kind) for of in METRICS.values() if of.needs in asked]
+    # What comes after `quality`, but for the version, is null where `error` says why.
+    return pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("source", pa.string()),
+            ("split", pa.string()),
+            ("watermark", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("codec", pa.string()),  # its label in the workflow
+            ("quality", pa.float64()),  # in the codec's own units
+            ("bytes", pa.int64()),  # all that decoding needs but the codec itself
+            ("prompt_bytes", pa.int32()),  # of them
+            ("bpp", pa.float64()),  # 8 * bytes / (width * height)
+            *columns,
+            ("encode_ms", pa.float64()),  # of an external program: with its start
+            ("decode_ms", pa.float64()),
+            ("device", pa.string()),
+            ("codec_version", pa.string()),  # null where the codec was not tried
+            *more,
+            ("error", pa.string()),
+        ]
+    )
 
 
+MEASUREMENTS = measurements_schema()
 VERSION = 1
 MOST_PIXELS = 1 << 27
 COLUMNS = ("image_id", "image", "text", "source", "split", "watermark")
@@ -228,15 +212,12 @@ class Bench:
         ended = time.perf_counter()
         if decoded.shape != image.shape:
             raise AigiError(f"decoded to {decoded.shape[1]}x{decoded.shape[0]} pixels")
-        similarity = ms_ssim(image, decoded)
         height, width = image.shape[:2]
         columns = {
             "bytes": len(data),
             "prompt_bytes": row.prompt_bytes(data),
             "bpp": 8 * len(data) / (width * height),
-            "psnr": psnr(image, decoded),
-            "ms_ssim": None if similarity is None else similarity.value,
-            "ms_ssim_scales": None if similarity is None else similarity.scales,
+            **{of.name: of.function(image, decoded) for of in METRICS.values() if of.function},
             "encode_ms": 1000 * (between - started),
             "decode_ms": 1000 * (ended - between),
             "device": self._device(row.network),

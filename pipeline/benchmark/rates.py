@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -23,23 +23,11 @@ from pipeline.benchmark.bd import (
     bootstrap,
     mean_curve,
 )
-from pipeline.benchmark.metrics import ms_ssim_db
+from pipeline.benchmark.metrics import METRICS, shown
 
 POOLED = "all"
 FOLDER, BD_RATES, REPORTED = "benchmark", "bd-rates.csv", "measurements"
 """Where the report of a run stands, its table of BD-rates, and the measurements that it is of."""
-
-METRICS = {"psnr": "PSNR (RGB), dB", "ms_ssim": "MS-SSIM, dB"}
-"""Columns of the table, and what figures call them once they are in dB."""
-
-CONTENT = {
-    "lpips": "LPIPS",
-    "dists": "DISTS",
-    "clip_similarity": "CLIP similarity",
-    "clip_score_change": "change of clip_score",
-    "watermark_accuracy": "watermark bits right",
-}
-"""Columns that a workflow may ask for, and what tables call them."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +36,11 @@ class Curves:
 
     Attributes:
         qualities: from low to high rate.
-        bpp, psnr, ms_ssim, encode_s, decode_s: an array over pictures and qualities; MS-SSIM is
-            plain, and not a number for pictures that are too small for it.
+        bpp, encode_s, decode_s: an array over pictures and qualities.
         megapixels: of each picture.
         images: ids of the pictures, those that were coded at every quality.
         failed: pictures that were not.
-        content: such arrays of the columns of CONTENT that say something of these pictures, not a
+        values: such arrays of the columns of METRICS that say something of these pictures, not a
             number where a picture has no prompt or mark, or is too small.
     """
 
@@ -61,12 +48,10 @@ class Curves:
     images: tuple[str, ...]
     failed: int
     bpp: Array
-    psnr: Array
-    ms_ssim: Array
     encode_s: Array
     decode_s: Array
     megapixels: Array
-    content: Mapping[str, Array] = field(default_factory=dict)
+    values: Mapping[str, Array]
 
     @property
     def encode_s_per_mp(self) -> Array:
@@ -78,39 +63,29 @@ class Curves:
         """Seconds a megapixel to decode, over pictures and qualities."""
         return self.decode_s / self.megapixels[:, None]
 
-    def content_means(self, column: str) -> Array:
-        """Means over the pictures that have a value, one a quality."""
-        means: Array = np.nanmean(self.content[column], axis=0)
-        return means
+    def points(self, metric: str) -> dict[str, tuple[Array, Array]]:
+        """Rates and values by picture, of those that have a number at every quality."""
+        if metric not in self.values:
+            return {}
+        rows = zip(self.images, self.bpp, self.values[metric], strict=True)
+        return {image: (bpp, values) for image, bpp, values in rows if np.isfinite(values).all()}
 
-    def curve(self, metric: str) -> Curve:
-        """The curve of the means; MS-SSIM is averaged first and then given in dB.
-
-        Values that no picture has are not numbers.
-        """
-        points = self._points(metric)
+    def means(self, metric: str) -> Curve:
+        """The curve of the means over `points`; not numbers without any."""
+        points = self.points(metric)
         if not points:
             return Curve(tuple(self.bpp.mean(0).tolist()), (math.nan,) * len(self.qualities))
-        return in_db(mean_curve(list(points.values())), metric)
+        return mean_curve(list(points.values()))
 
-    def _points(self, metric: str) -> dict[str, tuple[Array, Array]]:
-        values = getattr(self, metric)
-        return {
-            image: (self.bpp[i], values[i])
-            for i, image in enumerate(self.images)
-            if np.isfinite(values[i]).all()
-        }
-
-    def points(self, metric: str) -> Mapping[str, tuple[Array, Array]]:
-        """Rates and values by picture."""
-        return self._points(metric)
+    def curve(self, metric: str) -> Curve:
+        """The means as tables and figures show them: averaged first, then given in dB."""
+        return in_db(self.means(metric), metric)
 
 
 def in_db(curve: Curve, metric: str) -> Curve:
-    """The curve with values in dB."""
-    if metric != "ms_ssim":
-        return curve
-    return Curve(curve.rates, tuple(ms_ssim_db(value) for value in curve.values))
+    """The curve with values in dB, if the metric has such."""
+    db = METRICS[metric].db
+    return curve if db is None else Curve(curve.rates, tuple(db(value) for value in curve.values))
 
 
 def group_name(source: str, watermark: str) -> str:
@@ -131,10 +106,10 @@ def curves(measurements: pa.Table, order: Iterable[str]) -> dict[str, dict[str, 
     together: dict[str, dict[str, dict[float, dict[str, float]]]] = {}
     columns = [
         *("image_id", "source", "watermark", "codec", "quality", "width", "height"),
-        *("bpp", "psnr", "ms_ssim", "encode_ms", "decode_ms", "error"),
+        *("bpp", "encode_ms", "decode_ms", "error"),
     ]
-    content = [name for name in CONTENT if name in measurements.column_names]
-    for row in measurements.select([*columns, *content]).to_pylist():
+    metrics = shown(measurements.column_names)
+    for row in measurements.select([*columns, *(of.name for of in metrics)]).to_pylist():
         group = group_name(row["source"], row["watermark"])
         for of in (found.setdefault(group, {}), together):
             images = of.setdefault(row["codec"], defaultdict(dict))
@@ -147,11 +122,11 @@ def curves(measurements: pa.Table, order: Iterable[str]) -> dict[str, dict[str, 
     if len(found) > 1:
         found[pool] = together
         names.append(pool)
-    # Marks differ in what they survive: a mean over several kinds would say nothing.
-    pooled = [column for column in content if column != "watermark_accuracy"]
     made = {
         name: {
-            label: _curves(found[name][label], pooled if name == pool else content)
+            label: _curves(
+                found[name][label], [of.name for of in metrics if of.pooled or name != pool]
+            )
             for label in order
             if label in found[name]
         }
@@ -164,7 +139,7 @@ def curves(measurements: pa.Table, order: Iterable[str]) -> dict[str, dict[str, 
 
 
 def _curves(
-    images: Mapping[str, Mapping[float, Mapping[str, float]]], content: Collection[str]
+    images: Mapping[str, Mapping[float, Mapping[str, float]]], metrics: Iterable[str]
 ) -> Curves | None:
     qualities = sorted({quality for rows in images.values() for quality in rows})
     whole = {
@@ -179,18 +154,16 @@ def _curves(
         return np.array([[rows[q][column] for q in qualities] for rows in whole.values()], float)
 
     order = np.argsort(array("bpp").mean(0), kind="stable")
-    said = {column: array(column)[:, order] for column in content}
+    values = {name: array(name)[:, order] for name in metrics}
     return Curves(
         qualities=tuple(qualities[i] for i in order),
         images=tuple(whole),
         failed=len(images) - len(whole),
         bpp=array("bpp")[:, order],
-        psnr=array("psnr")[:, order],
-        ms_ssim=array("ms_ssim")[:, order],
         encode_s=array("encode_ms")[:, order] / 1000,
         decode_s=array("decode_ms")[:, order] / 1000,
         megapixels=(array("width") * array("height"))[:, 0] / 1e6,
-        content={column: values for column, values in said.items() if np.isfinite(values).any()},
+        values={name: of for name, of in values.items() if np.isfinite(of).any()},
     )
 
 

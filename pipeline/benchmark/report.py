@@ -19,23 +19,20 @@ from pipeline import markdown
 from pipeline.benchmark import figures, published
 from pipeline.benchmark.cells import (
     cell_of,
-    content_of,
-    decibels,
     file_names,
-    given_of,
     kind_of,
-    means_of,
+    listed,
+    number,
     shortened,
+    tile_lines,
 )
 from pipeline.benchmark.comparisons import chosen_parts, chosen_rows
 from pipeline.benchmark.latex import latex_table
 from pipeline.benchmark.measurements import MOST_PIXELS, measured, pixels_of
-from pipeline.benchmark.metrics import CAP_DB, psnr
+from pipeline.benchmark.metrics import METRICS, Metric, psnr, shown
 from pipeline.benchmark.rates import (
     BD_RATES,
-    CONTENT,
     FOLDER,
-    METRICS,
     REPORTED,
     Comparison,
     Curves,
@@ -51,7 +48,7 @@ from pipeline.codecs.table import conversion, opened, qualities, row_of
 from pipeline.collection import Collection
 from pipeline.markdown import escape
 from pipeline.marks.dwt_dct import BITS
-from pipeline.pixels import BadPicture, decode
+from pipeline.pixels import CAP_DB, BadPicture, decode
 from pipeline.stage import Compute
 from pipeline.store import Store
 
@@ -80,9 +77,13 @@ class Report:
         self.files = file_names(self.curves)
         self.references = store.read_all("references").to_pylist() if wanted else []
         _, self.skipped = at_hand(benchmark, compute)
+        self.metrics = shown(self.measurements.column_names)
+        self.drawn = [metric for metric in self.metrics if metric.db is not None]
         self.comparisons = {
-            metric: {group: self._compared(found, metric) for group, found in self.curves.items()}
-            for metric in METRICS
+            metric.name: {
+                group: self._compared(found, metric.name) for group, found in self.curves.items()
+            }
+            for metric in self.drawn
         }
 
     def _compared(self, found: Mapping[str, Curves], metric: str) -> dict[str, Comparison]:
@@ -185,11 +186,9 @@ class Report:
         lines = ["## Codecs", ""]
         lines += self._table((*headings, "conversion alone, dB"), rows, "codecs", 1)
         lines += [
-            "Rates count every byte that decoding needs, prompts and headers too. PSNR is over all "
-            "of uint8 RGB, "
-            f"{CAP_DB:g} dB for equal pictures. MS-SSIM has five scales, fewer up to 160 "
-            "pixels a side (`ms_ssim_scales` of the table); it is averaged before it is given in "
-            "dB. Times are wall time, pixels to bytes and back, one picture at a time; those of "
+            "Rates count every byte that decoding needs, prompts and headers too. "
+            + "".join(f"{metric.words} " for metric in self.drawn)
+            + "Times are wall time, pixels to bytes and back, one picture at a time; those of "
             "programs of their own count their start. The last column is the PSNR of the colour "
             f"conversion without any coding, the mean of {CONVERTED} pictures a source at most: "
             "it is about the best that the codec can reach.",
@@ -242,8 +241,9 @@ class Report:
         if not any(self.comparisons["psnr"].values()):
             return [*lines, f"There is none: {escape(anchor)}: {escape(self._alone())}.", ""]
         reasons = []
-        for metric, title in METRICS.items():
-            groups = {name: found for name, found in self.comparisons[metric].items() if found}
+        for metric in self.drawn:
+            title = metric.axis
+            groups = {name: of for name, of in self.comparisons[metric.name].items() if of}
             if not groups:
                 continue
             labels = [label for label in self.labels if any(label in g for g in groups.values())]
@@ -251,7 +251,7 @@ class Report:
                 (label, *(cell_of(groups[group].get(label)) for group in groups))
                 for label in labels
             ]
-            name = metric.replace("_", "-")
+            name = metric.name.replace("_", "-")
             lines += [f"### {escape(title)}", ""]
             lines += self._table(("BD-rate, %", *groups), rows, f"bd-rate-{name}", len(groups))
             figure = figures.bars(f"BD-rate against {anchor}, {title}", groups, self.order)
@@ -290,10 +290,13 @@ class Report:
         lines = ["## Rate and distortion", ""]
         for group, found in self.curves.items():
             rows = []
-            content = [name for name in CONTENT if any(name in c.content for c in found.values())]
+            metrics = [
+                metric
+                for metric in self.metrics
+                if metric.db or any(metric.name in mine.values for mine in found.values())
+            ]
             for label, mine in found.items():
-                means = {name: mine.content_means(name) for name in mine.content}
-                db = {metric: mine.curve(metric).values for metric in METRICS}
+                means = [mine.curve(metric.name).values for metric in metrics]
                 for i, quality in enumerate(mine.qualities):
                     rows.append(
                         (
@@ -301,37 +304,35 @@ class Report:
                             f"{quality:g}",
                             f"{len(mine.images)}" + (f" (-{mine.failed})" if mine.failed else ""),
                             f"{mine.bpp[:, i].mean():.4f}",
-                            *(decibels(db[metric], i) for metric in METRICS),
-                            *(content_of(name, means, i) for name in content),
+                            *(
+                                number(of[i], metric.form)
+                                for metric, of in zip(metrics, means, strict=True)
+                            ),
                             f"{np.median(mine.encode_s_per_mp[:, i]):.3g}",
                             f"{np.median(mine.decode_s_per_mp[:, i]):.3g}",
                         )
                     )
             lines += [f"### {escape(group)}", ""]
-            for metric, title in METRICS.items():
-                name = f"rd-{self.files[group]}-{metric.replace('_', '-')}"
-                figure = figures.rate_distortion(
-                    group, found, metric, self._published(group, metric), self.order
-                )
-                lines += self._figure(figure, name, f"{title} over bits per pixel, {group}")
-            headings = ("codec", "quality", "pictures", "bpp", "PSNR, dB", "MS-SSIM, dB")
-            more = (*(CONTENT[name] for name in content), "encode, s/MP", "decode, s/MP")
-            lines += self._table(
-                (*headings, *more), rows, f"rd-{self.files[group]}", 7 + len(content)
+            for metric in self.drawn:
+                name = f"rd-{self.files[group]}-{metric.name.replace('_', '-')}"
+                behind = self._published(group, metric)
+                figure = figures.rate_distortion(group, found, metric.name, behind, self.order)
+                lines += self._figure(figure, name, f"{metric.axis} over bits per pixel, {group}")
+            headings = (
+                *("codec", "quality", "pictures", "bpp"),
+                *(metric.heading for metric in metrics),
+                *("encode, s/MP", "decode, s/MP"),
             )
+            lines += self._table(headings, rows, f"rd-{self.files[group]}", len(headings) - 1)
             self._exchange(group, found)
-        if any(self._published(group, "psnr") for group in self.curves):
+        if any(self._published(group, metric) for group in self.curves for metric in self.drawn):
             text = published.__doc__ or ""
             lines += ["Thin lines: " + escape(" ".join(text.split("\n\n")[1].split())), ""]
         return lines
 
     def _content(self) -> list[str]:
         """What the originals say, before any codec, and what becomes of their marks."""
-        words = {
-            "lpips": "LPIPS is that of AlexNet, version 0.1",
-            "dists": "DISTS is that of VGG-16",
-        }
-        said = [words[kind] for kind in self.benchmark.distances]
+        said = [METRICS[kind].words for kind in self.benchmark.distances]
         learned = (
             [f"{', '.join(said)}, of decoded 8-bit pictures: 0 for equal ones.", ""] if said else []
         )
@@ -343,8 +344,10 @@ class Report:
             groups.setdefault(group_name(row["source"], row["watermark"]), []).append(row)
         rows, figured = [], []
         for group, of in sorted(groups.items()):
-            scores = given_of(of, "clip_score")
-            shares = given_of(of, "watermark_accuracy")
+            scores, shares = (
+                [row[column] for row in of if row[column] is not None]
+                for column in ("clip_score", "watermark_accuracy")
+            )
             cells = [group, f"{len(of)}"]
             if clip is not None:
                 cells.append(f"{np.mean(scores):.4f}" if scores else "-")
@@ -353,7 +356,7 @@ class Report:
                 cells += [f"{np.mean(shares):.3f}", whole] if shares else ["-", "-"]
             rows.append(cells)
             found = self.curves.get(group, {})
-            if any("watermark_accuracy" in mine.content for mine in found.values()):
+            if any("watermark_accuracy" in mine.values for mine in found.values()):
                 shown = float(np.mean(shares)) if shares else None
                 title = f"{group}: watermark"
                 figure = figures.watermark(title, found, shown, self.order)
@@ -361,7 +364,7 @@ class Report:
                 figured += self._figure(figure, f"watermark-{self.files[group]}", shows)
         headings = ["before any codec", "pictures"]
         headings += ["clip_score"] * (clip is not None)
-        headings += [CONTENT["watermark_accuracy"], "all of them right"] * marks
+        headings += [METRICS["watermark_accuracy"].heading, "all of them right"] * marks
         lines = ["## What pictures show", ""]
         lines += self._table(headings, rows, "originals", len(headings) - 1)
         lines += learned
@@ -389,10 +392,10 @@ class Report:
             lines.append(f"- {count} without: {escape(error)}")
         return [*lines, ""] if errors else lines
 
-    def _published(self, group: str, metric: str) -> Mapping[str, Any]:
+    def _published(self, group: str, metric: Metric) -> Mapping[str, Any]:
         for (source, mark), subset in published.SUBSETS.items():
             if group_name(source, mark) == group:
-                return published.curves(subset, {"ms_ssim": "ms_ssim_db"}.get(metric, metric))
+                return published.curves(subset, metric.published)
         return {}
 
     def _exchange(self, group: str, found: Mapping[str, Curves]) -> None:
@@ -407,8 +410,11 @@ class Report:
                     "bpp": mine.bpp.mean(0).tolist(),
                     "encoding_time": mine.encode_s.mean(0).tolist(),
                     "decoding_time": mine.decode_s.mean(0).tolist(),
-                    "psnr-rgb": mine.psnr.mean(0).tolist(),
-                    "ms-ssim-rgb": means_of(mine.ms_ssim),
+                    **{
+                        metric.exchange: listed(mine.means(metric.name).values)
+                        for metric in self.metrics
+                        if metric.exchange
+                    },
                 },
             }
             text = json.dumps(data, indent=2) + "\n"
@@ -486,14 +492,7 @@ class Report:
                 picture = f"{row['source']} {row['image_id']}"
                 made = {one["codec"]: one for one in found.get(picture, ())}
                 tiles = [
-                    (
-                        (
-                            label,
-                            f"{one['bpp']:.3f} bpp, {one['psnr']:.2f} dB",
-                            "" if one["ms_ssim"] is None else f"MS-SSIM {one['ms_ssim']:.4f}",
-                        ),
-                        decode(one["image"]["bytes"], MOST_PIXELS).rgb,
-                    )
+                    ((label, *tile_lines(one)), decode(one["image"]["bytes"], MOST_PIXELS).rgb)
                     for label in self.labels
                     if (one := made.get(label)) is not None and one["error"] is None
                 ]

@@ -29,13 +29,12 @@ apart, and it is quadratic.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,12 +58,10 @@ from pipeline.duplicates.bounds import (
     times,
 )
 from pipeline.models.device import pick_device
+from pipeline.threads import ahead
 
 if TYPE_CHECKING:
     import torch
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 BLOCK, CUDA_BLOCK = 512, 16_384
 """Rows of a block: the products of two lie in a core's second cache; a GPU wants large ones."""
@@ -178,8 +175,8 @@ def near_pairs(
     )
     with _workers(threads) as pool:
         # A GPU does one product after the other, whoever asks.
-        ahead = 2 * threads if join.codes.device.type == "cpu" else 0
-        for found in _in_order(pool, ahead, lambda u: list(unit_pairs(join, u)), range(len(join))):
+        most = 2 * threads if join.codes.device.type == "cpu" else 0
+        for found in ahead(range(len(join)), lambda u: list(unit_pairs(join, u)), pool, most):
             yield from found
 
 
@@ -199,19 +196,6 @@ def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
-
-
-def _in_order(
-    pool: Executor, ahead: int, work: Callable[[T], R], items: Iterable[T]
-) -> Iterator[R]:
-    """Results in the order of the items; at most `ahead` are asked for before they are used."""
-    waiting: deque[Future[R]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def gathered(pairs: Iterable[Pairs]) -> Pairs:
@@ -257,7 +241,7 @@ def prepare(
         exact = pool.submit(_int8_is_exact, where)
         frame = pool.submit(choose_frame, vectors, tau).result()
         codes = np.empty((n, frame.columns), np.int8)
-        longest = max(_in_order(pool, 2 * threads, code, pieces(vectors)), default=0.0)
+        longest = max(ahead(pieces(vectors), code, pool, 2 * threads), default=0.0)
     order, blocks = _arrange(codes, scopes, held, old, block)
     box = frame.mean.shape[0]
     low = np.array([codes[_rows(order, b), :box].min(0) for b in blocks], np.int16)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import PIL
@@ -22,6 +20,7 @@ from pipeline.pictures.pictures import Escapes
 from pipeline.pictures.sources import ImportedSource, OriginalSource
 from pipeline.pixels import RGB, BadPicture, PngEffort, decode, pixels_sha256, png_bytes
 from pipeline.tables import IMAGES
+from pipeline.threads import ahead, workers
 
 CHUNK_ROWS, CHUNK_BYTES = 16, 64 << 20
 
@@ -75,24 +74,18 @@ class Importer:
             OSError: the folder or archive itself cannot be read.
         """
         plan = rows.select(["image_id", "path", "width", "height", "watermark"]).to_pylist()
-        waiting: deque[Future[dict[str, Any]]] = deque()
         done: list[dict[str, Any]] = []
         size = 0
-        pool = ThreadPoolExecutor(self.threads, "import")
-        try:
-            for number, row in enumerate(plan, 1):
-                waiting.append(pool.submit(self._row, row))
-                # A few pictures are under way while the last chunk is being written.
-                while waiting and (len(waiting) > 4 * self.threads or number == len(plan)):
-                    done.append(waiting.popleft().result())
-                    size += len((done[-1].get("image") or {}).get("bytes", b""))
-                    if len(done) == CHUNK_ROWS or size > CHUNK_BYTES:
-                        yield pa.Table.from_pylist(done, schema=IMAGES)
-                        done, size = [], 0
-            if done:
-                yield pa.Table.from_pylist(done, schema=IMAGES)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        with workers(self.threads, "import") as pool:
+            # A few pictures are under way while the last chunk is being written.
+            for row in ahead(plan, self._row, pool, 4 * self.threads):
+                done.append(row)
+                size += len((row.get("image") or {}).get("bytes", b""))
+                if len(done) == CHUNK_ROWS or size > CHUNK_BYTES:
+                    yield pa.Table.from_pylist(done, schema=IMAGES)
+                    done, size = [], 0
+        if done:
+            yield pa.Table.from_pylist(done, schema=IMAGES)
 
     def _row(self, plan: dict[str, Any]) -> dict[str, Any]:
         row: dict[str, Any] = {"image_id": plan["image_id"], "device": "cpu"}

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from pipeline.analysis.best import attributes, best, unmarked
 from pipeline.analysis.plots import MOST, figures
-from pipeline.benchmark.rates import BD_RATES, FOLDER, METRICS, REPORTED, curves
+from pipeline.benchmark.metrics import METRICS, shown
+from pipeline.benchmark.rates import BD_RATES, FOLDER, REPORTED, curves
 from pipeline.charts import Line, lines, ring
 from pipeline.pages.section import Section, Table
 from pipeline.store import Store
@@ -135,19 +136,21 @@ def rate_distortion(table: pa.Table, bd_rates: Sequence[Mapping[str, str]]) -> S
     found = curves(table, labels)
     charts = []
     for group, codecs in found.items():
-        for metric, words in METRICS.items():
+        for metric in shown(table.column_names):
+            if metric.db is None:
+                continue
             series = []
             for label in labels:  # all of them, so that a codec looks the same in every chart
                 made = codecs.get(label)
-                curve = None if made is None else made.curve(metric)
+                curve = None if made is None else made.curve(metric.name)
                 if curve is None or not np.isfinite(curve.values).all():
                     series.append(Line(f"{label} (none)", np.empty(0), np.empty(0)))
                 else:
                     series.append(Line(label, np.array(curve.rates), np.array(curve.values)))
             if any(len(line.x) for line in series):
-                title = f"{group}: {words.partition(',')[0]}"
+                title = f"{group}: {metric.title}"
                 charts.append(
-                    lines(title, series, "bits a pixel", words, markers=True, from_zero=False)
+                    lines(title, series, "bits a pixel", metric.axis, markers=True, from_zero=False)
                 )
     failed = table.num_rows - table["error"].null_count
     pictures = len({row["image_id"] for row in table.select(["image_id"]).to_pylist()})
@@ -159,7 +162,8 @@ def rate_distortion(table: pa.Table, bd_rates: Sequence[Mapping[str, str]]) -> S
         "equal quality; in brackets the 95 % interval over pictures."
     ]
     text += [
-        f"No BD-rate of {row['codec']}, {row['source']}, {METRICS[row['metric']]}: {row['reason']}."
+        f"No BD-rate of {row['codec']}, {row['source']}, {METRICS[row['metric']].axis}: "
+        f"{row['reason']}."
         for row in bd_rates
         if row["reason"]
     ]
@@ -177,7 +181,7 @@ def _bd_rates(rows: Sequence[Mapping[str, str]]) -> list[Table]:
     return [
         Table(
             f"BD-rate against {rows[0]['anchor']}, %",
-            ("source", "codec", *(f"by {METRICS[name].partition(',')[0]}" for name in metrics)),
+            ("source", "codec", *(f"by {METRICS[name].title}" for name in metrics)),
             [
                 (*key, *(found.get(metric, "") for metric in metrics))
                 for key, found in cells.items()

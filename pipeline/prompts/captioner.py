@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeline.prompts.captions import BlipCaptions, CaptionSource
 from pipeline.stage import Build, Compute, Map, Stage
 from pipeline.store import Shard, Store
 from pipeline.tables import CAPTIONS, PHOTOS
+from pipeline.threads import ahead, workers
 
 VERSION = 1
 MAX_PIXELS = 64_000_000
@@ -157,19 +158,10 @@ class Captioner:
         """
         photos, numbers = rows["photo"].to_pylist(), rows["row"].to_pylist()
         size = self.source.batch_size
-        batches = [
-            range(start, min(start + size, len(photos))) for start in range(0, len(photos), size)
-        ]
-        pool = ThreadPoolExecutor(THREADS, "photos")
-
-        def ahead(batch: range) -> list[Future[Pixels | str]]:
-            return [pool.submit(self._prepare, photos[row]) for row in batch]
-
-        try:
-            waiting = ahead(batches[0]) if batches else []
-            for number, batch in enumerate(batches):
-                ready = [future.result() for future in waiting]
-                waiting = ahead(batches[number + 1]) if number + 1 < len(batches) else []
+        with workers(THREADS, "photos") as pool:
+            prepared = ahead(photos, self._prepare, pool, size)
+            for start in range(0, len(photos), size):
+                ready = list(islice(prepared, size))
                 texts = iter(self._describe([item for item in ready if not isinstance(item, str)]))
                 found = [item if isinstance(item, str) else None for item in ready]
                 chunk = [None if error else next(texts) for error in found]
@@ -179,15 +171,13 @@ class Captioner:
                 ]
                 yield pa.table(
                     {
-                        "photo": [photos[row] for row in batch],
-                        "row": [numbers[row] for row in batch],
+                        "photo": photos[start : start + size],
+                        "row": numbers[start : start + size],
                         "text": [text or None for text in chunk],
                         "error": errors,
                     },
                     schema=CAPTIONS,
                 )
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def _prepare(self, name: str) -> Pixels | str:
         """The photo as the model takes it, or why it cannot be used."""

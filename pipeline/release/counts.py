@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from pipeline.plan.specification import Dataset, DiffusersSpec
 from pipeline.progress import Progress
 from pipeline.release.sheet import CANDIDATES, Sample
 from pipeline.store import Store
+from pipeline.threads import ahead, workers
 
 
 class Kind(NamedTuple):
@@ -188,17 +188,15 @@ def count(store: Store, dataset: Dataset, shards: list[str], progress: Progress)
     read = partial(store.read, "release", columns=_COLUMNS)
     with (
         progress.stage("card", len(shards), 0, 0) as bar,
-        ThreadPoolExecutor(4) as pool,
+        workers(4, "card") as pool,
     ):
-        # Read ahead of the counting, but not all of them: a release has thousands.
-        for start in range(0, len(shards), 64):
-            names = shards[start : start + 64]
-            for shard, rows in zip(names, pool.map(read, names), strict=True):
-                source, split = shard.split("/")[0], shard.split("/")[1].split("-")[0]
-                kinds += _kinds(rows, split)
-                ids[source] += rows["prompt_id"].chunks
-                samples[source] = _lowest(iter([*samples[source], *_samples(rows, shard, split)]))
-                bar.advance(rows.num_rows)
+        # Not all of them at once: a release has thousands.
+        for shard, rows in zip(shards, ahead(shards, read, pool, 16), strict=True):
+            source, split = shard.split("/")[0], shard.split("/")[1].split("-")[0]
+            kinds += _kinds(rows, split)
+            ids[source] += rows["prompt_id"].chunks
+            samples[source] = _lowest(iter([*samples[source], *_samples(rows, shard, split)]))
+            bar.advance(rows.num_rows)
     generated = [
         chunk
         for source, chunks in ids.items()

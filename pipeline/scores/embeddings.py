@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +17,7 @@ from pipeline.pixels import RGB, BadPicture, decode, decode_threads
 from pipeline.stage import Compute, Map
 from pipeline.store import Store
 from pipeline.tables import embeddings_schema
+from pipeline.threads import ahead, workers
 
 VERSION = 1
 AHEAD = 2  # batches that are decoded before the model asks for them
@@ -54,25 +54,15 @@ def prepared_batches(
     Yields:
         The rows of a batch, and what `prepare` made of each; None where the image failed.
     """
-    pool = ThreadPoolExecutor(threads, "pictures")
-    waiting: deque[tuple[list[Row], list[Future[T] | None]]] = deque()
 
-    def first() -> tuple[list[Row], list[T | None]]:
-        part, futures = waiting.popleft()
-        return part, [None if future is None else future.result() for future in futures]
+    def one(row: Row) -> tuple[Row, T | None]:
+        return row, prepare(row) if row["image"] else None
 
-    try:
-        for start in range(0, rows.num_rows, size):
-            part = rows.slice(start, size).to_pylist()
-            waiting.append(
-                (part, [pool.submit(prepare, row) if row["image"] else None for row in part])
-            )
-            if len(waiting) > AHEAD:
-                yield first()
-        while waiting:
-            yield first()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    parts = (rows.slice(start, size).to_pylist() for start in range(0, rows.num_rows, size))
+    with workers(threads, "pictures") as pool:
+        made = ahead((row for part in parts for row in part), one, pool, AHEAD * size)
+        while batch := list(islice(made, size)):
+            yield [row for row, _ in batch], [prepared for _, prepared in batch]
 
 
 def _column(vectors: Vectors, there: npt.NDArray[np.bool_]) -> pa.Array:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.benchmark.metrics import psnr
 from pipeline.tiny.captions import captions
 from pipeline.tiny.corpus import FIRST_SEED, JITTER
 from pipeline.tiny.gallery import write_sheet
@@ -251,8 +252,7 @@ def vae_psnr(vae: Any, cases: Sequence[Case], size: int) -> float:
             tensor = torch.from_numpy(rgb).permute(2, 0, 1)[None].to(vae.device, vae.dtype)
             decoded = vae.decode(vae.encode(tensor / 127.5 - 1).latent_dist.mean).sample
             again = ((decoded.clamp(-1, 1) + 1) * 127.5).round()[0].permute(1, 2, 0).cpu().numpy()
-            error = ((again - rgb.astype(np.float64)) ** 2).mean()
-            found.append(10 * np.log10(255**2 / error))
+            found.append(psnr(rgb, again.astype(np.uint8)))
     return float(np.mean(found))
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +19,7 @@ import pyarrow as pa
 from pipeline import AigiError
 from pipeline.collection import Collection, Part
 from pipeline.pixels import RGB, BadPicture, decode
+from pipeline.threads import ahead, workers
 
 MOST_PIXELS = 1 << 28
 AHEAD = 8
@@ -125,22 +124,19 @@ class Crops:
                 seen = {number: v for number, v in seen.items() if number in alive}
         wanted = {number for number, _ in [*waiting, *rest]}
         again = (visit for number, visit in seen.items() if number in wanted)
-        with ThreadPoolExecutor(self.threads, "crops") as pool:
-            try:
-                keep = {*waiting, *rest}
-                for visit, crops in self._decoded(again, pool):
-                    for number, crop in enumerate(crops):
-                        if (visit.number, number) in keep:
-                            held[visit.number, number] = crop
-                for key in rest:
-                    yield held.pop(key)
-                for visit, crops in self._decoded(visits, pool):
-                    for number, crop in enumerate(crops):
+        with workers(self.threads, "crops") as pool:
+            keep = {*waiting, *rest}
+            for visit, crops in self._decoded(again, pool):
+                for number, crop in enumerate(crops):
+                    if (visit.number, number) in keep:
                         held[visit.number, number] = crop
-                    for key in admit(visit.number):
-                        yield held.pop(key)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            for key in rest:
+                yield held.pop(key)
+            for visit, crops in self._decoded(visits, pool):
+                for number, crop in enumerate(crops):
+                    held[visit.number, number] = crop
+                for key in admit(visit.number):
+                    yield held.pop(key)
 
     def _visits(self) -> Iterator[_Visit]:
         """The pictures of this process, epoch after epoch."""
@@ -165,24 +161,24 @@ class Crops:
                         yield _Visit(next(numbers), here, part, row)
 
     def _decoded(
-        self, visits: Iterator[_Visit], pool: ThreadPoolExecutor
+        self, visits: Iterator[_Visit], pool: Executor
     ) -> Iterator[tuple[_Visit, list[Crop]]]:
         """Crops of pictures, in the order of the visits; threads work some pictures ahead."""
-        queue: deque[tuple[_Visit, Future[list[Crop]]]] = deque()
-        rows: Future[pa.Table] | None = None
-        at = -1
-        for visit in visits:
-            if rows is None or visit.round != at:
-                read = partial(self.collection.read, visit.part.name, ["image_id", "image", "text"])
-                rows, at = pool.submit(read), visit.round
-            queue.append((visit, pool.submit(self._cut, visit, rows)))
-            if len(queue) > AHEAD * self.threads:
-                first, crops = queue.popleft()
-                yield first, crops.result()
-        for visit, crops in queue:
-            yield visit, crops.result()
 
-    def _cut(self, visit: _Visit, rows: Future[pa.Table]) -> list[Crop]:
+        def with_rows() -> Iterator[tuple[_Visit, Future[pa.Table]]]:
+            rows: Future[pa.Table] | None = None
+            at = -1
+            for visit in visits:
+                if rows is None or visit.round != at:
+                    columns = ["image_id", "image", "text"]
+                    rows = pool.submit(self.collection.read, visit.part.name, columns)
+                    at = visit.round
+                yield visit, rows
+
+        return ahead(with_rows(), self._cut, pool, AHEAD * self.threads)
+
+    def _cut(self, given: tuple[_Visit, Future[pa.Table]]) -> tuple[_Visit, list[Crop]]:
+        visit, rows = given
         table = rows.result()  # submitted before, so never behind this in the queue
         image = table["image"][visit.row]
         try:
@@ -202,7 +198,7 @@ class Crops:
             top, left = (rng.randrange(edge - self.size + 1) for edge in rgb.shape[:2])
             cut = rgb[top : top + self.size, left : left + self.size]
             found.append(Crop(np.ascontiguousarray(cut), text))
-        return found
+        return visit, found
 
 
 def _times(weight: float, order: random.Random) -> int:

@@ -101,8 +101,3 @@ def ms_ssim(x: Tensor, y: Tensor, scales: int = len(WEIGHTS)) -> Tensor:
         # Below 0 a power has no value: such a scale counts as wholly unlike.
         found = found * F.relu(contrast.mean((-2, -1))) ** (weight / share)
     return found.mean(1)
-
-
-def psnr(mse: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of a mean square error over values from 0 to 1."""
-    return -10 * torch.log10(mse)

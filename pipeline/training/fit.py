@@ -18,10 +18,10 @@ from pipeline.files import replaced
 from pipeline.learned.card import RatePoint
 from pipeline.learned.network import CONFIG, WEIGHTS
 from pipeline.learned.sizes import Sizes
-from pipeline.pixels import RGB
+from pipeline.pixels import RGB, decibels
 from pipeline.progress import Progress, duration
 from pipeline.training import checkpoint
-from pipeline.training.distortion import LEAST_SIDE, psnr
+from pipeline.training.distortion import LEAST_SIDE
 from pipeline.training.settings import Train
 from pipeline.training.trainer import PATIENCE, Trainer, init_of, learning_rate
 from pipeline.training.validation import Found, pictures_of
@@ -135,7 +135,7 @@ def fit(trainer: Trainer, progress: Progress) -> None:
         if window and (done or state.step % settings.log_every == 0):
             loss, bpp, mse = (math.fsum(v) / len(window) for v in zip(*window, strict=True))
             window.clear()
-            quality = float(psnr(torch.tensor(mse)))
+            quality = decibels(1, mse)
             rate = learning_rate(settings, state.step - 1)
             if curve is not None:
                 curve.write(state.step, loss, bpp, quality, rate, state.seconds)

@@ -14,8 +14,8 @@ from pipeline.learned.bitstream import rates
 from pipeline.learned.codec import LearnedCodec
 from pipeline.learned.network import Network
 from pipeline.learned.text import TextEncoder
-from pipeline.pixels import RGB, BadPicture, decode
-from pipeline.training.distortion import LEAST_SIDE, ms_ssim, psnr
+from pipeline.pixels import RGB, BadPicture, decibels, decode
+from pipeline.training.distortion import LEAST_SIDE, ms_ssim
 
 MOST_PIXELS = 1 << 28
 
@@ -99,13 +99,11 @@ def _validated(codec: LearnedCodec, pictures: Sequence[tuple[RGB, str]], quality
         errors.append(float(((before - after) ** 2).mean()))
         if min(picture.shape[:2]) >= LEAST_SIDE:
             structure.append(float(ms_ssim(before.float(), after.float())))
-    # A picture without any error counts as 100 dB.
-    decibels = psnr(torch.tensor(errors, dtype=torch.float64).clamp(min=1e-10))
     return Found(
         pictures=len(bpp),
         bpp=float(np.mean(bpp)),
         bpp_without_prompt=float(np.mean(plain)),
         mse=float(np.mean(errors)),
-        psnr=float(decibels.mean()),
+        psnr=float(np.mean([decibels(1, error) for error in errors])),
         ms_ssim=float(np.mean(structure)) if structure else None,
     )

@@ -228,7 +228,8 @@ def test_file_names_tell_what_they_are_of() -> None:
 def test_ms_ssim_is_averaged_before_it_is_in_db() -> None:
     of = np.array([[0.9, 0.99], [0.8, 0.97]])
     ones = np.ones_like(of)
-    curves = rates.Curves((1, 2), ("a", "b"), 0, of, ones, of, ones, ones, ones[:, 0])
+    values = {"psnr": ones, "ms_ssim": of}
+    curves = rates.Curves((1, 2), ("a", "b"), 0, of, ones, ones, ones[:, 0], values)
     assert curves.curve("ms_ssim").values == pytest.approx(
         (-10 * np.log10(0.15), -10 * np.log10(0.02))
     )
@@ -324,7 +325,7 @@ def test_published_curves_are_drawn_behind_those_of_the_dataset(tmp_path: Path) 
 
 def test_published_curves_are_thin_lines_with_names() -> None:
     ones = np.ones((1, 2))
-    mine = rates.Curves((1, 2), ("a",), 0, ones, 30 * ones, ones, ones, ones, ones[:, 0])
+    mine = rates.Curves((1, 2), ("a",), 0, ones, ones, ones, ones[:, 0], {"psnr": 30 * ones})
     theirs = published.curves("MJ5.2", "psnr")
     (axes,) = figures.rate_distortion("mj52", {"jpeg": mine}, "psnr", theirs, ["jpeg"]).axes
     *behind, front = sorted(axes.lines, key=lambda line: line.get_zorder())
