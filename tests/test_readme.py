@@ -7,14 +7,21 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
+from pipeline.cli.reference import FIRST, LAST, filled, reference
+from pipeline.models.clip import Embeddings
+from pipeline.workflow import Workflow
 from tests.conftest import ROOT
-from tests.hub import serve
+from tests.hub import Hub, serve
 
 FRONT = ROOT / "README.md"
+WORKFLOWS = ROOT / "workflows" / "README.md"
 READMES = [
     FRONT,
     ROOT / "CONTRIBUTING.md",
@@ -25,35 +32,73 @@ READMES = [
     ),
 ]
 BLOCK = re.compile(r"<!-- run -->\n```(\w+)\n(.*?)```", re.S)
+WITH_BLOCKS = [path for path in READMES if path != FRONT and BLOCK.search(path.read_text())]
 
 
-def test_marked_commands_run(tmp_path: Path) -> None:
-    """One after the other in one folder, the front door's first: it makes the demo."""
-    blocks = [block for path in READMES for block in BLOCK.findall(path.read_text())]
-    assert len(BLOCK.findall(FRONT.read_text())) >= 3
-    assert len(blocks) >= 12
+def run_blocks(readme: Path, folder: Path, hub: Hub) -> None:
+    """Execute the marked blocks of a README, one after the other, in a folder."""
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    environment = hub.environment(PATH=path, PYTHONPATH=str(ROOT))
+    for kind, text in BLOCK.findall(readme.read_text()):
+        command = {"sh": ["sh", "-e", "-c", text], "python": [sys.executable, "-c", text]}
+        done = subprocess.run(
+            command[kind], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    with serve(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Path:
+    """A folder like the root of a checkout, after the front door's commands: they make the demo."""
+    folder = tmp_path_factory.mktemp("front")
     for name in ("workflows", "manifests", "prompts"):
-        shutil.copytree(ROOT / name, tmp_path / name)  # paths in a workflow start at its file
-    (tmp_path / "bin").mkdir()
-    aigi = tmp_path / "bin" / "aigi"
-    aigi.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeline.cli "$@"\n')
-    aigi.chmod(0o755)
-    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    with serve(tmp_path / "hub") as hub:
-        environment = hub.environment(PATH=path, PYTHONPATH=str(ROOT))
-        for kind, text in blocks:
-            command = {"sh": ["sh", "-e", "-c", text], "python": [sys.executable, "-c", text]}
-            done = subprocess.run(
-                command[kind], cwd=tmp_path, env=environment, capture_output=True, text=True
-            )
-            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+        shutil.copytree(ROOT / name, folder / name)  # paths in a workflow start at its file
+    (folder / "pipeline").symlink_to(ROOT / "pipeline")
+    (folder / "bin").mkdir()
+    for name, arguments in (("aigi", "-m pipeline.cli"), ("python", "")):
+        file = folder / "bin" / name
+        file.write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
+        file.chmod(0o755)
+    run_blocks(FRONT, folder, hub)
+    return folder
+
+
+def test_the_commands_of_the_front_door_make_the_demo(front: Path) -> None:
+    assert (front / "runs" / "demo" / "release" / "manifest.json").exists()
+    assert (front / "report.html").exists()
+    assert len(BLOCK.findall(FRONT.read_text())) >= 3
+    assert len(WITH_BLOCKS) >= 12
+
+
+@pytest.mark.parametrize("readme", WITH_BLOCKS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_marked_commands_need_the_demo_and_nothing_else(
+    readme: Path, front: Path, hub: Hub, tmp_path: Path
+) -> None:
+    folder = tmp_path / "root"
+    shutil.copytree(front, folder, symlinks=True)
+    run_blocks(readme, folder, hub)
+    shutil.rmtree(folder)
+
+
+def headings(readme: Path) -> set[str]:
+    """What a link to a heading of a README ends in, as GitHub makes it."""
+    found = re.findall(r"^#+ (.+)$", readme.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in found}
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_named_files_exist(readme: Path) -> None:
+def test_named_files_and_headings_exist(readme: Path) -> None:
     text = readme.read_text()
-    for link in re.findall(r"\]\(([^)#\s]+)\)", text):
-        assert "://" in link or (readme.parent / link).exists(), link
+    for link, heading in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", text):
+        target = readme.parent / link if link else readme
+        assert "://" in link or target.exists(), link
+        assert not heading or heading in headings(target), f"{link}#{heading}"
     names = re.findall(
         r"(?<![\w/.])(?:pipeline|workflows|manifests|prompts|tests)/[\w./-]+\.\w+", text
     )
@@ -74,7 +119,40 @@ def test_every_module_is_in_the_readme_of_its_folder() -> None:
 
 
 def test_every_section_of_a_workflow_is_explained() -> None:
-    from pipeline.workflow import Workflow
-
     for name in Workflow.model_fields:
-        assert f"| `{name}` |" in (ROOT / "workflows" / "README.md").read_text()
+        assert f"| `{name}` |" in WORKFLOWS.read_text()
+
+
+def test_the_settings_reference_is_that_of_the_schema() -> None:
+    text = WORKFLOWS.read_text()
+    assert text == filled(text, reference(Workflow.model_json_schema())), (
+        "make it again: python -m pipeline.cli.reference workflows/README.md"
+    )
+
+
+def keys(section: str, kind: object) -> Iterator[str]:
+    """`SECTION.KEY` for every key of every class that is somewhere in a type."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        for name, field in kind.model_fields.items():
+            yield f"{section}.{name}"
+            yield from keys(section, field.annotation)
+    for inner in get_args(kind):
+        yield from keys(section, inner)
+
+
+def test_every_key_of_every_section_is_in_the_settings_reference() -> None:
+    settings = WORKFLOWS.read_text().partition(FIRST)[2].partition(LAST)[0]
+    found = set(re.findall(r"^\| `(\w+)(?:\.[\w.]+)*(\.\w+)` \|", settings, re.M))
+    asked = {
+        key for name, field in Workflow.model_fields.items() for key in keys(name, field.annotation)
+    }
+    elsewhere = {f"benchmark.{key}" for key in Embeddings.model_fields}  # benchmark.clip
+    assert len(asked) > 200
+    assert {"".join(key) for key in found} == asked - elsewhere
+    assert "| `run` |" in settings
+
+
+def test_code_in_the_settings_reference_stays_code_and_a_cell_one_cell() -> None:
+    schema = Workflow.model_json_schema()
+    schema["properties"]["run"]["description"] = "a `<b>|` of <b>|"
+    assert r"| `run` | text; required | a `<b>\|` of \<b>\| |" in reference(schema)
