@@ -64,7 +64,7 @@ def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Non
     found = place.sha256(INDEX, *spec.sha256)
     for file, expected in spec.sha256.items():
         if file not in found:
-            raise AigiError(f"{place.where}: {place} has no {file}")
+            raise place.lacking(file)
         check_sha256(place.where, f"{place}: {file}", found[file], expected)
 
 

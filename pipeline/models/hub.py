@@ -59,12 +59,16 @@ class Place:
             )
         for file in files:
             if not any(path.is_file() for path in Path(found).glob(file)):
-                pickled = "; weights in pickle files are not read" if "safetensors" in file else ""
-                raise AigiError(
-                    f"{self.where}: {self} has no {file}{pickled}. Get the model anew, or give a "
-                    f"copy of it, its weights saved as safetensors, as {self.instead}."
-                )
+                raise self.lacking(file)
         return found
+
+    def lacking(self, file: str) -> AigiError:
+        """The error that a file is not there."""
+        pickled = "; weights in pickle files are not read" if "safetensors" in file else ""
+        return AigiError(
+            f"{self.where}: {self} has no {file}{pickled}. Get the model anew, or give a copy of "
+            f"it, its weights saved as safetensors, as {self.instead}."
+        )
 
     def file(self, name: str) -> str:
         """Path of one file.

@@ -162,6 +162,8 @@ import sys
 from huggingface_hub import HfApi
 from pipeline.learned.sizes import TextSizes
 from pipeline.learned.text import TextEncoder
+from pipeline.files import file_sha256
+from pipeline.models.clip import Embeddings, find_weights, model_config
 
 api = HfApi()
 api.create_repo("tester/clip")
@@ -170,10 +172,15 @@ api.upload_file(repo_id="tester/clip", path_or_fileobj=b"x", path_in_repo="big.b
 here = TextEncoder(TextSizes(tower="tiny", width=96))(["a red boat"])
 there = TextEncoder(TextSizes(tower="tester/clip", width=96))(["a red boat"])
 assert (here.features == there.features).all()
+
+sha256 = file_sha256(sys.argv[1] + "/open_clip_model.safetensors")
+named = Embeddings(model="hf-hub:tester/clip", sha256=sha256)
+assert file_sha256(find_weights(named)) == sha256
+assert model_config(named)["embed_dim"] == 96
 """
 
 
-def test_a_text_encoder_of_the_hub_is_the_one_of_a_folder(tmp_path: Path) -> None:
+def test_models_of_open_clip_in_the_hub_are_those_of_a_folder(tmp_path: Path) -> None:
     with serve(tmp_path / "hub") as hub:
         done = subprocess.run(
             [sys.executable, "-c", ENCODER, str(ROOT / "pipeline" / "tiny" / "weights" / "clip")],
