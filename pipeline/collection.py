@@ -1,6 +1,6 @@
-"""A release, a dataset on the Hub or pictures of a folder in, the pictures in a fixed order out.
+"""A release, a dataset on the Hub or images of a folder in, the images in a fixed order out.
 
-What is measured, analysed or trained on comes through here: nothing of it asks how the pictures
+What is measured, analysed or trained on comes through here: nothing of it asks how the images
 were made.
 """
 
@@ -30,7 +30,7 @@ from pipeline.tables import IMAGE
 
 
 class Pictures(Settings):
-    """Pictures to measure, analyse or train on, and which of them."""
+    """Images to measure, analyse or train on, and which of them."""
 
     place: Location = Field(
         description="release folder, run directory, hf://datasets/ORG/NAME@REVISION, or a folder "
@@ -55,7 +55,7 @@ def asked_or_own(asked: Pictures | None, run: str) -> Pictures:
 
 
 ROWS, BYTES = 100, 64 << 20
-"""A part has at most so many pictures; of a folder, at most so many bytes beyond one picture."""
+"""A part has at most so many images; of a folder, at most so many bytes beyond one image."""
 
 COLUMNS = pa.schema(
     [
@@ -70,16 +70,16 @@ COLUMNS = pa.schema(
         ("pair_id", pa.string()),
     ]
 )
-"""Columns of `Collection.read`. Of a folder's pictures text may be empty, watermark is `none`."""
+"""Columns of `Collection.read`. Of a folder's images text may be empty, watermark is `none`."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some pictures of one source and split: the unit of reading.
+    """Some images of one source and split: the unit of reading.
 
     Attributes:
         name: unique, the same each time, and a name that a shard can have.
-        rows: pictures in it.
+        rows: images in it.
         path: of its parquet file; of a folder, empty.
         groups: its row groups; of a folder, numbers of its files.
         skip: rows at the begin of the first of its row groups that belong to another part.
@@ -95,10 +95,10 @@ class Part:
 
 
 class Collection:
-    """Pictures that lie somewhere.
+    """Images that lie somewhere.
 
     Args:
-        pictures: where, and which of them.
+        images: where, and which of them.
 
     Attributes:
         parts: in the order in which they are read.

@@ -35,7 +35,7 @@ class FileRecord(TypedDict):
 
 
 class DocumentRecord(TypedDict):
-    """One file of a release that is no table: card, metadata, picture."""
+    """One file of a release that is no table: card, metadata, image."""
 
     path: str
     bytes: int

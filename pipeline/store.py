@@ -31,7 +31,7 @@ from pipeline.files import replaced, sweep
 from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.tables import IMAGE
 
-# Small row groups let a reader skip to one picture; narrow tables need long ones.
+# Small row groups let a reader skip to one image; narrow tables need long ones.
 IMAGE_ROWS, IMAGE_BYTES = 100, 64 << 20
 NARROW_ROWS = 65_536
 

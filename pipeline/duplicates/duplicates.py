@@ -1,7 +1,7 @@
 """Image vectors, perceptual hashes and pixel hashes in, the `duplicates` table out: near pairs.
 
-Pairs, not verdicts: which picture of a pair stays is the selection's to say. A training picture
-is compared with the test and validation pictures of every source, whatever the scope. Variants of
+Pairs, not verdicts: which image of a pair stays is the selection's to say. A training image
+is compared with the test and validation images of every source, whatever the scope. Variants of
 one generation are no pair. New shards (a top-up round, one more source) are joined with the old
 ones; what was joined before is not joined again.
 """
@@ -34,7 +34,7 @@ from pipeline.tables import DUPLICATES
 
 
 class Duplicates(Settings):
-    """Embeddings, hashes and pixels in, the `duplicates` table out: pairs of near pictures.
+    """Embeddings, hashes and pixels in, the `duplicates` table out: pairs of near images.
 
     What is found here bounds what the selection may ask for; its thresholds can only be higher.
     """
@@ -120,7 +120,7 @@ def _counts(pairs: Pairs, rows: _Rows) -> NDArray[np.bool_]:
 def _vectors(
     store: Store, shards: list[str], rows: _Rows, folder: Path
 ) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
-    """Vectors of all pictures that have one, memory-mapped, and the row of each."""
+    """Vectors of all images that have one, memory-mapped, and the row of each."""
     which: list[int] = []
     start = 0
     size = 0

@@ -1,12 +1,12 @@
-"""uint8 RGB pictures in, the same pictures with a message in their pixels out, and the way back.
+"""uint8 RGB images in, the same images with a message in their pixels out, and the way back.
 
-`dwt-dct` is what diffusers embeds in SDXL pictures, `dwt-dct-svd` its more robust sister: two
+`dwt-dct` is what diffusers embeds in SDXL images, `dwt-dct-svd` its more robust sister: two
 methods of the `invisible-watermark` package (0.2), reproduced to the pixel. Both work on 4x4
 blocks of the Haar approximation of the U plane and move one number of a block to a quarter or
 three quarters of a step of 36. In the first, in spite of its name, that is the largest
 coefficient but the first, without a cosine transform; in the second the largest singular value.
 The inverse Haar transform takes the horizontal and vertical details the wrong way round; so does
-ours, because the published test pictures were made so.
+ours, because the published test images were made so.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def _mark_svd(blocks: Floats, wanted: Bits) -> Floats:
     marked = blocks + (grown[:, None] * right).reshape(_BLOCK * _BLOCK, -1).T
     doubt = ~found | _near(value, _STEP) | _near(marked, 0.5).any(axis=1)
     if doubt.any():
-        # Flat pictures are doubtful all over, and all alike.
+        # Flat images are doubtful all over, and all alike.
         keys = np.column_stack([blocks[doubt], wanted[doubt]])
         distinct, back = np.unique(keys, axis=0, return_inverse=True)
         u, s, v = _svd(np.ascontiguousarray(distinct[:, :-1]))
@@ -309,9 +309,9 @@ def _read_bits(rgb: RGB, length: int, read: Callable[[Floats], Floats]) -> Float
 
 
 def embed_dwt_dct(rgb: RGB, bits: Bits | None = None) -> RGB:
-    """Embed a message (default: the 48 bits of SDXL) in an HxWx3 uint8 RGB picture.
+    """Embed a message (default: the 48 bits of SDXL) in an HxWx3 uint8 RGB image.
 
-    Pictures below 8x8 pixels hold no bit and come back with their colours rounded only.
+    Images below 8x8 pixels hold no bit and come back with their colours rounded only.
     """
     return _embed_bits(rgb, bits, _mark_largest)
 
@@ -353,7 +353,7 @@ def bit_accuracy(rgb: RGB, name: str) -> float | None:
     """Share of the bits read that are those of SDXL's message, 0 to 1; by chance about a half.
 
     Args:
-        rgb: a uint8 picture, H x W x 3.
+        rgb: a uint8 image, H x W x 3.
         name: the mark that it carries. All marks of READ carry this one message.
 
     Returns:

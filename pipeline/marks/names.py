@@ -1,4 +1,4 @@
-"""The name of a mark and a picture in, the picture with that mark out.
+"""The name of a mark and an image in, the image with that mark out.
 
 A variant is named by one string: `none`, `dwt-dct`, `dwt-dct-svd`, or `visible:` with what to
 draw, for example `visible:text=AI generated,position=bottom-right,opacity=0.5,scale=0.2`.
@@ -44,7 +44,7 @@ def parse(name: str, folder: Path | None = None) -> str | Visible:
 
 
 def embed(rgb: RGB, name: str) -> RGB:
-    """The variant of a picture (uint8 HxWx3) that the plan names; the picture stays as it is.
+    """The variant of an image (uint8 HxWx3) that the plan names; the image stays as it is.
 
     Raises:
         ValueError: no such variant, or its logo is not known in this process.

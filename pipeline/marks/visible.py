@@ -1,4 +1,4 @@
-"""A picture and a text or logo in, the picture with that mark over it out.
+"""An image and a text or logo in, the image with that mark over it out.
 
 A mark is written `visible:` and what to draw, for example
 `visible:text=AI generated,position=bottom-right,opacity=0.5,scale=0.2`.
@@ -49,7 +49,7 @@ class Visible:
         text: what is written; empty for a logo.
         logo: name of the logo's file; only for people, as `sha256` says what is in it.
         opacity: in thousandths.
-        scale: width of the mark in thousandths of the picture's.
+        scale: width of the mark in thousandths of the image's.
     """
 
     text: str
@@ -234,7 +234,7 @@ def _shares(old: int, new: int) -> Floats:
 
 
 def place(visible: Visible, height: int, width: int) -> tuple[slice, slice]:
-    """Rows and columns of a picture that the mark covers; at least one pixel, never outside."""
+    """Rows and columns of an image that the mark covers; at least one pixel, never outside."""
     mark = _mark_rgba(visible)
     margin = min(height, width) // 50
     high, wide = height - 2 * margin, width - 2 * margin
@@ -249,10 +249,10 @@ def place(visible: Visible, height: int, width: int) -> tuple[slice, slice]:
 
 @lru_cache(16)
 def layer(visible: Visible, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The mark at its size in a picture of this size.
+    """The mark at its size in an image of this size.
 
     Returns:
-        Colour times weight (hxwx3) and weight (hxwx1), where 255,000 is all mark, no picture.
+        Colour times weight (hxwx3) and weight (hxwx1), where 255,000 is all mark, no image.
     """
     rows, columns = place(visible, height, width)
     mark = _mark_rgba(visible).astype(np.float64)
@@ -271,7 +271,7 @@ def layer(visible: Visible, height: int, width: int) -> tuple[NDArray[np.int64],
 
 
 def embed_visible(rgb: RGB, visible: Visible) -> RGB:
-    """Lay the mark over an HxWx3 uint8 RGB picture. Whole numbers only: the same everywhere."""
+    """Lay the mark over an HxWx3 uint8 RGB image. Whole numbers only: the same everywhere."""
     out = rgb.copy()
     rows, columns = place(visible, *rgb.shape[:2])
     colour, weight = layer(visible, *rgb.shape[:2])

@@ -24,11 +24,11 @@ CHECKER_FILES = ("config.json", "preprocessor_config.json", CHECKER_WEIGHTS)
 
 
 Pixels = npt.NDArray[np.float32]
-"""A picture as the safety checker takes it: float32, 3 x S x S, normalised."""
+"""An image as the safety checker takes it: float32, 3 x S x S, normalised."""
 
 
 class SafetyScorer:
-    """The safety checker of Stable Diffusion, for its scores: it blackens nothing.
+    """The safety checker of Stable Diffusion, for its scores alone: no image is blackened.
 
     Args:
         settings: where its weights come from.
@@ -64,7 +64,7 @@ class SafetyScorer:
         except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
             raise AigiError(
                 f"quality.safety_checker: {settings.folder or settings.model}: cannot be loaded: "
-                f"{error}\nCopy or download it anew."
+                f"{error}\nCopy or download it again."
             ) from error
         if info["missing_keys"]:
             # They would be random, and so would be the scores.
@@ -75,17 +75,21 @@ class SafetyScorer:
         self.model: Any = model.to(self.device).eval()
 
     def prepare(self, rgb: RGB) -> Pixels:
-        """A picture (uint8, H x W x 3) as the model takes it. Safe in threads."""
+        """An image (uint8, H x W x 3) as the model takes it (float32, 3 x S x S). Safe in threads."""
         pixels: Pixels = self.processor(
             images=rgb, input_data_format="channels_last", return_tensors="np"
         )["pixel_values"][0]
         return pixels
 
     def scores(self, pictures: Sequence[Pixels]) -> list[float]:
-        """The highest score of a concept over its threshold, for each of a batch of pictures.
+        """The highest score of a concept over its threshold, for each of a batch of images.
 
-        To the rounding (three decimals) that of diffusers: above 0 exactly where it flags. A
-        picture near one of the three special concepts has 0.01 added, as there.
+        It is the score of diffusers, up to rounding (three decimals): above 0 exactly where
+        diffusers flags the image. An image near one of the three special concepts has 0.01
+        added, as there.
+
+        Args:
+            pictures: float32, 3 x S x S each, as `prepare` returns them.
 
         Raises:
             AigiError: the device has too little memory for the batch.
@@ -122,7 +126,7 @@ class SafetyScorer:
 
 
 def find_checker(settings: SafetyChecker) -> None:
-    """See that the files of the safety checker are there; downloaded if need be.
+    """Check that the files of the safety checker are there; download them if needed.
 
     Raises:
         AigiError: one is not.
@@ -133,7 +137,7 @@ def find_checker(settings: SafetyChecker) -> None:
         elif not os.path.isfile(os.path.join(settings.folder, file)):
             raise AigiError(
                 f"quality.safety_checker.folder: {settings.folder} has no {file} (weights in "
-                "pickle files are not read). Copy the folder anew, or convert it with "
+                "pickle files are not read). Copy the folder again, or convert it with "
                 "save_pretrained."
             )
 
