@@ -1,4 +1,4 @@
-"""Bytes of an image file in, uint8 RGB pixels out; or one reason why not.
+"""Bytes of an image file in, uint8 RGB pixels out, or the reason for refusing it.
 
 Everything that comes from outside is distrusted: sizes are read from headers before any pixel is
 decoded, and whatever a decoder raises becomes a `BadPicture` with a reason. Where Pillow is known
@@ -104,8 +104,8 @@ def _check_pixels(size: tuple[int, int] | None, most: int) -> None:
 def _early_size(data: bytes, kind: str) -> tuple[int, int] | None:
     """Width and height where they must be known before Pillow sees the file, else None.
 
-    Of a WebP the canvas is allocated as soon as it is opened; of a PNG the size decides first,
-    so that a bomb is called a bomb and not damaged.
+    A WebP's canvas is allocated as soon as it is opened. A PNG's size is checked first, so that a
+    bomb is reported as one and not as damaged.
     """
     if kind == "PNG" and data[12:16] == b"IHDR" and len(data) >= 24:
         return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
@@ -240,7 +240,7 @@ def _to_8_bits(samples: npt.NDArray[np.uint16], top: int) -> RGB:
 
 
 def _over_white(rgba: RGB) -> tuple[RGB, str | None]:
-    """Drop an opaque alpha channel; else lay the image over white, and say so."""
+    """Drop an opaque alpha channel; else lay the image over white, and note it."""
     alpha = rgba[..., 3:].astype(np.uint16)
     if alpha.min() == 255:
         return rgba[..., :3], None
@@ -318,7 +318,7 @@ def decode(data: bytes, max_pixels: int) -> Picture:
 
     Args:
         data: the whole file.
-        max_pixels: more, by the header, are refused before any is decoded.
+        max_pixels: an image with more, by its header, is refused before any is decoded.
 
     Raises:
         BadPicture: `empty`, `not a picture`, `truncated`, `too large: …`, `animated: …`,
@@ -373,10 +373,10 @@ def open_at_once(path: str, flags: int) -> int:
 def image_size(data_or_path: bytes | str | os.PathLike[str]) -> tuple[int, int] | None:
     """Width and height as shown (EXIF orientation 5 to 8 swaps them), read from the header.
 
-    EXIF that stands behind the pixels of a PNG (allowed, rare) is not seen.
+    EXIF that comes after the pixels of a PNG (allowed, rare) is not read.
 
     Returns:
-        None where it is no image or the header is damaged.
+        None where it is not an image or the header is damaged.
     """
     try:
         with (
@@ -400,7 +400,7 @@ PngEffort = Literal["fast", "small"]
 
 
 def decode_threads(wanted: int | None) -> int:
-    """Threads that decode images: as wanted, or all cores, up to 8."""
+    """Threads that decode images: as requested, or all cores, up to 8."""
     return wanted or min(8, os.cpu_count() or 1)
 
 
@@ -418,5 +418,5 @@ def png_bytes(rgb: RGB, effort: PngEffort = "fast") -> bytes:
 
 
 def pixels_sha256(rgb: RGB) -> str:
-    """sha256 (hex) of a uint8 H x W x 3 image, row by row."""
+    """sha256 (hex) of an image (uint8, H x W x 3, 0 to 255), row by row."""
     return hashlib.sha256(np.ascontiguousarray(rgb).data).hexdigest()

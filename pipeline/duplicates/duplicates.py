@@ -1,6 +1,6 @@
 """Image vectors, perceptual hashes and pixel hashes in, the `duplicates` table out: near pairs.
 
-Pairs, not verdicts: which image of a pair stays is the selection's to say. A training image
+Pairs, not verdicts: the selection decides which image of a pair stays. A training image
 is compared with the test and validation images of every source, whatever the scope. Variants of
 one generation are no pair. New shards (a top-up round, one more source) are joined with the old
 ones; what was joined before is not joined again.
@@ -36,13 +36,13 @@ from pipeline.tables import DUPLICATES
 class Duplicates(Settings):
     """Embeddings, hashes and pixels in, the `duplicates` table out: pairs of near images.
 
-    What is found here bounds what the selection may ask for; its thresholds can only be higher.
+    The selection can only set thresholds that are higher than these.
     """
 
     scope: Literal["source", "all"] = Field(
         "source",
-        description="pairs inside a source, or anywhere; those of a training picture with a "
-        "test or validation picture are always found anywhere",
+        description="pairs inside a source, or anywhere; those of a training image with a "
+        "test or validation image are always found anywhere",
     )
     min_similarity: Annotated[float, Field(gt=0, le=1)] | None = Field(
         0.9, description="least cosine of image vectors; null: do not compare vectors"
@@ -52,8 +52,8 @@ class Duplicates(Settings):
     )
     clusters: Count | None = Field(
         None,
-        description="join so many clusters one by one, as Ray tasks with compute.ray: the same "
-        "pairs, for more than some ten million images",
+        description="number of clusters that are joined one by one, as Ray tasks with compute.ray: "
+        "the same pairs, for more than about ten million images",
     )
 
 

@@ -317,17 +317,22 @@ def embed_dwt_dct(rgb: RGB, bits: Bits | None = None) -> RGB:
 
 
 def embed_dwt_dct_svd(rgb: RGB, bits: Bits | None = None) -> RGB:
-    """The same by singular values, which survive more."""
+    """The same (uint8, H x W x 3, in and out) by singular values, which survive more."""
     return _embed_bits(rgb, bits, _mark_svd)
 
 
 def read_dwt_dct(rgb: RGB, length: int = BITS) -> Floats:
-    """Share of blocks that vote for one, for every bit (float64, 0 to 1; NaN where none does)."""
+    """Share of blocks that vote for one, for every bit (float64, 0 to 1; NaN where none does).
+
+    Args:
+        rgb: uint8, H x W x 3.
+        length: bits of the message.
+    """
     return _read_bits(rgb, length, _read_largest)
 
 
 def read_dwt_dct_svd(rgb: RGB, length: int = BITS) -> Floats:
-    """The same for `dwt-dct-svd`."""
+    """The same for `dwt-dct-svd`: uint8, H x W x 3 in, float64, `length` out."""
     return _read_bits(rgb, length, _read_svd)
 
 
@@ -339,7 +344,11 @@ READ: dict[str, Callable[[RGB], Floats]] = {
 
 
 def read_message(votes: Floats) -> str:
-    """Bits by majority of votes, an even vote counts as one (as in the package); `.` without."""
+    """Bits by majority of votes; an even vote counts as one (as in the package), none is `.`.
+
+    Args:
+        votes: float64, one for each bit, 0 to 1; NaN where there is none.
+    """
     return "".join("." if math.isnan(v) else str(int(v * 255 > 127)) for v in votes.tolist())
 
 

@@ -25,13 +25,13 @@ def parse(name: str, folder: Path | None = None) -> str | Visible:
     """Check the name of a variant.
 
     Args:
-        folder: where a relative logo file lies; None: the logo must be known already.
+        folder: where a relative logo file is; None: the logo must be known already.
 
     Returns:
         The name, or what is to be drawn.
 
     Raises:
-        ValueError: what is wrong, and what is expected.
+        ValueError: states what is wrong and what is expected.
     """
     if name in EMBED:
         return name
@@ -44,7 +44,7 @@ def parse(name: str, folder: Path | None = None) -> str | Visible:
 
 
 def embed(rgb: RGB, name: str) -> RGB:
-    """The variant of an image (uint8 HxWx3) that the plan names; the image stays as it is.
+    """The variant (uint8 HxWx3) that the plan names of an image (uint8 HxWx3), which is not changed.
 
     Raises:
         ValueError: no such variant, or its logo is not known in this process.

@@ -41,14 +41,14 @@ from pipeline.tables import QUALITY
 
 
 class Concept(Settings):
-    """Something that an image may show: sentences about it, and sentences about images without it."""
+    """Something that an image may show: sentences about it, and sentences for images without it."""
 
     texts: tuple[str, ...] = Field(min_length=1)
     neutral: tuple[str, ...] = Field(min_length=1)
 
 
 class Quality(Settings):
-    """The `images` table in, the `quality` table out: scores; thresholds belong to the selection."""
+    """The `images` table in, the `quality` table out: scores; the selection has thresholds."""
 
     safety_checker: SafetyChecker | None = None
     concepts: dict[str, Concept] = Field(

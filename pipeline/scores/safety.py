@@ -75,7 +75,7 @@ class SafetyScorer:
         self.model: Any = model.to(self.device).eval()
 
     def prepare(self, rgb: RGB) -> Pixels:
-        """An image (uint8, H x W x 3) as the model takes it (float32, 3 x S x S). Safe in threads."""
+        """uint8, H x W x 3, as the model takes it: float32, 3 x S x S. Safe in threads."""
         pixels: Pixels = self.processor(
             images=rgb, input_data_format="channels_last", return_tensors="np"
         )["pixel_values"][0]
