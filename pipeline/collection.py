@@ -42,7 +42,7 @@ class Pictures(Settings):
     limit: Count | None = Field(None, description="at most this many images per source and split")
     name: str | None = Field(None, description="source of a folder's images; null: its name")
     captions: Location | None = Field(
-        None, description="captions of a folder, as CSV or JSONL; only the files that it names are used"
+        None, description="captions of a folder, CSV or JSONL; only files that it names are used"
     )
     file_column: str = "file"
     text_column: str = "text"
@@ -69,7 +69,7 @@ COLUMNS = pa.schema(
         ("pair_id", pa.string()),
     ]
 )
-"""Columns of `Collection.read`. For a folder's images, text may be empty and watermark is `none`."""
+"""Columns of `Collection.read`. A folder's images may have no text, and their watermark is `none`."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class Collection:
         store = Store(place)
         if not packed and ("hf://" in place or not store.fs.isdir(store.root)):
             raise AigiError(
-                f"{place}: no {MANIFEST}, so not a release, and not a folder of images. Give a release "
+                f"{place}: no {MANIFEST}, so not a release, nor a folder of images. Give a release "
                 "folder, a run, hf://datasets/ORG/NAME@REVISION, a folder or a .zip."
             )
         self._opened = open_pictures(place)

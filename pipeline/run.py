@@ -58,8 +58,8 @@ def alone(run: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise AigiError(
-                f"{run}: another run is using it. Wait until that run ends, or use another directory "
-                "(--set run=…)."
+                f"{run}: another run is using it. Wait until that run ends, or use another "
+                "directory (--set run=…)."
             ) from None
         yield
 

@@ -44,7 +44,7 @@ def parse(name: str, folder: Path | None = None) -> str | Visible:
 
 
 def embed(rgb: RGB, name: str) -> RGB:
-    """The variant (uint8 HxWx3) that the plan names of an image (uint8 HxWx3), which is not changed.
+    """The named variant of an image (both uint8 HxWx3); the image itself is not changed.
 
     Raises:
         ValueError: no such variant, or its logo is not known in this process.

@@ -131,7 +131,7 @@ def test_folder_zip_parquet_and_dataset_give_the_same(tmp_path: Path, model: Pat
     assert captions(source(model, photos=str(tmp_path / "p.zip"))) == expected
     table = source(model, photos=str(tmp_path / "p.parquet"), column="photo")
     assert captions(table) == expected
-    with pytest.raises(AigiError, match="image: no such column of pictures"):
+    with pytest.raises(AigiError, match="image: no such column of images"):
         photo_names(source(model, photos=str(tmp_path / "p.parquet")))
     listed = captions(source(model, dataset=folder))
     assert [row["photo"] for row in listed] == [f"row-{n:08d}" for n in range(8)]
@@ -209,14 +209,14 @@ def test_next_photos_are_read_while_the_model_runs(
 
 def test_missing_models_and_photos(tmp_path: Path, model: Path) -> None:
     photos = folder_of(tmp_path, GOOD)
-    with pytest.raises(AigiError, match="no such folder of a BLIP model"):
+    with pytest.raises(AigiError, match="no such folder; expected a BLIP model"):
         Captioner(source(tmp_path / "gone", photos=photos), "cpu")
     with pytest.raises(AigiError, match="the BLIP model cannot be loaded"):
         Captioner(source(tmp_path / "photos", photos=photos), "cpu")
     with pytest.raises(AigiError, match="no such file or folder"):
         photo_names(source(model, photos=str(tmp_path / "gone")))
     (tmp_path / "none").mkdir()
-    with pytest.raises(AigiError, match="no pictures in it"):
+    with pytest.raises(AigiError, match="no images in it"):
         photo_names(source(model, photos=str(tmp_path / "none")))
 
 
