@@ -69,7 +69,7 @@ COLUMNS = pa.schema(
         ("pair_id", pa.string()),
     ]
 )
-"""Columns of `Collection.read`. A folder's images may have no text, and their watermark is `none`."""
+"""Columns of `Collection.read`. A folder's images may have no text; their watermark is `none`."""
 
 
 @dataclass(frozen=True)

@@ -322,7 +322,7 @@ class Store:
                 f"{path}: unreadable ({error}). Delete it and run again to remake it."
             ) from error
         if left and left[-1] >= start:
-            raise AigiError(f"{path}: has {start} rows, no row {left[-1] + 1}")
+            raise AigiError(f"{path}: has {start} rows, and no row {left[-1] + 1}")
 
     def images(
         self, table: str, shard: str, rows: Iterable[int], columns: Sequence[str] = ()
