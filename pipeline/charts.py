@@ -1,9 +1,9 @@
 """Numbers in, charts as SVG text out: for pages, and as files of their own.
 
-Legends stand below the plot and hide nothing. Lines differ by colour and by dashes, so that they
+Legends are below the plot and hide nothing. Lines differ by colour and by dashes, so that they
 are told apart in grey and by the colour-blind. Colours are those of the page around (`--c0` …
 `--ink`); without a page, those of a white one. matplotlib, which draws the benchmark's figures for
-print, cannot do that: its SVG has fixed colours, and ids that collide where two stand in one page.
+print, cannot do that: its SVG has fixed colours, and ids that collide where two are in one page.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 class _Frame:
-    """A plot area: axes and grid, and where a value lies in it."""
+    """A plot area: axes and grid, and where a value is in it."""
 
     def __init__(
         self, title: str, x: tuple[float, float], y: tuple[float, float], labels: tuple[str, str]
@@ -168,10 +168,10 @@ def lines(
 
     Args:
         title: above the plot.
-        series: at least one, with finite points.
+        series: at least one, with finite points (float64 of N for each axis).
         across, up: labels of the axes, with their units.
         markers: show the points themselves, for measurements.
-        from_zero: let the axis that goes up begin at 0.
+        from_zero: let the vertical axis begin at 0.
     """
     x = np.concatenate([line.x for line in series])
     y = np.concatenate([line.y for line in series])
@@ -213,8 +213,8 @@ def histogram(
 
     Args:
         title: above the plot.
-        values: at least one, finite.
-        across: what they are.
+        values: float64 of N, at least one, finite.
+        across: what they are, as the label of the axis.
         limit: a threshold; values below it are dropped, or above it where not `low_goes`.
         up: what is counted.
         whole: values are whole numbers, which bars do not cut.
@@ -259,7 +259,7 @@ def histogram(
 
 
 def ring(title: str, shares: Mapping[str, float]) -> str:
-    """A ring of shares that sum to 1, clockwise from the top; each is named with its per cent."""
+    """A ring of shares that sum to 1, clockwise from the top; each is named with its percentage."""
     middle, radius, width = WIDTH / 2, 82.0, 44.0
     height = HEIGHT + 20
     centre = height / 2 + 14

@@ -46,7 +46,7 @@ def _check_address(address: str) -> None:
 
 
 def connect(compute: Compute) -> float:
-    """Start Ray or join its cluster; how many GPUs a worker gets.
+    """Start Ray or join its cluster; returns the GPUs of each worker.
 
     Raises:
         AigiError: there is no such cluster.
@@ -76,7 +76,7 @@ def connect(compute: Compute) -> float:
 def with_ray(
     function: Callable[..., R], arguments: Iterable[tuple[Any, ...]], compute: Compute
 ) -> Iterator[R]:
-    """Results of a function in Ray tasks, in order; two a worker are under way.
+    """Results of a function in Ray tasks, in order; two per worker are in progress.
 
     A task whose worker or machine dies is run again elsewhere.
     """

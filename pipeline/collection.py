@@ -1,7 +1,6 @@
-"""A release, a dataset on the Hub or pictures of a folder in, the pictures in a fixed order out.
+"""A release, a dataset on the Hub or a folder of images in, its images in a fixed order out.
 
-What is measured, analysed or trained on comes through here: nothing of it asks how the pictures
-were made.
+Everything that is measured, analysed or trained on is read here, however the images were made.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from pipeline.tables import IMAGE
 
 
 class Pictures(Settings):
-    """Pictures to measure, analyse or train on, and which of them."""
+    """Images to measure, analyse or train on, and which of them."""
 
     place: Location = Field(
         description="release folder, run directory, hf://datasets/ORG/NAME@REVISION, or a folder "
@@ -38,12 +37,12 @@ class Pictures(Settings):
     )
     sources: tuple[str, ...] | None = Field(None, description="null: all")
     splits: tuple[Split, ...] | None = Field(
-        None, description="null: all; a folder's pictures are test"
+        None, description="null: all; a folder's images are test"
     )
-    limit: Count | None = Field(None, description="at most this many of each source and split")
-    name: str | None = Field(None, description="source of a folder's pictures; null: its name")
+    limit: Count | None = Field(None, description="at most this many images per source and split")
+    name: str | None = Field(None, description="source of a folder's images; null: its name")
     captions: Location | None = Field(
-        None, description="of a folder: CSV or JSONL; only the files that it names are taken"
+        None, description="captions of a folder, CSV or JSONL; only files that it names are used"
     )
     file_column: str = "file"
     text_column: str = "text"
@@ -55,7 +54,7 @@ def asked_or_own(asked: Pictures | None, run: str) -> Pictures:
 
 
 ROWS, BYTES = 100, 64 << 20
-"""A part has at most so many pictures; of a folder, at most so many bytes beyond one picture."""
+"""A part has at most this many images; a folder's part, at most this many bytes after one image."""
 
 COLUMNS = pa.schema(
     [
@@ -70,19 +69,19 @@ COLUMNS = pa.schema(
         ("pair_id", pa.string()),
     ]
 )
-"""Columns of `Collection.read`. Of a folder's pictures text may be empty, watermark is `none`."""
+"""Columns of `Collection.read`. A folder's images may have no text; their watermark is `none`."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some pictures of one source and split: the unit of reading.
+    """Some images of one source and split: the unit of reading.
 
     Attributes:
         name: unique, the same each time, and a name that a shard can have.
-        rows: pictures in it.
-        path: of its parquet file; of a folder, empty.
-        groups: its row groups; of a folder, numbers of its files.
-        skip: rows at the begin of the first of its row groups that belong to another part.
+        rows: images in it.
+        path: its parquet file; empty for a folder.
+        groups: its row groups; for a folder, numbers of its files.
+        skip: rows at the beginning of its first row group that belong to another part.
     """
 
     name: str
@@ -95,14 +94,14 @@ class Part:
 
 
 class Collection:
-    """Pictures that lie somewhere.
+    """The images of a release or folder.
 
     Args:
-        pictures: where, and which of them.
+        pictures: where the images are, and which of them to read.
 
     Attributes:
         parts: in the order in which they are read.
-        state: hex digest of everything that decides the rows; of a folder, names and sizes.
+        state: hex digest of everything that decides the rows; for a folder, names and sizes.
 
     Raises:
         AigiError: there are none.
@@ -123,7 +122,7 @@ class Collection:
         self._by_name = {part.name: part for part in self.parts}
         self.state = hashlib.sha256(json.dumps(state).encode()).hexdigest()
         if not self.parts:
-            raise AigiError(f"{pictures.place}: no pictures{self._asked()}")
+            raise AigiError(f"{pictures.place}: no images{self._asked()}")
 
     def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a part, with these columns of COLUMNS, by default all.
@@ -174,10 +173,10 @@ class Collection:
             if not self._wanted(source, split) or left.get((source, split)) == 0:
                 continue
             if path.startswith("/") or ".." in path.split("/") or not path.endswith(".parquet"):
-                raise AigiError(f"{place}: {MANIFEST}: {path!r} is no name of a release file")
+                raise AigiError(f"{place}: {MANIFEST}: {path!r} is not the name of a release file")
             metadata = self.store.metadata("", path.removesuffix(".parquet"))
             if metadata is None:
-                raise AigiError(f"{place}: {path}: missing or damaged. Get the release anew.")
+                raise AigiError(f"{place}: {path}: missing or damaged. Fetch the release again.")
             for part in _parts(path, source, split, metadata):
                 most = left.get((source, split), self.pictures.limit)
                 rows = part.rows if most is None else min(part.rows, most)
@@ -193,7 +192,7 @@ class Collection:
         store = Store(place)
         if not packed and ("hf://" in place or not store.fs.isdir(store.root)):
             raise AigiError(
-                f"{place}: no {MANIFEST}, so no release, and no folder of pictures. Give a release "
+                f"{place}: no {MANIFEST}, so not a release, nor a folder of images. Give a release "
                 "folder, a run, hf://datasets/ORG/NAME@REVISION, a folder or a .zip."
             )
         self._opened = open_pictures(place)
@@ -230,15 +229,15 @@ class Collection:
             first = found.refused[0]
             raise AigiError(
                 f"{location}:{first.line}: {first.name}: {first.problem} in {self.pictures.place} "
-                f"({len(found.refused)} of {len(found.refused) + len(found.listed)} rows are not "
-                "good). Correct the table."
+                f"({len(found.refused)} of {len(found.refused) + len(found.listed)} rows do "
+                "not fit). Correct the table."
             )
         return {name: text or "" for name, (text, _) in found.listed.items()}
 
     def _size(self, name: str) -> int:
         try:
             return self._opened.size(name)
-        except BadPicture:  # a link to nothing: said when it is read
+        except BadPicture:  # a link to nothing: reported when it is read
             return 0
 
     def _picture(self, part: Part, number: int) -> dict[str, Any]:
@@ -290,7 +289,7 @@ def _read_groups(store: Store, part: Part, wanted: list[str]) -> pa.Table:
             have = [name for name in wanted if name in parquet.schema_arrow.names]
             table = parquet.read_row_groups(list(part.groups), have)
     except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
-        raise AigiError(f"{path}: cannot be read ({error}). Get the release anew.") from error
+        raise AigiError(f"{path}: cannot be read ({error}). Fetch the release again.") from error
     table = table.slice(part.skip, part.rows)
     columns = []
     for name in wanted:

@@ -39,7 +39,7 @@ _NAME = 40  # characters of a file's name in that of its temporary file, which h
 
 @contextmanager
 def replaced(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A temporary name to write a file to, which appears as `path` at the end, on disk and whole.
+    """A temporary name for a file that appears as `path` at the end, on disk and whole.
 
     After an error `path` is what it was.
     """
@@ -127,7 +127,7 @@ def decode_lines(block: bytes, first: int = 1) -> tuple[list[str], dict[int, str
 
 
 def signature(path: str) -> dict[str, Any]:
-    """Size and a hash of a file's content: of all of it to 64 MiB, of three samples beyond.
+    """Size of a file and a hash of its content: of all up to 64 MiB, of three samples beyond.
 
     Raises:
         AigiError: no such file.

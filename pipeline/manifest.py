@@ -16,7 +16,7 @@ MANIFEST = "manifest.json"
 
 
 CARD = "README.md"
-"""In a run directory: the workflow of its last run, places included. It is not published."""
+"""In a run directory: the workflow of its last run, locations included. It is not published."""
 
 
 PLAN_FILE = "plan.arrow"
@@ -35,7 +35,7 @@ class FileRecord(TypedDict):
 
 
 class DocumentRecord(TypedDict):
-    """One file of a release that is no table: card, metadata, picture."""
+    """One file of a release that is not a table: card, metadata, image."""
 
     path: str
     bytes: int
@@ -91,17 +91,17 @@ def read_manifest(location: str) -> dict[str, Any]:
 
 
 def plan_beside(location: str, manifest: Mapping[str, Any]) -> tuple[Store, str] | None:
-    """Where the plan lies that belongs to a manifest: a store and a name in it; None: nowhere."""
+    """The store and the name of the plan that belongs to a manifest; None: there is none."""
     store = Store(posixpath.dirname(location))
     listed = any(document["path"] == PLAN_FILE for document in manifest["documents"])
     return (store, PLAN_FILE) if listed and store.fs.exists(store.path(PLAN_FILE)) else None
 
 
 def read_plan(location: str, manifest: Mapping[str, Any]) -> Iterator[pa.Table]:
-    """The plan beside a manifest, a table a shard: PLAN and the name of the `shard`.
+    """The plan beside a manifest, one table per shard: PLAN and the name of the `shard`.
 
     Raises:
-        AigiError: it is not there, or not the one of the manifest.
+        AigiError: it is missing, or not the plan of the manifest.
     """
     beside = plan_beside(location, manifest)
     if beside is None:

@@ -1,4 +1,4 @@
-"""Bytes of a picture file in, uint8 RGB pixels out; or one reason why not.
+"""Bytes of an image file in, uint8 RGB pixels out, or the reason for refusing it.
 
 Everything that comes from outside is distrusted: sizes are read from headers before any pixel is
 decoded, and whatever a decoder raises becomes a `BadPicture` with a reason. Where Pillow is known
@@ -34,7 +34,7 @@ from PIL import (
 )
 
 RGB = npt.NDArray[np.uint8]
-"""A picture: uint8, H x W x 3, red green blue, 0 to 255."""
+"""An image: uint8, H x W x 3, red green blue, 0 to 255."""
 
 
 CAP_DB = 100.0
@@ -42,7 +42,7 @@ CAP_DB = 100.0
 
 
 class BadPicture(Exception):
-    """One picture that cannot be used; the text is the reason and is the same every time."""
+    """One image that cannot be used; the text is the reason and is the same every time."""
 
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -50,11 +50,11 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded picture.
+    """A decoded image.
 
     Attributes:
         rgb: uint8, H x W x 3; may be read-only. Colour values as stored: a profile of an RGB
-            picture is not applied.
+            image is not applied.
         lossless_png: the bytes are already an 8-bit RGB PNG that shows exactly `rgb`.
         note: what was lost or decided on the way; None where nothing was.
     """
@@ -67,7 +67,7 @@ class Picture:
 Opener = Callable[[IO[bytes]], ImageFile.ImageFile]
 
 # The classes are called directly. `Image.open` would also try formats that start programs
-# (EPS), would warn at a global pixel limit, and calls a damaged picture "not identified".
+# (EPS), would warn at a global pixel limit, and calls a damaged image "not identified".
 _OPENERS: dict[str, Opener] = {
     "PNG": PngImagePlugin.PngImageFile,
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -109,8 +109,8 @@ def _check_pixels(size: tuple[int, int] | None, most: int) -> None:
 def _early_size(data: bytes, kind: str) -> tuple[int, int] | None:
     """Width and height where they must be known before Pillow sees the file, else None.
 
-    Of a WebP the canvas is allocated as soon as it is opened; of a PNG the size decides first,
-    so that a bomb is called a bomb and not damaged.
+    A WebP's canvas is allocated as soon as it is opened. A PNG's size is checked first, so that a
+    bomb is reported as one and not as damaged.
     """
     if kind == "PNG" and data[12:16] == b"IHDR" and len(data) >= 24:
         return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
@@ -192,7 +192,7 @@ _TURNS: dict[int, Callable[[RGB], RGB]] = {
 def _orientation(exif: Callable[[], Image.Exif]) -> int:
     try:
         value = exif().get(0x0112, 1)
-    except Exception:  # damaged EXIF of a sound picture; Pillow raises nearly anything here
+    except Exception:  # damaged EXIF of a sound image; Pillow raises nearly anything here
         return 1
     return value if isinstance(value, int) and value in _TURNS else 1
 
@@ -221,7 +221,7 @@ def _set_raw_mode(picture: ImageFile.ImageFile, mode: str) -> None:
 def _samples16(
     picture: ImageFile.ImageFile, again: Callable[[], ImageFile.ImageFile]
 ) -> npt.NDArray[np.uint16] | None:
-    """All 16 bits of a colour picture, H x W x 3 or 4; None where Pillow's mode holds them all."""
+    """All 16 bits of a colour image, H x W x 3 or 4; None where Pillow's mode holds them all."""
     mode = _raw_mode(picture)
     if mode == "LA;16B":
         # Grey and alpha of 16 bits are as wide as RGBA of 8: read the four bytes as they stand.
@@ -245,7 +245,7 @@ def _to_8_bits(samples: npt.NDArray[np.uint16], top: int) -> RGB:
 
 
 def _over_white(rgba: RGB) -> tuple[RGB, str | None]:
-    """Drop an opaque alpha channel; else lay the picture over white, and say so."""
+    """Drop an opaque alpha channel; else lay the image over white, and note it."""
     alpha = rgba[..., 3:].astype(np.uint16)
     if alpha.min() == 255:
         return rgba[..., :3], None
@@ -316,14 +316,14 @@ def _reason(error: Exception) -> str:
 
 
 def decode(data: bytes, max_pixels: int) -> Picture:
-    """Decode one picture file: PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF.
+    """Decode one image file: PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF.
 
     EXIF orientation is applied. Grey, palette and CMYK become RGB (CMYK through its profile),
     16-bit samples are rounded to 8, transparency is laid over white.
 
     Args:
         data: the whole file.
-        max_pixels: more, by the header, are refused before any is decoded.
+        max_pixels: an image with more, by its header, is refused before any is decoded.
 
     Raises:
         BadPicture: `empty`, `not a picture`, `truncated`, `too large: …`, `animated: …`,
@@ -378,10 +378,10 @@ def open_at_once(path: str, flags: int) -> int:
 def image_size(data_or_path: bytes | str | os.PathLike[str]) -> tuple[int, int] | None:
     """Width and height as shown (EXIF orientation 5 to 8 swaps them), read from the header.
 
-    EXIF that stands behind the pixels of a PNG (allowed, rare) is not seen.
+    EXIF that comes after the pixels of a PNG (allowed, rare) is not read.
 
     Returns:
-        None where it is no picture or the header is damaged.
+        None where it is not an image or the header is damaged.
     """
     try:
         with (
@@ -405,15 +405,15 @@ PngEffort = Literal["fast", "small"]
 
 
 def decode_threads(wanted: int | None) -> int:
-    """Threads that decode pictures: as wanted, or all cores, up to 8."""
+    """Threads that decode images: as requested, or all cores, up to 8."""
     return wanted or min(8, os.cpu_count() or 1)
 
 
 def png_bytes(rgb: RGB, effort: PngEffort = "fast") -> bytes:
-    """Encode a picture (uint8 HxWx3) as PNG without metadata.
+    """Encode an image (uint8 HxWx3) as PNG without metadata.
 
     Args:
-        effort: `fast` looks for runs only (Z_RLE): on AI pictures 2 % more bytes than zlib's
+        effort: `fast` looks for runs only (Z_RLE): on AI images 2 % more bytes than zlib's
             level 6, at 3.3 times its speed. `small` is level 9: 1.5 % fewer, a third of the speed.
     """
     out = io.BytesIO()
@@ -423,7 +423,7 @@ def png_bytes(rgb: RGB, effort: PngEffort = "fast") -> bytes:
 
 
 def pixels_sha256(rgb: RGB) -> str:
-    """sha256 (hex) of a uint8 H x W x 3 picture, row by row."""
+    """sha256 (hex) of an image (uint8, H x W x 3, 0 to 255), row by row."""
     return hashlib.sha256(np.ascontiguousarray(rgb).data).hexdigest()
 
 

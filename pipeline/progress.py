@@ -1,4 +1,4 @@
-"""Work done in, one progress line a stage out: rate and time left, on standard error."""
+"""Work done in, one progress line per stage out: rate and time left, on standard error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Bar:
         self._show(force=self.live)
 
     def fail(self, name: str, error: str) -> None:
-        """Say that one shard failed; the stage goes on."""
+        """Report that one shard failed; the stage goes on."""
         self.note(f"{name} failed: {error.strip().splitlines()[-1]}")
 
     def _show(self, force: bool = False) -> None:
@@ -66,7 +66,7 @@ class Bar:
 
 
 class Progress:
-    """Where a run reports to; `quiet` keeps only notes of failures."""
+    """Where a run reports its progress; `quiet` keeps only notes of failures."""
 
     def __init__(self, out: IO[str] | None = None, quiet: bool = False) -> None:
         self.out, self.quiet = out or sys.stderr, quiet
@@ -77,7 +77,7 @@ class Progress:
             print(text, file=self.out, flush=True)
 
     def skip(self, table: str, count: int, what: str = "shards") -> None:
-        """Say that a stage is finished already."""
+        """Report that a stage is already finished."""
         self.say(f"{table}: {count} {what}, already made")
 
     @contextmanager

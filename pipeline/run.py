@@ -40,12 +40,12 @@ LOCK = ".lock"
 
 @contextmanager
 def alone(run: str) -> Iterator[None]:
-    """Keep a second run out of a run directory on this machine's disks; its end frees it.
+    """Keep a second run out of a run directory on this machine's disks until this one ends.
 
-    What is not a local folder is not guarded.
+    Only local folders are guarded.
 
     Raises:
-        AigiError: another run works there.
+        AigiError: another run is using it.
     """
     if "://" in run:
         yield
@@ -58,8 +58,8 @@ def alone(run: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise AigiError(
-                f"{run}: another run works there now. Wait for its end, or take another directory "
-                "(--set run=…)."
+                f"{run}: another run is using it. Wait until that run ends, or use another "
+                "directory (--set run=…)."
             ) from None
         yield
 
@@ -71,17 +71,17 @@ def _refuse(
     changes = differences(record.get("settings", {}), settings)
     for name, digest in inputs.items():
         if record.get("inputs", {}).get(name) != digest:
-            changes.append(f"its input table {name} is another one")
+            changes.append(f"its input table {name} has changed")
     if record.get("version") != stage.version:
         changes.append(f"stage version: {record.get('version')} -> {stage.version}")
     if not changes:
         changes = ["the schema of the table, or the size of its row groups"]
     raise AigiError(
-        f"{stage.table}: made with other settings than the workflow asks for now:\n  "
+        f"{stage.table}: made with other settings than the workflow has now:\n  "
         + "\n  ".join(changes)
         + f"\nGo back to the old settings, use a new run directory (--set run=...), or delete "
         f"{store.path(stage.table)} and {store.path('_stages', stage.table + '.json')} "
-        "to make it anew."
+        "to remake it."
     )
 
 
@@ -165,7 +165,7 @@ def _run_map(
         stopped = f" (stopped after {FAILURES_IN_A_ROW} in a row)" * (in_a_row >= FAILURES_IN_A_ROW)
         raise AigiError(
             f"{stage.table}: {len(failed)} of {len(names)} shards failed{stopped}, first {first}: "
-            f"{last_line}\nWhole error texts: {store.path('_stages', stage.table + '.json')}. "
+            f"{last_line}\nFull error texts: {store.path('_stages', stage.table + '.json')}. "
             "Finished shards are kept; run the same command again to make the rest."
         )
     save("done")
@@ -182,7 +182,7 @@ def _seen(stage: Build | Files, store: Store) -> str:
 
 @contextmanager
 def _noted(record: dict[str, Any], store: Store) -> Iterator[None]:
-    """Say in the record of a stage that it runs and, where it does not come to its end, that."""
+    """Record that a stage runs and, if it does not end well, that it failed."""
     name = f"{record['table']}.json"
     store.write_json({**record, "status": "running"}, "_stages", name)
     started = time.perf_counter()
@@ -236,7 +236,7 @@ def _run_files(stage: Files, store: Store, record: dict[str, Any], progress: Pro
         sizes = {path: store.size(path) for path in stage.make(store, progress)}
         gone = [path for path, size in sizes.items() if size is None]
         if gone:
-            raise AigiError(f"{stage.table}: {store.path(gone[0])}: was made, and is not there")
+            raise AigiError(f"{stage.table}: {store.path(gone[0])}: was made, but is missing")
         record |= {"expected": len(sizes), "files": sizes}
 
 
@@ -264,7 +264,7 @@ def run_stages(stages: Iterable[Stage], store: Store, compute: Compute, progress
         if record and record.get("fingerprint") != digest:
             if not stage.remake:
                 _refuse(stage, record, inputs, store)
-            progress.say(f"{stage.table}: its settings or inputs have changed, made anew")
+            progress.say(f"{stage.table}: its settings or inputs have changed; it is remade")
             record = {}
             if isinstance(stage, Map):
                 for name in store.shards(stage.table):
@@ -287,7 +287,7 @@ def run_stages(stages: Iterable[Stage], store: Store, compute: Compute, progress
 
 @dataclass(frozen=True)
 class Status:
-    """Where one stage of a run stands."""
+    """The state of one stage of a run."""
 
     table: str
     state: str
@@ -302,10 +302,10 @@ class Status:
 def status(store: Store) -> list[Status]:
     """State of every stage of a run, in the order in which they were started.
 
-    None in a run whose workflow was recorded and whose stages were not yet.
+    Empty for a run whose workflow is recorded but whose stages have not started.
 
     Raises:
-        AigiError: the folder holds no run.
+        AigiError: the folder contains no run.
     """
     try:
         files = store.fs.find(store.path("_stages"))

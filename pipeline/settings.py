@@ -1,4 +1,4 @@
-"""YAML and `KEY=VALUE` in, checked and frozen settings out; what every section is made of.
+"""YAML and `KEY=VALUE` in, checked and frozen settings out; the base of every section.
 
 Settings hold parameters only. Unknown keys are errors, relative paths are taken from the folder of
 the YAML file, and `--set a.b=c` replaces one value (a relative path given that way is taken from
@@ -44,7 +44,7 @@ class _FromCommandLine(str):
 
 
 def located(value: str, base: Path | None) -> str:
-    """The place that a workflow file in the folder `base` means by `value`."""
+    """The location that `value` means in a workflow file in the folder `base`."""
     if "://" in value:
         return value
     start = Path.cwd() if base is None or isinstance(value, _FromCommandLine) else base
@@ -66,7 +66,7 @@ class Settings(BaseModel):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without silent loss: a key that stands twice in one mapping is an error."""
+    """YAML without silent loss: a key that is given twice in one mapping is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -74,7 +74,7 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=deep)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -84,7 +84,7 @@ def read_yaml(path: str) -> Mapping[str, Any]:
     """Read a YAML mapping from a local path or fsspec URL.
 
     Raises:
-        AigiError: no such file, not YAML, not a mapping, or a key that stands twice.
+        AigiError: no such file, not YAML, not a mapping, or a key that is given twice.
     """
     import fsspec
 
@@ -138,7 +138,7 @@ def _with_override(data: Any, override: str) -> Any:
                 )
             return [replaced(item, rest) if i == int(key) else item for i, item in enumerate(node)]
         if node is not None and not isinstance(node, dict):
-            raise AigiError(f"--set {override}: {key!r} lies below a plain value")
+            raise AigiError(f"--set {override}: {key!r} is below a plain value")
         return {**(node or {}), key: replaced((node or {}).get(key), rest)}
 
     return replaced(data, dotted.split("."))

@@ -44,12 +44,12 @@ def none_outdated(store: Store, names: Sequence[str], progress: Progress) -> set
 class Build:
     """A stage that writes its whole table: `build` gets the store, and returns the shards.
 
-    It is built again when an input table has got other shards, or when `state` has changed.
+    It is built again when the shards of an input table or `state` have changed.
 
     Attributes:
-        state: what the table depends on beside settings and inputs, as JSON knows it.
-        remake: other settings make the table anew, where it would else be refused: for tables
-            that cost seconds.
+        state: what the table depends on besides settings and inputs, as JSON values.
+        remake: other settings remake the table instead of being refused: for tables that take
+            seconds.
     """
 
     table: str
@@ -73,9 +73,9 @@ class Map:
         read: rows of one shard, for the worker.
         make_worker: loads the models; called once in every worker process.
         check: called once by the driver before any work, to refuse early.
-        state: what the table depends on beside settings and inputs; part of its fingerprint.
-        remake: other settings or inputs make the table anew, where it would else be refused.
-        outdated: which of its whole shards, given by name, must be made again; says why.
+        state: what the table depends on besides settings and inputs; part of its fingerprint.
+        remake: other settings or inputs remake the table instead of being refused.
+        outdated: which of its whole shards, given by name, must be made again; reports why.
     """
 
     table: str
@@ -101,7 +101,7 @@ class Files:
 
     Attributes:
         table: its name.
-        make: goes on from what is there; returns the paths of its files, below the run.
+        make: continues from the files that exist; returns the paths of its files, below the run.
         together: all processes of a launcher make it; other stages are made by one process.
     """
 
@@ -120,8 +120,8 @@ Stage = Build | Map | Files
 
 
 _FIRST_LIMITS = ({"rows": 100, "bytes": 64 << 20}, {"rows": 65_536})
-"""Limits of row groups when fingerprints did not say them: tables of that time keep theirs as long
-as these are the limits. They never change."""
+"""Limits of row groups when fingerprints did not contain them: tables of that time keep theirs as
+long as these are the limits. They never change."""
 
 
 def fingerprint(stage: Stage, inputs: Mapping[str, str]) -> str:
@@ -182,7 +182,7 @@ def make_shard(stage: Map, store: Store, worker: Worker, name: str) -> dict[str,
 
 
 class Compute(Settings):
-    """Where the work runs. Nothing here changes a byte of the output but `threads` (on CPU)."""
+    """Where the work runs. Only `threads` (on CPU) can change a byte of the output."""
 
     ray: str | None = Field(None, description="null: in this process; local; or a Ray address")
     workers: Count = Field(1, description="Ray actors for each stage")
@@ -191,8 +191,8 @@ class Compute(Settings):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     gpu_tflops: float = Field(
-        125.0, gt=0, description="TFLOP/s that one GPU sustains; for the estimates of --dry-run"
+        125.0, gt=0, description="TFLOP/s that one GPU sustains, for the estimates of --dry-run"
     )
     threads: Count = Field(
-        1, description="torch threads a worker; float sums on CPU depend on it, so it is recorded"
+        1, description="torch threads per worker; float sums on CPU depend on it, so it is recorded"
     )

@@ -31,13 +31,13 @@ from pipeline.files import replaced, sweep
 from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.tables import IMAGE
 
-# Small row groups let a reader skip to one picture; narrow tables need long ones.
+# Small row groups let a reader skip to one image; narrow tables need long ones.
 IMAGE_ROWS, IMAGE_BYTES = 100, 64 << 20
 NARROW_ROWS = 65_536
 
 
 def row_group_limits(schema: pa.Schema) -> dict[str, int]:
-    """The most `rows` of a row group, and of a table with images the most `bytes`."""
+    """The most `rows` of a row group, and the most `bytes` if the table has images."""
     if "image" in schema.names:
         return {"rows": IMAGE_ROWS, "bytes": IMAGE_BYTES}
     return {"rows": NARROW_ROWS}
@@ -262,7 +262,7 @@ class Store:
             raise AigiError(f"{path}: missing. Run the {table} stage again.") from None
         except (pa.ArrowInvalid, OSError) as error:
             raise AigiError(
-                f"{path}: unreadable ({error}). Delete it and run again to make it anew."
+                f"{path}: unreadable ({error}). Delete it and run again to remake it."
             ) from error
 
     def aligned(
@@ -290,14 +290,14 @@ class Store:
                 first = next(iter(found)) if len(found) > 1 else "input"
                 raise AigiError(
                     f"{self.path(table, shard)}.parquet does not have the rows of the {first} "
-                    "table. Delete it and run again to make it anew."
+                    "table. Delete it and run again to remake it."
                 )
         return found
 
     def rows_at(
         self, table: str, shard: str, rows: Iterable[int], columns: Sequence[str] | None = None
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """These rows of a shard in rising order; only their row groups are read, each once.
+        """These rows of a shard in ascending order; only their row groups are read, each once.
 
         Raises:
             AigiError: missing or unreadable, or it has no such row.
@@ -319,7 +319,7 @@ class Store:
             raise AigiError(f"{path}: missing. Run the {table} stage again.") from None
         except (pa.ArrowInvalid, OSError) as error:
             raise AigiError(
-                f"{path}: unreadable ({error}). Delete it and run again to make it anew."
+                f"{path}: unreadable ({error}). Delete it and run again to remake it."
             ) from error
         if left and left[-1] >= start:
             raise AigiError(f"{path}: has {start} rows, and no row {left[-1] + 1}")
@@ -330,7 +330,7 @@ class Store:
         """Decoded images of these rows (uint8, H x W x 3); a row without one is left out.
 
         Args:
-            columns: others that are wanted of each row.
+            columns: further columns of each row.
 
         Raises:
             AigiError: as `rows_at`; a stored image is damaged or larger than its row states.
@@ -344,7 +344,7 @@ class Store:
             except BadPicture as error:
                 raise AigiError(
                     f"{self.path(table, shard)}.parquet: row {row + 1} ({values['image_id']}): "
-                    f"{error}. Delete the file and run again to make it anew."
+                    f"{error}. Delete the file and run again to remake it."
                 ) from error
             yield row, rgb, values
 
@@ -384,7 +384,7 @@ class Store:
     def write_arrow(
         self, tables: Iterable[pa.Table], schema: pa.Schema, *parts: str
     ) -> tuple[int, str]:
-        """Write an Arrow file of one record batch a table, whole or not at all.
+        """Write an Arrow file of one record batch per table, whole or not at all.
 
         Returns: its bytes and their sha256.
         """
@@ -423,7 +423,7 @@ class Store:
         self._replace(self.path(*parts), fill)
 
     def sha256(self, *parts: str) -> str:
-        """sha256 of a file, in hex; of large files on the Hub, as the Hub states it."""
+        """sha256 of a file, in hex; for large files on the Hub, as the Hub states it."""
         digest = hashlib.sha256()
         stated = getattr(self.fs.info(self.path(*parts)).get("lfs"), "sha256", None)
         if stated is not None:
@@ -446,7 +446,7 @@ class Store:
         return value
 
     def read_csv(self, *parts: str) -> list[dict[str, str]]:
-        """Read the rows of a CSV file with a heading; none where it does not exist.
+        """Read the rows of a CSV file with a header; none where it does not exist.
 
         A last line that is still being written, without its line break, is left out.
         """

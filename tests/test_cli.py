@@ -78,7 +78,7 @@ def test_a_dry_run_says_what_readers_would_read(tmp_path: Path) -> None:
     del whole["plan"]
     workflow.write_text(yaml.safe_dump(whole))
     done = python("-m", "pipeline.cli", "run", str(workflow), "--dry-run")
-    assert done.returncode == 1 and "no folder of pictures" in done.stderr
+    assert done.returncode == 1 and "nor a folder of images" in done.stderr
 
 
 def test_schema_describes_the_workflow() -> None:
@@ -153,7 +153,7 @@ def test_a_second_run_in_one_directory_is_refused(tmp_path: Path) -> None:
     with alone(str(tmp_path / "run")):
         done = aigi("run", str(path))
         assert done.returncode == 1
-        assert f"{tmp_path / 'run'}: another run works there now" in done.stderr
+        assert f"{tmp_path / 'run'}: another run is using it" in done.stderr
     with alone(str(tmp_path / "run")), alone(str(tmp_path / "another")), alone("memory://run"):
         pass
     assert "another run" not in aigi("run", str(path)).stderr

@@ -118,14 +118,14 @@ def test_captions_choose_files_and_name_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_what_is_no_collection_says_so(tmp_path: Path) -> None:
-    with pytest.raises(AigiError, match=r"no manifest\.json, so no release"):
+    with pytest.raises(AigiError, match=r"no manifest\.json, so not a release"):
         Collection(Pictures(place=str(tmp_path / "nowhere")))
-    with pytest.raises(AigiError, match="no pictures"):
+    with pytest.raises(AigiError, match="no images"):
         Collection(Pictures(place=str(tmp_path)))
     (tmp_path / "manifest.json").write_text(
         '{"files": [{"path": "../x.parquet", "config": "a", "split": "test", "sha256": ""}]}'
     )
-    with pytest.raises(AigiError, match="no name of a release file"):
+    with pytest.raises(AigiError, match="is not the name of a release file"):
         Collection(Pictures(place=str(tmp_path)))
 
 

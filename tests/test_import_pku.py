@@ -288,7 +288,7 @@ def test_every_planted_defect_is_rejected_with_its_reason(finished: Finished) ->
     failed = len(store.read("rejects", "images"))
     assert f"{failed} failed" in finished.output
     for found_, wanted in (("train: 2", 1), ("validation: 1", 2)):
-        assert f"plan: mod {found_} pictures found, {wanted} wanted" in finished.output
+        assert f"plan: mod {found_} images found, {wanted} needed" in finished.output
 
 
 def test_everything_sound_arrives_as_it_was(finished: Finished) -> None:

@@ -56,7 +56,7 @@ def test_set_makes_sections_and_reaches_into_lists(tmp_path: Path) -> None:
         ("run: x\nplanet: 1\n", ["flow.yaml", 'planet: no such setting; did you mean "plan"?']),
         ("run: x\nplan: {dataset: d, margn: 1}\n", ["flow.yaml", "plan.margn"]),
         ("run: x\nplan: {dataset: d, margin: 3}\n", ["plan.margin", "expected 1 or less, found 3"]),
-        ("run: x\nrun: y\n", ["flow.yaml", "'run' stands twice", "line 2"]),
+        ("run: x\nrun: y\n", ["flow.yaml", "'run' is given twice", "line 2"]),
         ("run: [\n", ["flow.yaml", "not readable as YAML"]),
         ("- a\n", ["flow.yaml", "expected a mapping", "list"]),
         ("plan: {dataset: d}\n", ["flow.yaml: run", "needed, but not given"]),

@@ -91,7 +91,7 @@ def divide(vectors: Vectors, tau: float, count: int, *, device: str = "cpu") -> 
 
     Args:
         vectors: n x d, float16 or float32, rows of norm 1 (within 0.01).
-        tau: as of `near_pairs`.
+        tau: as for `near_pairs`.
         count: clusters; fewer if some stay empty.
         device: as in `pipeline.device`.
 
@@ -207,7 +207,7 @@ def clustered_pairs(
     """The pairs of `near_pairs`, each once, cluster by cluster.
 
     Args:
-        vectors, tau, scopes, held, old, device: as of `near_pairs`.
+        vectors, tau, scopes, held, old, device: as for `near_pairs`.
         clusters: of the same vectors and tau.
         join: how `part_pairs` is called with its arguments; the answers come in order. None: here,
             one after the other.

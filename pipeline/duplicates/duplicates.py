@@ -1,7 +1,7 @@
 """Image vectors, perceptual hashes and pixel hashes in, the `duplicates` table out: near pairs.
 
-Pairs, not verdicts: which picture of a pair stays is the selection's to say. A training picture
-is compared with the test and validation pictures of every source, whatever the scope. Variants of
+Pairs, not verdicts: the selection decides which image of a pair stays. A training image
+is compared with the test and validation images of every source, whatever the scope. Variants of
 one generation are no pair. New shards (a top-up round, one more source) are joined with the old
 ones; what was joined before is not joined again.
 """
@@ -34,15 +34,15 @@ from pipeline.tables import DUPLICATES
 
 
 class Duplicates(Settings):
-    """Embeddings, hashes and pixels in, the `duplicates` table out: pairs of near pictures.
+    """Embeddings, hashes and pixels in, the `duplicates` table out: pairs of near images.
 
-    What is found here bounds what the selection may ask for; its thresholds can only be higher.
+    The selection can only set thresholds that are higher than these.
     """
 
     scope: Literal["source", "all"] = Field(
         "source",
-        description="pairs inside a source, or anywhere; those of a training picture with a "
-        "test or validation picture are always found anywhere",
+        description="pairs inside a source, or anywhere; those of a training image with a "
+        "test or validation image are always found anywhere",
     )
     min_similarity: Annotated[float, Field(gt=0, le=1)] | None = Field(
         0.9, description="least cosine of image vectors; null: do not compare vectors"
@@ -52,8 +52,8 @@ class Duplicates(Settings):
     )
     clusters: Count | None = Field(
         None,
-        description="join so many clusters one by one, as Ray tasks with compute.ray: the same "
-        "pairs, for more than some ten million images",
+        description="number of clusters that are joined one by one, as Ray tasks with compute.ray: "
+        "the same pairs, for more than about ten million images",
     )
 
 
@@ -120,7 +120,7 @@ def _counts(pairs: Pairs, rows: _Rows) -> NDArray[np.bool_]:
 def _vectors(
     store: Store, shards: list[str], rows: _Rows, folder: Path
 ) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
-    """Vectors of all pictures that have one, memory-mapped, and the row of each."""
+    """Vectors of all images that have one, memory-mapped, and the row of each."""
     which: list[int] = []
     start = 0
     size = 0

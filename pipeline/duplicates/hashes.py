@@ -1,4 +1,4 @@
-"""Pictures in, perceptual hashes out; hashes in, every pair of near ones out."""
+"""Images in, perceptual hashes out; hashes in, every pair of near ones out."""
 
 from __future__ import annotations
 

@@ -90,13 +90,13 @@ class Pairs:
 
     @classmethod
     def ordered(cls, one: Int64, other: Int64, measure: Float64) -> Pairs:
-        """Pairs whose rows stand in any order."""
+        """Pairs whose rows are in any order."""
         return cls(np.minimum(one, other), np.maximum(one, other), measure)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that stand together: all old or none, all held out or none."""
+    """Rows that are kept together: all old or none, all held out or none."""
 
     start: int  # of its codes; their number is a multiple of 128
     stop: int
@@ -222,7 +222,7 @@ def prepare(
     block: int | None = None,
     threads: int = 1,
 ) -> Join:
-    """Read the vectors once and code them; arguments and errors as of `near_pairs`."""
+    """Read the vectors once and code them; arguments and errors as for `near_pairs`."""
     import torch
 
     n = check(vectors, tau, scopes, held, old, block)

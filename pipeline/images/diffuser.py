@@ -1,4 +1,4 @@
-"""Plan rows of one source in, PNG pictures and their provenance out, by a diffusers pipeline."""
+"""Plan rows of one source in, PNG images and their provenance out, by a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DiffusersSource(Settings):
     batch_size: Count = 4
     vae: Location | str | None = Field(None, description="another VAE (folder or Hub id)")
     vae_tiling: bool | None = Field(
-        None, description="decode in tiles, picture by picture; null: from 1536 pixels a side"
+        None, description="decode in tiles, one image at a time; null: from 1536 pixels per side"
     )
     attention_slicing: bool = False
     compile: bool = False
@@ -94,12 +94,12 @@ class Diffuser:
     """A loaded text-to-image pipeline.
 
     Every image has a generator of its own, seeded on the CPU. Batches are cut from the rows as
-    they come; their size is recorded, since it moves the last bit of some pixels.
+    they come; their size is recorded, since it changes the last bit of some pixels.
 
     Args:
         name: the source, for messages.
         spec: what the model is.
-        local: where it lies on this machine and how it is run.
+        local: where it is stored on this machine and how it is run.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         png: `fast` or `small`, as for `png_bytes`.
         encode_threads: threads that compress PNG while the next batch is made.
@@ -163,7 +163,7 @@ class Diffuser:
         self.provenance = {"device": device_name(self.device), "versions": _versions()}
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Yield IMAGES rows in the order of the PLAN rows, a chunk a batch."""
+        """Yield IMAGES rows in the order of the PLAN rows, one chunk per batch."""
         plan = rows.to_pylist()
         # Variants of one generation stand side by side and share their seed.
         groups = [
@@ -180,7 +180,7 @@ class Diffuser:
                 errors += [picture.error for picture in pictures if picture.error]
                 if len(errors) == len(groups) > 1:
                     # Not bad rows but a bad set-up: a finished shard would hide it.
-                    raise AigiError(f"sources.{self.name}: every picture failed: {errors[0]}")
+                    raise AigiError(f"sources.{self.name}: every image failed: {errors[0]}")
                 if before:
                     yield self._chunk(before)
                 before = [
@@ -216,7 +216,9 @@ class Diffuser:
         }
 
     def generate(self, rows: list[dict[str, Any]]) -> list[_Picture]:
-        """Make one picture a row, in one batch; out of memory halves it, and says so in the row.
+        """Make one image per row, in one batch.
+
+        A batch that runs out of memory is halved, and the rows record the smaller size.
 
         A batch that fails for another reason is made again one by one, so that a bad row fails
         alone.
@@ -249,7 +251,7 @@ class Diffuser:
         tiling = self.local.vae_tiling
         if tiling is None:
             tiling = max(width, height) >= TILE_FROM
-        if tiling:  # and one picture at a time
+        if tiling:  # and one image at a time
             self.pipe.vae.enable_tiling()
             self.pipe.vae.enable_slicing()
         else:

@@ -1,4 +1,4 @@
-"""The `plan` table in, the `images` table out: generated or imported PNG pictures."""
+"""The `plan` table in, the `images` table out: generated or imported PNG images."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ VERSION = 1
 
 
 def local_diffusers(sources: Mapping[str, LocalSource], name: str) -> DiffusersSource:
-    """How a generated source runs on this machine; defaults where `sources` is silent."""
+    """How a generated source runs on this machine; defaults without an entry in `sources`."""
     source = sources.get(name, DiffusersSource())
     if not isinstance(source, DiffusersSource):
-        raise AigiError(f"sources.{name}.kind: the specification says diffusers, not {source.kind}")
+        raise AigiError(f"sources.{name}.kind: the specification has diffusers, not {source.kind}")
     return source
 
 
@@ -132,7 +132,7 @@ def stage(
     for name in chosen(dataset, plan):
         spec = dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
-            # The folder is only where a copy lies; the specification pins what it must hold.
+            # The folder is only where a copy is stored; the specification pins its content.
             local = local_diffusers(sources, name)
             recorded[name] = local.model_dump(mode="json", exclude={"folder"})
         else:

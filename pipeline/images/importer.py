@@ -1,6 +1,6 @@
-"""Pictures and captions of a closed model in; caption triples and rows of the `images` table out.
+"""Images and captions of a closed model in; caption triples and rows of the `images` table out.
 
-Nothing is changed that need not be: a picture that already is a plain 8-bit RGB PNG is stored
+Nothing is changed that need not be: an image that already is a plain 8-bit RGB PNG is stored
 byte for byte, every other one is decoded once and stored as PNG.
 """
 
@@ -26,7 +26,7 @@ CHUNK_ROWS, CHUNK_BYTES = 16, 64 << 20
 
 
 def _fitted(rgb: RGB, expected: tuple[int | None, int | None], fit: str) -> tuple[RGB, str | None]:
-    """The picture, or its centre, and None; or the picture and why it does not fit."""
+    """The image, or its centre, and None; or the image and why it does not fit."""
     height, width = rgb.shape[:2]
     wide, high = expected[0] or width, expected[1] or height
     if fit == "keep" or (width, height) == (wide, high):
@@ -43,9 +43,9 @@ class Importer:
     """A worker: rows of the plan in, rows of the `images` table out, in the same order.
 
     Args:
-        source: where the pictures lie, and what to do with one of another size.
-        png: `fast` or `small`, for pictures that are stored anew.
-        threads: pictures decoded and encoded at once; changes no byte.
+        source: where the images are, and what to do with one of another size.
+        png: `fast` or `small`, for images that are encoded again.
+        threads: images decoded and encoded at once; changes no byte.
 
     Raises:
         AigiError: the folder or archive is missing or refused.
@@ -55,20 +55,20 @@ class Importer:
         self.source, self.threads = source, threads
         self.png: PngEffort = png
         self.pictures = open_import(source)
-        # Pictures of the original release that have a watermark came with it.
+        # Images of the original release that have a watermark came with it.
         self.marks = not isinstance(source, OriginalSource)
         self.versions = json.dumps({"pillow": PIL.__version__})
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Import the pictures of `rows`, up to 16 rows or 64 MiB a chunk.
+        """Import the images of `rows`, up to 16 rows or 64 MiB a chunk.
 
         Args:
-            rows: `image_id`, `path` (name of the picture), `width`, `height` (null: any),
+            rows: `image_id`, `path` (name of the image), `width`, `height` (null: any),
                 `watermark` (null: none).
 
         Yields:
-            `IMAGES` chunks. A picture that cannot be used is a row whose `image` is null and
-            whose `error` says why.
+            `IMAGES` chunks. An image that cannot be used is a row whose `image` is null and
+            whose `error` is the reason.
 
         Raises:
             OSError: the folder or archive itself cannot be read.

@@ -1,10 +1,10 @@
-"""Pictures in, what their watermarks say and how likely chance says it too out.
+"""Images in; the messages of their watermarks, and how likely they are by chance, out.
 
-A p-value is the chance that a picture without this mark scores as high. For a message it is
-binomial: a picture that knows nothing of the 48 bits agrees with each by the toss of a coin. For
-a visible mark it is a rank: how many other places of the same picture, where the mark is not,
-look as much like it. Each p-value stands for one picture and one variant; among a thousand
-unmarked pictures, ten are expected below 0.01.
+A p-value is the chance that an image without this mark scores as high. For a message it is
+binomial: an unmarked image agrees with each of the 48 bits by the toss of a coin. For a visible
+mark it is a rank: how many other places of the same image, where the mark is not, look as much
+like it. Each p-value belongs to one image and one variant; among a thousand unmarked images, ten
+are expected below 0.01.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ PLACES = 64  # looked at along each side, at most
 
 @dataclass(frozen=True)
 class Detection:
-    """What one picture says of one variant.
+    """What was found of one variant in one image.
 
     Attributes:
         bits: the message as read, `0`, `1`, or `.` where no block holds the bit; empty for a
             visible mark.
         bit_accuracy: share of the bits read that are right; None where none was read.
         match: visible marks: correlation with the mark at its place, -1 to 1; None where the
-            mark or the picture is flat there.
-        p_value: chance of a score as high without the mark; 1 where nothing can be said.
+            mark or the image is flat there.
+        p_value: chance of a score as high without the mark; 1 where nothing is known.
         whole: every bit was read, and right; None for a visible mark.
     """
 
@@ -94,11 +94,14 @@ def _steps(length: int, size: int) -> list[int]:
 
 
 def match_visible(rgb: RGB, visible: Visible) -> tuple[float | None, float]:
-    """Correlation with the mark at its place, and the share of other places that do as well.
+    """Correlation with the mark at its place, and the share of other places that match as well.
 
     Other places are half a mark apart and never touch the stated one. The p-value counts the
     stated place too, so with n others it is at least 1/(n+1): a large mark leaves few others
     and cannot be told from chance.
+
+    Args:
+        rgb: uint8, H x W x 3.
     """
     luma = _luma(rgb)
     height, width = luma.shape
@@ -125,7 +128,7 @@ def match_visible(rgb: RGB, visible: Visible) -> tuple[float | None, float]:
 
 
 def detect(rgb: RGB, name: str) -> Detection:
-    """Look for one variant in an HxWx3 uint8 picture.
+    """Look for one variant in an HxWx3 uint8 image.
 
     Raises:
         ValueError: no such variant, or one that leaves no mark (`none`).
@@ -150,7 +153,7 @@ class Found:
     """One line of `aigi watermark detect`.
 
     Attributes:
-        stated: the watermark that the release says it has; empty for other pictures.
+        stated: the watermark that the release states; empty for other images.
     """
 
     file: str
@@ -177,7 +180,7 @@ def _stated(path: str, count: int) -> list[str]:
 
 
 def _look(name: str, stated: str, data: bytes, wanted: Iterable[str]) -> Iterator[Found]:
-    """Lines of one picture, a variant each; the stated one is looked for as well."""
+    """Lines of one image, a variant each; the stated one is looked for as well."""
     try:
         rgb = decode(data, MAX_PIXELS).rgb
     except BadPicture as error:
@@ -193,7 +196,7 @@ def _look(name: str, stated: str, data: bytes, wanted: Iterable[str]) -> Iterato
 
 
 def _search_source(location: str, wanted: tuple[str, ...]) -> Iterator[Found]:
-    """All pictures of one folder, zip or parquet file."""
+    """All images of one folder, zip or parquet file."""
     try:
         with open_pictures(location) as pictures:
             names = pictures.names()
@@ -223,15 +226,15 @@ def _search_file(path: str, wanted: tuple[str, ...]) -> Iterator[Found]:
 
 
 def search(paths: Iterable[str], wanted: tuple[str, ...] = tuple(READ)) -> Iterator[Found]:
-    """Look for variants in pictures, folders, zip and parquet files, and release folders.
+    """Look for variants in images, folders, zip and parquet files, and release folders.
 
-    What cannot be read is a line with an error; the rest goes on.
+    A file that cannot be read is a line with an error; the search goes on.
     """
     for path in paths:
         if path.lower().endswith((".parquet", ".zip")):
             yield from _search_source(path, wanted)
         elif "://" in path or os.path.isdir(path):
-            # A release holds its pictures in parquet files; any other folder as they are.
+            # A release holds its images in parquet files; any other folder as files.
             files = [f"{path.rstrip('/')}/{name}.parquet" for name in Store(path).shards("")]
             for location in files or [path]:
                 yield from _search_source(location, wanted)
@@ -268,18 +271,18 @@ ATTACKS: dict[str, Callable[[RGB], RGB]] = {
     "half size and back": _halved,
     "a tenth cut off each side": _cropped,
 }
-"""What may happen to a marked picture. JPEG has halved colour planes, as Pillow's default has
-and most programs'; both resizes are bicubic. After a crop the blocks lie elsewhere, and the
-message is read as it then stands, without a search for its beginning."""
+"""What may happen to a marked image. JPEG has halved colour planes, as Pillow's default has
+and most programs'; both resizes are bicubic. After a crop the blocks are elsewhere, and the
+message is read as it then is, without a search for its beginning."""
 
 
 @dataclass(frozen=True)
 class Survival:
-    """How many of the marked pictures could still be read.
+    """How many of the marked images could still be read.
 
     Attributes:
-        whole: share of pictures whose message is read back whole.
-        bit_accuracy: mean over the pictures.
+        whole: share of images whose message is read back whole.
+        bit_accuracy: mean over the images.
     """
 
     variant: str
@@ -292,16 +295,16 @@ class Survival:
 def robustness(
     folder: str, limit: int | None = None, say: Callable[[str], None] = print
 ) -> list[Survival]:
-    """Mark the pictures of a folder, zip or parquet file, harm them, and read them.
+    """Watermark the images of a folder, zip or parquet file, degrade them, and read them.
 
-    The first lines of each variant are the pictures without a mark: what chance reads.
+    The first lines of each variant are the images without a mark: what chance reads.
 
     Args:
-        limit: at most so many, evenly spread over all names.
-        say: gets a line for every picture that cannot be used.
+        limit: at most this many, evenly spread over all names.
+        say: called with a line for every image that cannot be used.
 
     Raises:
-        AigiError: no picture could be used.
+        AigiError: no image could be used.
     """
     results: dict[tuple[str, str], list[Detection]] = {
         (variant, after): [] for variant in READ for after in ("not marked", *ATTACKS)
@@ -316,7 +319,7 @@ def robustness(
                 say(f"{name}: skipped: {error}")
                 continue
             if (rgb.shape[0] * 8 // 10 // 8) * (rgb.shape[1] * 8 // 10 // 8) < BITS:
-                say(f"{name}: skipped: {rgb.shape[1]}x{rgb.shape[0]} holds less than {BITS} bits")
+                say(f"{name}: skipped: {rgb.shape[1]}x{rgb.shape[0]} holds fewer than {BITS} bits")
                 continue
             for variant in READ:
                 results[variant, "not marked"].append(detect(rgb, variant))
@@ -324,7 +327,7 @@ def robustness(
                 for after, attack in ATTACKS.items():
                     results[variant, after].append(detect(attack(marked), variant))
     if not any(results.values()):
-        raise AigiError(f"{folder}: no picture that can be read and holds {BITS} bits")
+        raise AigiError(f"{folder}: no image that can be read and holds {BITS} bits")
     return [
         Survival(
             variant,

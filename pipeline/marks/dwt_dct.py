@@ -1,12 +1,12 @@
-"""uint8 RGB pictures in, the same pictures with a message in their pixels out, and the way back.
+"""uint8 RGB images in, the same images with a message in their pixels out, and the way back.
 
-`dwt-dct` is what diffusers embeds in SDXL pictures, `dwt-dct-svd` its more robust sister: two
+`dwt-dct` is what diffusers embeds in SDXL images, `dwt-dct-svd` its more robust sister: two
 methods of the `invisible-watermark` package (0.2), reproduced to the pixel. Both work on 4x4
 blocks of the Haar approximation of the U plane and move one number of a block to a quarter or
 three quarters of a step of 36. In the first, in spite of its name, that is the largest
 coefficient but the first, without a cosine transform; in the second the largest singular value.
 The inverse Haar transform takes the horizontal and vertical details the wrong way round; so does
-ours, because the published test pictures were made so.
+ours, because the published test images were made so.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def _mark_svd(blocks: Floats, wanted: Bits) -> Floats:
     marked = blocks + (grown[:, None] * right).reshape(_BLOCK * _BLOCK, -1).T
     doubt = ~found | _near(value, _STEP) | _near(marked, 0.5).any(axis=1)
     if doubt.any():
-        # Flat pictures are doubtful all over, and all alike.
+        # Flat images are doubtful all over, and all alike.
         keys = np.column_stack([blocks[doubt], wanted[doubt]])
         distinct, back = np.unique(keys, axis=0, return_inverse=True)
         u, s, v = _svd(np.ascontiguousarray(distinct[:, :-1]))
@@ -309,25 +309,30 @@ def _read_bits(rgb: RGB, length: int, read: Callable[[Floats], Floats]) -> Float
 
 
 def embed_dwt_dct(rgb: RGB, bits: Bits | None = None) -> RGB:
-    """Embed a message (default: the 48 bits of SDXL) in an HxWx3 uint8 RGB picture.
+    """Embed a message (default: the 48 bits of SDXL) in an HxWx3 uint8 RGB image.
 
-    Pictures below 8x8 pixels hold no bit and come back with their colours rounded only.
+    Images below 8x8 pixels hold no bit and come back with their colours rounded only.
     """
     return _embed_bits(rgb, bits, _mark_largest)
 
 
 def embed_dwt_dct_svd(rgb: RGB, bits: Bits | None = None) -> RGB:
-    """The same by singular values, which survive more."""
+    """The same (uint8, H x W x 3, in and out) by singular values, which survive more."""
     return _embed_bits(rgb, bits, _mark_svd)
 
 
 def read_dwt_dct(rgb: RGB, length: int = BITS) -> Floats:
-    """Share of blocks that vote for one, for every bit (float64, 0 to 1; NaN where none does)."""
+    """Share of blocks that vote for one, for every bit (float64, 0 to 1; NaN where none does).
+
+    Args:
+        rgb: uint8, H x W x 3.
+        length: bits of the message.
+    """
     return _read_bits(rgb, length, _read_largest)
 
 
 def read_dwt_dct_svd(rgb: RGB, length: int = BITS) -> Floats:
-    """The same for `dwt-dct-svd`."""
+    """The same for `dwt-dct-svd`: uint8, H x W x 3 in, float64, `length` out."""
     return _read_bits(rgb, length, _read_svd)
 
 
@@ -339,7 +344,11 @@ READ: dict[str, Callable[[RGB], Floats]] = {
 
 
 def read_message(votes: Floats) -> str:
-    """Bits by majority of votes, an even vote counts as one (as in the package); `.` without."""
+    """Bits by majority of votes; an even vote counts as one (as in the package), none is `.`.
+
+    Args:
+        votes: float64, one for each bit, 0 to 1; NaN where there is none.
+    """
     return "".join("." if math.isnan(v) else str(int(v * 255 > 127)) for v in votes.tolist())
 
 
@@ -353,7 +362,7 @@ def bit_accuracy(rgb: RGB, name: str) -> float | None:
     """Share of the bits read that are those of SDXL's message, 0 to 1; by chance about a half.
 
     Args:
-        rgb: a uint8 picture, H x W x 3.
+        rgb: a uint8 image, H x W x 3.
         name: the mark that it carries. All marks of READ carry this one message.
 
     Returns:

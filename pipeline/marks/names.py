@@ -1,4 +1,4 @@
-"""The name of a mark and a picture in, the picture with that mark out.
+"""The name of a mark and an image in, the image with that mark out.
 
 A variant is named by one string: `none`, `dwt-dct`, `dwt-dct-svd`, or `visible:` with what to
 draw, for example `visible:text=AI generated,position=bottom-right,opacity=0.5,scale=0.2`.
@@ -25,13 +25,13 @@ def parse(name: str, folder: Path | None = None) -> str | Visible:
     """Check the name of a variant.
 
     Args:
-        folder: where a relative logo file lies; None: the logo must be known already.
+        folder: where a relative logo file is; None: the logo must be known already.
 
     Returns:
         The name, or what is to be drawn.
 
     Raises:
-        ValueError: what is wrong, and what is expected.
+        ValueError: states what is wrong and what is expected.
     """
     if name in EMBED:
         return name
@@ -44,7 +44,7 @@ def parse(name: str, folder: Path | None = None) -> str | Visible:
 
 
 def embed(rgb: RGB, name: str) -> RGB:
-    """The variant of a picture (uint8 HxWx3) that the plan names; the picture stays as it is.
+    """The named variant of an image (both uint8 HxWx3); the image itself is not changed.
 
     Raises:
         ValueError: no such variant, or its logo is not known in this process.

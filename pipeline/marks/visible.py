@@ -1,4 +1,4 @@
-"""A picture and a text or logo in, the picture with that mark over it out.
+"""An image and a text or logo in, the image with that mark over it out.
 
 A mark is written `visible:` and what to draw, for example
 `visible:text=AI generated,position=bottom-right,opacity=0.5,scale=0.2`.
@@ -47,9 +47,9 @@ class Visible:
 
     Attributes:
         text: what is written; empty for a logo.
-        logo: name of the logo's file; only for people, as `sha256` says what is in it.
+        logo: name of the logo's file, for readers only: `sha256` identifies its content.
         opacity: in thousandths.
-        scale: width of the mark in thousandths of the picture's.
+        scale: width of the mark in thousandths of the image's.
     """
 
     text: str
@@ -68,8 +68,8 @@ class Visible:
 
 
 _logos: dict[str, bytes] = {}
-"""sha256: content. A row of the plan names a logo by its hash; who reads a specification, or
-gets one from another process, puts the content here."""
+"""sha256: content. A row of the plan names a logo by its hash; reading a specification, or
+receiving one from another process, puts the content here."""
 
 
 def known_logos(names: tuple[str, ...]) -> dict[str, bytes]:
@@ -87,7 +87,7 @@ def read_logo(path: Path) -> str:
     """Make a logo file (PNG) known in this process; returns its sha256.
 
     Raises:
-        ValueError: missing, too large or no PNG, and what to do.
+        ValueError: missing, too large or not a PNG; states what to do.
     """
     try:
         data = path.read_bytes()
@@ -96,7 +96,7 @@ def read_logo(path: Path) -> str:
     try:
         _logo_rgba(data)
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"logo={path}: not a PNG picture that can be read: {error}") from None
+        raise ValueError(f"logo={path}: not a readable PNG image: {error}") from None
     digest = hashlib.sha256(data).hexdigest()
     _logos[digest] = data
     return digest
@@ -113,7 +113,7 @@ def _thousandths(key: str, value: str) -> int:
 
 
 def parse_visible(wanted: str, folder: Path | None = None) -> Visible:
-    """Check what stands after `visible:`; arguments and errors as of `watermark.parse`."""
+    """Check what follows `visible:`; arguments and errors as for `names.parse`."""
     defaults = {"text": "", "logo": "", "sha256": "", "position": "bottom-right"}
     values = defaults | {"opacity": "0.5", "scale": "0.2"}
     given: set[str] = set()
@@ -124,7 +124,7 @@ def parse_visible(wanted: str, folder: Path | None = None) -> Visible:
         if not equals or key not in values:
             raise ValueError(f"{part!r}: expected one of {', '.join(f'{k}=' for k in values)}")
         if key in given:
-            raise ValueError(f"{key}= stands twice")
+            raise ValueError(f"{key}= is given twice")
         given.add(key)
         values[key] = value.strip()
     text, logo, digest = values["text"], values["logo"], values["sha256"]
@@ -155,16 +155,16 @@ def _check_text(text: str) -> None:
         raise ValueError(
             f"text={text}: at most 100 of the ASCII characters"
             + (f", not {''.join(other)!r}" if other else "")
-            + "; give a picture with logo=FILE for anything else"
+            + "; give an image with logo=FILE for anything else"
         )
     # Another FreeType may draw other pixels under the same name.
     if _font_sha256() != FONT_SHA256:
         from PIL import __version__
 
         raise ValueError(
-            f"text={text}: Pillow {__version__} draws its built-in font in another way than the "
-            "one that aigi was tested with (constraints.txt); install that one, or give a picture "
-            "with logo=FILE"
+            f"text={text}: Pillow {__version__} draws its built-in font differently from the "
+            "version that aigi was tested with (constraints.txt); install that version, or give an "
+            "image with logo=FILE"
         )
 
 
@@ -223,7 +223,7 @@ def _mark_rgba(visible: Visible) -> RGB:
 
 
 def _shares(old: int, new: int) -> Floats:
-    """How much of each old pixel lies in each new one (new x old; whole numbers, rows sum to old).
+    """How much of each old pixel is in each new one (new x old; whole numbers, rows sum to old).
 
     Whole numbers below 2^53 add up to the same in any order, on any machine.
     """
@@ -234,7 +234,7 @@ def _shares(old: int, new: int) -> Floats:
 
 
 def place(visible: Visible, height: int, width: int) -> tuple[slice, slice]:
-    """Rows and columns of a picture that the mark covers; at least one pixel, never outside."""
+    """Rows and columns of an image that the mark covers; at least one pixel, never outside."""
     mark = _mark_rgba(visible)
     margin = min(height, width) // 50
     high, wide = height - 2 * margin, width - 2 * margin
@@ -249,10 +249,11 @@ def place(visible: Visible, height: int, width: int) -> tuple[slice, slice]:
 
 @lru_cache(16)
 def layer(visible: Visible, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The mark at its size in a picture of this size.
+    """The mark at its size in an image of this size.
 
     Returns:
-        Colour times weight (hxwx3) and weight (hxwx1), where 255,000 is all mark, no picture.
+        Colour times weight (int64, hxwx3) and weight (int64, hxwx1, 0 to 255,000); at 255,000
+        the mark hides the image.
     """
     rows, columns = place(visible, height, width)
     mark = _mark_rgba(visible).astype(np.float64)
@@ -271,7 +272,8 @@ def layer(visible: Visible, height: int, width: int) -> tuple[NDArray[np.int64],
 
 
 def embed_visible(rgb: RGB, visible: Visible) -> RGB:
-    """Lay the mark over an HxWx3 uint8 RGB picture. Whole numbers only: the same everywhere."""
+    """Lay the mark over an HxWx3 uint8 RGB image; returns another. Whole numbers, so the same
+    everywhere."""
     out = rgb.copy()
     rows, columns = place(visible, *rgb.shape[:2])
     colour, weight = layer(visible, *rgb.shape[:2])

@@ -1,8 +1,8 @@
 """A table of file names and captions in, the caption of each image out, and the rows that fit none.
 
-Whoever reads such a table reads it here: imports, benchmarks, analysis and training. A table that
-is not well formed is refused whole; a row that names no image, or one that is named already, is
-refused alone, and the caller decides what comes of that.
+Imports, benchmarks, analysis and training all read such tables here. A table that is not well
+formed is refused whole. A row that names no image, or one that is named already, is refused alone;
+the caller decides what happens then.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class CaptionTable(NamedTuple):
 
     Attributes:
         path: local path or fsspec URL.
-        split_column: of train, validation or test; None: it states no split.
+        split_column: contains train, validation or test; None: no split is stated.
     """
 
     path: str
@@ -34,7 +34,7 @@ class CaptionTable(NamedTuple):
 
 
 class Matched(NamedTuple):
-    """What a table says of images.
+    """What a table states about images.
 
     Attributes:
         listed: text and split by the name of the image; an empty or missing text is None or "".
@@ -76,7 +76,7 @@ def _jsonl_rows(file: IO[str], table: CaptionTable) -> Iterator[tuple[int, dict[
         except (ValueError, RecursionError) as error:
             raise AigiError(f"{table.path}:{line}: not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise AigiError(f"{table.path}:{line}: expected an object, one a line")
+            raise AigiError(f"{table.path}:{line}: expected one object per line")
         if table.file_column not in row:
             raise _no_column(table, table.file_column, row, line)
         columns |= dict.fromkeys(row)

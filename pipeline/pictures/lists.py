@@ -1,4 +1,4 @@
-"""The place of an import in, its images with their captions out: tables, sidecars, PNG texts."""
+"""The location of an import in, its images and captions out: tables, sidecars, PNG texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.pictures.png_prompt import embedded_prompt
 from pipeline.pictures.sources import ImportedSource, ImportSource, OriginalSource
 from pipeline.pixels import BadPicture
 
-HEAD_BYTES = 4 << 20  # where a PNG's texts are looked for: they stand before its pixels
+HEAD_BYTES = 4 << 20  # where a PNG's texts are looked for: they come before its pixels
 
 
 def _from_table(source: ImportSource, names: list[str]) -> Iterator[Caption]:
@@ -49,23 +49,23 @@ def _from_file(pictures: Pictures, name: str) -> Caption:
 
 
 def open_import(source: ImportedSource) -> Pictures | OriginalPictures:
-    """Open the pictures of an imported source. Raises AigiError, as what it opens does."""
+    """Open the images of an imported source. Raises AigiError, as the opened classes do."""
     if isinstance(source, OriginalSource):
         return OriginalPictures(source)
     return open_pictures(source.path)
 
 
 def list_captions(source: ImportedSource) -> Iterator[Caption]:
-    """Name, caption or problem, and stated split of every picture.
+    """Name, caption or problem, and stated split of every image.
 
     Captions come from the captions file; where none is set, from the text column of a parquet
-    of pictures, else from `NAME.txt` beside the picture, else from the prompt inside a PNG.
-    Pictures come first, in their order; then rows of the captions file that match none. The
+    of images, else from `NAME.txt` beside the image, else from the prompt inside a PNG.
+    Images come first, in their order; then rows of the captions file that match none. The
     original release has its own text files.
 
     Raises:
-        AigiError: no picture at all, a captions file or column that is missing or not
-            readable, a picture or link that escapes the folder.
+        AigiError: no image at all, a captions file or column that is missing or not
+            readable, an image or link that escapes the folder.
     """
     if isinstance(source, OriginalSource):
         with OriginalPictures(source) as original:
@@ -79,7 +79,7 @@ def list_captions(source: ImportedSource) -> Iterator[Caption]:
             return
         names = pictures.names()
         if not names:
-            raise AigiError(f"{source.path}: no pictures in it (.png, .jpg, .webp and so on)")
+            raise AigiError(f"{source.path}: no images in it (.png, .jpg, .webp and so on)")
         if source.captions is not None:
             yield from _from_table(source, names)
             return

@@ -1,14 +1,14 @@
-"""The original PKU-AIGI-500K release in; the pictures of one of its sources, with captions, out.
+"""The original PKU-AIGI-500K release in; the images of one of its sources, with captions, out.
 
-What is known of that release: a folder a source (`SD-2_1-B`, …) with `train`, `val` and `test`
-in it; `12_0.png`, in train and val, shows line 12 (from 1) of that split's text file, and so does
-`12.png` in test. It is shipped as archives: one or two a source, some split into volumes, and
-`vaild.zip` with the validation parts of all. How folders are nested in the archives, and where
-the text files lie, is not stated anywhere, so a file is placed by the names along its way: the
+The release has one folder per source (`SD-2_1-B`, …) with `train`, `val` and `test` in it.
+`12_0.png`, in train and val, shows line 12 (from 1) of that split's text file; so does `12.png` in
+test. The release is shipped as archives: one or two per source, some split into volumes, and
+`vaild.zip` with the validation parts of all. It is not documented how folders are nested in the
+archives, or where the text files are. So a file is placed by the names along its path: the
 outermost one that names a source (an archive counts as a folder), and the innermost one that
 names a split.
 
-Names along the way that speak of a watermark tell the two variants of the SDXL test pictures
+Names along the path that mention a watermark tell the two variants of the SDXL test images
 apart; the mark is taken to be `dwt-dct`, which diffusers embeds.
 """
 
@@ -62,7 +62,7 @@ _IN_MARKED = "/watermark/"
 
 
 class _Folder(NamedTuple):
-    """What the names along the way to a file say; None: nothing."""
+    """What the names along the path of a file state; None: nothing."""
 
     source: str | None
     split: Split | None
@@ -70,7 +70,7 @@ class _Folder(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Where a picture lies, and what its name says of it."""
+    """Where an image is, and what its name states about it."""
 
     container: int
     name: str
@@ -79,7 +79,7 @@ class _Found(NamedTuple):
 
 
 class _Text(NamedTuple):
-    """A text file: where it lies, its lines, and the problem of each that is not UTF-8."""
+    """A text file: where it is, its lines, and the problem of each that is not UTF-8."""
 
     place: str
     lines: list[str]
@@ -124,13 +124,13 @@ def _folder(path: str) -> _Folder:
 
 
 def _marked(name: str) -> str:
-    """Name of a picture's marked variant; of that one too."""
+    """Name of an image's marked variant; of that one too."""
     folder, _, file = name.replace(_IN_MARKED, "/").rpartition("/")
     return f"{folder}{_IN_MARKED}{file}"
 
 
 def _place(prefix: str, name: str) -> str:
-    """Where a file lies in the release: `SD-XL/SD-XL.zip/train/1_0.png`."""
+    """Where a file is in the release: `SD-XL/SD-XL.zip/train/1_0.png`."""
     # Some programs write backslashes, and a file name may hold bytes that no text can.
     return f"{prefix}/{name}".replace("\\", "/").encode(errors="replace").decode()
 
@@ -159,17 +159,17 @@ def _archives(root: str, places: Iterable[str]) -> list[str]:
         if stem not in found:
             raise AigiError(
                 f"{os.path.join(root, stem)}.zip: missing. {os.path.basename(place)} is a volume "
-                "of this archive, which ends with it; fetch it into the same folder."
+                "of this archive, and this is its last; fetch it into the same folder."
             )
     return list(found.values())
 
 
 class OriginalPictures:
-    """The pictures of one source of the original release, wherever in it they lie.
+    """The images of one source of the original release, wherever they are in it.
 
-    A picture is named as the release means it, `SD-XL/val/3_0.png`, however it is packed; a
-    marked one `SD-XL/test/watermark/3.png`. Of a picture that is both in an archive and unpacked
-    beside it, the archive's is read: what was unpacked may be cut short.
+    An image is named as the release means it, `SD-XL/val/3_0.png`, however it is packed; a
+    marked one is `SD-XL/test/watermark/3.png`. Where an image is both in an archive and unpacked
+    beside it, the archive's copy is read: an unpacked file may be cut short.
 
     Raises:
         AigiError: no such folder, nothing of this source in it, an archive that is damaged or
@@ -181,7 +181,7 @@ class OriginalPictures:
         self._containers: list[tuple[str, FolderPictures | ZipPictures]] = []
         self._found: dict[str, _Found] = {}
         self._twins: dict[str, list[_Found]] = defaultdict(list)
-        self._shown: dict[Split, set[int]] = defaultdict(set)  # lines that have a picture
+        self._shown: dict[Split, set[int]] = defaultdict(set)  # lines that have an image
         self._refused: list[_Refused] = []
         self._texts: dict[Split, _Text] = {}
         try:
@@ -202,7 +202,7 @@ class OriginalPictures:
         for _, container in self._containers:
             container.close()
 
-    # --- Where things lie ----------------------------------------------------------------------
+    # --- Where things are ----------------------------------------------------------------------
 
     def _open(self) -> None:
         """Open the archives and folders of this source, and those that belong to no single one."""
@@ -211,7 +211,7 @@ class OriginalPictures:
             inside = sorted(os.scandir(root), key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError):
             raise AigiError(
-                f"{root}: no such folder; give the folder that holds {mine} and its archives"
+                f"{root}: no such folder; give the folder that contains {mine} and its archives"
             ) from None
         beside, folders = [], []
         for entry in inside:
@@ -232,12 +232,12 @@ class OriginalPictures:
         self._containers += folders
         if not self._containers:
             raise AigiError(
-                f"{root}: nothing of {mine} in it; path is the folder that holds {mine} and the "
-                "other sources, with their archives or what was unpacked from them"
+                f"{root}: nothing of {mine} in it; path must be the folder that contains {mine} "
+                "and the other sources, as archives or unpacked"
             )
 
     def _sort(self) -> None:
-        """Sort all files into pictures, text files and refused ones."""
+        """Sort all files into images, text files and refused ones."""
         texts: dict[Split, list[tuple[int, str]]] = defaultdict(list)
         for number, (prefix, container) in enumerate(self._containers):
             names = container.files()
@@ -269,7 +269,7 @@ class OriginalPictures:
         self._refused.append(_Refused(place, reason, line))
 
     def _take(self, container: int, name: str, place: str) -> None:
-        """Give a picture the name that the release means, unless another one has it."""
+        """Give an image the name that the release means, unless another one has it."""
         folder, _, file = place.rpartition("/")
         _, split, marked = _folder(folder)
         if split is None:
@@ -303,9 +303,9 @@ class OriginalPictures:
             self._twins[meant].append(found)
 
     def _settle_twins(self) -> None:
-        """Of several pictures of one name keep the first where all are equal, else none.
+        """Keep the first of several images of one name if all are equal, else none.
 
-        Which of two different ones is meant, nobody can tell.
+        If they differ, it is unknown which one is meant.
         """
         for meant, twins in self._twins.items():
             first = self._found[meant]
@@ -342,16 +342,16 @@ class OriginalPictures:
             if text.lines != lines:
                 raise AigiError(
                     f"{self.source.path}: {text.place} and {place} differ, so captions of "
-                    f"{self.source.subfolder} {split} are not known; keep the right one"
+                    f"{self.source.subfolder} {split} are unknown; keep the right one"
                 )
 
     # --- What the others read ------------------------------------------------------------------
 
     def captions(self) -> Iterator[Caption]:
-        """Every picture with its caption and split, in the order in which they lie on disk.
+        """Every image with its caption and split, in their order on disk.
 
-        A picture and its marked variant are one caption with two `variants`. Then come files
-        that are refused, and lines of the text files that no picture shows; all with the reason.
+        An image and its marked variant are one caption with two `variants`. Refused files and
+        lines of the text files that no image shows follow, each with its reason.
         """
         for name, found in self._found.items():
             plain, marked = name.replace(_IN_MARKED, "/"), _marked(name)
@@ -378,7 +378,7 @@ class OriginalPictures:
                     yield Caption(text_file.place, text, problem, split, line)
 
     def _caption(self, found: _Found) -> tuple[str | None, str | None]:
-        """The line that belongs to a picture, or why there is none."""
+        """The line that belongs to an image, or why there is none."""
         text = self._texts.get(found.split)
         if text is None:
             return None, f"no caption: there is no {_SHORT[found.split]}.txt"
@@ -397,11 +397,11 @@ class OriginalPictures:
         return self._containers[found.container][1], found.name
 
     def read(self, name: str) -> bytes:
-        """All bytes of a picture. Raises BadPicture (missing, damaged, over 512 MiB), Escapes."""
+        """All bytes of an image. Raises BadPicture (missing, damaged, over 512 MiB), Escapes."""
         container, inside = self._at(name)
         return container.read(inside)
 
     def head(self, name: str, count: int) -> bytes:
-        """The first `count` bytes of a picture. Raises BadPicture, Escapes."""
+        """The first `count` bytes of an image. Raises BadPicture, Escapes."""
         container, inside = self._at(name)
         return container.head(inside, count)

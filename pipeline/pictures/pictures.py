@@ -1,4 +1,4 @@
-"""A folder, .zip or .parquet of pictures in; their names and bytes out.
+"""A folder, .zip or .parquet of images in; their names and bytes out.
 
 Names come from outside and are distrusted: they must stay inside their folder or archive.
 """
@@ -35,12 +35,12 @@ class Escapes(AigiError):
 
 
 class Caption(NamedTuple):
-    """What a list says of a picture: a text, or the problem that keeps it out.
+    """What a list states about an image: a text, or the problem that keeps it out.
 
     Attributes:
         split: the one that the list states; null: a hash of the text decides.
         line: of the list, where it has lines.
-        variants: name of the picture by watermark, where it comes in several.
+        variants: name of the image by watermark, where it comes in several.
     """
 
     name: str
@@ -87,7 +87,7 @@ def _check_bytes(size: int) -> None:
 
 
 class FolderPictures:
-    """Pictures in a local folder and its subfolders; names are relative, with `/`."""
+    """Images in a local folder and its subfolders; names are relative, with `/`."""
 
     def __init__(self, location: str) -> None:
         self.location, self.root = location, Path(location).resolve()
@@ -113,7 +113,7 @@ class FolderPictures:
         return path
 
     def files(self) -> list[str]:
-        """Names of all files, pictures or not, sorted. What is a link shows when it is read.
+        """Names of all files, images or not, sorted. Links are found when they are read.
 
         Raises:
             Escapes: a link to a folder leads out of the folder.
@@ -121,7 +121,7 @@ class FolderPictures:
         found = []
         for folder, folders, files in os.walk(self.root):
             inside = Path(folder).relative_to(self.root)
-            # A linked folder is not entered: inside, its pictures are listed at their own place.
+            # A linked folder is not entered: inside, its images are listed at their own place.
             for name in folders:
                 if os.path.islink(os.path.join(folder, name)):
                     self._path((inside / name).as_posix())
@@ -129,7 +129,7 @@ class FolderPictures:
         return sorted(found)
 
     def names(self) -> list[str]:
-        """Names of all pictures, sorted.
+        """Names of all images, sorted.
 
         Raises:
             Escapes: a link leads out of the folder.
@@ -174,7 +174,7 @@ class FolderPictures:
         return self._read(name, count)
 
     def sidecar(self, name: str) -> bytes | None:
-        """What the text file beside a picture holds (`a.txt`, else `a.png.txt`), up to 1 MiB."""
+        """Content of the text file beside an image (`a.txt`, else `a.png.txt`), up to 1 MiB."""
         for text in _sidecar_names(name):
             try:
                 return self._read(text, MAX_TEXT_BYTES)
@@ -184,7 +184,7 @@ class FolderPictures:
 
 
 class UrlPictures:
-    """Pictures in a folder at an fsspec URL and its subfolders; names are relative, with `/`."""
+    """Images in a folder at an fsspec URL and its subfolders; names are relative, with `/`."""
 
     def __init__(self, location: str) -> None:
         import fsspec
@@ -209,11 +209,11 @@ class UrlPictures:
         """Nothing is held open."""
 
     def files(self) -> list[str]:
-        """Names of all files, pictures or not, sorted."""
+        """Names of all files, images or not, sorted."""
         return list(self._sizes)
 
     def names(self) -> list[str]:
-        """Names of all pictures, sorted. Raises Escapes."""
+        """Names of all images, sorted. Raises Escapes."""
         found = [name for name in self._sizes if wanted(name, EXTENSIONS)]
         for name in found:
             if escapes(name):
@@ -247,7 +247,7 @@ class UrlPictures:
         return self._read(name, count)
 
     def sidecar(self, name: str) -> bytes | None:
-        """What the text file beside a picture holds (`a.txt`, else `a.png.txt`), up to 1 MiB."""
+        """Content of the text file beside an image (`a.txt`, else `a.png.txt`), up to 1 MiB."""
         for text in _sidecar_names(name):
             if text in self._sizes:
                 return self._read(text, MAX_TEXT_BYTES)
@@ -255,9 +255,9 @@ class UrlPictures:
 
 
 class ZipPictures:
-    """Pictures in a zip archive, local or at an fsspec URL. Safe to read from many threads.
+    """Images in a zip archive, local or at an fsspec URL. Safe to read from many threads.
 
-    Of an archive in volumes (`A.z01`, …, `A.zip`) the location is that of the last one.
+    The location of an archive in volumes (`A.z01`, …, `A.zip`) is that of its last volume.
     """
 
     def __init__(self, location: str) -> None:
@@ -313,16 +313,16 @@ class ZipPictures:
             if info.flag_bits & 1:
                 raise AigiError(f"{where} is encrypted; unpack it and give the folder")
             if name in entries:
-                raise AigiError(f"{where} stands twice; pack the archive anew")
+                raise AigiError(f"{where} is in it twice; pack the archive again")
             entries[_check_utf8(self.location, name)] = info
         return entries
 
     def files(self) -> list[str]:
-        """Names of all files, pictures or not, in the order in which the archive holds them."""
+        """Names of all files, images or not, in the order in which the archive holds them."""
         return self._files
 
     def names(self) -> list[str]:
-        """Names of all pictures, sorted."""
+        """Names of all images, sorted."""
         return sorted(name for name in self._entries if wanted(name, EXTENSIONS))
 
     def _entry(self, name: str) -> zipfile.ZipInfo:
@@ -367,7 +367,7 @@ class ZipPictures:
         return self._read(name, count)
 
     def sidecar(self, name: str) -> bytes | None:
-        """What the text entry beside a picture holds (`a.txt`, else `a.png.txt`), up to 1 MiB."""
+        """Content of the text entry beside an image (`a.txt`, else `a.png.txt`), up to 1 MiB."""
         for text in _sidecar_names(name):
             if text in self._entries:
                 return self._read(text, MAX_TEXT_BYTES)
@@ -375,14 +375,14 @@ class ZipPictures:
 
 
 class ParquetPictures:
-    """Pictures in one column of a parquet file, `struct<bytes, path>` or binary.
+    """Images in one column of a parquet file, `struct<bytes, path>` or binary.
 
-    The name of a row is its `path`; where that is null or stands twice, `ROW-00000000` on.
+    The name of a row is its `path`; where that is null or not unique, `ROW-00000000` and so on.
     One row group is held at a time, so reading in the order of `names()` reads each once.
 
     Args:
         location: local path or fsspec URL.
-        column: the column; null: `image`, else the only one that can hold pictures.
+        column: the column; null: `image`, else the only one that can hold images.
     """
 
     def __init__(self, location: str, column: str | None = None) -> None:
@@ -437,7 +437,7 @@ class ParquetPictures:
         names = [column] if column else (["image"] if "image" in found else list(found))
         if len(names) != 1 or names[0] not in found:
             raise AigiError(
-                f"{self.location}: {column or 'image'}: no such column of pictures "
+                f"{self.location}: {column or 'image'}: no such column of images "
                 "(struct<bytes, path> or binary), or several without that name. "
                 f"Its columns: {', '.join(schema.names)}"
             )
@@ -468,7 +468,7 @@ class ParquetPictures:
         return list(self._index())
 
     def read(self, name: str) -> bytes:
-        """Bytes of one row's picture. Raises BadPicture (missing, null, over 512 MiB)."""
+        """Bytes of one row's image. Raises BadPicture (missing, null, over 512 MiB)."""
         row = self._index().get(name)
         if row is None:
             raise BadPicture("no such picture")
@@ -486,7 +486,7 @@ class ParquetPictures:
             return bytes(data.as_py())
 
     def size(self, name: str) -> int:
-        """Bytes of one row's picture (it is read for that). Raises BadPicture."""
+        """Bytes of one row's image (it is read for that). Raises BadPicture."""
         return len(self.read(name))
 
     def texts(self, column: str) -> Iterator[tuple[str, str | None]]:
@@ -518,10 +518,10 @@ Pictures = FolderPictures | UrlPictures | ZipPictures | ParquetPictures
 
 
 def open_pictures(location: str, column: str | None = None) -> Pictures:
-    """Open a folder, .zip or .parquet of pictures, local or at an fsspec URL.
+    """Open a folder, .zip or .parquet of images, local or at an fsspec URL.
 
     Args:
-        column: of a parquet file, the column of pictures; null: found by name and type.
+        column: of images in a parquet file; null: found by name and type.
 
     Raises:
         AigiError: no such file, not readable, or another kind of file.
@@ -545,4 +545,4 @@ def open_pictures(location: str, column: str | None = None) -> Pictures:
         raise AigiError(f"{location}: no such file or folder") from None
     except (ImportError, ValueError, OSError) as error:  # no such protocol, no answer
         raise AigiError(f"{location}: cannot be opened: {error}") from error
-    raise AigiError(f"{location}: expected a folder, a .zip or a .parquet of pictures")
+    raise AigiError(f"{location}: expected a folder, a .zip or a .parquet of images")

@@ -10,10 +10,10 @@ from pipeline.settings import Count, Location, Settings
 
 
 class ImportSource(Settings):
-    """Where the pictures and captions of a closed model lie."""
+    """Where the images and captions of a closed model are stored."""
 
     kind: Literal["import"]
-    path: Location = Field(description="folder, .zip or .parquet of pictures")
+    path: Location = Field(description="folder, .zip or .parquet of images")
     captions: Location | None = Field(
         None, description="CSV or JSONL; null: sidecar .txt, else PNG `parameters` text"
     )
@@ -23,22 +23,22 @@ class ImportSource(Settings):
         None, description="column with train, validation or test; null: a hash of the prompt"
     )
     fit: Literal["reject", "crop", "keep"] = Field(
-        "reject", description="a picture of another size than the specification's"
+        "reject", description="what to do with an image of another size than the specification's"
     )
     max_pixels: Count = 64_000_000
 
 
 class OriginalSource(Settings):
-    """Where the original PKU-AIGI-500K release lies, and which source of it this is."""
+    """Where the original PKU-AIGI-500K release is stored, and which source of it this is."""
 
     kind: Literal["pku"]
     path: Location = Field(
-        description="folder of the whole release as downloaded: archives, split ones too, or "
-        "what was unpacked from them"
+        description="folder of the whole release as downloaded: archives (split ones too), or "
+        "their unpacked content"
     )
     subfolder: Literal["SD-2_1-B", "SD-2_1", "SD-XL", "MJ", "MOD"]
     fit: Literal["reject", "crop", "keep"] = Field(
-        "reject", description="a picture of another size than the specification's"
+        "reject", description="what to do with an image of another size than the specification's"
     )
     max_pixels: Count = 64_000_000
 

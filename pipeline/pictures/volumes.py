@@ -22,7 +22,7 @@ _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR64 = struct.Struct("<4sLQL")
 _ENTRY_MARK, _END_MARK, _END64_MARK, _LOCATOR64_MARK = b"PK\1\2", b"PK\5\6", b"PK\6\6", b"PK\6\7"
-# In a field of 16 or 32 bits: the number stands in the Zip64 record instead.
+# In a field of 16 or 32 bits: the number is in the Zip64 record instead.
 _FULL16, _FULL32 = 0xFFFF, 0xFFFF_FFFF
 _ZIP64 = 1  # the extra field of an entry that holds its long numbers
 # Indices of _ENTRY's fields.
@@ -55,7 +55,7 @@ class Volumes:
             self.append(file)
 
     def append(self, file: IO[bytes]) -> None:
-        """Put another file behind the last one."""
+        """Append another file."""
         self._files.append(file)
         self.starts.append(self.size)
         self.size += file.seek(0, os.SEEK_END)
@@ -135,7 +135,7 @@ def _volume_count(end: list[int], locator: list[int] | None) -> int:
 
 
 def volume_name(location: str, number: int) -> str:
-    """Name of a volume of the archive `location` but the last: A.zip, 1 to A.z01."""
+    """Name of a volume of the archive `location`, not the last: A.zip, 1 to A.z01."""
     stem, suffix = os.path.splitext(location)
     return f"{stem}{suffix[:2]}{number:02d}"
 
@@ -144,7 +144,7 @@ def open_zip(location: str) -> IO[bytes] | Volumes:
     """Open an archive for `zipfile`: the file itself, or all its volumes as one.
 
     Args:
-        location: local path or fsspec URL; of a split archive, its last volume (`.zip`).
+        location: local path or fsspec URL; the last volume (`.zip`) of a split archive.
 
     Raises:
         FileNotFoundError: no such file.
@@ -234,7 +234,7 @@ def _moved(whole: Volumes, directory: bytes, entries: int) -> bytearray:
         if at > len(directory):
             raise ValueError("the central directory is cut short")
         long, others = _extras(extra)
-        # The long numbers stand in this order, and only those that do not fit above.
+        # The long numbers are in this order, and only those that do not fit above.
         sizes = b""
         for field in (_UNPACKED, _PACKED):
             if fields[field] == _FULL32:

@@ -9,11 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Family:
-    """One family; the columns are all that plan and images know of it.
+    """One family; these fields are all that `plan` and `images` know about it.
 
     Attributes:
-        pipeline: class of diffusers.
-        options: of its `from_pretrained`, beside weights and revision.
+        pipeline: the class of diffusers.
+        options: arguments of `from_pretrained`, besides weights and revision.
         denoiser: the component that runs in every step.
         multiple: width and height are multiples of this many pixels.
         negative_prompt: whether a call takes one.

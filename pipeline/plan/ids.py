@@ -24,10 +24,10 @@ def image_id_of(fields: dict[str, Any]) -> str:
 
 
 def pair_id_of(ids: dict[str, str]) -> str | None:
-    """The unmarked variant's id, where there is one; null where a picture has no variants.
+    """The id of the unmarked variant, if there is one; None for an image without variants.
 
     Args:
-        ids: image id of every watermark of one picture, in the order of the specification.
+        ids: image id of every watermark of one image, in the order of the specification.
     """
     return ids.get("none", next(iter(ids.values()))) if len(ids) > 1 else None
 
@@ -37,7 +37,7 @@ def plan_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
 
 
 def rank_of(rank: int, prompts: int, each: int) -> tuple[int, int]:
-    """Which prompt, and its how-manyth image, a rank stands for.
+    """The prompt that a rank stands for, and which of the prompt's images it is.
 
     Every prompt gets `each` images in turn; ranks beyond the last one begin again at the first
     prompt, with new seeds.
@@ -47,7 +47,7 @@ def rank_of(rank: int, prompts: int, each: int) -> tuple[int, int]:
 
 
 def spans(counts: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Number of each round with the first rank and the end of its ranks."""
+    """Number of each round, its first rank, and the end of its ranks."""
     end = 0
     for number, count in enumerate(counts):
         yield number, end, end + count

@@ -1,4 +1,4 @@
-"""Listed images of an import in, shards of the plan out; what has no caption is rejected."""
+"""Listed images of an import in, shards of the plan out; images without a caption are rejected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline.plan.specification import ImportSpec
 from pipeline.prompts.text import SplitShares, normalise, prompt_id, split_of
 from pipeline.settings import SPLITS
 
-# Of a picture whose header does not say.
+# Of an image whose header does not say.
 UNKNOWN_PIXELS = 4_000_000
 
 
@@ -47,10 +47,10 @@ class Import:
 def listed_imports(
     name: str, source: ImportedSource, shares: SplitShares, rejects: list[dict[str, Any]]
 ) -> list[Import]:
-    """Pictures of an import with caption and split, in the order in which they are planned.
+    """Images of an import with caption and split, in the order in which they are planned.
 
-    That is the order of their prompts' hashes, so that a part of them is a fair one; of the
-    original release it is the order on disk, which is the fast one to read archives in.
+    Images are in the order of their prompts' hashes, so that any first part is a fair sample.
+    Images of the original release are in their order on disk, in which archives are read fastest.
     """
     found = []
     if isinstance(source, OriginalSource):
@@ -103,7 +103,7 @@ def imported_shards(
     rows: list[dict[str, Any]] = []
     full = plan.shard_mb * 1e6 / BYTES_PER_PIXEL
     held = 0
-    # The original release has its marked pictures; elsewhere we make them.
+    # The original release has its marked images; elsewhere we make them.
     watermarks = ("none",) if isinstance(source, OriginalSource) else size.watermarks
     for rank, picture in enumerate(pictures[:planned]):
         paths = picture.variants or dict.fromkeys(watermarks, picture.path)
@@ -149,7 +149,7 @@ def imported_shards(
 def _pixels(
     source: ImportedSource, names: list[str], width: int | None, height: int | None
 ) -> list[int]:
-    """Pixels of each picture: what the specification says, else what its file header says."""
+    """Pixels of each image, from the specification, else from its file header."""
     if width is not None and height is not None:
         return [width * height] * len(names)
     with open_import(source) as pictures:
@@ -173,7 +173,7 @@ def stated_splits(
 ) -> dict[str, str]:
     """Splits that import lists state; they win over the hash, for every source alike.
 
-    Two lists that disagree over one prompt are settled for the held-out side, test first.
+    Where two lists disagree about a prompt, a held-out split wins, test first.
     """
     order = {split: rank for rank, split in enumerate(("test", "validation", "train"))}
     stated: dict[str, str] = {}
@@ -200,18 +200,18 @@ def stated_splits(
 
 
 def local_import(sources: Mapping[str, object], name: str) -> ImportedSource:
-    """The place of an imported source on this machine.
+    """Where the images of an imported source are on this machine.
 
     Args:
         sources: the workflow's `sources`.
 
     Raises:
-        AigiError: they do not say where its images are.
+        AigiError: they do not state where its images are.
     """
     source = sources.get(name)
     if not isinstance(source, ImportedSource):
         raise AigiError(
-            f"sources.{name}: this source is imported; say where its images are, for example "
+            f"sources.{name}: this source is imported; set where its images are, for example "
             f"--set sources.{name}.kind=import --set sources.{name}.path=FOLDER_OR_ZIP, "
             "or leave it out with plan.sources"
         )

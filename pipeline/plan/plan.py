@@ -1,7 +1,7 @@
-"""Dataset specification, prompts and import lists in, the `plan` table out: one row an image.
+"""Dataset specification, prompts and import lists in, the `plan` table out: one row per image.
 
-A plan shard has one source, one split and one size. Seeds and ids are hashes of what they stand
-for, so the same specification and prompts give the same plan anywhere.
+A plan shard has one source, one split and one size. Seeds and ids are hashes of what they
+identify, so the same specification and prompts give the same plan anywhere.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _generated(
 ) -> Iterator[tuple[int, pa.Table]]:
     """Shards of one generated source and split, prompt after prompt, with their rounds.
 
-    `rounds` says how many generations each top-up round adds.
+    `rounds` are the generations that each top-up round adds.
     """
     size = spec.splits[split]  # type: ignore[index]
     wanted = generations_of(size, plan)
@@ -74,7 +74,7 @@ def _generated(
     if len(prompts) < need:
         raise AigiError(
             f"plan: {name} {split}: needs {need:,} {split} prompts "
-            f"({planned:,} images, {spec.images_per_prompt} a prompt), the prompts table has "
+            f"({planned:,} images, {spec.images_per_prompt} per prompt); the prompts table has "
             f"{len(prompts):,} that it may use. Raise prompts.select.count or split.{split}, "
             "add caption sources, or lower plan.limit."
         )
@@ -127,7 +127,7 @@ def _generated(
 
 
 def _pinned(name: str, spec: DiffusersSpec, source: object) -> str:
-    """The commit that a branch name of the specification stands for now.
+    """The commit that a branch name of the specification points to now.
 
     Raises:
         AigiError: the Hub does not answer, or has no such model.
@@ -199,7 +199,7 @@ def _build(
                 # Without a stated count, as many are wanted as there are.
                 if len(mine) < wanted or (wanted < len(mine) and wanted and plan.limit is None):
                     progress.say(
-                        f"plan: {name} {split}: {len(mine):,} pictures found, {wanted:,} wanted"
+                        f"plan: {name} {split}: {len(mine):,} images found, {wanted:,} needed"
                     )
                 source = local_import(sources, name)
                 shards = imported_shards(name, spec, source, split, mine, plan, rounds)
@@ -210,7 +210,7 @@ def _build(
                 numbers[number] += 1
     store.write_json(extra, "plan", ROUNDS)
     if not made:
-        raise AigiError("plan: nothing to make; look at plan.sources, plan.limit and the rejects")
+        raise AigiError("plan: nothing to make; check plan.sources, plan.limit and the rejects")
     store.write("rejects", "plan", pa.Table.from_pylist(rejects, schema=REJECTS), REJECTS)
     if rejects:
         reasons = Counter(str(row["reason"]).split(":")[0] for row in rejects)
@@ -224,30 +224,30 @@ def _build(
 
 
 def _check_same(store: Store, manifest: Mapping[str, Any]) -> None:
-    """Refuse a plan that was made anew and is not the one of the manifest."""
+    """Refuse a remade plan that differs from the plan of the manifest."""
     found, expected = summary(store), manifest["plan"]
     if all(found[key] == expected[key] for key in found):
         return
     here = (store.read_json("_stages", "prompts.json") or {}).get("settings", {})
     contents = [source.get("content") for source in here.get("sources", [])]
     captions = [
-        f"  {line['file']}: other content than the file of that name had there"
+        f"  {line['file']}: its content differs from that of the file of this name there"
         for line, content in zip(manifest["captions"], contents, strict=False)
         if line["content"] != content
     ]
     raise AigiError(
-        f"plan: {found['rows']:,} images in {found['shards']:,} shards, and not those of "
+        f"plan: the {found['rows']:,} images in {found['shards']:,} shards are not those of "
         f"{manifest['name']} {manifest['version']} ({expected['rows']:,} in "
         f"{expected['shards']:,}).\n"
         + "\n".join(captions or ["  The captions are the same: is it the same version of aigi?"])
-        + f"\nThe release itself carries its plan: take the manifest beside {PLAN_FILE}."
+        + f"\nThe release itself contains its plan: use the manifest beside {PLAN_FILE}."
     )
 
 
 def _copy(
     location: str, sources: Collection[str] | None, store: Store, progress: Progress
 ) -> list[Shard]:
-    """The plan beside a manifest, as it is; of these sources, or of all."""
+    """Copy the plan beside a manifest, for these sources or for all."""
     manifest = read_manifest(location)
     made = []
     for table in read_plan(location, manifest):
@@ -265,7 +265,7 @@ def stage(plan: Plan, sources: Mapping[str, object], shares: SplitShares) -> Bui
 
     Args:
         sources: how the workflow makes or imports the sources of the specification.
-        shares: of the prompts for each split.
+        shares: shares of the prompts for each split.
     """
     dataset = specification.load(plan.dataset)
     names = chosen(dataset, plan)

@@ -14,16 +14,16 @@ from pipeline.settings import SPLITS, Count, Location, Settings
 
 
 class Plan(Settings):
-    """Dataset specification and prompts in, the `plan` table out: one row an image."""
+    """Dataset specification and prompts in, the `plan` table out: one row per image."""
 
     dataset: Location = Field(description="dataset specification (manifests/), or a manifest")
     manifest: Location | None = Field(
         None,
-        description="manifest of a release: make the same plan again; only the places of "
-        "this workflow (folders and files on this machine) count then",
+        description="manifest of a release, to make the same plan again; then only the locations "
+        "in this workflow (folders and files on this machine) are used",
     )
     sources: tuple[str, ...] | None = Field(None, description="null: all of the specification")
-    limit: Count | None = Field(None, description="at most this many images a source and split")
+    limit: Count | None = Field(None, description="at most this many images per source and split")
     margin: float = Field(0.0, ge=0, le=1, description="share of extra images, for the filters")
     seed: int = 0
     shard_mb: Annotated[float, Field(gt=0, le=200)] = 200
@@ -35,7 +35,7 @@ BYTES_PER_PIXEL = 1.5
 
 @dataclass(frozen=True)
 class Quota:
-    """What is wanted of one source and split, and what is planned for it."""
+    """How many images one source and split need, and how many are planned."""
 
     source: str
     split: str
@@ -47,18 +47,18 @@ class Quota:
 
     @property
     def images(self) -> int:
-        """Images wanted in the release."""
+        """Images needed in the release."""
         return self.generations * len(self.spec.watermarks)
 
 
 def generations_of(spec: SplitSpec, plan: Plan, found: int = 0) -> int:
-    """Generations wanted; `found` where the count is open."""
+    """Generations needed; `found` where the count is open."""
     count = found if spec.count is None else spec.count
     return count if plan.limit is None else min(count, plan.limit)
 
 
 def shard_rows(width: int, height: int, variants: int, shard_mb: float) -> int:
-    """Generations a shard: about `shard_mb` of PNG, in multiples of 16 where that many fit."""
+    """Generations per shard: about `shard_mb` of PNG, in multiples of 16 where that many fit."""
     fit = int(shard_mb * 1e6 / (BYTES_PER_PIXEL * width * height * variants))
     return max(1, fit - fit % 16 if fit >= 16 else fit)
 

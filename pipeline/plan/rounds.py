@@ -1,4 +1,4 @@
-"""Top-up rounds of a run: what each asked for, the names of its shards, and what pins the plan."""
+"""Top-up rounds of a run: what each requested, the names of its shards, and what pins the plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def extra_of(store: Store, rounds: Iterable[Mapping[str, int]] = ()) -> dict[str
     """Commits that the first round pinned, and generations that each top-up round adds.
 
     Args:
-        rounds: those that a plan begins with (that of a manifest).
+        rounds: rounds that the plan begins with (for the plan of a manifest).
     """
     return store.read_json("plan", ROUNDS) or {"pins": {}, "rounds": list(rounds)}
 
@@ -39,7 +39,7 @@ def pinned(dataset: Dataset, store: Store) -> Dataset:
 
 
 def shards(store: Store) -> Iterator[pa.Table]:
-    """The plan shard by shard, with its name in a column `shard`: what a release carries along."""
+    """The plan shard by shard, with its name in a column `shard`: what a release contains."""
     for name in store.shards("plan"):
         table = store.read("plan", name)
         yield table.append_column("shard", pa.array([name] * table.num_rows, pa.string()))
@@ -58,7 +58,7 @@ def summary(store: Store) -> dict[str, Any]:
 
 
 def top_up(store: Store, short: Mapping[str, int]) -> None:
-    """Ask for one more round: generations to add to each `source/split`.
+    """Request one more round: generations to add to each `source/split`.
 
     The plan is a function of its settings and these numbers; its next build adds the shards.
     """
@@ -73,7 +73,7 @@ def rounds_made(store: Store) -> int:
 
 
 def exhausted(store: Store, name: str) -> bool:
-    """Whether the last round asking for more of `source/split` got less: an import's end."""
+    """Whether the last round got less of `source/split` than it requested: an import's end."""
     asked = [(i, more[name]) for i, more in enumerate(extra_of(store)["rounds"], 1) if name in more]
     if not asked:
         return False

@@ -1,7 +1,7 @@
 """A dataset specification (YAML, see `manifests/`) in, a checked `Dataset` out.
 
-It states what the dataset is: sources, models, sizes, counts. Where models and pictures lie on
-a machine, and how they are run there, is said in the workflow.
+It states what the dataset is: sources, models, sizes, counts. The workflow states where models
+and images are stored on a machine, and how they are run there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Url = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9][\w.~:/?#@!$&*+,;=%-]*
 
 
 def _watermark(name: str, info: ValidationInfo) -> str:
-    """The one spelling of a variant; a logo file lies beside the specification."""
+    """The one spelling of a variant; a logo file is stored beside the specification."""
     return str(watermark.parse(name, Path((info.context or {}).get("base") or Path.cwd())))
 
 
@@ -61,10 +61,10 @@ class SplitSpec(Settings):
     def _distinct(self) -> SplitSpec:
         for name in self.watermarks:
             if self.watermarks.count(name) > 1:
-                raise ValueError(f"watermarks: {name} stands twice; leave one out")
+                raise ValueError(f"watermarks: {name} is listed twice; remove one")
         return self
 
-    # Rows name a logo by its hash; its content goes along to every process that makes pictures.
+    # Rows name a logo by its hash; its content goes along to every process that makes images.
     def __getstate__(self) -> dict[Any, Any]:
         return super().__getstate__() | {"logos": visible.known_logos(self.watermarks)}
 
@@ -81,7 +81,7 @@ class SplitSpec(Settings):
 class _SourceSpec(Settings):
     title: str
     licence: str
-    licence_url: Url | None = Field(None, description="where its text stands")
+    licence_url: Url | None = Field(None, description="where its text is published")
     captions: tuple[str, ...] | None = Field(
         None, description="prompt sources that it may use; null: all"
     )
@@ -96,7 +96,7 @@ class DiffusersSpec(_SourceSpec):
     model: str = Field(description="Hub id; names the model even where a local copy is used")
     revision: str = Field(description="commit of the model repository, or a name for local ones")
     sha256: dict[str, str] = Field(
-        default_factory=dict, description="weight file: its sha256; checked before any work"
+        default_factory=dict, description="sha256 by weight file; checked before any work"
     )
     scheduler: Annotated[str, _among(SCHEDULERS)]
     steps: Count
@@ -109,7 +109,7 @@ class DiffusersSpec(_SourceSpec):
     def _fits_the_family(self) -> DiffusersSpec:
         family = FAMILIES[self.pipeline]
         if self.negative_prompt and not family.negative_prompt:
-            raise ValueError(f"negative_prompt: pipeline {self.pipeline} takes none; leave it out")
+            raise ValueError(f"negative_prompt: pipeline {self.pipeline} takes none; remove it")
         for split, spec in self.splits.items():
             if spec.count is None or spec.width is None or spec.height is None:
                 raise ValueError(f"splits.{split}: count, width and height are needed")
@@ -122,7 +122,7 @@ class DiffusersSpec(_SourceSpec):
 
 
 class ImportSpec(_SourceSpec):
-    """A source whose pictures come from elsewhere (closed models)."""
+    """A source whose images come from elsewhere (closed models)."""
 
     kind: Literal["import"]
     model: str
@@ -138,8 +138,10 @@ class Dataset(Settings):
     name: Name
     title: str
     licence: str
-    licence_url: Url | None = Field(None, description="where its text stands")
-    language: tuple[Language, ...] = Field((), description="of the prompts; none: not stated")
+    licence_url: Url | None = Field(None, description="where its text is published")
+    language: tuple[Language, ...] = Field(
+        (), description="languages of the prompts; none: not stated"
+    )
     description: str = ""
     citation: str = Field("", description="BibTeX")
     sources: dict[Name, SourceSpec] = Field(min_length=1)

@@ -1,4 +1,4 @@
-"""Photos in, captions of a BLIP model out: rows of the captions table, one a photo."""
+"""Photos in, captions of a BLIP model out: the captions table, one row per photo."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Pixels = npt.NDArray[np.float32]
 
 
 class DatasetPhotos:
-    """Photos in the image column of a `datasets` dataset, by the name `row-00000000` on.
+    """Photos in the image column of a `datasets` dataset, named `row-00000000` and so on.
 
     Raises:
         AigiError: no such dataset, split or column.
@@ -57,7 +57,7 @@ class DatasetPhotos:
             raise AigiError(
                 f"dataset: {dataset}: {column}: expected images, found {rows.features[column]}"
             )
-        # Bytes, not decoded pictures: one damaged photo must not end the run.
+        # Bytes, not decoded images: one damaged photo must not end the run.
         self.rows = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         self.column = column
 
@@ -96,7 +96,7 @@ def photo_names(source: BlipCaptions) -> list[str]:
     """
     names = _open_photos(source).names()
     if not names:
-        raise AigiError(f"{source.photos or source.dataset}: no pictures in it")
+        raise AigiError(f"{source.photos or source.dataset}: no images in it")
     return names
 
 
@@ -147,11 +147,11 @@ class Captioner:
         self.model = model.to(self.device)
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Caption the photos of `rows`, one batch a chunk.
+        """Caption the photos of `rows`, one batch per chunk.
 
         Yields:
             `CAPTIONS` chunks in the order of `rows`. A photo that cannot be read is a row
-            with a null `text` and the reason in `error`; the others are not touched by it.
+            with a null `text` and the reason in `error`; other photos are not affected.
 
         Raises:
             AigiError: the device has too little memory for the batch size.
@@ -266,7 +266,7 @@ def stages(sources: Sequence[CaptionSource], compute: Compute) -> list[Stage]:
     if not blip:
         return []
     where = {"photos", "dataset", "dataset_split", "column", "shard_rows"}
-    # The folder is only where a copy of the model lies.
+    # The folder is only where a copy of the model is stored.
     how = {"model", "revision", "batch_size", "max_new_tokens", "num_beams", "dtype"}
     return [
         Build(

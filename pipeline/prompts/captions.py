@@ -1,7 +1,7 @@
 """Caption files in (CC12M, COCO, CSV, JSON lines, parquet, text, Hub), an iterator of rows out.
 
 A row is `(line, text, problem)`; exactly one of text and problem is not None. One bad row never
-ends the run: it comes out with the reason. A file that is not what its `kind` says is an error.
+ends the run: it comes out with the reason. A file that does not match its `kind` is an error.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pipeline.settings import Count, Location, Settings
 class _Captions(Settings):
     name: str | None = Field(None, description="value of the `source` column; default: the kind")
     licence: str | None = Field(
-        None, description="of the captions, for the dataset card; null: not stated"
+        None, description="licence of the captions, for the dataset card; null: not stated"
     )
 
 
 class Cc12mCaptions(_Captions):
-    """CC12M layout: `url<TAB>caption` a line, no header, no quoting, plain or .gz."""
+    """CC12M layout: one `url<TAB>caption` per line, no header, no quoting, plain or .gz."""
 
     kind: Literal["cc12m"]
     path: Location
@@ -52,7 +52,7 @@ class TableCaptions(_Captions):
 
 
 class TextCaptions(_Captions):
-    """A text file with one caption a line, plain or .gz."""
+    """A text file with one caption per line, plain or .gz."""
 
     kind: Literal["text"]
     path: Location
@@ -134,8 +134,8 @@ def read(source: CaptionSource) -> Iterator[Row]:
     Returns:
         Iterator of `(line, text, problem)`. `line` counts from 1: the physical line on which the
         record starts (cc12m, text, jsonl, csv with its header), else the row (parquet, hub), the
-        annotation (coco) or the sentence (grammar). `text` is as written but for CRLF, which
-        becomes LF; it may be empty, and holds lone surrogates where JSON escapes spell them.
+        annotation (coco) or the sentence (grammar). `text` is as written, except that CRLF
+        becomes LF; it may be empty, and contains lone surrogates where JSON escapes spell them.
 
     Raises:
         ValueError: the kind is `blip`, which starts from photos.

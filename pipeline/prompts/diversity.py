@@ -2,7 +2,7 @@
 
 Two prompts are near duplicates if the sets of their character 5-grams have a Jaccard similarity
 of at least a threshold. Candidates come from MinHash LSH (`datasketch`); every one is checked
-exactly, so nothing is dropped by mistake, and pairs just above the threshold may be missed.
+exactly, so nothing is dropped by mistake; pairs just above the threshold may be missed.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def shingles(text: str) -> set[str]:
 
 
 def jaccard(a: set[str], b: set[str]) -> float:
-    """Shared over all: 0 (nothing) to 1 (equal sets)."""
+    """Share of common elements in all: 0 (none) to 1 (equal sets)."""
     return len(a & b) / len(a | b) if a or b else 1.0
 
 
 class NearDuplicates:
-    """Texts added one by one; tells the earlier text that a new one is too close to.
+    """Texts added one by one; finds the earlier text that a new one is too close to.
 
     Args:
-        threshold: Jaccard similarity, 0 to 1, from which two texts are one.
+        threshold: Jaccard similarity, 0 to 1, from which two texts count as one.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -51,7 +51,7 @@ class NearDuplicates:
         self.texts: list[str] = []
 
     def add(self, text: str) -> str | None:
-        """Add a text, unless an earlier one is near: then that one is returned."""
+        """Add a text, or return the earlier one that is near it."""
         mine = shingles(text)
         hashed = self.empty.copy()
         hashed.update_batch([piece.encode() for piece in mine])
@@ -75,7 +75,7 @@ def most_diverse(texts: Sequence[str], count: int) -> list[int]:
 
     Greedy maximum of the sum over words and word pairs of sqrt(times chosen), each text weighed
     by the root of its length, else the longest would win. The gain of a text only falls as others
-    are chosen (the sum is submodular), so a stale upper bound in a heap is looked at again only
+    are chosen (the sum is submodular), so a stale upper bound in a heap is checked again only
     when it comes to the top (Minoux 1978).
     """
     # Numbers for features: half a million texts hold tens of millions of them.

@@ -105,14 +105,14 @@ class _Compiler:
 
     def start(self, chosen: str) -> _Choice:
         if "start" not in self._rules:
-            raise AigiError(f"{self._path}: no rule 'start'; add it, every sentence begins there")
+            raise AigiError(f"{self._path}: no rule 'start'; add it: every sentence begins there")
         self._rule("start", many=False)
         reached = {name for name, _ in self._built}
         for name in self._rules:
             if name not in reached:
                 raise self._error(name, "never reached from 'start'; refer to it or delete it")
         if chosen not in self._rules:
-            raise AigiError(f"{self._path}: no rule {chosen!r} to start from; name one it has")
+            raise AigiError(f"{self._path}: no rule {chosen!r} to start from; name another")
         return self._rule(chosen, many=False)
 
     def _error(self, name: str, problem: str) -> AigiError:
@@ -174,7 +174,7 @@ class _Compiler:
                 chance, optional = levels.pop()
                 levels[-1][1].append(_choice([(chance, tuple(optional)), (1 - chance, ())]))
             else:
-                raise self._error(name, f"{text!r}: cannot read it from {text[token.start() :]!r}")
+                raise self._error(name, f"{text!r}: not understood: {text[token.start() :]!r}")
         if len(levels) > 1:
             raise self._error(name, f"{text!r}: a [ is not closed; add ]")
         return tuple(levels[0][1])
@@ -217,7 +217,7 @@ class Grammar:
         """Read and check a grammar from a local path or fsspec URL.
 
         Args:
-            path: of the YAML file.
+            path: the YAML file.
             start: the rule that sentences are drawn from.
 
         Raises:
@@ -258,7 +258,7 @@ class Grammar:
             idle += 1
             if idle == PATIENCE:
                 raise AigiError(
-                    f"{self.path}: only {len(seen)} distinct sentences found, {count} wanted: "
+                    f"{self.path}: only {len(seen)} distinct sentences found, {count} needed: "
                     f"{PATIENCE} draws in a row gave no new one; lower count or add to the rules"
                 )
 

@@ -40,7 +40,9 @@ class PromptSelection(Settings):
     count: Count | None = Field(None, description="null: all that pass")
     method: Literal["random", "diverse"] = "random"
     seed: int = 0
-    pool: float = Field(4.0, ge=1, description="diverse: candidates looked at, times count")
+    pool: float = Field(
+        4.0, ge=1, description="diverse: candidates to choose from, as a multiple of count"
+    )
 
 
 class Prompts(Settings):
@@ -49,7 +51,7 @@ class Prompts(Settings):
     sources: tuple[CaptionSource, ...] = Field(min_length=1)
     filters: PromptFilters = PromptFilters()
     near_duplicates: Share | None = Field(
-        0.8, description="Jaccard similarity of character 5-grams at which two prompts are one"
+        0.8, description="Jaccard similarity of character 5-grams from which prompts count as one"
     )
     select: PromptSelection = PromptSelection()
 
@@ -81,12 +83,12 @@ _ACCEPTED = pa.schema(
 
 
 def name_of(source: CaptionSource) -> str:
-    """What the `source` column calls it."""
+    """The name of a caption source in the `source` column."""
     return source.name or source.kind
 
 
 def place_of(source: CaptionSource) -> str:
-    """What `source_ref` and the rejects call the origin: its file name or dataset."""
+    """The origin in `source_ref` and in the rejects: a file name or a dataset."""
     for field in ("path", "dataset", "photos"):
         value = getattr(source, field, None)
         if value is not None:
@@ -175,7 +177,7 @@ def _accepted(
 ) -> tuple[int, int]:
     """The first `limit` candidates with few enough tokens that are near no accepted one.
 
-    Tokens and near-duplicates are looked at only until enough are found: they cost far more than
+    Tokens and near-duplicates are checked only until enough are found: they cost far more than
     everything before. Returns how many were accepted, and how many were left unread.
     """
     near = None if settings.near_duplicates is None else NearDuplicates(settings.near_duplicates)
@@ -256,12 +258,12 @@ def _build(settings: Prompts, shares: SplitShares, store: Store, progress: Progr
         kept, unread = _accepted(candidates, settings, accepted, rejects, limit)
         if select.count is not None and kept < select.count:
             raise AigiError(
-                f"prompts: {select.count:,} wanted (prompts.select.count), only "
+                f"prompts: {select.count:,} needed (prompts.select.count), only "
                 f"{kept:,} captions pass. Add sources, relax prompts.filters or "
-                "prompts.near_duplicates, or ask for fewer."
+                "prompts.near_duplicates, or lower the count."
             )
         if not kept:
-            raise AigiError("prompts: no caption passes; look at the filters and the sources")
+            raise AigiError("prompts: no caption passes; check the filters and the sources")
         tables = accepted.read()
         if select.count is not None and select.method == "diverse":
             unread += kept - select.count
@@ -288,13 +290,13 @@ def _build(settings: Prompts, shares: SplitShares, store: Store, progress: Progr
 
 
 def stage(settings: Prompts, shares: SplitShares) -> Build:
-    """The prompts stage; `shares` are those of the splits."""
+    """The prompts stage; `shares` are the shares of the splits."""
     sources = []
     for source in settings.sources:
         # What the captions may be used for changes the card, not the prompts.
         described = source.model_dump(mode="json", exclude={"licence"})
         if not isinstance(source, BlipCaptions) and described.get("path") is not None:
-            # The content counts, wherever the file lies.
+            # The content counts, wherever the file is stored.
             described |= {"path": place_of(source), "content": signature(described["path"])}
         sources.append(described)
     filters = settings.filters.model_dump(mode="json")

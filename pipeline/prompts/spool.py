@@ -41,7 +41,7 @@ class Spool:
         )
 
     def read(self) -> Iterator[pa.Table]:
-        """What was appended; a spool that never grew large never touches the disk."""
+        """The appended rows, in order; a spool that never grew large never touches the disk."""
         if self.writer is None:
             yield pa.Table.from_batches([self._held()])
             return

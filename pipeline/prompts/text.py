@@ -1,4 +1,4 @@
-"""Raw caption in; normalised prompt with its id and split out, or the reason why it is refused."""
+"""Raw caption in; normalised prompt with its id and split out, or the reason for its refusal."""
 
 from __future__ import annotations
 
@@ -37,16 +37,17 @@ class PromptFilters(Settings):
     min_words: Count = 3
     max_words: Count = 77
     max_tokens: Count | None = Field(
-        None, description="CLIP tokens, ends included; null: keep and mark `truncated` above 77"
+        None,
+        description="CLIP tokens, start and end included; null: keep and mark `truncated` above 77",
     )
     min_ascii_letters: Share = Field(0.9, description="share of ASCII among the letters")
     max_noise: Share = Field(
         0.2, description="share of words that are URLs, hashtags, handles or digits and signs"
     )
     person: str | None = Field(
-        "person", description="what <PERSON> becomes; null: such captions are rejected"
+        "person", description="replacement for <PERSON>; null: reject such captions"
     )
-    blocklist: Location | None = Field(None, description="text file, one word or phrase a line")
+    blocklist: Location | None = Field(None, description="text file, one word or phrase per line")
 
 
 ROUNDS = 8
@@ -76,7 +77,7 @@ def normalise(text: str) -> str:
 
     HTML entities become characters (to any depth up to `ROUNDS`; where a caption nests deeper,
     each `&` left becomes a space), Unicode is NFC, invisible characters are gone, any run of
-    white space is one space, and none stands at the ends. What comes out is valid Unicode, and
+    white space is one space, with none at the ends. The result is valid Unicode, and
     normalising it again changes nothing.
     """
     if text.isascii() and text.isprintable() and "&" not in text:

@@ -1,4 +1,4 @@
-"""Pictures and their prompts in, the `embeddings` table out: CLIP vectors of both, and a score."""
+"""Images and their prompts in, the `embeddings` table out: CLIP vectors of both, and a score."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ Row = dict[str, Any]
 
 
 def stored_picture(row: Row) -> RGB:
-    """Pixels of a row of the images table.
+    """Pixels of a row of the images table: uint8, H x W x 3, 0 to 255.
 
     Raises:
-        AigiError: its PNG is damaged or of another size than the row says.
+        AigiError: its PNG is damaged or of another size than the row states.
     """
     try:
         return decode(row["image"]["bytes"], row["width"] * row["height"]).rgb
     except BadPicture as error:
         raise AigiError(
             f"images: {row['image_id']}: its PNG cannot be read: {error}. Delete the shard from "
-            "the images table and run again to make it anew."
+            "the images table and run again to remake it."
         ) from error
 
 
@@ -47,7 +47,7 @@ def prepared_batches(
     """Cut a shard into batches, and prepare their rows in threads ahead of the caller.
 
     Args:
-        rows: a shard; where a row boundary of Arrow lies does not matter.
+        rows: a shard; its division into Arrow chunks does not matter.
         size: rows of a batch.
         prepare: what to do with a row, in a thread.
 
@@ -75,7 +75,7 @@ def _column(vectors: Vectors, there: npt.NDArray[np.bool_]) -> pa.Array:
 
 
 def column_vectors(column: pa.ChunkedArray | pa.Array) -> Vectors:
-    """A vector column of the embeddings table as float32, N x D; a null is a row of NaN."""
+    """A vector column of the embeddings table: float32, N x D, length 1; nulls are rows of NaN."""
     there = np.asarray(column.is_valid())
     vectors = np.full((len(column), column.type.list_size), np.nan, np.float32)
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
@@ -87,7 +87,7 @@ def column_vectors(column: pa.ChunkedArray | pa.Array) -> Vectors:
 class Embedder:
     """A worker: rows with an image and a text in, `embeddings` rows out.
 
-    A text that stands in several rows of a shard is encoded once.
+    A text that occurs in several rows of a shard is encoded once.
 
     Args:
         settings: which model, and how it is run.
@@ -103,13 +103,13 @@ class Embedder:
         self.threads = decode_threads(settings.decode_threads)
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Yield embeddings in row order, a chunk a batch.
+        """Yield embeddings in row order, one chunk per batch.
 
         Args:
             rows: image_id, image, width, height and text; the image is null where it failed.
 
         Raises:
-            AigiError: a stored picture is damaged, or the device has too little memory.
+            AigiError: a stored image is damaged, or the device has too little memory.
         """
         known: dict[str, Vectors] = {}
         for part, prepared in prepared_batches(
@@ -120,7 +120,7 @@ class Embedder:
         ):
             there = np.array([picture is not None for picture in prepared])
             texts = [row["text"] for row, good in zip(part, there, strict=True) if good]
-            # With their batch, so that the next pictures are decoded meanwhile.
+            # With their batch, so that the next images are decoded in the meantime.
             new = [text for text in dict.fromkeys(texts) if text not in known]
             known.update(zip(new, self.clip.text_vectors(new), strict=True))
             pictures = self.clip.prepared_vectors([p for p in prepared if p is not None])

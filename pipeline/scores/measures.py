@@ -12,7 +12,7 @@ from pipeline.pixels import RGB
 
 
 def perceptual_hash(rgb: NDArray[np.uint8]) -> int:
-    """64 bits that stay nearly the same when a picture is encoded again or resized.
+    """64 bits that stay nearly the same when an image is encoded again or resized.
 
     Luma 0.299 R + 0.587 G + 0.114 B is averaged over 32 x 32 equal areas (pixels on a border
     count by their share), and goes through an orthonormal two-dimensional DCT-II. Of the 64
@@ -22,7 +22,7 @@ def perceptual_hash(rgb: NDArray[np.uint8]) -> int:
     Args:
         rgb: uint8 H x W x 3, at least 1 x 1.
 
-    Returns: 0 to 2**64 - 1; 0 for a picture of one colour.
+    Returns: 0 to 2**64 - 1; 0 for an image of one colour.
 
     Raises:
         ValueError: another type or shape.
@@ -62,20 +62,24 @@ GRID_SIDE = 32
 
 
 def black(rgb: RGB) -> float:
-    """Share of nearly black pixels, 0 to 1: no channel is above `BLACK`."""
+    """Share of nearly black pixels (no channel above `BLACK`), 0 to 1, of uint8, H x W x 3."""
     brightest = np.maximum(np.maximum(rgb[..., 0], rgb[..., 1]), rgb[..., 2])
     return float((brightest <= BLACK).mean())
 
 
 def blank(rgb: RGB) -> float:
-    """Share of the commonest colour, of 16 levels a channel: above 0, and 1 for a flat picture."""
+    """Share of the commonest colour, of 16 levels per channel: above 0, and 1 for a flat image.
+
+    Args:
+        rgb: uint8, H x W x 3.
+    """
     levels = (rgb >> 4).astype(np.uint16)
     colours = levels[..., 0] << 8 | levels[..., 1] << 4 | levels[..., 2]
     return float(np.bincount(colours.ravel()).max() / colours.size)
 
 
 def luminance(rgb: RGB) -> RGB:
-    """Luminance (Rec. 601, as JPEG has it), rounded: uint8, H x W, 0 to 255."""
+    """Luminance (Rec. 601, as in JPEG) of uint8, H x W x 3, rounded: uint8, H x W, 0 to 255."""
     grey: RGB = np.asarray(Image.fromarray(rgb).convert("L"))
     return grey
 
@@ -94,7 +98,7 @@ def luminance_measures(grey: RGB) -> dict[str, float]:
     return {
         "luminance_mean": mean,
         "luminance_std": float(np.sqrt(share @ (levels - mean) ** 2)),
-        # Adding 0 turns the -0.0 of a flat picture into 0.0.
+        # Adding 0 turns the -0.0 of a flat image into 0.0.
         "entropy": float(-(there * np.log2(there)).sum()) + 0.0,
     }
 
@@ -104,13 +108,13 @@ def blockiness(grey: RGB) -> float:
 
     The ratio of the two features that Wang, Sheikh and Bovik found for JPEG ("No-reference
     perceptual quality assessment of JPEG compressed images", ICIP 2002): the mean absolute
-    difference of neighbours across block borders, and inside blocks. Three changes: of the lines
-    of a grid the median is taken, so that frames and edges of the picture do not count; the grid
-    may lie anywhere, as after a crop, and the strongest one is taken; and 1 is added to both
-    features, so that steps that nobody sees count little in a flat picture: steps of one level on
+    difference of neighbours across block borders, and inside blocks. Three changes: the
+    median over the lines of a grid is taken, so that frames and edges of the image do not count;
+    the grid may begin anywhere, as after a crop, and the strongest one is taken; and 1 is added to
+    both features, so that invisible steps count little in a flat image: steps of one level on
     every line of a grid give 2 at most.
 
-    On the 24 Kodak pictures it is 1.01 to 1.10 as they are, 1.08 to 1.35 after JPEG of quality 75,
+    On the 24 Kodak images it is 1.01 to 1.10 as they are, 1.08 to 1.35 after JPEG of quality 75,
     1.22 to 1.59 after 50, 1.33 to 1.90 after 30, and 1.79 to 3.14 after 10.
 
     Args:

@@ -1,4 +1,4 @@
-"""Pictures in, the `quality` table out: scores of content and pixels. It judges nothing.
+"""Images in, the `quality` table out: scores of content and pixels. It judges nothing.
 
 Thresholds belong to the selection, so that a new one costs seconds.
 """
@@ -41,14 +41,14 @@ from pipeline.tables import QUALITY
 
 
 class Concept(Settings):
-    """Something that a picture may show, in sentences, beside sentences of pictures without it."""
+    """Something that an image may show: sentences about it, and sentences for images without it."""
 
     texts: tuple[str, ...] = Field(min_length=1)
     neutral: tuple[str, ...] = Field(min_length=1)
 
 
 class Quality(Settings):
-    """The `images` table in, the `quality` table out: scores; thresholds are the selection's."""
+    """The `images` table in, the `quality` table out: scores; the selection has thresholds."""
 
     safety_checker: SafetyChecker | None = None
     concepts: dict[str, Concept] = Field(
@@ -62,15 +62,17 @@ VERSION = 1
 
 
 def concept_scores(images: Vectors, texts: Vectors, neutral: Vectors, scale: float) -> Vectors:
-    """Probability that a picture is one of `texts` and not one of `neutral`, 0 to 1, for each.
+    """Probability that an image is one of `texts` and not one of `neutral`, 0 to 1, for each.
 
     CLIP's zero-shot classification: a softmax over the cosines with all sentences, times the
     model's own scale; the shares of `texts` are summed. NaN stays NaN.
 
     Args:
-        images: N x D, length 1.
-        texts, neutral: vectors of the sentences, length 1.
+        images: float32, N x D, length 1.
+        texts, neutral: vectors of the sentences: float32, any number x D, length 1.
         scale: `Clip.logit_scale`.
+
+    Returns: float32, N, 0 to 1.
     """
     logits = scale * (images @ np.concatenate([texts, neutral]).T)
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -120,14 +122,14 @@ class Inspector:
         )
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Yield scores in row order, a chunk a batch.
+        """Yield scores in row order, one chunk per batch.
 
         Args:
             rows: image_id, image, width, height, planned_width and planned_height, and with
                 concepts image_vector; the image is null where it failed.
 
         Raises:
-            AigiError: a stored picture is damaged, or the device has too little memory.
+            AigiError: a stored image is damaged, or the device has too little memory.
         """
         probabilities: dict[str, Vectors] = {}
         if self.concepts:
@@ -171,7 +173,7 @@ class Inspector:
 
 
 def _as_planned(row: Row) -> bool:
-    # An imported picture may keep its own size; then the plan has none.
+    # An imported image may keep its own size; then the plan has none.
     return all(row[f"planned_{side}"] in (None, row[side]) for side in ("width", "height"))
 
 
@@ -179,7 +181,7 @@ def _needed(embeddings: Embeddings | None) -> Embeddings:
     if embeddings is None:
         raise AigiError(
             "quality.concepts: they are compared with the vectors of the embeddings table, and "
-            "there is no embeddings section. Add it to the workflow, or leave out concepts."
+            "there is no embeddings section. Add it to the workflow, or remove concepts."
         )
     return embeddings
 

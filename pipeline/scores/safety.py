@@ -23,11 +23,11 @@ CHECKER_FILES = ("config.json", "preprocessor_config.json", CHECKER_WEIGHTS)
 
 
 Pixels = npt.NDArray[np.float32]
-"""A picture as the safety checker takes it: float32, 3 x S x S, normalised."""
+"""An image as the safety checker takes it: float32, 3 x S x S, normalised."""
 
 
 class SafetyScorer:
-    """The safety checker of Stable Diffusion, for its scores: it blackens nothing.
+    """The safety checker of Stable Diffusion, for its scores alone: no image is blackened.
 
     Args:
         settings: where its weights come from.
@@ -70,17 +70,21 @@ class SafetyScorer:
         self.model: Any = model.to(self.device).eval()
 
     def prepare(self, rgb: RGB) -> Pixels:
-        """A picture (uint8, H x W x 3) as the model takes it. Safe in threads."""
+        """uint8, H x W x 3, as the model takes it: float32, 3 x S x S. Safe in threads."""
         pixels: Pixels = self.processor(
             images=rgb, input_data_format="channels_last", return_tensors="np"
         )["pixel_values"][0]
         return pixels
 
     def scores(self, pictures: Sequence[Pixels]) -> list[float]:
-        """The highest score of a concept over its threshold, for each of a batch of pictures.
+        """The highest score of a concept over its threshold, for each of a batch of images.
 
-        To the rounding (three decimals) that of diffusers: above 0 exactly where it flags. A
-        picture near one of the three special concepts has 0.01 added, as there.
+        It is the score of diffusers, up to rounding (three decimals): above 0 exactly where
+        diffusers flags the image. An image near one of the three special concepts has 0.01
+        added, as there.
+
+        Args:
+            pictures: float32, 3 x S x S each, as `prepare` returns them.
 
         Raises:
             AigiError: the device has too little memory for the batch.

@@ -312,7 +312,7 @@ def test_measurements_belong_to_their_references(tmp_path: Path, release: Path) 
     found = load(workflow).benchmark
     assert found is not None
     stage = measurements.stage(found, Compute(), Collection(found.measured))
-    with pytest.raises(AigiError, match="its input table references is another one"):
+    with pytest.raises(AigiError, match="its input table references has changed"):
         run_stages([stage], store, Compute(), Progress(quiet=True))
 
 

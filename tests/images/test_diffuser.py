@@ -218,7 +218,7 @@ def test_broken_pictures_are_caught(
 
 def test_when_all_fail_the_shard_fails(diffuser: Diffuser, infer: Callable[..., None]) -> None:
     infer(lambda real, rows: torch.full((len(rows), 3, 64, 64), float("nan")))
-    with pytest.raises(AigiError, match="every picture failed: not a number"):
+    with pytest.raises(AigiError, match="every image failed: not a number"):
         run(diffuser, plan_rows(3))
 
 
@@ -231,7 +231,7 @@ def test_float16_overflow_of_a_real_vae_is_caught(models: Path) -> None:
         "cpu",
     )
     loaded.pipe.vae.decoder.conv_in.weight.data *= 1e38
-    with pytest.raises(AigiError, match="every picture failed"):
+    with pytest.raises(AigiError, match="every image failed"):
         run(loaded, plan_rows(2))
 
 

@@ -188,7 +188,7 @@ def test_captions_file_missing_or_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(AigiError, match="not readable as UTF-8"):
         (triples(source(folder, captions=str(tmp_path / "l.csv"))))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(AigiError, match="no pictures in it"):
+    with pytest.raises(AigiError, match="no images in it"):
         (triples(source(tmp_path / "empty")))
 
 

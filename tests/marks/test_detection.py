@@ -292,7 +292,10 @@ def test_robustness_counts_what_survives(tmp_path: Path) -> None:
     found = {
         (line.variant, line.after): line for line in robustness(str(tmp_path), None, said.append)
     }
-    assert said == ["small.png: skipped: 20x20 holds less than 48 bits", "zero.png: skipped: empty"]
+    assert said == [
+        "small.png: skipped: 20x20 holds fewer than 48 bits",
+        "zero.png: skipped: empty",
+    ]
     assert all(line.pictures == 3 for line in found.values())
     svd = {after: line for (variant, after), line in found.items() if variant == "dwt-dct-svd"}
     assert (svd["nothing"].whole, svd["nothing"].bit_accuracy) == (1.0, 1.0)

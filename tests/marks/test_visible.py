@@ -41,7 +41,7 @@ def test_every_ascii_character_has_a_shape() -> None:
 
 def test_a_font_of_another_build_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(marks, "FONT_SHA256", "0" * 64)
-    with pytest.raises(ValueError, match="draws its built-in font in another way"):
+    with pytest.raises(ValueError, match="draws its built-in font differently"):
         parse("visible:text=AI")
 
 
@@ -100,7 +100,7 @@ def test_values_have_one_spelling() -> None:
         ("visible:text=", "either text=WORDS or logo=FILE"),
         ("visible:text=AI,logo=a.png", "either text=WORDS or logo=FILE"),
         ("visible:text=AI,opacty=0.5", "'opacty=0.5': expected one of"),
-        ("visible:text=AI,scale=0.1,scale=0.2", "scale= stands twice"),
+        ("visible:text=AI,scale=0.1,scale=0.2", "scale= is given twice"),
         ("visible:text=AI,opacity=0", "opacity=0: expected 0.001 to 1"),
         ("visible:text=AI,opacity=nan", "opacity=nan: expected 0.001 to 1"),
         ("visible:text=AI,scale=1.001", "scale=1.001: expected 0.001 to 1"),
@@ -112,7 +112,7 @@ def test_values_have_one_spelling() -> None:
         ("visible:text=" + "a" * 101, "at most 100"),
         ("visible:text=AI,sha256=" + "0" * 64, "belongs to a logo"),
         ("visible:logo=absent.png", "absent.png: cannot be read"),
-        ("visible:logo=no.png", "no.png: not a PNG picture"),
+        ("visible:logo=no.png", "no.png: not a readable PNG image"),
         ("visible:logo=mark.png,sha256=12", "sha256=12: expected 64"),
         ("visible:logo=mark.png,sha256=" + "0" * 64, "put the right file there"),
     ],
@@ -139,7 +139,7 @@ def test_a_wrong_name_is_explained_with_file_and_field(
 
 
 def test_a_variant_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"opacity=0\.5,scale=0\.2 stands twice"):
+    with pytest.raises(ValueError, match=r"opacity=0\.5,scale=0\.2 is given twice"):
         SplitSpec.model_validate({"watermarks": ["visible:text=AI", "visible:text=AI,opacity=0.5"]})
 
 

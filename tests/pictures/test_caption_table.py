@@ -108,7 +108,7 @@ def trained(place: str, table: str) -> dict[str, str]:
     stage = training.stage(settings, "run", Compute())
     with pytest.raises(AigiError) as found:
         stage.state(Store("run"))
-    if "no pictures of splits train" not in str(found.value):
+    if "no images of splits train" not in str(found.value):
         raise found.value
     # A folder has no train split; its table was read all the same.
     return texts(Collection(settings.data)) if settings.data else {}
@@ -186,5 +186,5 @@ def test_what_is_an_image_is_one_list(tmp_path: Path, ending: str) -> None:
     if known:
         assert list(texts(Collection(Pictures(place=str(tmp_path / "p"))))) == [f"x{ending}"]
     else:
-        with pytest.raises(AigiError, match="no pictures"):
+        with pytest.raises(AigiError, match="no images"):
             Collection(Pictures(place=str(tmp_path / "p")))

@@ -363,7 +363,7 @@ def test_two_folders_that_say_nothing_are_not_guessed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        ({}, r"nothing of SD-XL in it; path is the folder"),
+        ({}, r"nothing of SD-XL in it; path must be the folder"),
         ({"MJ/MJ.zip": {"x.png": b"x"}}, r"nothing of SD-XL in it"),
         ({"SD-XL/SD-XL.zip": b"version https://git-lfs"}, r"SD-XL\.zip: not readable as a zip"),
         ({"SD-XL/SD-XL.zip": {"../x.png": b"x"}}, r"escapes the folder"),
@@ -377,7 +377,7 @@ def test_releases_that_cannot_be_used(tmp_path: Path, layout: Layout, message: s
 
 
 def test_no_such_folder_and_links(tmp_path: Path) -> None:
-    with pytest.raises(AigiError, match=r"gone: no such folder; give the folder that holds"):
+    with pytest.raises(AigiError, match=r"gone: no such folder; give the folder that contains"):
         listed(tmp_path / "gone")
     root = lay(tmp_path / "root", below("SD-XL", PICTURES | TEXTS))
     lay(tmp_path / "blobs", {"x.zip": {"train/2_1.png": b"y"}, "secret.txt": b"secret"})

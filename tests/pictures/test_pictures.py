@@ -136,7 +136,7 @@ def test_zip_links_twins_and_secrets_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as file, pytest.warns(UserWarning, match="Duplicate"):
         file.writestr("t.png", b"1")
         file.writestr("t.png", b"2")
-    with pytest.raises(AigiError, match=r"t\.png.* stands twice"):
+    with pytest.raises(AigiError, match=r"t\.png.* is in it twice"):
         open_pictures(str(path))
     data = bytearray(Path(zip_of(tmp_path)).read_bytes())
     data[data.index(b"PK\1\2") + 8] |= 1
@@ -222,7 +222,7 @@ def test_parquet(tmp_path: Path) -> None:
         assert found.read("ROW-00000000") == b"x"
     for table in (pa.table({"n": [1]}), pa.table({"p": [b"x"], "q": [b"x"]})):
         pq.write_table(table, path)
-        with pytest.raises(AigiError, match="no such column of pictures"):
+        with pytest.raises(AigiError, match="no such column of images"):
             open_pictures(path)
 
 

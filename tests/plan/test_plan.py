@@ -178,7 +178,7 @@ def test_too_few_prompts_say_what_to_do(make_workflow: WorkflowMaker) -> None:
     with pytest.raises(AigiError) as error:
         planned(path, "split.test=0.0", "split.validation=0.0")
     text = str(error.value)
-    assert "sd test: needs 1 test prompts (2 images, 2 a prompt)" in text
+    assert "sd test: needs 1 test prompts (2 images, 2 per prompt)" in text
     assert "split.test" in text
 
 

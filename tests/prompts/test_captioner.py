@@ -131,7 +131,7 @@ def test_folder_zip_parquet_and_dataset_give_the_same(tmp_path: Path, model: Pat
     assert captions(source(model, photos=str(tmp_path / "p.zip"))) == expected
     table = source(model, photos=str(tmp_path / "p.parquet"), column="photo")
     assert captions(table) == expected
-    with pytest.raises(AigiError, match="image: no such column of pictures"):
+    with pytest.raises(AigiError, match="image: no such column of images"):
         photo_names(source(model, photos=str(tmp_path / "p.parquet")))
     listed = captions(source(model, dataset=folder))
     assert [row["photo"] for row in listed] == [f"row-{n:08d}" for n in range(8)]
@@ -216,7 +216,7 @@ def test_missing_models_and_photos(tmp_path: Path, model: Path) -> None:
     with pytest.raises(AigiError, match="no such file or folder"):
         photo_names(source(model, photos=str(tmp_path / "gone")))
     (tmp_path / "none").mkdir()
-    with pytest.raises(AigiError, match="no pictures in it"):
+    with pytest.raises(AigiError, match="no images in it"):
         photo_names(source(model, photos=str(tmp_path / "none")))
 
 

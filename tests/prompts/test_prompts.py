@@ -177,7 +177,7 @@ def test_too_many_tokens_and_truncation(tmp_path: Path) -> None:
 
 def test_too_few_captions_say_what_to_do(tmp_path: Path) -> None:
     source = captions(tmp_path, ["a red boat on a lake"])
-    with pytest.raises(AigiError, match=r"5 wanted \(prompts.select.count\), only 1"):
+    with pytest.raises(AigiError, match=r"5 needed \(prompts.select.count\), only 1"):
         make(tmp_path, sources=[source], select={"count": 5})
     with pytest.raises(AigiError, match="no such file"):
         make(tmp_path, "b", sources=[{"kind": "text", "path": str(tmp_path / "absent.txt")}])

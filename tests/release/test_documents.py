@@ -67,7 +67,7 @@ def test_words_make_the_card_anew_and_nothing_else(tmp_path: Path) -> None:
     before = [prompts.stage(each, changed.split) for each in (workflow.prompts, changed.prompts)]
     assert fingerprint(before[0], {}) == fingerprint(before[1], {})
     said = finish(changed, store)
-    assert "manifest: its settings or inputs have changed, made anew" in said
+    assert "manifest: its settings or inputs have changed; it is remade" in said
     assert "release: 5 shards, already made" in said
     text = (tmp_path / "run" / "release" / CARD).read_text()
     assert tables(text)["Prompts"][0][1][3] == "CC0-1.0"

@@ -113,7 +113,7 @@ def test_other_captions_are_refused_by_name(
     with pytest.raises(AigiError) as caught:
         planned(workflows.load(bare, [*overrides, *places(models)]))
     assert "not those of test-set 1.2.3" in str(caught.value)
-    assert "prompts.txt: other content" in str(caught.value)
+    assert "prompts.txt: its content differs" in str(caught.value)
 
 
 def test_a_part_of_the_sources(finished: tuple[Path, Path], models: Path, tmp_path: Path) -> None:

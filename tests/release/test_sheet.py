@@ -64,7 +64,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
              "width": 16, "height": 16}]  # fmt: skip
     store.write("release", "sd/train-0", pa.Table.from_pylist(rows, schema=RELEASE), RELEASE)
     sample = Sample("i", "i", "train", "sd/train-0", 0, 16, 16)
-    with pytest.raises(AigiError, match=r"sd/train-0\.parquet: row 1 \(i\): .*make it anew"):
+    with pytest.raises(AigiError, match=r"sd/train-0\.parquet: row 1 \(i\): .*to remake it"):
         sheet.draw(store, {"sd": [sample]})
 
 
