@@ -36,7 +36,7 @@ class Remade:
 
     Attributes:
         same: `bytes` (the PNG files are equal), `pixels`, or `different`.
-        psnr: dB over 8-bit RGB, of a picture that differs; None where sizes differ, too.
+        psnr: dB over 8-bit RGB, of an image that differs; None where sizes differ, too.
         clip_similarity: cosine of the two image vectors; None: equal, or no model was recorded.
         there: device and versions that made the row.
         here: those that made it again.
@@ -54,7 +54,7 @@ class Remade:
 
 
 def psnr(one: RGB, other: RGB) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures of one size, in dB (peak 255)."""
+    """Peak signal-to-noise ratio of two uint8 images of one size, in dB (peak 255)."""
     error = np.mean((one.astype(np.float64) - other) ** 2)
     return float(np.inf if error == 0 else 10 * np.log10(255**2 / error))
 
@@ -136,7 +136,7 @@ def audit(
     Args:
         store: the release, with the plan in it.
         mine: an unchecked workflow; its places and `compute` count. Imported sources whose
-            pictures it does not name are left out.
+            images it does not name are left out.
         count: rows, drawn at random by `seed`.
         say: told what is left out.
 

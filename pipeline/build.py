@@ -77,7 +77,7 @@ def readers(workflow: Workflow) -> list[Stage]:
 def make(workflow: Workflow, store: Store, progress: Progress) -> None:
     """Run all stages; before the release, as many top-up rounds as quotas ask for.
 
-    A round plans new generations (or further pictures of an import) for what the selection
+    A round plans new generations (or further images of an import) for what the selection
     dropped, and runs the stages over the new shards alone.
 
     Raises:

@@ -34,7 +34,7 @@ def resource(name: str) -> Path:
 
 
 def demo_workflow(out: Path, overrides: Iterable[str]) -> Workflow:
-    """The demo's workflow, with its run directory in `out` and the embedded models and pictures."""
+    """The demo's workflow, with its run directory in `out` and the embedded models and images."""
     pictures = TINY / "pictures"
     places = [
         f"run={out.resolve()}",
@@ -51,7 +51,7 @@ def demo_workflow(out: Path, overrides: Iterable[str]) -> Workflow:
 
 
 def load_back(release: Path) -> list[dict[str, Any]]:
-    """Load every config and split as a user would, and compare the pictures' hashes.
+    """Load every config and split as a user would, and compare the images' hashes.
 
     Returns:
         config, split, images, sizes and whether all pixels equal those that were generated.
@@ -105,13 +105,13 @@ CODED = 2  # test pictures of each source
 
 
 def code_pictures(run: Path, models: dict[str, str]) -> list[tuple[str, int, float, float, float]]:
-    """Code test pictures of the run's release to files in `run/coded`, and decode them again.
+    """Code test images of the run's release to files in `run/coded`, and decode them again.
 
     Args:
         models: folders or names of models, by the name that files and rows have.
 
     Returns:
-        name and quality, number of pictures, and means: bits a pixel, those of prompts alone, PSNR
+        name and quality, number of images, and means: bits a pixel, those of prompts alone, PSNR
         in dB.
     """
     import numpy as np
@@ -155,10 +155,10 @@ def run_demo(
     execute: Callable[[Workflow], None],
     show: Callable[[Table], None],
 ) -> None:
-    """Run every stage, load the release back, code pictures of it and print what there is.
+    """Run every stage, load the release back, code images of it and print what there is.
 
     Raises:
-        AigiError: a stage failed, or a picture differs after loading.
+        AigiError: a stage failed, or an image differs after loading.
     """
     from rich.markup import escape
     from rich.table import Table

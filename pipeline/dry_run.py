@@ -23,7 +23,7 @@ def parts(workflow: Workflow) -> Iterator[Table | str]:
     """Tables and lines to print, in order.
 
     Raises:
-        AigiError: pictures that it reads are not there, or it has neither plan nor reader.
+        AigiError: images that it reads are not there, or it has neither plan nor reader.
     """
     from pipeline.build import estimate
 
@@ -45,7 +45,7 @@ def parts(workflow: Workflow) -> Iterator[Table | str]:
 
 
 def _reading(workflow: Workflow) -> Iterator[tuple[str, Pictures, str]]:
-    """Sections that read pictures: name, where these lie, and what is done with them."""
+    """Sections that read images: name, where these lie, and what is done with them."""
     from pipeline.analysis.places import places
 
     if (looks := workflow.characteristics) is not None:
@@ -70,7 +70,7 @@ def _reading(workflow: Workflow) -> Iterator[tuple[str, Pictures, str]]:
 
 
 def _counted(pictures: Pictures, workflow: Workflow) -> dict[str, int | None]:
-    """Pictures by source; what this workflow makes itself is not there before it has run."""
+    """Images by source; what this workflow makes itself is not there before it has run."""
     from pipeline.collection import Collection
 
     try:

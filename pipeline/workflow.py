@@ -26,7 +26,7 @@ class Workflow(Recipe):
     benchmark: Benchmark | None = None
 
     def benchmark_here(self) -> Benchmark | None:
-        """The benchmark that is asked for, with the pictures that it measures on."""
+        """The benchmark that is asked for, with the images that it measures on."""
         if self.benchmark is None:
             return None
         return self.benchmark.model_copy(

@@ -1,1 +1,1 @@
-"""What pictures are like: reads releases and folders of pictures, and never asks how they came."""
+"""What images are like: reads releases and folders of images, and never asks how they came."""

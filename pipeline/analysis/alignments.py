@@ -1,9 +1,9 @@
-"""Pictures with prompts in, the `alignments` table out: scores, and attributes that are right.
+"""Images with prompts in, the `alignments` table out: scores, and attributes that are right.
 
 An attribute is a word of a list whose words exclude one another, a colour say. Where a prompt has
-exactly one word of the list, the picture is compared with the prompt and with the same sentence
+exactly one word of the list, the image is compared with the prompt and with the same sentence
 for each other word; it is right where the prompt is the nearest. For prompts of a grammar the
-word is the whole truth; in others it may belong to a part of the picture that nobody asked about.
+word is the whole truth; in others it may belong to a part of the image that nobody asked about.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ALIGNMENTS = pa.schema(
 
 
 class Alignments(Settings):
-    """Pictures and their prompts in, the `alignments` table out: do they show what was asked?"""
+    """Images and their prompts in, the `alignments` table out: do they show what was asked?"""
 
     pictures: tuple[Pictures, ...] = Field(
         (), description="releases and folders; empty: the release of this run"
@@ -92,7 +92,7 @@ def variants(text: str, words: Sequence[str]) -> list[str]:
 
 
 class Aligner:
-    """Rows of pictures with prompts in, rows of ALIGNMENTS out, a batch at a time."""
+    """Rows of images with prompts in, rows of ALIGNMENTS out, a batch at a time."""
 
     def __init__(self, settings: Alignments, device: str) -> None:
         self.settings = settings

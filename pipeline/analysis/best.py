@@ -1,6 +1,6 @@
 """The `alignments` table in, the share of prompts for which each source is best out.
 
-Pictures with a watermark are left out.
+Images with a watermark are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Best:
 
     Attributes:
         shares: they sum to 1; sources that tie share a prompt.
-        prompts: those of which every one of these sources has a picture.
+        prompts: those of which every one of these sources has an image.
         left_out: sources that have no such prompts.
     """
 
@@ -28,7 +28,7 @@ class Best:
 
 
 def unmarked(table: pa.Table) -> pa.Table:
-    """Rows without a watermark: the others show the same pictures again."""
+    """Rows without a watermark: the others show the same images again."""
     return table.filter(pc.equal(pc.fill_null(table["watermark"], "none"), "none"))
 
 

@@ -1,6 +1,6 @@
-"""Pictures of releases and folders in, the `characteristics` table out: a row each.
+"""Images of releases and folders in, the `characteristics` table out: a row each.
 
-A picture that cannot be measured is a row with the reason.
+An image that cannot be measured is a row with the reason.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ CHARACTERISTICS = pa.schema(
 
 
 class Characteristics(Settings):
-    """Pictures in, the `characteristics` table out: texture, colour, compressibility."""
+    """Images in, the `characteristics` table out: texture, colour, compressibility."""
 
     pictures: tuple[Pictures, ...] = Field(
         (), description="releases and folders; empty: the release of this run"
@@ -93,7 +93,7 @@ _COLUMNS = ("image_id", "image", "source", "split", "watermark")
 
 
 def measured(rgb: RGB, settings: Characteristics) -> dict[str, float]:
-    """All numbers of one picture, by column; NaN where one has no meaning."""
+    """All numbers of one image, by column; NaN where one has no meaning."""
     # Pillow's luma: ITU-R BT.601, rounded.
     grey = np.asarray(Image.fromarray(rgb).convert("L"))
     angles = [math.radians(angle) for angle in settings.angles]
@@ -122,7 +122,7 @@ def middle(rgb: RGB, side: int) -> RGB:
 
 
 class Characteriser:
-    """Rows of pictures in, rows of CHARACTERISTICS out, one by one."""
+    """Rows of images in, rows of CHARACTERISTICS out, one by one."""
 
     def __init__(self, settings: Characteristics) -> None:
         self.settings = settings

@@ -1,4 +1,4 @@
-"""A picture in, moments of its colours, colourfulness and saturation out."""
+"""An image in, moments of its colours, colourfulness and saturation out."""
 
 from __future__ import annotations
 

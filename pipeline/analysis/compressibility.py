@@ -1,4 +1,4 @@
-"""A picture in, what makes it easy or hard to compress out: gradients, spectrum, noise, bits."""
+"""An image in, what makes it easy or hard to compress out: gradients, spectrum, noise, bits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def spectral_slope(grey: NDArray[np.uint8]) -> float:
     by least squares (after Field 1987, and van der Schaaf and van Hateren 1996).
 
     Returns:
-        NaN where fewer than three rings hold a frequency with any power, as in a flat picture.
+        NaN where fewer than three rings hold a frequency with any power, as in a flat image.
     """
     height, width = grey.shape
     window = np.outer(np.hanning(height), np.hanning(width))
@@ -62,10 +62,10 @@ def spectral_slope(grey: NDArray[np.uint8]) -> float:
 def noise_level(grey: NDArray[np.uint8]) -> float:
     """Standard deviation of noise in levels, by Immerkær's Laplacian difference (1996).
 
-    Fine texture counts as noise: of two pictures of one scene it tells which is noisier.
+    Fine texture counts as noise: of two images of one scene it tells which is noisier.
 
     Returns:
-        NaN for pictures below 3x3 pixels.
+        NaN for images below 3x3 pixels.
     """
     height, width = grey.shape
     if min(height, width) < 3:

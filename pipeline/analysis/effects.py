@@ -1,7 +1,7 @@
 """The `characteristics` table in, the `effects` table out: effect sizes and two-sample tests.
 
-With thousands of pictures the smallest difference has a small p-value: how large a difference is,
-the effect sizes say. Pictures of one prompt are not independent, which no p-value here knows.
+With thousands of images the smallest difference has a small p-value: how large a difference is,
+the effect sizes say. Images of one prompt are not independent, which no p-value here knows.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Floats = NDArray[np.float64]
 
 
 def by_source(table: pa.Table, columns: Sequence[str]) -> dict[str, dict[str, Floats]]:
-    """Values that are there, by column and source; pictures with a watermark are left out."""
+    """Values that are there, by column and source; images with a watermark are left out."""
     plain = unmarked(table)
     sources = sorted(pc.unique(plain["source"]).to_pylist())
     rows = {source: plain.filter(pc.equal(plain["source"], source)) for source in sources}

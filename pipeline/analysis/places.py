@@ -1,4 +1,4 @@
-"""Several places of pictures in; names of shards, and the rows of each, out.
+"""Several places of images in; names of shards, and the rows of each, out.
 
 A shard is a part of a `Collection`; the number of its place makes its name unique.
 """
@@ -42,6 +42,6 @@ def shard_names(pictures: tuple[Pictures, ...], store: Store) -> list[str]:
 def read_shard(
     pictures: tuple[Pictures, ...], columns: Sequence[str], store: Store, name: str
 ) -> pa.Table:
-    """These columns of the pictures of one part."""
+    """These columns of the images of one part."""
     number, _, part = name.partition("-")
     return _open(pictures[int(number)]).read(part, columns)

@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 POINTS = 200
 MOST = 20_000
-"""Pictures of a source that a density is made of: those of the lowest ids, which are hashes."""
+"""Images of a source that a density is made of: those of the lowest ids, which are hashes."""
 FIGURES: dict[str, dict[str, tuple[str, str]]] = {
     "texture": {
         "glcm_contrast": ("contrast", "levels²"),

@@ -1,4 +1,4 @@
-"""Models that say how well a picture shows its prompt: pairs in, one number a pair out.
+"""Models that say how well an image shows its prompt: pairs in, one number a pair out.
 
 Each is a loaded model with `__call__(pictures, texts) -> scores`; `SCORERS` names them by kind.
 """
@@ -21,7 +21,7 @@ from pipeline.settings import Location, Settings
 
 
 class ClipScorer(Settings):
-    """Cosine of picture and prompt by an open_clip model: CLIPScore, or HPS with its weights."""
+    """Cosine of image and prompt by an open_clip model: CLIPScore, or HPS with its weights."""
 
     kind: Literal["open_clip"]
     model: str = Field("ViT-B-32", description="as in embeddings")
@@ -31,7 +31,7 @@ class ClipScorer(Settings):
 
 
 class BlipScorer(Settings):
-    """Probability that picture and prompt belong together, by BLIP's matching head."""
+    """Probability that image and prompt belong together, by BLIP's matching head."""
 
     kind: Literal["blip_itm"]
     model: str = "Salesforce/blip-itm-large-coco"
@@ -56,7 +56,7 @@ Score = Callable[[Sequence[RGB], Sequence[str]], Scores]
 
 
 class ClipScore:
-    """Cosines of pictures and prompts, -1 to 1 (Hessel 2021, without its factor of 2.5)."""
+    """Cosines of images and prompts, -1 to 1 (Hessel 2021, without its factor of 2.5)."""
 
     def __init__(self, settings: ClipScorer, batch_size: int, device: str) -> None:
         given = settings.model_dump(exclude={"kind"}) | {"batch_size": batch_size}
@@ -94,7 +94,7 @@ def _loaded(settings: BlipScorer | PickScorer, model: Any, processor: Any, at: s
 
 
 class BlipMatch:
-    """Probability, 0 to 1, that picture and prompt match, by BLIP's matching head (Li 2022)."""
+    """Probability, 0 to 1, that image and prompt match, by BLIP's matching head (Li 2022)."""
 
     def __init__(self, settings: BlipScorer, batch_size: int, device: str) -> None:
         from transformers import BlipForImageTextRetrieval, BlipProcessor

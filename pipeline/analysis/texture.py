@@ -1,4 +1,4 @@
-"""A grey picture in, grey level co-occurrence matrices (GLCM) and their properties out.
+"""A grey image in, grey level co-occurrence matrices (GLCM) and their properties out.
 
 Definitions are those of Haralick (1973) as scikit-image has them: the same matrices and the same
 properties, at all 256 levels. It is faster because a pair of levels is one 16-bit number, counted

@@ -46,7 +46,7 @@ def encode(
     text_folder: TextFolder = None,
     device: Device = "auto",
 ) -> None:
-    """Code a picture to an .aigi file with a learned codec."""
+    """Code an image to an .aigi file with a learned codec."""
     with explained():
         from pipeline.learned.bitstream import MOST_PIXELS, rates
         from pipeline.learned.codec import load

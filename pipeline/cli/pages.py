@@ -20,7 +20,7 @@ def report(
         Path | None, typer.Option(help="Folder for its charts, as SVG files.")
     ] = None,
 ) -> None:
-    """Write one page that shows a run: counts, pictures, scores, what was dropped and why."""
+    """Write one page that shows a run: counts, images, scores, what was dropped and why."""
     with explained():
         from pipeline.pages.page import write
         from pipeline.pages.report import charts

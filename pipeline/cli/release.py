@@ -35,7 +35,7 @@ def verify(
 ) -> None:
     """Compare a release with its manifest, and rows of it with rows made again.
 
-    Exit code 1 where a file, its rows or its columns differ, or a picture does.
+    Exit code 1 where a file, its rows or its columns differ, or an image does.
     """
     with explained():
         from pipeline.manifest import open_release

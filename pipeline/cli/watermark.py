@@ -108,7 +108,7 @@ def robustness(
     ] = None,
     as_csv: Csv = False,
 ) -> None:
-    """Mark pictures, harm them, and count how many messages are still read back whole."""
+    """Mark images, harm them, and count how many messages are still read back whole."""
     with explained():
         from pipeline.marks.detection import Survival, write_csv
         from pipeline.marks.detection import robustness as measure

@@ -238,7 +238,7 @@ def scores_section(images: pa.Table, rules: Mapping[str, Any], pairs: pa.Table) 
 
 
 def watermarks_section(store: Store, images: pa.Table) -> Section | None:
-    """Counts of marked pictures, and what reads of their marks."""
+    """Counts of marked images, and what reads of their marks."""
     grouped = images.group_by(
         ["watermark", "source", "split", "keep"], use_threads=False
     ).aggregate([([], "count_all")])
@@ -287,7 +287,7 @@ def _read_back(
     rows: Sequence[tuple[str, str, str]],
     most: int,
 ) -> tuple[str, str, str]:
-    """Of some pictures with this mark, source and split: which mark is read, how often, bits."""
+    """Of some images with this mark, source and split: which mark is read, how often, bits."""
     mark, source, split = key
     beside = [other for other, *place in rows if place == [source, split] and other in READ]
     name = mark if mark in READ else next(iter(beside), None)

@@ -21,7 +21,7 @@ _VEILED = ("nsfw", "concept")
 
 
 def lowest_section(images: pa.Table, chosen: pa.ChunkedArray, count: int) -> list[dict[str, Any]]:
-    """At most so many of the chosen rows that have a picture: those of the lowest ids."""
+    """At most so many of the chosen rows that have an image: those of the lowest ids."""
     there = images.filter(pc.and_(pc.fill_null(chosen, False), pc.is_valid(images["width"])))
     lowest = heapq.nsmallest(count, there["image_id"].to_pylist())
     rows = there.filter(pc.is_in(there["image_id"], pa.array(lowest, pa.string()))).to_pylist()
@@ -36,7 +36,7 @@ def _shown(row: Mapping[str, Any], facts: str = "") -> Shown:
 
 
 def sheets_section(images: pa.Table) -> Section:
-    """Pictures of every source."""
+    """Images of every source."""
     names = sorted(pc.unique(images["source"]).to_pylist())
     each = max(4, min(24, _SHEET // max(1, len(names))))
     galleries = []

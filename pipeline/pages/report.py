@@ -1,6 +1,6 @@
 """A run in, one self-contained HTML file out that shows what was made, dropped, and why.
 
-Counts are of all rows; pictures are a sample, drawn by the hash that an image's id is.
+Counts are of all rows; images are a sample, drawn by the hash that an image's id is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipeline.training.logs import logs
 
 SIDE = 160  # pixels of a thumbnail
 MOST_PICTURES = 600
-"""Thumbnails of a page: of pictures that compress as badly as noise, below 12 MB."""
+"""Thumbnails of a page: of images that compress as badly as noise, below 12 MB."""
 
 
 # --- Sections ----------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def _libraries(versions: str | None) -> str:
 
 
 def _environment(store: Store, stages: Sequence[Status], images: pa.Table | None) -> Section | None:
-    """Timings, and what made the pictures."""
+    """Timings, and what made the images."""
     tables = []
     if stages:
         tables.append(

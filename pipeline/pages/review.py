@@ -139,7 +139,7 @@ def review(
         reasons: of the selection, or `kept`; as many of each as there are.
         sample: at most so many images, with those that stay in place of a duplicate.
         seed: which of them.
-        side: pixels of a picture on the page.
+        side: pixels of an image on the page.
 
     Raises:
         AigiError: an unknown reason, no selection, or no such image.

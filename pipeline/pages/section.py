@@ -56,7 +56,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture with its prompt and a line of facts."""
+    """An image with its prompt and a line of facts."""
 
     place: Place
     text: str
@@ -65,7 +65,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures under a heading; `veiled` ones are folded away until somebody asks for them."""
+    """Images under a heading; `veiled` ones are folded away until somebody asks for them."""
 
     title: str
     pictures: Sequence[Shown]

@@ -19,7 +19,7 @@ class Difference:
 
     Attributes:
         what: `added` (only in the second), `removed` (only in the first) or `changed`.
-        columns: names of those in which a changed row differs; `pixels_sha256` is the picture's.
+        columns: names of those in which a changed row differs; `pixels_sha256` is the image's.
     """
 
     what: str
@@ -39,7 +39,7 @@ class _Row:
 
 
 def _narrow(store: Store, path: str) -> pa.Table:
-    """All of a release file but the pictures, whose hash is a column."""
+    """All of a release file but the images, whose hash is a column."""
     name = path.removesuffix(".parquet")
     metadata = store.metadata("", name)
     columns = [] if metadata is None else metadata.schema.to_arrow_schema().names

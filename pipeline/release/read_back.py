@@ -13,12 +13,12 @@ from pipeline.store import Store
 def read_back(
     name: str, manifest: Mapping[str, Any], revision: str | None = None
 ) -> dict[tuple[str, str], int]:
-    """Load every config and split with `datasets` and count; the first picture is compared, too.
+    """Load every config and split with `datasets` and count; the first image is compared, too.
 
     Only the column of ids is read, so a dataset of any size takes minutes and little memory.
 
     Raises:
-        AigiError: rows are missing or too many, or a picture is not the one of its hash.
+        AigiError: rows are missing or too many, or an image is not the one of its hash.
     """
     import numpy as np
     from datasets import get_dataset_config_names, load_dataset

@@ -4,12 +4,12 @@ Thresholds live here alone, so that a new one costs seconds: the table is made a
 change, and nothing that cost a GPU is touched. Dropping is giving a reason: the first of
 `rules.RULES` that applies. Those that no threshold alone decides:
 
-failed       no picture was made
+failed       no image was made
 review       a person said drop; a person's keep overrules the scores below, and `duplicate` where
-             the picture that stays is of the same split: none near a held-out one slips through
+             the image that stays is of the same split: none near a held-out one slips through
 size         not of the planned size
 concept      a zero-shot concept's probability
-duplicate    near another picture that is kept (`duplicate_of`), or on the wrong side of a split
+duplicate    near another image that is kept (`duplicate_of`), or on the wrong side of a split
 surplus      the quota is full; what a person keeps fills it first
 
 The variants of one generation stand or fall together.
@@ -201,7 +201,7 @@ def near_pairs_of(store: Store) -> pa.Table:
 def shortage(plan: Plan, store: Store) -> dict[str, int]:
     """Generations that each `source/split` lacks, made up for the share that was dropped so far.
 
-    Imports count only until a round found fewer pictures than it asked for.
+    Imports count only until a round found fewer images than it asked for.
     """
     kept: Counter[tuple[str, str]] = Counter()
     made: Counter[tuple[str, str]] = Counter()

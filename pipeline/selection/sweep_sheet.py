@@ -21,7 +21,7 @@ _GAP, _LINE = 6, 18
 
 
 def _thumbs(store: Store, wanted: set[str]) -> dict[str, Image.Image]:
-    """Pictures of these ids, at most `THUMB` a side; those that failed are left out."""
+    """Images of these ids, at most `THUMB` a side; those that failed are left out."""
     found: dict[str, Image.Image] = {}
     for shard in store.shards("images"):
         ids = store.read("images", shard, ["image_id"])["image_id"].to_pylist()
@@ -37,8 +37,8 @@ def draw(store: Store, lines: Sequence[Drop], path: Path) -> None:
     """Write the sheet, a row or more for every line that has examples.
 
     Raises:
-        AigiError: there is nothing to show, a stored picture is damaged, or the file cannot be
-            written as a picture.
+        AigiError: there is nothing to show, a stored image is damaged, or the file cannot be
+            written as an image.
     """
     shown = [line for line in lines if line.examples]
     if not shown:

@@ -1,6 +1,6 @@
-"""A collection of pictures in, an endless stream of random crops and their prompts out.
+"""A collection of images in, an endless stream of random crops and their prompts out.
 
-A picture is read and decoded once for several crops, which leave through a shuffle buffer. What
+An image is read and decoded once for several crops, which leave through a shuffle buffer. What
 comes in which order is decided by numbers alone and known before anything is decoded: threads
 change nothing, and a stream can start anywhere at the cost of filling its buffer.
 """
@@ -24,16 +24,16 @@ from pipeline.pixels import RGB, BadPicture, decode
 
 MOST_PIXELS = 1 << 28
 AHEAD = 8
-"""Pictures that are decoded in advance, for each thread."""
+"""Images that are decoded in advance, for each thread."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of a picture.
+    """A part of an image.
 
     Attributes:
         pixels: uint8, size x size x 3.
-        text: the picture's prompt.
+        text: the image's prompt.
     """
 
     pixels: RGB
@@ -42,7 +42,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class _Visit:
-    """A picture whose turn it is: the n-th of the stream, row `row` of the round's part."""
+    """An image whose turn it is: the n-th of the stream, row `row` of the round's part."""
 
     number: int
     round: int
@@ -54,18 +54,18 @@ class Crops:
     """An endless stream of crops.
 
     Args:
-        collection: the pictures.
-        size: of a crop, in pixels; smaller pictures are mirrored at their edges.
-        per_picture: crops of a picture each time that it is decoded.
+        collection: the images.
+        size: of a crop, in pixels; smaller images are mirrored at their edges.
+        per_picture: crops of an image each time that it is decoded.
         buffer: crops that wait in the shuffle buffer.
-        weights: how often an epoch sees the pictures of a source; those not named once.
+        weights: how often an epoch sees the images of a source; those not named once.
         seed: of everything random.
-        rank, world: this process and how many there are; each gets other pictures of an epoch.
+        rank, world: this process and how many there are; each gets other images of an epoch.
         threads: that decode.
         start: crops of this stream that were taken before.
 
     Raises:
-        AigiError: there are fewer pictures than processes, or a weight names no source.
+        AigiError: there are fewer images than processes, or a weight names no source.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Crops:
         seen: dict[int, _Visit] = {}  # of crops that wait, while nothing is decoded
 
         def admit(number: int) -> Iterator[tuple[int, int]]:
-            """Put a picture's crops into the buffer; what it makes leave."""
+            """Put an image's crops into the buffer; what it makes leave."""
             for crop in range(self.per_picture):
                 waiting.append((number, crop))
                 if len(waiting) > self.buffer:
@@ -143,7 +143,7 @@ class Crops:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _visits(self) -> Iterator[_Visit]:
-        """The pictures of this process, epoch after epoch."""
+        """The images of this process, epoch after epoch."""
         numbers, rounds, turn = itertools.count(), itertools.count(), itertools.count()
         for epoch in itertools.count():
             order = random.Random(f"{self.seed} epoch {epoch}")
@@ -167,7 +167,7 @@ class Crops:
     def _decoded(
         self, visits: Iterator[_Visit], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[_Visit, list[Crop]]]:
-        """Crops of pictures, in the order of the visits; threads work some pictures ahead."""
+        """Crops of images, in the order of the visits; threads work some images ahead."""
         queue: deque[tuple[_Visit, Future[list[Crop]]]] = deque()
         rows: Future[pa.Table] | None = None
         at = -1

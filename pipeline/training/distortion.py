@@ -1,4 +1,4 @@
-"""Two batches of pictures in, how far they are apart out, with gradients."""
+"""Two batches of images in, how far they are apart out, with gradients."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def scales_of(height: int, width: int) -> int:
 
 
 def ms_ssim(x: Tensor, y: Tensor, scales: int = len(WEIGHTS)) -> Tensor:
-    """Multi-scale structural similarity (Wang, Simoncelli and Bovik 2003) of each picture.
+    """Multi-scale structural similarity (Wang, Simoncelli and Bovik 2003) of each image.
 
     Windows of 11 x 11, sigma 1.5, only where they fit; halved by means of 2 x 2, a row or column
     of zeros added on both sides of an odd edge; channels apart, then averaged.
 
     Args:
         x, y: B x C x H x W, 0 to 1; H and W at least 161.
-        scales: how many of the five, finest first, for pictures that have no room for all; the
+        scales: how many of the five, finest first, for images that have no room for all; the
             exponents of fewer are divided by their sum.
 
     Returns:

@@ -1,7 +1,7 @@
 """An untrained network in, a transform coder out: where training begins.
 
 Random weights spend a short training on finding any transform at all. One is known: the
-Karhunen-Loève transform of pictures whose pixels are the more alike the nearer they are, which the
+Karhunen-Loève transform of images whose pixels are the more alike the nearer they are, which the
 DCT of JPEG approximates. It is laid into the strided convolutions of the analysis, halving by
 halving, each of which keeps the components of greatest variance of the one before, and its
 transpose into those of the synthesis. All else begins small or silent, and the entropy model with
@@ -10,7 +10,7 @@ the variances that the transform gives:
     x ─▶ K_1 ─▶ K_2 ─▶ K_3 ─▶ K_4 ─▶ y               K_s   c_s x 4 c_(s-1), orthonormal rows
     x_hat ◀─ K_1ᵀ ◀─ K_2ᵀ ◀─ K_3ᵀ ◀─ K_4ᵀ ◀─ y       c     3, N, N, N, M, or all that there are
 
-The model of pictures: a correlation of 0.95 to the power of the distance in pixels (the
+The model of images: a correlation of 0.95 to the power of the distance in pixels (the
 nonseparable exponential of Jain, Fundamentals of Digital Image Processing, 1989, chapter 2).
 """
 

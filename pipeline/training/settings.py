@@ -11,7 +11,7 @@ from pipeline.settings import Count, Location, Settings, Share
 
 
 class Train(Settings):
-    """Pictures with prompts in, a trained codec for each λ out, below RUN/train."""
+    """Images with prompts in, a trained codec for each λ out, below RUN/train."""
 
     data: Pictures | None = Field(None, description="null: the release of this run")
     network: str | dict[str, Any] = Field(

@@ -10,7 +10,7 @@ that was never stopped (on a CPU, bit by bit).
 
     RUN/train/NAME/state-STEP.safetensors   the newest two checkpoints
     RUN/train/NAME/curve.csv                what training saw, every log_every steps
-    RUN/train/NAME/validation.csv           whole pictures, real files
+    RUN/train/NAME/validation.csv           whole images, real files
     RUN/train/NAME/best, last               models to code with
 """
 

@@ -78,7 +78,7 @@ def rate_distortion(
     Args:
         output: of the network for x.
         x: B x 3 x H x W, 0 to 1.
-        weight: λ, of all pictures or of each.
+        weight: λ, of all images or of each.
 
     Returns:
         loss, bpp and MSE (over values from 0 to 1), scalars.
@@ -127,8 +127,8 @@ class Trainer:
         folder: of this codec.
         threads: of torch; sums on a CPU depend on them.
         accelerator: of accelerate.
-        collection: pictures of the train split.
-        validation: decoded pictures and prompts.
+        collection: images of the train split.
+        validation: decoded images and prompts.
 
     Raises:
         AigiError: the folder was begun with other settings, or what to start from does not fit.
@@ -375,7 +375,7 @@ class Trainer:
         return network.eval()
 
     def validate(self) -> list[Found]:
-        """Measure the averaged weights on the validation pictures, at each quality."""
+        """Measure the averaged weights on the validation images, at each quality."""
         device = self.accelerator.device
         name = "cpu" if device.type == "cpu" else str(device)  # accelerate numbers CPUs, too
         return validate(self.model_now(), self.validation, self.text, name)

@@ -1,4 +1,4 @@
-"""A network in training and whole pictures in, rates of real files and distortions out."""
+"""A network in training and whole images in, rates of real files and distortions out."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ MOST_PIXELS = 1 << 28
 
 @dataclass(frozen=True)
 class Found:
-    """Means over pictures.
+    """Means over images.
 
     Attributes:
         pictures: how many.
         bpp: bits a pixel of whole files.
         bpp_without_prompt: the same without the prompt's bytes.
-        mse: over RGB from 0 to 1, decoded pictures rounded to 8 bits.
-        psnr: mean of the pictures' PSNR, in dB.
-        ms_ssim: 0 to 1, of pictures whose shorter side has 161 pixels; None: no such picture.
+        mse: over RGB from 0 to 1, decoded images rounded to 8 bits.
+        psnr: mean of the images' PSNR, in dB.
+        ms_ssim: 0 to 1, of images whose shorter side has 161 pixels; None: no such image.
     """
 
     pictures: int
@@ -44,7 +44,7 @@ class Found:
         """What training minimises, of these means.
 
         Raises:
-            AigiError: no picture is large enough for MS-SSIM.
+            AigiError: no image is large enough for MS-SSIM.
         """
         if distortion == "mse":
             return weight * 255**2 * self.mse + self.bpp
@@ -54,10 +54,10 @@ class Found:
 
 
 def pictures_of(collection: Collection) -> Iterator[tuple[RGB, str]]:
-    """Decoded pictures and prompts, in order.
+    """Decoded images and prompts, in order.
 
     Raises:
-        AigiError: a picture cannot be decoded.
+        AigiError: an image cannot be decoded.
     """
     for part in collection.parts:
         for row in collection.read(part.name, ["image_id", "image", "text"]).to_pylist():
@@ -70,7 +70,7 @@ def pictures_of(collection: Collection) -> Iterator[tuple[RGB, str]]:
 def validate(
     network: Network, pictures: Sequence[tuple[RGB, str]], text: TextEncoder | None, device: str
 ) -> list[Found]:
-    """Code pictures to real files at each quality, and measure what they decode to.
+    """Code images to real files at each quality, and measure what they decode to.
 
     Args:
         network: with tables; it is frozen in place.
