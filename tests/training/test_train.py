@@ -596,7 +596,7 @@ def test_what_cannot_be_trained_says_why(release: Path, tmp_path: Path) -> None:
     for file in ("workflows/demo.yaml", str(measured)):
         done = aigi("run", file, "--set", f"run={tmp_path / 'w'}", WORLD_SIZE="2")
         assert done.returncode == 1
-        assert "only training is made for them" in done.stderr
+        assert "only training can use them" in done.stderr
 
 
 @pytest.mark.slow
