@@ -1,1 +1,1 @@
-"""What images are like: reads releases and folders of images, and never asks how they came."""
+"""Properties of images, read from releases and folders, however the images were made."""

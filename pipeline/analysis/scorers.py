@@ -1,4 +1,4 @@
-"""Models that say how well an image shows its prompt: pairs in, one number a pair out.
+"""Models that score how well an image shows its prompt: pairs in, one number a pair out.
 
 Each is a loaded model with `__call__(pictures, texts) -> scores`; `SCORERS` names them by kind.
 """
@@ -24,7 +24,7 @@ class ClipScorer(Settings):
     """Cosine of image and prompt by an open_clip model: CLIPScore, or HPS with its weights."""
 
     kind: Literal["open_clip"]
-    model: str = Field("ViT-B-32", description="as in embeddings")
+    model: str = Field("ViT-B-32", description="as in the section embeddings")
     pretrained: str = "laion2b_s34b_b79k"
     folder: Location | None = None
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
@@ -63,7 +63,7 @@ class ClipScore:
         self.clip = Clip(Embeddings(**given), device)
 
     def __call__(self, pictures: Sequence[RGB], texts: Sequence[str]) -> Scores:
-        """One cosine a pair."""
+        """One cosine (float64) for each pair; images are uint8, H x W x 3."""
         return _cosines(self.clip.image_vectors(pictures), self.clip.text_vectors(texts))
 
 
@@ -87,8 +87,8 @@ def _loaded(settings: BlipScorer | PickScorer, model: Any, processor: Any, at: s
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise AigiError(
             f"alignments: {settings.kind}: {where}: the model cannot be loaded: "
-            f"{str(error).strip().splitlines()[0]}\nGive its Hub id as model, or a copy with its "
-            "processor (weights as safetensors) as folder."
+            f"{str(error).strip().splitlines()[0]}\nGive its Hub id as model, or a folder with the "
+            "model (weights as safetensors) and its processor."
         ) from error
     return weights.eval().requires_grad_(False), reads
 
@@ -106,7 +106,7 @@ class BlipMatch:
         self.model = model.to(self.device)
 
     def __call__(self, pictures: Sequence[RGB], texts: Sequence[str]) -> Scores:
-        """One probability a pair."""
+        """One probability (float64) for each pair; images are uint8, H x W x 3."""
 
         def score(inputs: Any) -> Any:
             return self.model(**inputs, use_itm_head=True).itm_score.softmax(dim=1)[:, 1]
@@ -125,7 +125,10 @@ class PickScore:
         self.model = model.to(self.device)
 
     def __call__(self, pictures: Sequence[RGB], texts: Sequence[str]) -> Scores:
-        """One score a pair: around 20 for published weights, higher is better."""
+        """One score (float64) for each pair; images are uint8, H x W x 3.
+
+        Published weights give scores around 20; higher is better.
+        """
 
         def score(inputs: Any) -> Any:
             found = self.model(**inputs)
@@ -165,14 +168,14 @@ SCORERS: Mapping[str, Callable[[Any, int, str], Score]] = {
     "blip_itm": BlipMatch,
     "pick_score": PickScore,
 }
-"""Kind of the settings, and the class that it makes."""
+"""The class of each kind of settings."""
 
 
 def load(scorers: Mapping[str, Scorer], batch_size: int, device: str) -> dict[str, Score]:
     """Load the models of the settings, by their names there.
 
     Raises:
-        AigiError: names the one that cannot be loaded.
+        AigiError: a model cannot be loaded; names it.
     """
     found = {}
     for name, settings in scorers.items():

@@ -18,7 +18,7 @@ from pipeline.store import Store
 
 
 class Place(NamedTuple):
-    """Where an image stands: shard of the plan, and row in it, from 0."""
+    """The place of an image: shard of the plan, and row in it, from 0."""
 
     shard: str
     row: int
@@ -42,7 +42,9 @@ def _small(rgb: RGB, side: int, quality: int) -> Thumbnail:
 
 
 def pictures(store: Store, places: Iterable[Place]) -> Iterator[tuple[Place, RGB]]:
-    """Decoded images of these rows, shard by shard; rows without an image are left out.
+    """Decoded images (uint8, H x W x 3) of these rows, shard by shard.
+
+    Rows without an image are left out.
 
     Raises:
         AigiError: a shard is missing, or a stored image is damaged.
@@ -58,7 +60,7 @@ def pictures(store: Store, places: Iterable[Place]) -> Iterator[tuple[Place, RGB
 def thumbnails(
     store: Store, places: Iterable[Place], side: int, quality: int = 80
 ) -> dict[Place, Thumbnail]:
-    """Images of these rows, at most `side` pixels a side; rows without an image are left out.
+    """Thumbnails of these rows, at most `side` pixels a side; rows without an image are left out.
 
     Raises:
         AigiError: as `pictures`.

@@ -237,7 +237,7 @@ def test_a_half_made_run_has_a_report(hostile: tuple[Path, Path], tmp_path: Path
         shutil.rmtree(tmp_path / "run" / table)
         (tmp_path / "run" / "_stages" / f"{table}.json").unlink()
     text, _ = report(Store(str(tmp_path / "run")))
-    assert "Contact sheets" in text and "Dropped, and why" not in text
+    assert "Contact sheets" in text and "Dropped images" not in text
 
 
 @pytest.mark.parametrize(("sources", "shown", "each"), [(2, 2, 24), (20, 20, 12), (100, 60, 4)])

@@ -99,7 +99,7 @@ def test_keys_move_and_reveal(chromium: Any, hostile: tuple[Path, Path], tmp_pat
         view.keyboard.press("g")
         cells = view.locator("#grid button")
         last = cells.count() - 2
-        assert "Picture 1 of" in view.locator("#said").inner_text()
+        assert "Image 1 of" in view.locator("#said").inner_text()
         for _ in range(last):
             view.keyboard.press("ArrowRight")
         view.keyboard.press("g")
