@@ -258,7 +258,8 @@ class Trainer:
         if len(set(steps)) > 1:
             raise AigiError(
                 f"{self.folder}: processes would resume from different steps ({steps}), because "
-                "each reads the checkpoints itself. Put the run directory where all machines see it."
+                "each reads the checkpoints itself. Put the run directory where all machines see "
+                "it."
             )
 
     def save(self) -> None:
