@@ -1,7 +1,7 @@
-"""A release and its models in, rows made again beside those that are there out.
+"""A release and its models in, rows made again and compared with its own out.
 
-For `aigi verify --pixels N`. A row is made in the batch that it was made in, which the plan beside
-the manifest tells, since the batch moves the last bit of some pixels.
+For `aigi verify --pixels N`. A row is made again in its original batch, which the plan beside
+the manifest contains, because the batch changes the last bit of some pixels.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Remade:
 
     Attributes:
         same: `bytes` (the PNG files are equal), `pixels`, or `different`.
-        psnr: dB over 8-bit RGB, of a picture that differs; None where sizes differ, too.
-        clip_similarity: cosine of the two image vectors; None: equal, or no model was recorded.
+        psnr: dB over 8-bit RGB, for an image that differs; None if the sizes differ, too.
+        clip_similarity: cosine of the two image vectors; None for equal images, or without a model.
         there: device and versions that made the row.
         here: those that made it again.
         error: why it could not be made again.
@@ -94,7 +94,7 @@ def _batches(table: pa.Table, size: int) -> Iterator[pa.Table]:
 
 
 def _made_in(batch: pa.Table, image: str, size: int | None) -> pa.Table:
-    """The part of a batch that a row was made in: where memory was short, batches are halved."""
+    """The part of a batch that a row was made in; batches were halved when memory was short."""
     while size is not None and len(parts := list(_batches(batch, 1))) > size:
         half = len(parts) // 2
         halves = [parts[:half], parts[half:]] if size > 1 else [[part] for part in parts]
@@ -110,7 +110,7 @@ def _decoded(row: Mapping[str, Any]) -> RGB:
 
 
 def places_of(target: str) -> dict[str, Any]:
-    """The workflow of the run that a release folder lies in, unchecked; empty where it is none."""
+    """The unchecked workflow of the run that a release folder is in; empty if it is in none."""
     for url in (target, os.path.dirname(target.rstrip("/"))):
         found = Store(url).read_json(RUN_WORKFLOW) if url else None
         if found is not None:
@@ -130,13 +130,13 @@ def audit(
 
     Args:
         store: the release, with the plan in it.
-        mine: an unchecked workflow; its places and `compute` count. Imported sources whose
-            pictures it does not name are left out.
-        count: rows, drawn at random by `seed`.
-        say: told what is left out.
+        mine: an unchecked workflow, of which only places and `compute` are used. Imported sources
+            whose images it does not name are left out.
+        count: number of rows, drawn at random by `seed`.
+        say: is called with a line about what is left out.
 
     Raises:
-        AigiError: a model is missing or another one, or nothing can be made again.
+        AigiError: a model is missing or has changed, or nothing can be made again.
     """
     import torch
 
@@ -152,15 +152,18 @@ def audit(
     }
     left = sorted(set(dataset.sources) - sources)
     if left:
-        say(f"not made here, since no pictures are given: {', '.join(left)} (sources.NAME.path)")
+        say(f"not made again without images: {', '.join(left)} (give sources.NAME.path)")
     if not sources:
-        raise AigiError(f"{store.url}: every source is imported; say where its pictures lie")
+        raise AigiError(
+            f"{store.url}: every source is imported; give the place of its images in "
+            "sources.NAME.path"
+        )
     sections = ["images", "sources"]
     model = manifest["workflow"].get("embeddings") or {}
     if model.get("folder") is None or (mine.get("embeddings") or {}).get("folder") is not None:
         sections.append("embeddings")
     else:
-        say(f"no CLIP similarity: the model was in a folder, {model['folder']} (embeddings.folder)")
+        say(f"no CLIP similarity: give the model's folder {model['folder']} (embeddings.folder)")
     plan = {"sources": [name for name in dataset.sources if name in sources]}
     data = regenerate.merged(
         location, {**mine, "run": os.path.dirname(location), "plan": plan}, sections

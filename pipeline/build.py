@@ -17,7 +17,7 @@ def stages(workflow: Workflow) -> list[Stage]:
     """The stages whose sections the workflow has, in the order in which they run.
 
     Raises:
-        AigiError: a section needs another one that is missing.
+        AigiError: a section needs another section that is missing.
     """
     from pipeline.duplicates import duplicates
     from pipeline.images import images
@@ -59,7 +59,7 @@ def stages(workflow: Workflow) -> list[Stage]:
 
 
 def readers(workflow: Workflow) -> list[Stage]:
-    """The stages that read a finished release, in order; the benchmark's come after them."""
+    """The stages that read a finished release, in order; the benchmark runs after them."""
     found: list[Stage] = []
     if workflow.characteristics is not None or workflow.alignments is not None:
         from pipeline.analysis.stages import stages as analysis_stages
@@ -75,9 +75,9 @@ def readers(workflow: Workflow) -> list[Stage]:
 
 
 def make(workflow: Workflow, store: Store, progress: Progress) -> None:
-    """Run all stages; before the release, as many top-up rounds as quotas ask for.
+    """Run all stages, with as many top-up rounds before the release as the quotas need.
 
-    A round plans new generations (or further pictures of an import) for what the selection
+    A round plans new generations (or further images of an import) for what the selection
     dropped, and runs the stages over the new shards alone.
 
     Raises:
@@ -106,7 +106,7 @@ def make(workflow: Workflow, store: Store, progress: Progress) -> None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one source and split will be, and roughly cost (one GPU, PNG)."""
+    """The size of one source and split, and its rough cost (one GPU, PNG)."""
 
     source: str
     title: str
@@ -135,7 +135,7 @@ def estimate(workflow: Workflow) -> list[Estimate]:
     from pipeline.plan.specification import DiffusersSpec
 
     if workflow.plan is None:
-        raise AigiError("plan: there is no such section, so there is nothing to estimate")
+        raise AigiError("plan: the workflow has no plan section, so there is nothing to estimate")
     dataset = specification.load(workflow.plan.dataset)
     found = []
     for quota in quotas.quotas(dataset, workflow.plan):

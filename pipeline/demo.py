@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TINY = Path(__file__).resolve().parent / "tiny"
 MODELS = TINY / "weights"
-"""Folders `sd`, `sdxl` and `clip` of the embedded models; the model card lies beside them."""
+"""Folders `sd`, `sdxl` and `clip` of the embedded models; the model card is beside them."""
 
 
 def resource(name: str) -> Path:
@@ -30,11 +30,11 @@ def resource(name: str) -> Path:
     for root in (package / "data", package.parent):
         if (root / name).exists():
             return root / name
-    raise AigiError(f"{name}: not in this installation; install aigi again")
+    raise AigiError(f"{name}: missing from this installation; install aigi again")
 
 
 def demo_workflow(out: Path, overrides: Iterable[str]) -> Workflow:
-    """The demo's workflow, with its run directory in `out` and the embedded models and pictures."""
+    """The demo's workflow, with its run directory in `out` and the embedded models and images."""
     pictures = TINY / "pictures"
     places = [
         f"run={out.resolve()}",
@@ -51,10 +51,10 @@ def demo_workflow(out: Path, overrides: Iterable[str]) -> Workflow:
 
 
 def load_back(release: Path) -> list[dict[str, Any]]:
-    """Load every config and split as a user would, and compare the pictures' hashes.
+    """Load every config and split as a user would, and compare the images' hashes.
 
     Returns:
-        config, split, images, sizes and whether all pixels equal those that were generated.
+        config, split, images, sizes, and whether all pixels equal the generated ones.
     """
     import numpy as np
     from datasets import disable_progress_bars, get_dataset_config_names, load_dataset
@@ -83,7 +83,7 @@ def load_back(release: Path) -> list[dict[str, Any]]:
 
 
 def findings(run: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Images by the reason that they were dropped for; imported files with theirs."""
+    """Number of dropped images by reason, and dropped imported files with their reasons."""
     from pipeline.store import Store
 
     store = Store(str(run))
@@ -105,14 +105,14 @@ CODED = 2  # test pictures of each source
 
 
 def code_pictures(run: Path, models: dict[str, str]) -> list[tuple[str, int, float, float, float]]:
-    """Code test pictures of the run's release to files in `run/coded`, and decode them again.
+    """Code test images of the run's release to files in `run/coded`, and decode them again.
 
     Args:
-        models: folders or names of models, by the name that files and rows have.
+        models: folders or names of models, by the name for files and rows.
 
     Returns:
-        name and quality, number of pictures, and means: bits a pixel, those of prompts alone, PSNR
-        in dB.
+        name and quality, number of images, and means: bits a pixel, bits a pixel of the prompt
+        alone, PSNR in dB.
     """
     import numpy as np
 
@@ -155,10 +155,10 @@ def run_demo(
     execute: Callable[[Workflow], None],
     show: Callable[[Table], None],
 ) -> None:
-    """Run every stage, load the release back, code pictures of it and print what there is.
+    """Run every stage, load the release back, code some of its images, and print the results.
 
     Raises:
-        AigiError: a stage failed, or a picture differs after loading.
+        AigiError: a stage failed, or an image differs after loading.
     """
     from rich.markup import escape
     from rich.table import Table
@@ -182,16 +182,16 @@ def run_demo(
         )
     show(table)
     counts, files = findings(out)
-    dropped = Table("reason", "images", "imported files", title="Dropped, and why")
+    dropped = Table("reason", "images", "imported files", title="Dropped images and reasons")
     for reason, count in counts.items():
         names = ", ".join(escape(name) for name, why in files if why == reason)
         dropped.add_row(reason, str(count), names)
     show(dropped)
     if not all(line["same"] for line in lines):
-        raise AigiError(f"{release}: pictures differ from those that were generated")
+        raise AigiError(f"{release}: the loaded images differ from the generated ones")
     trained = {path.parent.name: str(path) for path in sorted(out.glob("train/*/last"))}
-    coded = Table("codec", title=f"Test pictures coded to files in {out / 'coded'} and decoded")
-    for heading in ("pictures", "bpp", "of them prompt", "PSNR, dB"):
+    coded = Table("codec", title=f"Test images coded to files in {out / 'coded'} and decoded")
+    for heading in ("images", "bpp", "prompt bpp", "PSNR, dB"):
         coded.add_column(heading, justify="right")
     for name, count, bpp, prompt, decibels in code_pictures(out, trained | {DEFAULT: DEFAULT}):
         coded.add_row(escape(name), f"{count}", f"{bpp:.3f}", f"{prompt:.3f}", f"{decibels:.2f}")

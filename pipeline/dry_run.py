@@ -23,7 +23,7 @@ def parts(workflow: Workflow) -> Iterator[Table | str]:
     """Tables and lines to print, in order.
 
     Raises:
-        AigiError: pictures that it reads are not there, or it has neither plan nor reader.
+        AigiError: images that it reads are missing, or it has neither plan nor reader.
     """
     from pipeline.build import estimate
 
@@ -45,7 +45,7 @@ def parts(workflow: Workflow) -> Iterator[Table | str]:
 
 
 def _reading(workflow: Workflow) -> Iterator[tuple[str, Pictures, str]]:
-    """Sections that read pictures: name, where these lie, and what is done with them."""
+    """Sections that read images: their names, the places, and what is done with the images."""
     from pipeline.analysis.places import places
 
     if (looks := workflow.characteristics) is not None:
@@ -70,7 +70,7 @@ def _reading(workflow: Workflow) -> Iterator[tuple[str, Pictures, str]]:
 
 
 def _counted(pictures: Pictures, workflow: Workflow) -> dict[str, int | None]:
-    """Pictures by source; what this workflow makes itself is not there before it has run."""
+    """Images by source; None for what this workflow makes itself and has not made yet."""
     from pipeline.collection import Collection
 
     try:
@@ -79,7 +79,7 @@ def _counted(pictures: Pictures, workflow: Workflow) -> dict[str, int | None]:
         own = (workflow.run, workflow.run.rstrip("/") + "/release")
         if workflow.plan is None or pictures.place.rstrip("/") not in own:
             raise
-        return {"(what it releases)": None}
+        return {"(its own release)": None}
     counts: Counter[str] = Counter()
     for part in parts:
         counts[part.source] += part.rows
@@ -88,14 +88,14 @@ def _counted(pictures: Pictures, workflow: Workflow) -> dict[str, int | None]:
 
 def _reading_table(workflow: Workflow) -> Table:
     table = Table("section", "place", "source", title=f"What {escape(workflow.run)} would read")
-    table.add_column("pictures", justify="right")
+    table.add_column("images", justify="right")
     table.add_column("work")
     for section, pictures, work in _reading(workflow):
         for source, count in _counted(pictures, workflow).items():
             table.add_row(
                 section, escape(pictures.place), escape(source), _number(count), escape(work)
             )
-            work = ""  # said once
+            work = ""  # shown once
     return table
 
 
@@ -109,7 +109,7 @@ def _benchmark_table(benchmark: Benchmark, workflow: Workflow) -> Table:
     counts = _counted(benchmark.measured, workflow).values()
     pictures = None if None in counts else sum(count or 0 for count in counts)
     table = Table("codec", title=f"Benchmark in {workflow.run}")
-    for heading in ("qualities", "pictures", "measurements"):
+    for heading in ("qualities", "images", "measurements"):
         table.add_column(heading, justify="right")
     table.add_column("")
     for label, count, why in planned(benchmark, workflow.compute):
@@ -128,7 +128,7 @@ def _plan_table(lines: list[Estimate], workflow: Workflow) -> Table:
             escape(line.title),
             line.split,
             line.size,
-            f"{line.images:,}" if line.counted else "all there are",
+            f"{line.images:,}" if line.counted else "all",
             f"{line.planned:,}" if line.counted else "",
             f"{line.prompts:,}" if line.prompts else "imported",
             f"{line.shards:,}" if line.counted else "",

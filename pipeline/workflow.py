@@ -18,7 +18,7 @@ from pipeline.training.settings import Train
 
 
 class Workflow(Recipe):
-    """One run: a run directory and the sections of the stages that it makes."""
+    """One run: its directory, and the sections of the stages to run."""
 
     characteristics: Characteristics | None = None
     alignments: Alignments | None = None
@@ -26,7 +26,7 @@ class Workflow(Recipe):
     benchmark: Benchmark | None = None
 
     def benchmark_here(self) -> Benchmark | None:
-        """The benchmark that is asked for, with the pictures that it measures on."""
+        """The benchmark section, with the place of the images to measure; None if there is none."""
         if self.benchmark is None:
             return None
         return self.benchmark.model_copy(
@@ -35,7 +35,7 @@ class Workflow(Recipe):
 
 
 READERS = Workflow.model_fields.keys() - Recipe.model_fields.keys()
-"""Sections that read a release: nothing of them decides a byte of one."""
+"""Sections that read a release; no setting of theirs decides a byte of it."""
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Workflow:
@@ -44,7 +44,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Workflow:
     With `plan.manifest`, the settings are those of the manifest: see `regenerate.merged`.
 
     Raises:
-        AigiError: names the file, the field and what was expected.
+        AigiError: the file cannot be read, or a setting is wrong; names file and setting.
     """
     data = read(path, overrides)
     plan = data.get("plan")

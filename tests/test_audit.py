@@ -75,9 +75,9 @@ def test_the_command_makes_rows_again_with_the_places_of_the_run(
     done = aigi("verify", str(run / "release"), "--pixels", "3")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("equal bytes") == 3
-    assert "36 rows, all as in the manifest" in done.stdout
+    assert "36 rows, all equal to the manifest" in done.stdout
     assert "made again with: cpu, diffusers" in done.stdout
-    assert "3 pictures made again, none differs" in done.stdout
+    assert "3 images made again, none differs" in done.stdout
     relative = os.path.relpath(run, ROOT)  # where the command runs
     other = aigi("verify", relative, "--pixels", "3", "--seed", "1")
     assert other.returncode == 0 and other.stdout != done.stdout
@@ -150,7 +150,7 @@ def test_imported_rows_need_their_pictures(finished: tuple[Path, Path], copy: Pa
             **{key: source[key] for key in ("title", "licence", "splits")},
         }
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(AigiError, match="every source is imported; say where"):
+    with pytest.raises(AigiError, match="every source is imported; give the place"):
         made_again(copy, finished[1], 2)
 
 

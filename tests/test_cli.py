@@ -73,7 +73,7 @@ def test_a_dry_run_says_what_readers_would_read(tmp_path: Path) -> None:
     workflow.write_text(yaml.safe_dump(whole))
     done = python("-m", "pipeline.cli", "run", str(workflow), "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "(what it releases)" in done.stdout and "5,000 steps of 8 crops" in done.stdout
+    assert "(its own release)" in done.stdout and "5,000 steps of 8 crops" in done.stdout
     assert "Plan of" in done.stdout
     del whole["plan"]
     workflow.write_text(yaml.safe_dump(whole))

@@ -249,4 +249,4 @@ def test_a_sweep_can_be_looked_at(finished: tuple[Path, Path], tmp_path: Path) -
         left, top = 6 + column * (THUMB + 6), 18
         np.testing.assert_array_equal(sheet[top + 2 : top + high, left : left + wide], picture[2:])
     shown = aigi("sweep", str(path), "--sheet", str(tmp_path / "nowhere" / "s.png"))
-    assert shown.returncode == 1 and "cannot be written as a picture" in shown.stderr
+    assert shown.returncode == 1 and "cannot be written as an image" in shown.stderr

@@ -180,7 +180,7 @@ def test_status_and_verify_of_a_finished_run(finished: tuple[Path, Path]) -> Non
     assert shown.stdout.count("done") >= 6
     right = aigi("verify", str(run / "release"))
     assert right.returncode == 0
-    assert "36 rows, all as in the manifest" in right.stdout
+    assert "36 rows, all equal to the manifest" in right.stdout
 
 
 @pytest.fixture

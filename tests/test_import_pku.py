@@ -335,7 +335,7 @@ def test_from_archives_to_a_published_release(finished: Finished, tmp_path: Path
         to = "hf://datasets/tester/pku"
         done = aigi("publish", str(finished.run), "--to", to, **hub.environment())
         assert done.returncode == 0, done.stderr
-        loaded = re.findall(r"^(\S+): (\d+) rows load$", done.stdout, re.M)
+        loaded = re.findall(r"^(\S+): (\d+) rows loaded$", done.stdout, re.M)
         assert sum(int(rows) for _, rows in loaded) == len(finished.made.good)
         assert aigi("verify", f"{to}@v1.0.0", **hub.environment()).returncode == 0
 

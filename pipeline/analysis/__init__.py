@@ -1,1 +1,1 @@
-"""What pictures are like: reads releases and folders of pictures, and never asks how they came."""
+"""Properties of images, read from releases and folders, however the images were made."""

@@ -1,9 +1,9 @@
-"""Pictures with prompts in, the `alignments` table out: scores, and attributes that are right.
+"""Images with prompts in, the `alignments` table out: scores, and attributes that are right.
 
-An attribute is a word of a list whose words exclude one another, a colour say. Where a prompt has
-exactly one word of the list, the picture is compared with the prompt and with the same sentence
-for each other word; it is right where the prompt is the nearest. For prompts of a grammar the
-word is the whole truth; in others it may belong to a part of the picture that nobody asked about.
+An attribute is a list of words that exclude one another, such as colours. If a prompt has exactly
+one word of the list, the image is compared with the prompt and with the same sentence for each
+other word. It is right if the prompt is the nearest. In prompts of a grammar, the word describes
+the whole scene; in others it may describe only a part of the image.
 """
 
 from __future__ import annotations
@@ -41,16 +41,18 @@ ALIGNMENTS = pa.schema(
 
 
 class Alignments(Settings):
-    """Pictures and their prompts in, the `alignments` table out: do they show what was asked?"""
+    """Images and their prompts in, the `alignments` table out: how well they match."""
 
     pictures: tuple[Pictures, ...] = Field(
         (), description="releases and folders; empty: the release of this run"
     )
-    models: dict[str, Scorer] = Field(min_length=1, description="by name: the scores to give")
+    models: dict[str, Scorer] = Field(
+        min_length=1, description="models that score image and prompt, by name of the score"
+    )
     attributes: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
-        description="lists of words that exclude one another, by name: of prompts with one of "
-        "them, whether it suits the picture best; the first open_clip model tells",
+        description="lists of words that exclude one another, by name: for prompts with one of "
+        "them, whether the image matches it best, by the first open_clip model",
     )
     batch_size: Count = 16
     max_pixels: Count = 64_000_000
@@ -71,10 +73,10 @@ _COLUMNS = ("image_id", "image", "source", "split", "watermark", "text")
 
 
 def variants(text: str, words: Sequence[str]) -> list[str]:
-    """The sentence with each word of the list in the place of the one that it has, that one first.
+    """The sentence with each word of the list in place of its own, its own first.
 
     Returns:
-        Nothing, where the sentence has none of the words, or more than one.
+        An empty list if the sentence has none of the words, or more than one.
     """
     either = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
     found = list(re.finditer(rf"\b(?:(an?) )?({either})\b", text, re.IGNORECASE))
@@ -92,7 +94,7 @@ def variants(text: str, words: Sequence[str]) -> list[str]:
 
 
 class Aligner:
-    """Rows of pictures with prompts in, rows of ALIGNMENTS out, a batch at a time."""
+    """Rows of images with prompts in, rows of ALIGNMENTS out, a batch at a time."""
 
     def __init__(self, settings: Alignments, device: str) -> None:
         self.settings = settings
@@ -100,7 +102,7 @@ class Aligner:
         self.judge = next((m for m in self.models.values() if isinstance(m, ClipScore)), None)
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Yield so many rows as the batch size says."""
+        """Yield a table for each batch."""
         size = self.settings.batch_size
         for start in range(0, rows.num_rows, size):
             found = self._batch(rows.slice(start, size).to_pylist())

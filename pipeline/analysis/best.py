@@ -1,6 +1,6 @@
 """The `alignments` table in, the share of prompts for which each source is best out.
 
-Pictures with a watermark are left out.
+Images with a watermark are left out.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 
 @dataclass(frozen=True)
 class Best:
-    """Of one score: shares of prompts by source.
+    """Shares of prompts by source, for one score.
 
     Attributes:
         shares: they sum to 1; sources that tie share a prompt.
-        prompts: those of which every one of these sources has a picture.
+        prompts: number of prompts for which each of these sources has an image.
         left_out: sources that have no such prompts.
     """
 
@@ -28,7 +28,7 @@ class Best:
 
 
 def unmarked(table: pa.Table) -> pa.Table:
-    """Rows without a watermark: the others show the same pictures again."""
+    """Rows without a watermark: the others show the same images again."""
     return table.filter(pc.equal(pc.fill_null(table["watermark"], "none"), "none"))
 
 
@@ -50,11 +50,11 @@ def _means(table: pa.Table) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def best(table: pa.Table) -> dict[str, Best]:
-    """Which source is best for how many prompts, by score.
+    """The share of prompts for which each source is best, by score.
 
-    Sources are compared over the prompts that all of them have. Where there are none, the source
-    that shares the fewest prompts with others is left out, and so on; scores that are left with
-    one source do not appear.
+    Sources are compared over the prompts that all of them have. If there are none, the source that
+    shares the fewest prompts with others is left out, and so on. A score with a single source left
+    is omitted.
     """
     found = {}
     for name, texts in _means(table).items():
@@ -83,7 +83,7 @@ def best(table: pa.Table) -> dict[str, Best]:
 
 
 def attributes(table: pa.Table) -> dict[tuple[str, str], tuple[int, int]]:
-    """Right ones and all, by attribute and source."""
+    """The number of images that are right, and of all, by attribute and source."""
     right: Counter[tuple[str, str]] = Counter()
     total: Counter[tuple[str, str]] = Counter()
     for row in unmarked(table).select(["source", "attributes"]).to_pylist():

@@ -1,6 +1,6 @@
-"""Pictures of releases and folders in, the `characteristics` table out: a row each.
+"""Images of releases and folders in, the `characteristics` table out: a row each.
 
-A picture that cannot be measured is a row with the reason.
+An image that cannot be measured has a row with the reason.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ CHARACTERISTICS = pa.schema(
 
 
 class Characteristics(Settings):
-    """Pictures in, the `characteristics` table out: texture, colour, compressibility."""
+    """Images in, the `characteristics` table out: texture, colour, compressibility."""
 
     pictures: tuple[Pictures, ...] = Field(
         (), description="releases and folders; empty: the release of this run"
@@ -75,15 +75,16 @@ class Characteristics(Settings):
     symmetric: bool = Field(True, description="GLCM: count each pair in both directions")
     crop: Count | None = Field(
         None,
-        description="look at the middle of so many pixels a side only, and leave smaller pictures "
-        "out, so that sources of different sizes compare",
+        description="measure only the middle square with this side in pixels, and leave smaller "
+        "images out, so that sources of different sizes can be compared",
     )
     lossless: tuple[Literal["png", "jxl"], ...] = Field(
-        ("png",), description="files whose bits are counted; jxl: pip install pillow-jxl-plugin"
+        ("png",),
+        description="file formats whose sizes are measured; for jxl: pip install pillow-jxl-plugin",
     )
     max_pixels: Count = 64_000_000
     reference: str | None = Field(
-        None, description="source that the others are compared with; null: each with all others"
+        None, description="source to compare the others with; null: compare each with all others"
     )
 
 
@@ -93,7 +94,7 @@ _COLUMNS = ("image_id", "image", "source", "split", "watermark")
 
 
 def measured(rgb: RGB, settings: Characteristics) -> dict[str, float]:
-    """All numbers of one picture, by column; NaN where one has no meaning."""
+    """All numbers of one image (uint8, H x W x 3), by column; NaN for undefined numbers."""
     # Pillow's luma: ITU-R BT.601, rounded.
     grey = np.asarray(Image.fromarray(rgb).convert("L"))
     angles = [math.radians(angle) for angle in settings.angles]
@@ -116,13 +117,13 @@ def measured(rgb: RGB, settings: Characteristics) -> dict[str, float]:
 
 
 def middle(rgb: RGB, side: int) -> RGB:
-    """The middle `side` x `side` pixels, nearer to the top and left by half a pixel."""
+    """The middle of an image: uint8, `side` x `side` x 3; rounded towards the top left."""
     top, left = (rgb.shape[0] - side) // 2, (rgb.shape[1] - side) // 2
     return np.ascontiguousarray(rgb[top : top + side, left : left + side])
 
 
 class Characteriser:
-    """Rows of pictures in, rows of CHARACTERISTICS out, one by one."""
+    """Rows of images in, rows of CHARACTERISTICS out, one by one."""
 
     def __init__(self, settings: Characteristics) -> None:
         self.settings = settings

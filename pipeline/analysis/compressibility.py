@@ -1,4 +1,4 @@
-"""A picture in, what makes it easy or hard to compress out: gradients, spectrum, noise, bits."""
+"""An image in, what makes it easy or hard to compress out: gradients, spectrum, noise, bits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ _LOWEST, _HIGHEST, _BANDS = 1 / 64, 1 / 2, 24  # cycles a pixel; bands of equal 
 
 
 def gradient_energy(grey: NDArray[np.uint8]) -> float:
-    """Mean squared difference to the right neighbour plus that to the lower one, in levels²."""
+    """Mean squared difference to the right neighbour plus that to the lower one, in levels².
+
+    Args:
+        grey: uint8, H x W.
+    """
     levels = grey.astype(np.int32)
     found = 0.0
     for axis in range(2):
@@ -33,8 +37,11 @@ def spectral_slope(grey: NDArray[np.uint8]) -> float:
     from 1/64 to 1/2 cycles a pixel, of equal ratio of their radii, and a line is fitted to them
     by least squares (after Field 1987, and van der Schaaf and van Hateren 1996).
 
+    Args:
+        grey: uint8, H x W.
+
     Returns:
-        NaN where fewer than three rings hold a frequency with any power, as in a flat picture.
+        NaN if fewer than three rings contain a frequency with power, as in a flat image.
     """
     height, width = grey.shape
     window = np.outer(np.hanning(height), np.hanning(width))
@@ -62,10 +69,13 @@ def spectral_slope(grey: NDArray[np.uint8]) -> float:
 def noise_level(grey: NDArray[np.uint8]) -> float:
     """Standard deviation of noise in levels, by Immerkær's Laplacian difference (1996).
 
-    Fine texture counts as noise: of two pictures of one scene it tells which is noisier.
+    Fine texture counts as noise, so compare only images of the same scene.
+
+    Args:
+        grey: uint8, H x W.
 
     Returns:
-        NaN for pictures below 3x3 pixels.
+        NaN for images below 3x3 pixels.
     """
     height, width = grey.shape
     if min(height, width) < 3:
@@ -78,7 +88,7 @@ def noise_level(grey: NDArray[np.uint8]) -> float:
 
 
 def check_lossless(kinds: Sequence[str]) -> None:
-    """Refuse a kind of file that this installation cannot write.
+    """Refuse a file format that this installation cannot write.
 
     Raises:
         AigiError: JPEG XL without its plugin.
@@ -88,13 +98,18 @@ def check_lossless(kinds: Sequence[str]) -> None:
             import pillow_jxl  # noqa: F401  (it registers the format with Pillow)
         except ImportError as error:
             raise AigiError(
-                "characteristics.lossless: jxl needs another package: pip install "
-                f"pillow-jxl-plugin, or leave jxl out ({error})"
+                "characteristics.lossless: jxl needs another package. Run pip install "
+                f"pillow-jxl-plugin, or leave jxl out ({error})."
             ) from None
 
 
 def lossless_bpp(rgb: RGB, kind: str) -> float:
-    """Bits a pixel of the whole file: `png` as images are stored, or `jxl` at effort 7."""
+    """Bits a pixel of the whole file, coded without loss.
+
+    Args:
+        rgb: uint8, H x W x 3.
+        kind: `png`, as images are stored, or `jxl` at effort 7.
+    """
     if kind == "png":
         size = len(png_bytes(rgb))
     else:

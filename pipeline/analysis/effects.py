@@ -1,7 +1,7 @@
 """The `characteristics` table in, the `effects` table out: effect sizes and two-sample tests.
 
-With thousands of pictures the smallest difference has a small p-value: how large a difference is,
-the effect sizes say. Pictures of one prompt are not independent, which no p-value here knows.
+With thousands of images the smallest difference has a small p-value; effect sizes show how large it
+is. The p-values ignore that images of one prompt are not independent.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Floats = NDArray[np.float64]
 
 
 def by_source(table: pa.Table, columns: Sequence[str]) -> dict[str, dict[str, Floats]]:
-    """Values that are there, by column and source; pictures with a watermark are left out."""
+    """Known values (float64) by column and source; images with a watermark are left out."""
     plain = unmarked(table)
     sources = sorted(pc.unique(plain["source"]).to_pylist())
     rows = {source: plain.filter(pc.equal(plain["source"], source)) for source in sources}
@@ -65,9 +65,9 @@ def by_source(table: pa.Table, columns: Sequence[str]) -> dict[str, dict[str, Fl
 
 
 def compare(one: Floats, other: Floats) -> dict[str, float | None]:
-    """Means, spreads, effect sizes and the test of two samples of at least one number each.
+    """Means, spreads, effect sizes and the test of two float64 samples, neither of them empty.
 
-    What has no meaning for samples that small or flat is None.
+    A value that is undefined for small or flat samples is None.
     """
     from scipy.stats import ks_2samp, rankdata
 
@@ -116,7 +116,7 @@ def effects(found: Mapping[str, Mapping[str, Floats]], reference: str | None) ->
     """EFFECTS of values by column and source.
 
     Raises:
-        AigiError: no source is called like the reference.
+        AigiError: there is no source with the name of the reference.
     """
     from scipy.stats import false_discovery_control
 
@@ -139,7 +139,7 @@ def _build(reference: str | None, store: Store, progress: Progress) -> list[Shar
     failed = table.num_rows - table["error"].null_count
     made = effects(by_source(table, NUMBERS), reference)
     if failed:
-        progress.say(f"effects: {failed:,} of {table.num_rows:,} pictures have no numbers")
+        progress.say(f"effects: {failed:,} of {table.num_rows:,} images have no numbers")
     return [store.write("effects", "part-00000", made, EFFECTS)]
 
 

@@ -1,4 +1,4 @@
-"""Several places of pictures in; names of shards, and the rows of each, out.
+"""Several places of images in; names of shards, and the rows of each, out.
 
 A shard is a part of a `Collection`; the number of its place makes its name unique.
 """
@@ -15,7 +15,7 @@ from pipeline.store import Store
 
 
 def places(asked: tuple[Pictures, ...], run: str) -> tuple[Pictures, ...]:
-    """The places that a section asks for; none: the release of the run itself."""
+    """The places that a section names; if it names none, the release of the run itself."""
     return asked or (Pictures(place=run),)
 
 
@@ -25,7 +25,7 @@ def _open(pictures: Pictures) -> Collection:
 
 
 def state(pictures: tuple[Pictures, ...], store: Store) -> list[str]:
-    """Digests of what lies at the places now; it is asked for before anything is read."""
+    """Digests of what is at the places now, taken before anything is read."""
     _open.cache_clear()
     return [_open(place).state for place in pictures]
 
@@ -42,6 +42,6 @@ def shard_names(pictures: tuple[Pictures, ...], store: Store) -> list[str]:
 def read_shard(
     pictures: tuple[Pictures, ...], columns: Sequence[str], store: Store, name: str
 ) -> pa.Table:
-    """These columns of the pictures of one part."""
+    """These columns of the images of one part."""
     number, _, part = name.partition("-")
     return _open(pictures[int(number)]).read(part, columns)

@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 POINTS = 200
 MOST = 20_000
-"""Pictures of a source that a density is made of: those of the lowest ids, which are hashes."""
+"""Most images of a source in a density: those with the lowest ids, which are hashes."""
 FIGURES: dict[str, dict[str, tuple[str, str]]] = {
     "texture": {
         "glcm_contrast": ("contrast", "levels²"),
@@ -44,17 +44,17 @@ FIGURES: dict[str, dict[str, tuple[str, str]]] = {
 }
 """Figures, their columns, and the title and unit of each."""
 LOGARITHMIC = frozenset({"glcm_asm"})
-"""Columns whose few large values would leave all others in one corner; above 0."""
+"""Columns above 0 whose few large values would push all others into one corner."""
 
 
 def densities(title: str, across: str, values: Mapping[str, Floats]) -> str | None:
     """Kernel densities (Gaussian, Scott's rule) of a number, a line for each source.
 
-    The axis goes from the lowest half per cent of any source to the highest. A source of which
-    fewer than three different values are known has no density; the legend says so.
+    The axis goes from the lowest half per cent of any source to the highest. A source with fewer
+    than three distinct values has no density; the legend shows that.
 
     Returns:
-        SVG; None where no source has a density.
+        SVG; None if no source has a density.
     """
     from scipy.stats import gaussian_kde
 
@@ -74,7 +74,7 @@ def densities(title: str, across: str, values: Mapping[str, Floats]) -> str | No
 
 
 def figures(table: pa.Table) -> dict[str, list[str]]:
-    """Charts of every figure, as far as the table has numbers."""
+    """Charts of every figure for which the table has numbers."""
     some = _some(table)
     found: dict[str, list[str]] = {}
     for name, columns in FIGURES.items():

@@ -1,4 +1,4 @@
-"""Models that say how well a picture shows its prompt: pairs in, one number a pair out.
+"""Models that score how well an image shows its prompt: pairs in, one number a pair out.
 
 Each is a loaded model with `__call__(pictures, texts) -> scores`; `SCORERS` names them by kind.
 """
@@ -21,17 +21,17 @@ from pipeline.settings import Location, Settings
 
 
 class ClipScorer(Settings):
-    """Cosine of picture and prompt by an open_clip model: CLIPScore, or HPS with its weights."""
+    """Cosine of image and prompt by an open_clip model: CLIPScore, or HPS with its weights."""
 
     kind: Literal["open_clip"]
-    model: str = Field("ViT-B-32", description="as in embeddings")
+    model: str = Field("ViT-B-32", description="as in the section embeddings")
     pretrained: str = "laion2b_s34b_b79k"
     folder: Location | None = None
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
 
 
 class BlipScorer(Settings):
-    """Probability that picture and prompt belong together, by BLIP's matching head."""
+    """Probability that image and prompt belong together, by BLIP's matching head."""
 
     kind: Literal["blip_itm"]
     model: str = "Salesforce/blip-itm-large-coco"
@@ -56,14 +56,14 @@ Score = Callable[[Sequence[RGB], Sequence[str]], Scores]
 
 
 class ClipScore:
-    """Cosines of pictures and prompts, -1 to 1 (Hessel 2021, without its factor of 2.5)."""
+    """Cosines of images and prompts, -1 to 1 (Hessel 2021, without its factor of 2.5)."""
 
     def __init__(self, settings: ClipScorer, batch_size: int, device: str, where: str) -> None:
         given = settings.model_dump(exclude={"kind"}) | {"batch_size": batch_size}
         self.clip = Clip(Embeddings(**given), device, where)
 
     def __call__(self, pictures: Sequence[RGB], texts: Sequence[str]) -> Scores:
-        """One cosine a pair."""
+        """One cosine (float64) for each pair; images are uint8, H x W x 3."""
         return _cosines(self.clip.image_vectors(pictures), self.clip.text_vectors(texts))
 
 
@@ -84,7 +84,7 @@ def _loaded(place: Place, model: Any, beside: Place, processor: Any) -> tuple[An
 
 
 class BlipMatch:
-    """Probability, 0 to 1, that picture and prompt match, by BLIP's matching head (Li 2022)."""
+    """Probability, 0 to 1, that image and prompt match, by BLIP's matching head (Li 2022)."""
 
     def __init__(self, settings: BlipScorer, batch_size: int, device: str, where: str) -> None:
         from transformers import BlipForImageTextRetrieval, BlipProcessor
@@ -95,7 +95,7 @@ class BlipMatch:
         self.model = model.to(self.device)
 
     def __call__(self, pictures: Sequence[RGB], texts: Sequence[str]) -> Scores:
-        """One probability a pair."""
+        """One probability (float64) for each pair; images are uint8, H x W x 3."""
 
         def score(inputs: Any) -> Any:
             return self.model(**inputs, use_itm_head=True).itm_score.softmax(dim=1)[:, 1]
@@ -118,7 +118,10 @@ class PickScore:
         self.model = model.to(self.device)
 
     def __call__(self, pictures: Sequence[RGB], texts: Sequence[str]) -> Scores:
-        """One score a pair: around 20 for published weights, higher is better."""
+        """One score (float64) for each pair; images are uint8, H x W x 3.
+
+        Published weights give scores around 20; higher is better.
+        """
 
         def score(inputs: Any) -> Any:
             found = self.model(**inputs)
@@ -158,14 +161,14 @@ SCORERS: Mapping[str, Callable[[Any, int, str, str], Score]] = {
     "blip_itm": BlipMatch,
     "pick_score": PickScore,
 }
-"""Kind of the settings, and the class that it makes."""
+"""The class of each kind of settings."""
 
 
 def load(scorers: Mapping[str, Scorer], batch_size: int, device: str) -> dict[str, Score]:
     """Load the models of the settings, by their names there.
 
     Raises:
-        AigiError: names the one that cannot be loaded.
+        AigiError: a model cannot be loaded; names it.
     """
     return {
         name: SCORERS[settings.kind](settings, batch_size, device, f"alignments.models.{name}")

@@ -11,7 +11,7 @@ from pipeline.stage import Compute, Stage
 def stages(
     looks: Characteristics | None, scores: Alignments | None, run: str, compute: Compute
 ) -> list[Stage]:
-    """The stages of the sections that are there, in the order in which they run."""
+    """The stages of the given sections, in the order in which they run."""
     found: list[Stage] = []
     if looks is not None:
         found += [characteristics.stage(looks, run), effects.stage(looks)]

@@ -1,6 +1,6 @@
-"""A grey picture in, grey level co-occurrence matrices (GLCM) and their properties out.
+"""A grey image in, grey level co-occurrence matrices (GLCM) and their properties out.
 
-Definitions are those of Haralick (1973) as scikit-image has them: the same matrices and the same
+Definitions are those of Haralick (1973) as in scikit-image: the same matrices and the same
 properties, at all 256 levels. It is faster because a pair of levels is one 16-bit number, counted
 at once, and because most properties are sums over the difference of the two levels alone.
 """
@@ -35,15 +35,15 @@ def offset(distance: int, angle: float) -> tuple[int, int]:
 
 
 def cooccurrences(grey: Grey, distances: Sequence[int], angles: Sequence[float]) -> Counts:
-    """How often each level has each other one as its neighbour; pairs across the border count not.
+    """How often each level is the neighbour of each other one, inside the image.
 
     Args:
-        grey: HxW.
+        grey: uint8, H x W.
         distances: in pixels.
         angles: in radians, from the right downwards.
 
     Returns:
-        256x256xDxA counts: level of a pixel, of its neighbour, distance, angle.
+        int64 counts, 256 x 256 x D x A: level of a pixel, of its neighbour, distance, angle.
     """
     found = np.empty((len(distances), len(angles), LEVELS * LEVELS), np.int64)
     here = grey.astype(np.uint16) << 8
@@ -74,12 +74,12 @@ def properties(counts: Counts, symmetric: bool = True) -> dict[str, Floats]:
     """Properties of normalised matrices.
 
     Args:
-        counts: 256x256xDxA, as `cooccurrences` gives them.
+        counts: 256 x 256 x D x A, as `cooccurrences` returns them.
         symmetric: count every pair in both directions.
 
     Returns:
-        DxA for each of PROPERTIES. Entropy is in bits; correlation with a single level is 1; all
-        are 0 (correlation 1) where there is no pair.
+        float64, D x A, for each of PROPERTIES. Entropy is in bits. Correlation is 1 for a single
+        level. Without any pair, all are 0 and correlation is 1.
     """
     matrices = counts.transpose(2, 3, 0, 1).reshape(-1, LEVELS, LEVELS)
     found = np.empty((len(PROPERTIES), len(matrices)))
@@ -112,6 +112,6 @@ def _properties(counts: Counts) -> tuple[float, ...]:
 def texture(
     grey: Grey, distances: Sequence[int], angles: Sequence[float], symmetric: bool = True
 ) -> dict[str, float]:
-    """Each of PROPERTIES, as the mean over distances and angles."""
+    """Each of PROPERTIES as the mean over distances and angles; grey is uint8, H x W."""
     found = properties(cooccurrences(grey, distances, angles), symmetric)
     return {name: float(values.mean()) for name, values in found.items()}

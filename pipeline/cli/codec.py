@@ -24,7 +24,7 @@ Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of the
 
 
 TextFolder = Annotated[
-    Path | None, typer.Option("--text", help="Folder of the text encoder, instead of the Hub's.")
+    Path | None, typer.Option("--text", help="Folder with the text encoder; default: from the Hub.")
 ]
 
 
@@ -32,10 +32,14 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
 def encode(
-    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, … ; alpha is laid over white.")],
+    image: Annotated[
+        Path, typer.Argument(help="PNG, JPEG, WebP or similar; alpha is blended over white.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
     model: Codec = None,
-    prompt: Annotated[str, typer.Option(help="What it shows; it is stored in the file.")] = "",
+    prompt: Annotated[
+        str, typer.Option(help="What the image shows; it is stored in the file.")
+    ] = "",
     quality: Annotated[
         int | None,
         typer.Option(
@@ -46,7 +50,7 @@ def encode(
     text_folder: TextFolder = None,
     device: Device = "auto",
 ) -> None:
-    """Code a picture to an .aigi file with a learned codec."""
+    """Code an image to an .aigi file with a learned codec."""
     with explained():
         from pipeline.learned.bitstream import MOST_PIXELS, rates
         from pipeline.learned.codec import load
@@ -68,7 +72,9 @@ def encode(
             f"{found.bpp_without_prompt:.4f} without the prompt{note}"
         )
         if prompt and codec.text is None:
-            print(f"{codec.name} does not read prompts; none is stored", file=sys.stderr)
+            print(
+                f"{codec.name} does not use prompts, so the prompt is not stored", file=sys.stderr
+            )
         which = "" if model is None or model in shipped() else f" --model {model}"
         # Not the name of the picture itself, which may lie beside the file.
         decoded = out.with_name(f"{out.stem}-decoded.png")
@@ -96,8 +102,8 @@ def decode(
             model = header.model
         if model is None:
             raise AigiError(
-                f"{file}: made with model {header.model} (weights {header.weights.hex()}). Give "
-                "its folder or Hub id as --model."
+                f"{file}: this file was made with model {header.model} (weights "
+                f"{header.weights.hex()}). Give its folder or Hub id as --model."
             )
         picture = load(model, revision, device, text_folder).decode(data)
         write_file(out, png_bytes(picture))

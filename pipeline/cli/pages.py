@@ -17,10 +17,10 @@ def report(
     run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file.")] = Path("report.html"),
     figures: Annotated[
-        Path | None, typer.Option(help="Folder for its charts, as SVG files.")
+        Path | None, typer.Option(help="Also write the charts to this folder, as SVG files.")
     ] = None,
 ) -> None:
-    """Write one page that shows a run: counts, pictures, scores, what was dropped and why."""
+    """Write one page that shows a run: counts, images, scores, dropped images and reasons."""
     with explained():
         from pipeline.pages.page import write
         from pipeline.pages.report import charts
@@ -41,15 +41,15 @@ def report(
 def review(
     run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL.")],
     reason: Annotated[
-        str, typer.Option(help="Reasons of the selection, or `kept`, with commas between.")
+        str, typer.Option(help="Reasons of the selection, or `kept`, separated by commas.")
     ] = "nsfw,concept,clip_score,duplicate",
-    sample: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 500,
-    seed: Annotated[int, typer.Option(help="Which ones.")] = 0,
+    sample: Annotated[int, typer.Option(min=1, help="Most images to show.")] = 500,
+    seed: Annotated[int, typer.Option(help="Seed that draws the images.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file.")] = Path("review.html"),
 ) -> None:
-    """Write a page on which a person decides what stays; it needs no server.
+    """Write a page on which a person decides which images to keep; it needs no server.
 
-    Its CSV file is what selection.review takes.
+    The page exports a CSV file for selection.review.
     """
     with explained():
         from pipeline.pages.page import write
@@ -68,12 +68,14 @@ def review(
 
 
 def merge_reviews(
-    files: Annotated[list[Path], typer.Argument(help="Decisions of one person each (CSV).")],
+    files: Annotated[
+        list[Path], typer.Argument(help="CSV files, each with the decisions of one person.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="CSV file.")] = Path("decisions.csv"),
 ) -> None:
-    """Merge the decisions of several people; print where they disagree, and Cohen's kappa.
+    """Merge the decisions of several people, and print disagreements and Cohen's kappa.
 
-    Where people disagree the decision is `unsure`: the scores decide.
+    Where people disagree, the decision is `unsure`, so that the scores decide.
     """
     with explained():
         from pipeline.selection.agreement import as_csv, merge
@@ -81,7 +83,7 @@ def merge_reviews(
 
         names = [str(file) for file in files]
         if len(set(names)) < 2:
-            raise AigiError("merge-reviews: give the files of two people or more")
+            raise AigiError("merge-reviews: give the files of at least two people")
         found = merge({name: read_review(name) for name in names})
         for image, said in found.disagreements.items():
             print(image + "".join(f"  {name}: {what}" for name, what in said.items() if what))
@@ -89,10 +91,10 @@ def merge_reviews(
         for pair in found.pairs:
             kappa = "undefined" if pair.kappa is None else f"{pair.kappa:.3f}"
             print(
-                f"{pair.one}, {pair.other}: {pair.same:,} of {pair.both:,} decisions the same, "
+                f"{pair.one}, {pair.other}: {pair.same:,} of {pair.both:,} decisions agree, "
                 f"Cohen's kappa {kappa}"
             )
         print(
             f"{out}: {len(found.decisions):,} images, {len(found.disagreements):,} unsure "
-            "for want of agreement"
+            "because people disagree"
         )

@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 def verify(
     target: Target,
     pixels: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Make N rows again and compare the pictures.")
+        int, typer.Option(min=0, metavar="N", help="Make N rows again and compare the images.")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Which N rows.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed that draws the N rows.")] = 0,
     min_psnr: Annotated[
         float | None,
-        typer.Option(help="dB from which a picture counts as the same; default: equal pixels."),
+        typer.Option(help="Least dB of an image that counts as equal; default: equal pixels."),
     ] = None,
     workflow_file: Annotated[
         str | None,
         typer.Option(
             "--workflow",
-            help="Says where models and pictures lie here; default: the run's own.",
+            help="Workflow with the places of models and images; default: the run's own.",
         ),
     ] = None,
     overrides: Override = None,
 ) -> None:
-    """Compare a release with its manifest, and rows of it with rows made again.
+    """Compare a release with its manifest, and some of its rows with rows made again.
 
-    Exit code 1 where a file, its rows or its columns differ, or a picture does.
+    The exit code is 1 if a file, its rows, its columns or an image differs.
     """
     with explained():
         from pipeline.manifest import open_release
@@ -51,7 +51,7 @@ def verify(
         rows = sum(file["rows"] for file in manifest["files"])
         print(
             f"{manifest['name']} {manifest['version']}: {len(manifest['files'])} files, "
-            f"{rows:,} rows, all as in the manifest"
+            f"{rows:,} rows, all equal to the manifest"
         )
         if pixels:
             from pipeline import settings
@@ -91,9 +91,9 @@ def _print_remade(rows: list[Remade], min_psnr: float | None) -> None:
     least = float("inf") if min_psnr is None else min_psnr
     bad = [row for row in rows if row.same == "different" and (row.psnr or 0.0) < least]
     if bad:
-        print(f"error: {len(bad)} of {len(rows)} pictures differ", file=sys.stderr)
+        print(f"error: {len(bad)} of {len(rows)} images differ", file=sys.stderr)
         raise typer.Exit(1)
-    print(f"{len(rows)} pictures made again, none differs" + (" by more" if min_psnr else ""))
+    print(f"{len(rows)} images made again, none differs" + (" by more" if min_psnr else ""))
 
 
 def publish(
@@ -140,12 +140,12 @@ def publish(
             print("nothing was sent", file=sys.stderr)
             return
         for (config, split), rows in published.rows.items():
-            print(f"{config}/{split}: {rows:,} rows load")
+            print(f"{config}/{split}: {rows:,} rows loaded")
         print(published.page or published.url)
         if published.revision is not None and not published.rows:
             print(
                 "next: merge it, then run the same command without --pull-request and --revision: "
-                "it sends nothing again, and tags the version",
+                "it only tags the version",
                 file=sys.stderr,
             )
         else:
@@ -155,12 +155,12 @@ def publish(
 def diff(
     first: Target,
     second: Target,
-    limit: Annotated[int, typer.Option(min=0, help="Rows named of each kind.")] = 20,
+    limit: Annotated[int, typer.Option(min=0, help="Most rows to list of each kind.")] = 20,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print every row as CSV.")] = False,
 ) -> None:
     """Show the rows that were added, removed or changed between two releases.
 
-    Exit code 1 where there are any.
+    The exit code is 1 if there are any.
     """
     with explained():
         from collections import Counter

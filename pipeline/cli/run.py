@@ -40,8 +40,8 @@ def _make(workflow: Workflow, quiet: bool) -> None:
     )
     if alone and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise AigiError(
-            "run: a launcher started several processes, and only training is made for them. "
-            "Run the other sections in a workflow of their own, without it."
+            "run: a launcher started several processes, but only training can use them. "
+            "Run the other sections in a workflow of their own, without the launcher."
         )
     if building:
         make(workflow, store, progress)
@@ -55,7 +55,7 @@ def _make(workflow: Workflow, quiet: bool) -> None:
 
 
 def _record(workflow: Workflow) -> None:
-    """Keep a workflow of readers alone in its run, unless that has the one which built it."""
+    """Record a workflow that only reads in its run, unless the one that built the run is there."""
     from pipeline.run import RUN_WORKFLOW
     from pipeline.store import Store
 
@@ -65,14 +65,14 @@ def _record(workflow: Workflow) -> None:
 
 
 def run(
-    workflow_file: Annotated[str, typer.Argument(help="Workflow file, see workflows/.")],
+    workflow_file: Annotated[str, typer.Argument(help="Workflow file; see workflows/.")],
     overrides: Override = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print counts, disk and GPU-hours, then stop.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run the stages of a workflow; finished work is kept, so the same command resumes."""
+    """Run the stages of a workflow. Finished work is kept, so the same command resumes."""
     with explained():
         from pipeline import workflow as workflows
 
@@ -95,7 +95,7 @@ def demo(
     overrides: Override = None,
     quiet: Quiet = False,
 ) -> None:
-    """Make a small dataset with embedded models: no network, no GPU, a few minutes."""
+    """Make a small dataset with embedded models in a few minutes, without network and GPU."""
     with explained():
         from pipeline.demo import run_demo
 
@@ -108,7 +108,7 @@ def status(
 ) -> None:
     """Show every stage of a run: shards done, failed and missing, rows, bytes, time.
 
-    Of codecs in training: the step, and what the last steps came to.
+    For codecs in training, show the step and the latest means.
     """
     with explained():
         from dataclasses import asdict
@@ -165,7 +165,9 @@ def status(
 def sweep(
     workflow_file: Annotated[str, typer.Argument(help="Workflow of a run with scores.")],
     overrides: Override = None,
-    examples: Annotated[int, typer.Option(min=0, help="Images shown for each threshold.")] = 3,
+    examples: Annotated[
+        int, typer.Option(min=0, help="Example images to show for each threshold.")
+    ] = 3,
     sheet: Annotated[
         Path | None, typer.Option(help="Write a contact sheet of the examples (.jpg, .png).")
     ] = None,
@@ -180,7 +182,7 @@ def sweep(
         from pipeline.store import Store
 
         loaded = workflows.load(workflow_file, overrides or ())
-        table = Table("setting", title=f"What thresholds would drop in {escape(loaded.run)}")
+        table = Table("setting", title=f"Images that thresholds would drop in {escape(loaded.run)}")
         table.add_column("threshold", justify="right")
         table.add_column("dropped", justify="right")
         for heading in ("by source", "nearest to the threshold"):

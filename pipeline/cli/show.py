@@ -27,14 +27,17 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Print errors that the user can act on without a traceback."""
+    """Print errors that users can act on, without a traceback."""
     try:
         yield
     except AigiError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        print("\nstopped. Finished shards are kept; run again to go on.", file=sys.stderr)
+        print(
+            "\nstopped. Finished shards are kept; run the same command again to resume.",
+            file=sys.stderr,
+        )
         raise typer.Exit(130) from None
 
 

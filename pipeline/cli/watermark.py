@@ -1,4 +1,4 @@
-"""`aigi watermark detect` and `robustness`: images in, the marks that are read from them out."""
+"""`aigi watermark detect` and `robustness`: images in, the watermarks read from them out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 watermarks = typer.Typer(
-    help="Read watermarks, and measure what they survive.", no_args_is_help=True
+    help="Detect watermarks, and measure what they survive.", no_args_is_help=True
 )
 
 
@@ -28,14 +28,14 @@ Csv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 def detect(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="FILE...", help="Pictures, folders, .zip, .parquet, releases."),
+        typer.Argument(metavar="FILE...", help="Images, folders, .zip, .parquet, releases."),
     ],
     variants: Annotated[
         list[str] | None,
         typer.Option(
             "--variant",
-            help="Look for this one, e.g. 'visible:text=AI'; default: dwt-dct, dwt-dct-svd and "
-            "what a release states.",
+            help="Look for this mark, e.g. 'visible:text=AI'; default: dwt-dct, dwt-dct-svd and "
+            "the marks that a release states.",
         ),
     ] = None,
     logos: Annotated[
@@ -44,9 +44,9 @@ def detect(
     ] = None,
     as_csv: Csv = False,
 ) -> None:
-    """Look for watermarks: bit accuracy, and the chance of it without a mark.
+    """Look for watermarks: print the bit accuracy, and its probability without a mark.
 
-    Exit code 1 where a file could not be read.
+    The exit code is 1 if a file could not be read.
     """
     with explained():
         from pipeline.marks.detection import Found, search, write_csv
@@ -102,13 +102,13 @@ def _print_found(lines: Iterator[Found]) -> None:
 
 @watermarks.command()
 def robustness(
-    folder: Annotated[str, typer.Argument(help="Folder, .zip or .parquet of pictures.")],
+    folder: Annotated[str, typer.Argument(help="Folder, .zip or .parquet with images.")],
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many, spread evenly over the folder.")
+        int | None, typer.Option(min=1, help="Most images to use, spread evenly over the folder.")
     ] = None,
     as_csv: Csv = False,
 ) -> None:
-    """Mark pictures, harm them, and count how many messages are still read back whole."""
+    """Watermark images, degrade them, and count the recovered messages."""
     with explained():
         from pipeline.marks.detection import Survival, write_csv
         from pipeline.marks.detection import robustness as measure
@@ -120,7 +120,7 @@ def robustness(
         from rich.table import Table
 
         table = Table("variant", "after")
-        for heading in ("pictures", "read back whole", "mean bit accuracy"):
+        for heading in ("images", "recovered", "mean bit accuracy"):
             table.add_column(heading, justify="right")
         for line in lines:
             table.add_row(

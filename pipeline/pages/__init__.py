@@ -1,1 +1,1 @@
-"""HTML pages for people: the report of a run, and the review of its pictures by hand."""
+"""HTML pages for people: the report of a run, and the review of its images by hand."""

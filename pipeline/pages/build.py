@@ -33,7 +33,7 @@ from pipeline.selection.sweep import SWEPT
 from pipeline.settings import SPLITS
 from pipeline.store import Store
 
-_READ_BACK = 8  # pictures of each mark, source and split
+_READ_BACK = 8  # images of each mark, source and split
 
 
 def flow_section(store: Store, stages: Sequence[Status], images: pa.Table) -> Section:
@@ -45,7 +45,7 @@ def flow_section(store: Store, stages: Sequence[Status], images: pa.Table) -> Se
         looked = made["prompts"] + refused["prompts"].total()
         rows.append(("prompts", f"{looked:,} captions", made["prompts"], named(refused["prompts"])))
     total, failed = images.num_rows, int(pc.sum(pc.is_valid(images["error"])).as_py() or 0)
-    before = f"{made['prompts']:,} prompts" if "prompts" in made else "imported pictures"
+    before = f"{made['prompts']:,} prompts" if "prompts" in made else "imported images"
     rows.append(("plan", before, total, named(refused["plan"])))
     if "images" in made:
         gone = "" if not failed else f"failed {failed:,}"
@@ -69,7 +69,7 @@ def flow_section(store: Store, stages: Sequence[Status], images: pa.Table) -> Se
         "From captions to release",
         [
             "What went into every stage, what came out, and what was left out for which reason. "
-            "Captions are read until there are enough; those never looked at are not counted."
+            "Captions are read until there are enough; captions that were not read are not counted."
         ],
         [
             Table(
@@ -113,10 +113,10 @@ def prompts_section(store: Store, images: pa.Table) -> Section:
         texts = prompts["text"]
     else:
         texts = pc.unique(images["text"])
-        text.append("This run has no prompts table: captions came with the pictures.")
+        text.append("This run has no prompts table: its captions came with the images.")
     words = np.array([len(text.split()) for text in texts.to_pylist()], np.float64)
     charts.insert(0, histogram("Words of a prompt", words, "words", up="prompts", whole=True))
-    text.append(f"{len(texts):,} different prompts.")
+    text.append(f"{len(texts):,} distinct prompts.")
     return Section("prompts", "Prompts", text, tables, charts)
 
 
@@ -162,7 +162,7 @@ def images_section(images: pa.Table) -> Section:
                 [planned_of[key] / most for key in order],
             ),
             Table(
-                "Resolution, in pixels, of all that was made",
+                "Resolution of all images, in pixels",
                 ("source", "split", "size", "images"),
                 [(source, split, size, counted(count)) for source, split, size, count in shown],
                 1,
@@ -220,8 +220,8 @@ def scores_section(images: pa.Table, rules: Mapping[str, Any], pairs: pa.Table) 
         "scores",
         "Scores and thresholds",
         [
-            "Of all images that were made. What a threshold speaks against is red; a row may have "
-            "been dropped for an earlier reason, and people overrule scores."
+            "These are the scores of all images that were made. Red bars are beyond the threshold. "
+            "An image may have been dropped for an earlier reason, and people overrule scores."
         ],
         [
             Table(
@@ -238,7 +238,7 @@ def scores_section(images: pa.Table, rules: Mapping[str, Any], pairs: pa.Table) 
 
 
 def watermarks_section(store: Store, images: pa.Table) -> Section | None:
-    """Counts of marked pictures, and what reads of their marks."""
+    """Counts of watermarked images, and how much is read from their marks."""
     grouped = images.group_by(
         ["watermark", "source", "split", "keep"], use_threads=False
     ).aggregate([([], "count_all")])
@@ -262,9 +262,9 @@ def watermarks_section(store: Store, images: pa.Table) -> Section | None:
         "watermarks",
         "Watermarks",
         [
-            "Of sources and splits that ask for a mark. Invisible marks are looked for in up to "
-            f"{each} pictures each, and in unmarked ones beside them, where chance gives half of "
-            "the bits. The command aigi watermark detect looks at any picture."
+            "The table covers the sources and splits with a watermark. Invisible marks are looked "
+            f"for in up to {each} images of each row; in unmarked images, half of the bits are "
+            "right by chance. The command aigi watermark detect examines any image."
         ],
         [
             Table(
@@ -287,7 +287,7 @@ def _read_back(
     rows: Sequence[tuple[str, str, str]],
     most: int,
 ) -> tuple[str, str, str]:
-    """Of some pictures with this mark, source and split: which mark is read, how often, bits."""
+    """The mark looked for in some images of this row, how often it is whole, and the right bits."""
     mark, source, split = key
     beside = [other for other, *place in rows if place == [source, split] and other in READ]
     name = mark if mark in READ else next(iter(beside), None)

@@ -1,4 +1,4 @@
-"""Tables of a run in, sections of the report with images out: sheets, dropped ones, duplicates."""
+"""Tables of a run in, the report's sections with images out: sheets, dropped ones, duplicates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VEILED = ("nsfw", "concept")
 
 
 def lowest_section(images: pa.Table, chosen: pa.ChunkedArray, count: int) -> list[dict[str, Any]]:
-    """At most so many of the chosen rows that have a picture: those of the lowest ids."""
+    """At most `count` of the chosen rows that have an image: those with the lowest ids."""
     there = images.filter(pc.and_(pc.fill_null(chosen, False), pc.is_valid(images["width"])))
     lowest = heapq.nsmallest(count, there["image_id"].to_pylist())
     rows = there.filter(pc.is_in(there["image_id"], pa.array(lowest, pa.string()))).to_pylist()
@@ -36,7 +36,7 @@ def _shown(row: Mapping[str, Any], facts: str = "") -> Shown:
 
 
 def sheets_section(images: pa.Table) -> Section:
-    """Pictures of every source."""
+    """Images of every source."""
     names = sorted(pc.unique(images["source"]).to_pylist())
     each = max(4, min(24, _SHEET // max(1, len(names))))
     galleries = []
@@ -50,7 +50,7 @@ def sheets_section(images: pa.Table) -> Section:
     return Section(
         "sheets",
         "Contact sheets",
-        [f"At most {each} kept images of each source, drawn by their hash."],
+        [f"Up to {each} kept images of each source, drawn by their hash."],
         galleries=galleries,
     )
 
@@ -72,11 +72,11 @@ def dropped_section(images: pa.Table) -> Section | None:
             galleries.append(Gallery(f"Dropped: {reason}", pictures, reason in _VEILED))
     return Section(
         "dropped",
-        "Dropped, and why",
-        [f"Up to {_EXAMPLES} examples of each reason. Those that may be unsafe are folded away."],
+        "Dropped images and reasons",
+        [f"Up to {_EXAMPLES} examples of each reason. Images that may be unsafe are hidden."],
         [
             Table(
-                "Images dropped, by reason and source",
+                "Dropped images by reason and source",
                 ("reason", *sources, "all"),
                 [
                     (
@@ -125,8 +125,8 @@ def groups_section(images: pa.Table) -> Section | None:
         "duplicates",
         "Duplicate groups",
         [
-            f"{len(members):,} groups; {len(galleries):,} of them are shown, the one that stays "
-            "first, the others with their similarity to it or to the nearest of the group."
+            f"There are {len(members):,} groups, of which {len(galleries):,} are shown. The first "
+            "image stays; the others have their similarity to it or to the nearest in the group."
         ],
         [
             Table(

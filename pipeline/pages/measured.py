@@ -28,8 +28,8 @@ def characteristics(table: pa.Table, effects: pa.Table | None) -> list[Section]:
     """A section for each figure, and one of the effect sizes."""
     failed = table.num_rows - table["error"].null_count
     text = (
-        "Densities by source, over the range from the lowest half per cent of any source to the "
-        f"highest; in brackets the number of images, of which at most {MOST:,} are drawn. Pictures "
+        "The charts show densities by source, from the lowest half per cent of any source to the "
+        f"highest. The number of images is in brackets; at most {MOST:,} of them are used. Images "
         "with a watermark are left out" + (f", and {failed:,} without numbers." if failed else ".")
     )
     sections = [
@@ -45,12 +45,13 @@ def characteristics(table: pa.Table, effects: pa.Table | None) -> list[Section]:
                 "effects",
                 "How sources differ",
                 [
-                    f"Each source beside {against or 'all others'}, the largest effect first. "
-                    "Cliff's delta is the chance that a picture of the source has the higher value "
-                    "less the chance of the lower one; d is Cohen's; KS is the two-sample "
-                    "Kolmogorov-Smirnov statistic, its p-value adjusted for all rows (Benjamini "
-                    "and Hochberg). Pictures of one prompt are not independent, and with many "
-                    "pictures every difference has a small p-value: look at the effect sizes."
+                    f"Each source is compared with {against or 'all others'}, the largest effect "
+                    "first. Cliff's delta is the chance that an image of the source has the higher "
+                    "value minus the chance that it has the lower one; d is Cohen's d; KS is the "
+                    "two-sample Kolmogorov-Smirnov statistic, and its p-value is adjusted for all "
+                    "rows (Benjamini and Hochberg). Images of one prompt are not independent, and "
+                    "with many images every difference has a small p-value: look at the effect "
+                    "sizes."
                 ],
                 [
                     Table(
@@ -80,14 +81,17 @@ def characteristics(table: pa.Table, effects: pa.Table | None) -> list[Section]:
 
 
 def alignments(table: pa.Table) -> Section:
-    """Rings of the best source, and attributes that are right."""
+    """The shares of prompts for which each source is best, and of attributes that are right."""
     rings = best(table)
     text = [
-        "Of prompts of which every source here has a picture, the share for which each source's "
-        "pictures have the highest mean score. Pictures with a watermark are left out."
+        "The rings show the share of prompts for which the images of a source have the highest "
+        "mean score, among prompts for which every source here has an image. Images with a "
+        "watermark are left out."
     ]
     for name, found in rings.items():
-        left = f"; without {', '.join(found.left_out)}, which share none" * bool(found.left_out)
+        left = f"; without {', '.join(found.left_out)}, which share no prompt" * bool(
+            found.left_out
+        )
         text.append(f"{name}: {found.prompts:,} prompts{left}.")
     scores: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in unmarked(table).select(["source", "scores"]).to_pylist():
@@ -95,7 +99,7 @@ def alignments(table: pa.Table) -> Section:
             scores[name, row["source"]].append(score)
     tables = [
         Table(
-            "Scores of picture and prompt",
+            "Scores of image and prompt",
             ("score", "source", "images", "5 %", "median", "95 %"),
             [
                 (
@@ -112,8 +116,8 @@ def alignments(table: pa.Table) -> Section:
     if right:
         tables.append(
             Table(
-                "Attributes: pictures that suit the word of their prompt best of all words",
-                ("attribute", "source", "right of all", "share"),
+                "Attributes: images that match the word of their prompt best of all words",
+                ("attribute", "source", "right", "share"),
                 [
                     (*key, f"{good:,} of {total:,}", f"{good / total:.1%}")
                     for key, (good, total) in right.items()
@@ -126,11 +130,11 @@ def alignments(table: pa.Table) -> Section:
 
 
 def rate_distortion(table: pa.Table, bd_rates: Sequence[Mapping[str, str]]) -> Section:
-    """RD curves and BD-rates by source, as the benchmark's own page has them.
+    """RD curves and BD-rates by source, as on the benchmark's own page.
 
     Args:
-        table: of MEASUREMENTS.
-        bd_rates: rows of the benchmark's `bd-rates.csv`; none: there is no such table.
+        table: rows of MEASUREMENTS.
+        bd_rates: rows of the benchmark's `bd-rates.csv`; empty: there is no such table.
     """
     labels = sorted(pc.unique(table["codec"]).to_pylist())
     found = curves(table, labels)
@@ -155,11 +159,11 @@ def rate_distortion(table: pa.Table, bd_rates: Sequence[Mapping[str, str]]) -> S
     failed = table.num_rows - table["error"].null_count
     pictures = len({row["image_id"] for row in table.select(["image_id"]).to_pylist()})
     text = [
-        f"{table.num_rows:,} measurements of {pictures:,} pictures"
+        f"There are {table.num_rows:,} measurements of {pictures:,} images"
         + (f", of which {failed:,} failed" if failed else "")
-        + ". A point is the mean over the pictures of a source that the codec coded at every "
-        "quality; MS-SSIM is averaged before it is given in dB. BD-rates below 0: fewer bits at "
-        "equal quality; in brackets the 95 % interval over pictures."
+        + ". A point is the mean over the images of a source that the codec coded at every "
+        "quality. MS-SSIM is averaged before it is converted to dB. BD-rates below 0 mean fewer "
+        "bits at equal quality; the 95 % interval over images is in brackets."
     ]
     text += [
         f"No BD-rate of {row['codec']}, {row['source']}, {METRICS[row['metric']].axis}: "

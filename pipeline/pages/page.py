@@ -1,8 +1,8 @@
 """A template and values in, one self-contained HTML page out: no network, no server.
 
 Prompts and file names come from outside. The template engine escapes every value, characters that
-would reorder or hide text are spelled out, and the page's own policy lets no script run but the
-one that belongs to it, and loads nothing from anywhere.
+would reorder or hide text are spelled out, and the page's own policy allows only the script that
+belongs to it and loads nothing.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def visible(text: object) -> str:
 
 
 def render(template: str, script: str | None = None, **values: Any) -> str:
-    """The page that a template of this folder makes of the values.
+    """Render a template of this folder with the values.
 
     Args:
         template: name of the `.html` file.
-        script: name of the `.js` file that the page carries; None: the page runs none.
+        script: name of the `.js` file to embed; None: the page runs no script.
         values: for the template, which escapes them.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

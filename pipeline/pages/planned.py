@@ -27,14 +27,14 @@ _COLUMNS = {
 def planned(store: Store) -> pa.Table:
     """Plan, sizes, scores and verdicts by image, with its `shard` and `row` in it.
 
-    What a run does not have is null.
+    Values that a run does not have are null.
 
     Raises:
         AigiError: there is no plan, or a shard has other rows than the plan's.
     """
     have = {table: store.shards(table) for table in _COLUMNS}
     if not have["plan"]:
-        raise AigiError(f"{store.path('plan')}: no plan table in this run")
+        raise AigiError(f"{store.path('plan')}: this run has no plan table")
     with ThreadPoolExecutor(8) as pool:
         parts = list(pool.map(partial(_shard, store, have), have["plan"]))
     return pa.concat_tables(parts)

@@ -1,6 +1,6 @@
 """A run in, one self-contained HTML file out that shows what was made, dropped, and why.
 
-Counts are of all rows; pictures are a sample, drawn by the hash that an image's id is.
+Counts cover all rows; images are a sample, drawn by image id, which is a hash.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from pipeline.training.logs import logs
 
 SIDE = 160  # pixels of a thumbnail
 MOST_PICTURES = 600
-"""Thumbnails of a page: of pictures that compress as badly as noise, below 12 MB."""
+"""Most thumbnails of a page: below 12 MB even for images that compress as badly as noise."""
 
 
 # --- Sections ----------------------------------------------------------------------------------
 
 
 def _libraries(versions: str | None) -> str:
-    """Names and versions, of the JSON text that images have."""
+    """Names and versions, from the JSON text in the images table."""
     return ", ".join(f"{name} {number}" for name, number in json.loads(versions or "{}").items())
 
 
 def _environment(store: Store, stages: Sequence[Status], images: pa.Table | None) -> Section | None:
-    """Timings, and what made the pictures."""
+    """Timings, and what made the images."""
     tables = []
     if stages:
         tables.append(
@@ -96,7 +96,7 @@ def _environment(store: Store, stages: Sequence[Status], images: pa.Table | None
     code = (
         []
         if settings is None
-        else [("The whole workflow", yaml.safe_dump(settings, allow_unicode=True))]
+        else [("Complete workflow", yaml.safe_dump(settings, allow_unicode=True))]
     )
     if not tables and not code:
         return None
@@ -126,7 +126,7 @@ def _sections(store: Store, stages: Sequence[Status]) -> Iterator[Section | None
 
 
 def _summary(stages: Sequence[Status], codecs: int) -> str:
-    """One line on how far the run is."""
+    """One line about the progress of the run."""
     rows = {stage.table: stage.rows for stage in stages}
     told = [
         f"{rows[table]:,} {words}"
@@ -135,8 +135,8 @@ def _summary(stages: Sequence[Status], codecs: int) -> str:
             ("plan", "images planned"),
             ("images", "made"),
             ("release", "released"),
-            ("characteristics", "pictures characterised"),
-            ("alignments", "pictures scored for alignment"),
+            ("characteristics", "images characterised"),
+            ("alignments", "images scored for alignment"),
             ("measurements", "measurements of codecs"),
         )
         if table in rows
@@ -148,7 +148,7 @@ def _summary(stages: Sequence[Status], codecs: int) -> str:
 
 
 def charts(sections: Sequence[Section]) -> dict[str, str]:
-    """The charts of a report by the name that a file can have, on a white ground."""
+    """The charts of a report on a white ground, by file name."""
     return {
         f"{section.name}-{number:02d}.svg": svg.replace(
             'role="img"', 'role="img" style="background:#fff"', 1
@@ -159,10 +159,10 @@ def charts(sections: Sequence[Section]) -> dict[str, str]:
 
 
 def report(store: Store) -> tuple[str, list[Section]]:
-    """The page of a run, whatever stages it has, and the sections that it is made of.
+    """The page of a run, with whatever stages it has, and the sections of the page.
 
     Raises:
-        AigiError: no run, or one whose tables do not belong together.
+        AigiError: there is no run, or its tables do not belong together.
     """
     stages = status(store)
     sections = [section for section in _sections(store, stages) if section is not None]

@@ -1,5 +1,5 @@
 "use strict";
-// Decisions of one person, a picture at a time or in a grid; kept in the browser, exported as CSV.
+// Decisions of one person, an image at a time or in a grid; kept in the browser, exported as CSV.
 const { digest, items } = JSON.parse(document.getElementById("data").textContent);
 const place = `aigi-review-${digest}`;
 const part = (id) => document.getElementById(id);
@@ -19,7 +19,7 @@ try {
   if (found !== null) state = JSON.parse(found);
 } catch (error) {
   kept = false;
-  warn(`This browser keeps no decisions (${error.message}): export them before you close the page.`);
+  warn(`This browser does not keep decisions (${error.message}): export them before you close the page.`);
 }
 
 function save() {
@@ -28,7 +28,7 @@ function save() {
     localStorage.setItem(place, JSON.stringify(state));
   } catch (error) {
     kept = false;
-    warn(`This browser keeps no more decisions (${error.message}): export them now.`);
+    warn(`This browser cannot keep more decisions (${error.message}): export them now.`);
   }
 }
 
@@ -51,7 +51,7 @@ function drawOne() {
   if (item.twin !== null) {
     const box = picture(items[item.twin], true);
     const caption = document.createElement("figcaption");
-    caption.textContent = `The one that stays, similarity ${item.similarity}`;
+    caption.textContent = `The image that stays, similarity ${item.similarity}`;
     box.append(caption);
     part("pictures").append(box);
   }
@@ -103,8 +103,8 @@ function say() {
   part("bar").max = items.length;
   part("bar").value = done;
   part("said").textContent =
-    `Picture ${state.at + 1} of ${items.length}; ${done} decided` +
-    (done === items.length ? ": all done, export them" : "");
+    `Image ${state.at + 1} of ${items.length}; ${done} decided` +
+    (done === items.length ? ": all done, export them now" : "");
 }
 
 function draw() {

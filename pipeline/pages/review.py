@@ -1,4 +1,4 @@
-"""A run with a selection in, a page out on which a person decides about a sample of its images."""
+"""A run with a selection in, a page on which a person reviews a sample of its images out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIDE = 512  # pixels; 500 pictures of this size make a page of some 20 MB
 
 
 class _Judged(NamedTuple):
-    """What the selection says of one image."""
+    """The verdict of the selection on one image."""
 
     image_id: str
     place: Place
@@ -55,10 +55,10 @@ def _judged(store: Store) -> dict[str, _Judged]:
 def _sample(
     judged: Mapping[str, _Judged], reasons: Sequence[str], most: int, seed: int
 ) -> tuple[list[str], int]:
-    """At most so many ids, drawn by a hash, reason by reason; and how many of them were drawn.
+    """At most `most` ids, drawn by a hash, reason by reason; and how many of them were drawn.
 
-    As many of each reason, until the rare ones run out. Behind a duplicate comes the image that
-    stays in its place, which was not drawn.
+    Each reason gets the same number, until the rare ones run out. A duplicate is followed by the
+    image that stays in its place, which was not drawn.
     """
     queues: dict[str, list[tuple[str, str]]] = {reason: [] for reason in reasons}
     for image in judged.values():
@@ -119,7 +119,7 @@ def _facts(image: _Judged, known: dict[str, Any], rules: dict[str, Any]) -> list
 
 
 def _veiled(image: _Judged, known: dict[str, Any], rules: dict[str, Any]) -> bool:
-    """Whether somebody may not want to see it unasked: by its reason, or nearly by its scores."""
+    """Whether to blur an image, because of its reason or its scores."""
     if image.reason in ("nsfw", "concept"):
         return True
     limits = rules.get("max_concepts") or {}
@@ -132,14 +132,14 @@ def _veiled(image: _Judged, known: dict[str, Any], rules: dict[str, Any]) -> boo
 def review(
     store: Store, reasons: Sequence[str], sample: int, seed: int = 0, side: int = SIDE
 ) -> tuple[str, int]:
-    """The page, and how many images it asks about.
+    """The review page, and the number of images on it.
 
     Args:
-        store: a run whose selection is done.
-        reasons: of the selection, or `kept`; as many of each as there are.
-        sample: at most so many images, with those that stay in place of a duplicate.
-        seed: which of them.
-        side: pixels of a picture on the page.
+        store: a run with a finished selection.
+        reasons: of the selection, or `kept`; each gets the same number of images.
+        sample: most images, including those that stay in place of a duplicate.
+        seed: draws the images.
+        side: longest side of an image on the page, in pixels.
 
     Raises:
         AigiError: an unknown reason, no selection, or no such image.
@@ -152,7 +152,9 @@ def review(
     total = sum(image.reason in reasons for image in judged.values())
     shown, drawn = _sample(judged, list(dict.fromkeys(reasons)), sample, seed)
     if not shown:
-        raise AigiError(f"{store.url}: no image is {' or '.join(reasons)}, so nothing to review")
+        raise AigiError(
+            f"{store.url}: no image is {' or '.join(reasons)}, so there is nothing to review"
+        )
     images = [judged[image_id] for image_id in shown]
     known = _known(store, images)
     settings = (store.read_json("_stages", "selection.json") or {}).get("settings", {})
@@ -161,14 +163,17 @@ def review(
     items = []
     for image in images:
         if image.place not in small:
-            raise AigiError(f"images: {image.image_id}: no picture, though it did not fail")
+            raise AigiError(
+                f"images: {image.image_id}: the stored image is missing; make the images again"
+            )
         item = _item(image, known[image.image_id], settings, small[image.place])
         twin = image.duplicate_of
         items.append(item | {"twin": None if twin is None else number[twin]})
     digest = hashlib.sha256("\n".join(shown).encode()).hexdigest()[:32]
-    said = f"{len(shown):,} images: {drawn:,} of {total:,} that are {', '.join(reasons)}"
+    said = f"This page shows {len(shown):,} images: {drawn:,} of {total:,} that are "
+    said += ", ".join(reasons)
     extra = len(shown) - drawn
-    said += f", and {extra:,} that stayed in place of duplicates among them." if extra else "."
+    said += f", and {extra:,} that stayed in place of duplicates." if extra else "."
     data = {"digest": digest, "items": items}
     page = render("review.html", "review.js", run=store.url, sampled=said, data=data)
     return page, len(items)

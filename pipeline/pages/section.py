@@ -1,4 +1,4 @@
-"""What a report is made of: sections of text, tables, charts and galleries."""
+"""The parts of a report: sections of text, tables, charts and galleries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def share_of(part: int, whole: int) -> str:
 
 
 def floats_of(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    """Values of a column that are there and finite."""
+    """The finite values of a column, as float64."""
     values: NDArray[np.float64] = column.drop_null().cast(pa.float64()).to_numpy()
     return values[np.isfinite(values)]
 
@@ -56,7 +56,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture with its prompt and a line of facts."""
+    """An image with its prompt and a line of facts."""
 
     place: Place
     text: str
@@ -65,7 +65,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures under a heading; `veiled` ones are folded away until somebody asks for them."""
+    """Images under a heading; a `veiled` gallery is hidden until a reader opens it."""
 
     title: str
     pictures: Sequence[Shown]
@@ -79,7 +79,7 @@ class Section:
     Attributes:
         name: its anchor, in letters.
         charts: SVG text, escaped already.
-        code: text shown as it is, folded away.
+        code: text shown as it is, hidden until a reader opens it.
     """
 
     name: str

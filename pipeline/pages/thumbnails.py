@@ -1,4 +1,4 @@
-"""Rows of a run in, small pictures of them as `data:` addresses out.
+"""Rows of a run in, small images of them as `data:` addresses out.
 
 Only the row groups that hold a wanted row are read.
 """
@@ -18,14 +18,14 @@ from pipeline.store import Store
 
 
 class Place(NamedTuple):
-    """Where an image stands: shard of the plan, and row in it, from 0."""
+    """The place of an image: shard of the plan, and row in it, from 0."""
 
     shard: str
     row: int
 
 
 class Thumbnail(NamedTuple):
-    """A small picture: WebP as a `data:` address, and its size in pixels."""
+    """A small image: WebP as a `data:` address, and its size in pixels."""
 
     address: str
     width: int
@@ -42,10 +42,12 @@ def _small(rgb: RGB, side: int, quality: int) -> Thumbnail:
 
 
 def pictures(store: Store, places: Iterable[Place]) -> Iterator[tuple[Place, RGB]]:
-    """Decoded pictures of these rows, shard by shard; rows without a picture are left out.
+    """Decoded images (uint8, H x W x 3) of these rows, shard by shard.
+
+    Rows without an image are left out.
 
     Raises:
-        AigiError: a shard is missing, or a stored picture is damaged.
+        AigiError: a shard is missing, or a stored image is damaged.
     """
     wanted: dict[str, set[int]] = defaultdict(set)
     for place in places:
@@ -58,7 +60,7 @@ def pictures(store: Store, places: Iterable[Place]) -> Iterator[tuple[Place, RGB
 def thumbnails(
     store: Store, places: Iterable[Place], side: int, quality: int = 80
 ) -> dict[Place, Thumbnail]:
-    """Pictures of these rows, at most `side` pixels a side; rows without a picture are left out.
+    """Thumbnails of these rows, at most `side` pixels a side; rows without an image are left out.
 
     Raises:
         AigiError: as `pictures`.

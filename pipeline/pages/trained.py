@@ -1,4 +1,4 @@
-"""Logs of training in, the section of a report that shows them out."""
+"""Logs of training in, the report's section about them out."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ def training(logs: Sequence[Log]) -> Section:
             rows.append((name, f"{last['step']:,.0f}", *cells, f"{best['step']:,.0f}"))
     tables = [
         Table(
-            "How far each codec is",
+            "Progress of each codec",
             ("codec", "step", "time"),
             [(log.name, log.progress, duration(log.seconds)) for log in logs],
             2,
         )
     ]
-    headings = ("codec", "step", "pictures", "bpp", "without prompt", "PSNR, dB", "MS-SSIM")
+    headings = ("codec", "step", "images", "bpp", "without prompt", "PSNR, dB", "MS-SSIM")
     if rows:
         tables.append(
-            Table("Last validation, of real files", (*headings, "loss", "best at step"), rows, 8)
+            Table("Last validation with real files", (*headings, "loss", "best at step"), rows, 8)
         )
     return Section(
         "training",
         "Training",
         [
-            "Curves are of random crops, with estimated rates; validation codes whole pictures to "
-            "real files. Losses of different λ do not compare."
+            "The curves come from random crops and estimated rates; validation codes whole images "
+            "to real files. Losses of different λ cannot be compared."
         ],
         tables,
         charts,

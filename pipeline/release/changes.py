@@ -15,12 +15,12 @@ from pipeline.store import Store
 Say = Callable[[str], None]
 
 
-RETRY = "Nothing that has arrived is lost: run the same command again, it sends the rest."
+RETRY = "Run the same command again: it keeps what has arrived and sends the rest."
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a release, or a remote one. Small files on the Hub have no sha256 but a blob id."""
+    """A file of a release, here or published; small files on the Hub have a blob id, no sha256."""
 
     bytes: int
     sha256: str | None
@@ -38,13 +38,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Published:
-    """Where a release stands now.
+    """Where a release is now.
 
     Attributes:
         url: what `aigi verify` and `load` take.
         revision: tag, branch or pull request; None for a folder.
-        page: of the pull request, where one was asked for.
-        rows: rows of each `(config, split)`, read back.
+        page: address of the pull request, if one was opened.
+        rows: number of rows read back, by `(config, split)`.
     """
 
     url: str
@@ -78,7 +78,7 @@ def equal_there(store: Store, path: str, here: File, there: File) -> bool:
 
 
 def owned_by(before: Mapping[str, Any] | None) -> set[str]:
-    """Files that a manifest lists; names that lead out of its folder are nobody's."""
+    """Files that a manifest lists; names that lead out of its folder are ignored."""
     records = [] if before is None else [*before["files"], *before["documents"]]
     return {record["path"] for record in records if not escapes(record["path"])}
 
@@ -93,7 +93,7 @@ def changes(
 
     Args:
         there: the remote files.
-        before: the remote manifest; its files go where this release does not have them, and so do
+        before: the remote manifest. Files of it that this release lacks are removed, and so are
             files that the card's patterns would take for shards. Other remote files stay.
     """
     files = release_files(store, manifest)

@@ -79,7 +79,7 @@ class Counts:
         planned: images planned for each source.
         dropped: images by source and reason.
         refused: captions by the name of their source and the reason; likewise `unplanned`,
-            pictures of imports that never came into the plan, and `failed`, images that could
+            images of imports that never came into the plan, and `failed`, images that could
             not be made.
         samples: some images of each source, drawn by the hash that their id is.
     """
@@ -124,7 +124,7 @@ def _samples(rows: pa.Table, shard: str, split: str) -> Iterator[Sample]:
 
 
 def _lowest(samples: Iterator[Sample]) -> list[Sample]:
-    """The lowest ids, of the variants of one picture only one."""
+    """The lowest ids, of the variants of one image only one."""
     found: dict[str, Sample] = {}
     for sample in heapq.nsmallest(8 * CANDIDATES, samples):
         found.setdefault(sample.picture, sample)

@@ -15,11 +15,11 @@ from pipeline.store import Store
 
 @dataclass(frozen=True)
 class Difference:
-    """A row of one release that the other does not have, or has otherwise.
+    """A row that is in one release only, or differs between the two.
 
     Attributes:
         what: `added` (only in the second), `removed` (only in the first) or `changed`.
-        columns: names of those in which a changed row differs; `pixels_sha256` is the picture's.
+        columns: names of those in which a changed row differs; `pixels_sha256` is the image's.
     """
 
     what: str
@@ -39,7 +39,7 @@ class _Row:
 
 
 def _narrow(store: Store, path: str) -> pa.Table:
-    """All of a release file but the pictures, whose hash is a column."""
+    """All of a release file but the images, whose hash is a column."""
     name = path.removesuffix(".parquet")
     metadata = store.metadata("", name)
     columns = [] if metadata is None else metadata.schema.to_arrow_schema().names
@@ -48,7 +48,7 @@ def _narrow(store: Store, path: str) -> pa.Table:
 
 
 def _rows(store: Store, manifest: dict[str, Any]) -> dict[str, _Row]:
-    """Place and digest of every row by its image id: some 200 bytes a row are held."""
+    """Place and digest of every row by its image id; a row takes some 200 bytes of memory."""
     found = {}
     for record in manifest["files"]:
         for number, row in enumerate(_narrow(store, record["path"]).to_pylist()):

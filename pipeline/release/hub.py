@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 def _without_secrets(text: str, token: str | None) -> str:
-    """A message without the token and without signatures of links, which open the door as well."""
+    """A message without the token and without signed links, which grant access as well."""
     text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?...", text)
     return text.replace(token, "hf_***") if token else text
 
 
 @contextmanager
 def _explained(to: str, token: str | None) -> Iterator[None]:
-    """Errors of the client as errors with a remedy, without the token."""
+    """Raise errors of the client as errors with a remedy, without the token."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -115,12 +115,13 @@ def to_hub(
         raise AigiError(f"{to}: expected hf://datasets/ORG/NAME; the revision is the version's tag")
     if not store.local:
         raise AigiError(
-            f"{store.url}: the client uploads from a local folder; copy it first, with "
-            f"aigi publish {store.url} --to FOLDER, then publish FOLDER"
+            f"{store.url}: the Hub's client uploads from local folders only. Copy the release "
+            f"first (aigi publish {store.url} --to FOLDER), then publish FOLDER."
         )
     if pull_request and revision is not None:
         raise AigiError(
-            "--pull-request opens a new one; to go on with one, give --revision refs/pr/N alone"
+            "--pull-request opens a new pull request. To continue one, give --revision refs/pr/N "
+            "alone."
         )
     repo, token = matched[1], get_token()
     to = f"hf://datasets/{repo}"
@@ -145,9 +146,9 @@ def to_hub(
         moved = [change for change in found if change.what != "same"]
         if tag in tags and moved:
             raise AigiError(
-                f"{to}: {tag} is published and differs in {len(moved)} files, first "
-                f"{moved[0].path}. A tag stays what it is: raise release.version, run the "
-                "workflow again, and publish that."
+                f"{to}: {tag} is already published and differs in {len(moved)} files, the first is "
+                f"{moved[0].path}. A tag never changes: raise release.version, run the workflow "
+                "again, and publish the new version."
             )
         if dry_run:
             return found, None
@@ -174,15 +175,18 @@ def to_hub(
             arrived = _differences(store, manifest, _listing(api, repo, branch))
             if arrived:
                 raise AigiError(
-                    f"{to}: {len(arrived)} files did not arrive as they are here, first "
-                    f"{arrived[0]}. Run the same command again; if it stays so, delete the file "
-                    "there first."
+                    f"{to}: {len(arrived)} files differ after the upload, the first is "
+                    f"{arrived[0]}. Run the same command again. If they still differ, delete the "
+                    "file there first."
                 )
         if branch == "main":
             with _explained(to, token):
                 api.create_tag(repo, tag=tag, repo_type="dataset", exist_ok=True)
                 if wrong := _differences(store, manifest, _listing(api, repo, tag)):
-                    raise AigiError(f"{to}: somebody else made the tag {tag} meanwhile: {wrong[0]}")
+                    raise AigiError(
+                        f"{to}: the tag {tag} was created by someone else in the meantime: "
+                        f"{wrong[0]}"
+                    )
                 say(f"{to}: tagged {tag}")
         else:
             return found, Published(to, branch, getattr(info, "pr_url", None), {})

@@ -1,8 +1,8 @@
 """A release in, the same files on the Hub, in a folder or at an fsspec URL out (`aigi publish`).
 
 A dataset on the Hub gets all files in one or more commits, then is compared with the manifest,
-then tagged `vVERSION`: what stands at a tag is a whole release, whatever was cut off before. The
-upload itself (streams, batches, retries, what is there already) is huggingface_hub's business.
+then tagged `vVERSION`: a tag always holds a whole release, whatever was cut off before. The upload
+itself (streams, batches, retries, skipping what is there) is done by huggingface_hub.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _to_folder(
                 target.copy(file, change.path)
             if target.sha256(change.path) != files[change.path].sha256:
                 raise AigiError(
-                    f"{target.path(change.path)}: not what was written there. Is the disk sound? "
+                    f"{target.path(change.path)}: differs from what was written. Check the disk. "
                     + RETRY
                 )
     for change in found:
@@ -82,26 +82,26 @@ def publish(
     Args:
         run: run directory or release folder.
         to: `hf://datasets/ORG/NAME`, a folder, or an fsspec URL.
-        dry_run: only look what would change.
-        public: a repository that is created now is public; default: private.
+        dry_run: only list what would change.
+        public: create a public repository where there is none; default: a private one.
         pull_request: on the Hub, open a pull request instead of committing.
         revision: on the Hub, an existing branch or `refs/pr/N` to commit to; default: main. Only
             main is tagged.
-        say: told each step.
+        say: is called with a line for each step.
 
     Returns:
-        What is done to each file, and where the release stands (None for a dry run).
+        What is done to each file, and where the release is now (None for a dry run).
 
     Raises:
-        AigiError: no token, no right to write, the version is published already with other
-            content, files that are not as the manifest says here or there, a lost connection.
-            Each says what to do.
+        AigiError: no token, no right to write, the version is already published with other
+            content, files here or there that differ from the manifest, or a lost connection.
+            Each message says what to do.
     """
     store, manifest = open_release(run)
     if to.startswith("hf://"):
         return to_hub(store, manifest, to, dry_run, public, pull_request, revision, say)
     if pull_request or revision is not None or public:
-        raise AigiError(f"{to}: pull requests, revisions and visibility are the Hub's")
+        raise AigiError(f"{to}: --pull-request, --revision and --public need a dataset on the Hub")
     if not dry_run:
         check_here(store, manifest)
     return _to_folder(store, manifest, to, dry_run, say)

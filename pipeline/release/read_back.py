@@ -13,12 +13,12 @@ from pipeline.store import Store
 def read_back(
     name: str, manifest: Mapping[str, Any], revision: str | None = None
 ) -> dict[tuple[str, str], int]:
-    """Load every config and split with `datasets` and count; the first picture is compared, too.
+    """Count the rows of every config and split with `datasets`, and compare the first image.
 
     Only the column of ids is read, so a dataset of any size takes minutes and little memory.
 
     Raises:
-        AigiError: rows are missing or too many, or a picture is not the one of its hash.
+        AigiError: rows are missing, there are too many, or an image differs from its hash.
     """
     import numpy as np
     from datasets import get_dataset_config_names, load_dataset
@@ -38,18 +38,18 @@ def read_back(
             first = next(iter(whole[split]))
             rgb = np.asarray(first["image"].convert("RGB"))
             if pixels_sha256(rgb) != first["pixels_sha256"]:
-                raise AigiError(f"{name}: {config}/{split}: {first['image_id']}: other pixels")
+                raise AigiError(f"{name}: {config}/{split}: {first['image_id']}: pixels differ")
     for key in sorted(expected | found):
         if expected.get(key, 0) != found.get(key, 0):
             raise AigiError(
-                f"{name}: {'/'.join(key)}: {found.get(key, 0):,} rows load, the manifest says "
+                f"{name}: {'/'.join(key)}: {found.get(key, 0):,} rows load, but the manifest lists "
                 f"{expected.get(key, 0):,}"
             )
     return found
 
 
 def check_here(store: Store, manifest: Mapping[str, Any]) -> None:
-    """Before anything is sent: a damaged shard must not get out under a good name."""
+    """Refuse a release that differs from its manifest, before anything is sent."""
     wrong = compare(store, dict(manifest))
     if wrong:
-        raise AigiError(f"{store.url}: not as its manifest says: {wrong[0]}. Nothing was sent.")
+        raise AigiError(f"{store.url}: differs from its manifest: {wrong[0]}. Nothing was sent.")

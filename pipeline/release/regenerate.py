@@ -1,9 +1,9 @@
 """A manifest and the places of this machine in, the workflow that makes the release again out.
 
-A manifest holds every setting that decides a byte, the dataset specification with pinned commits,
-what the top-up rounds added, and a digest of the plan; of folders and files it knows the names
-alone. `PLAN_FILE` beside it is the plan itself; without that file, prompts and plan are made anew
-from the captions, and must come out as the manifest says.
+A manifest contains every setting that decides a byte, the dataset specification with pinned
+commits, what the top-up rounds added, and a digest of the plan. It contains only the names of
+folders and files. `PLAN_FILE` beside it is the plan itself; without that file, prompts and plan are
+made again from the captions, and must match the manifest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PLACE = re.compile(
     r"|sources\.[^.]+\.(folder|path|captions|vae)"
     r"|embeddings\.folder|quality\.safety_checker\.folder|selection\.review"
 )
-"""Settings that say where something lies on a machine; what lies there is the manifest's to say."""
+"""Settings that name a place on a machine; the manifest decides what must be there."""
 _OPTIONAL = {
     # The specification names a model on the Hub, too; a plan that is copied has its captions.
     False: re.compile(r"sources\.[^.]+\.folder"),
@@ -47,7 +47,7 @@ def is_place(dotted: str, value: object) -> bool:
 
 
 def recorded(recipe: Recipe, sources: list[str]) -> dict[str, Any]:
-    """The settings of a run for its manifest; of a place, only the last part of its name.
+    """The settings of a run for its manifest; places are cut to the last part of their names.
 
     Args:
         sources: those that the plan has.
@@ -78,7 +78,7 @@ def merged(
         sections: of the manifest's settings, beside `plan` and `compute`; None: all.
 
     Raises:
-        AigiError: not a manifest, or places that the settings need are not given.
+        AigiError: this is no manifest, or a place that the settings need is not given.
     """
     manifest = read_manifest(location)
     data = {
@@ -94,7 +94,7 @@ def merged(
             # The captions of an import can move prompts of other sources to another split.
             raise AigiError(
                 f"plan.sources: {location} has no {PLAN_FILE} beside it, so the plan is made "
-                "anew and needs all sources. Take the manifest inside the release."
+                "again and needs all sources. Use the manifest inside the release."
             )
         data["plan"]["sources"] = wanted
         data["sources"] = {name: each for name, each in data["sources"].items() if name in wanted}
@@ -114,7 +114,7 @@ def merged(
             if _OPTIONAL[copied].fullmatch(dotted):
                 _put(data, dotted, None)
             else:
-                missing.append(f"  --set {dotted}=...   (there: {value})")
+                missing.append(f"  --set {dotted}=...   (originally: {value})")
     for name in data["plan"]["sources"]:
         # Such a source had no settings of its own there.
         folder = given.get(f"sources.{name}.folder")
@@ -122,8 +122,10 @@ def merged(
             data["sources"][name] = {"folder": folder}
     if missing:
         raise AigiError(
-            f"{location}: made with files that this workflow does not name. Say where they lie "
-            "here:\n" + "\n".join(missing) + ("\nor leave a source out with plan.sources" * copied)
+            f"{location}: this release was made with files that this workflow does not name. Give "
+            "their places here:\n"
+            + "\n".join(missing)
+            + "\nOr leave a source out with plan.sources." * copied
         )
     for name in ("run", "release"):
         if mine.get(name) is not None:

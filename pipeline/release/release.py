@@ -55,7 +55,10 @@ def release_schema() -> pa.Schema:
 def _files(store: Store) -> dict[str, str]:
     files = store.read_json("selection", "_files.json")
     if files is None:
-        raise AigiError(f"{store.path('selection', '_files.json')}: missing; delete selection")
+        raise AigiError(
+            f"{store.path('selection', '_files.json')}: missing. Delete the run's folder "
+            "selection, and run the workflow again."
+        )
     return dict(files["files"])
 
 
@@ -69,7 +72,7 @@ def _names(store: Store) -> list[str]:
 
 
 def _read(store: Store, name: str) -> pa.Table:
-    """Kept rows of one image shard, with everything that is known of them."""
+    """Kept rows of one image shard, with everything that is known about them."""
     shard = _files(store)[name]
     found = store.aligned(shard, {"plan": None, "images": None, "selection": ["keep"]})
     plan, images = found["plan"], found["images"]
@@ -106,7 +109,7 @@ def stage() -> Map:
 
 
 def _check_splits(store: Store, names: list[str]) -> None:
-    """No prompt stands in two splits, whatever the source."""
+    """Refuse a prompt that is in two splits, whatever the source."""
     split_of: dict[str, str] = {}
     for name in names:
         rows = store.read("release", name, ["prompt_id"])

@@ -89,7 +89,7 @@ def _compare_file(
 def compare(store: Store, manifest: dict[str, Any]) -> list[str]:
     """One line for every file of a release that is missing, extra or differs from its manifest.
 
-    Of files on the Hub the sha256 is the one that the Hub states, where it states one.
+    For files on the Hub, the sha256 is the one that the Hub reports, if it reports one.
     """
     sizes = {f"{name}.parquet": size for name, size in store.shards("").items()}
     with ThreadPoolExecutor(8) as pool:  # round trips on the Hub, hashes on a disk

@@ -14,14 +14,14 @@ from pipeline.selection.review import DECISIONS
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two people agree on the images that both decided on.
+    """How well two people agree on the images that both decided on.
 
     Attributes:
         one, other: their names.
         both: images that both decided on.
-        same: of these, with the same decision.
+        same: images on which both decided the same.
         kappa: Cohen's kappa (1960): agreement beyond chance, 1 for full agreement, 0 for chance;
-            None where chance alone would agree fully (one decision for all), or nothing is shared.
+            None if chance alone would agree fully (one decision for all), or they share no image.
     """
 
     one: str
@@ -49,7 +49,7 @@ class Merged:
 
     Attributes:
         decisions: by image; `unsure` where people disagree, so that the scores decide.
-        disagreements: by image, what each said (None: nothing).
+        disagreements: by image, the decision of each person (None: no decision).
         pairs: agreement of every two people.
     """
 
@@ -59,7 +59,7 @@ class Merged:
 
 
 def merge(reviews: Mapping[str, Mapping[str, str]]) -> Merged:
-    """Merge decisions by image, of people by name; who decided on an image alone is followed."""
+    """Merge the decisions of people, given by name; a decision of one person alone counts."""
     decisions: dict[str, str] = {}
     disagreements: dict[str, dict[str, str | None]] = {}
     for image in dict.fromkeys(image for review in reviews.values() for image in review):

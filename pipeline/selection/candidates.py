@@ -16,10 +16,11 @@ from pipeline.store import Store
 
 @dataclass(frozen=True)
 class Candidates:
-    """All planned images in plan order; arrays of equal length, NaN where nothing is known.
+    """All planned images in plan order: arrays of equal length, one value for each image.
 
-    `unit` numbers the generations: variants of one generation share it. `scores` has the
-    columns that rules are about, `concepts` a probability for each concept.
+    `unit` (int64) numbers the generations: variants of one generation share it. `failed` is bool.
+    `scores` contains the columns that rules compare, `concepts` a probability of 0 to 1 for each
+    concept, both as float64 with NaN for what is not known.
     """
 
     image_id: list[str]
@@ -37,7 +38,7 @@ _MORE = {"embeddings": [], "quality": ["concepts"]}
 
 
 def candidates(store: Store) -> Candidates:
-    """Read plan, errors and scores of a run; tables that it does not have give NaN.
+    """Read plan, errors and scores of a run; missing tables give NaN.
 
     Raises:
         AigiError: a shard has other rows than the plan.

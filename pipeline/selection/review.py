@@ -44,6 +44,6 @@ def read_review(path: str) -> dict[str, str]:
         if found.setdefault(image, decision) != decision:
             raise AigiError(
                 f"selection.review: {path}: row {line}: {image} is {decision} here and "
-                f"{found[image]} further up; settle which"
+                f"{found[image]} further up; remove one of the two rows"
             )
     return found

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class Rule(NamedTuple):
-    """One rule, and all that is told about it.
+    """One rule, with everything that is said about it.
 
     Attributes:
-        reason: what it gives; several rules may give the same.
-        setting: of the section `selection`; empty: always asked for.
-        column: what the setting is compared with: of the table that `needs` begins with; of pairs
-            their kind.
-        side: of its threshold, where it drops; empty: no threshold alone, but code decides.
-        needs: section or setting of the workflow that makes the column.
-        words: on the dataset card, before side and threshold.
+        reason: the reason that the rule gives; several rules may give the same one.
+        setting: its setting in the section `selection`; empty: the rule is always on.
+        column: what the setting is compared with. It is a column of the table that `needs` begins
+            with; for pairs, it is their kind.
+        side: the side of the threshold on which images are dropped; empty: code decides.
+        needs: the section or setting of the workflow that makes the column.
+        words: its text on the dataset card, before side and threshold.
         meaning: of the column, in the report.
     """
 
@@ -60,13 +60,13 @@ RULES = (
     Rule("concept", "max_concepts", "", "", "quality",
          "probability of “{}” above", "probability of the concept"),
     Rule("clip_score", "min_clip_score", "clip_score", "below", "embeddings",
-         "cosine of image and prompt", "cosine of picture and prompt"),
+         "cosine of image and prompt", "cosine of image and prompt"),
     Rule("duplicate", "exact_duplicates", "pixels", "", "duplicates", "equal pixels"),
     Rule("duplicate", "min_similarity", "vector", "at least", "duplicates.min_similarity",
-         "cosine of two images", "similarity of near pictures"),
+         "cosine of two images", "similarity of near images"),
     Rule("duplicate", "min_hash_similarity", "hash", "at least",
          "duplicates.min_hash_similarity",
-         "share of equal bits of two hashes", "similarity of near pictures"),
+         "share of equal bits of two hashes", "similarity of near images"),
     Rule("surplus", words="good, but more than were wanted"),
 )  # fmt: skip
 """All rules; an image has the first reason that applies."""
@@ -90,7 +90,7 @@ class Scored(NamedTuple):
 
 
 def made(scored: Scored, needs: str) -> bool:
-    """Whether there is this section, or setting of a section."""
+    """Whether the workflow has this section, or this setting of a section."""
     found: object = scored
     for name in filter(None, needs.split(".")):
         found = None if found is None else getattr(found, name)
@@ -98,9 +98,12 @@ def made(scored: Scored, needs: str) -> bool:
 
 
 def flags(known: Candidates, rules: Selection) -> dict[str, NDArray[np.bool_]]:
-    """Which images each score-based reason speaks against, by thresholds alone.
+    """The images that each score-based reason would drop, by thresholds alone.
 
-    A missing score speaks against nothing.
+    A missing score drops nothing.
+
+    Returns:
+        bool, one value for each image, by reason.
     """
     nothing = np.zeros(len(known.image_id), np.bool_)
     scored = [rule for rule in RULES if rule in THRESHOLDS or rule.reason in ("size", "concept")]
@@ -123,7 +126,7 @@ def flags(known: Candidates, rules: Selection) -> dict[str, NDArray[np.bool_]]:
 
 
 def check_rules(rules: Selection, scored: Scored) -> None:
-    """Refuse thresholds that nothing would be compared with; defaults ask for what there is."""
+    """Refuse thresholds without a score; a default without one is ignored."""
     quality, near = scored.quality, scored.duplicates
     # By value, not by what was written down: a manifest writes the defaults down as well.
     default = Selection()
@@ -135,15 +138,15 @@ def check_rules(rules: Selection, scored: Scored) -> None:
         asked = value is not None and value != getattr(default, rule.setting)
         if asked and not made(scored, rule.needs):
             raise AigiError(
-                f"selection.{rule.setting}: it needs {rule.needs}, which the workflow does not "
-                f"have: set that, or leave {rule.setting} out"
+                f"selection.{rule.setting}: this rule needs {rule.needs}, which the workflow does "
+                f"not have. Set {rule.needs}, or leave {rule.setting} out."
             )
     for name in (rule.setting for rule in PAIRS):
         least, found = getattr(rules, name), near and getattr(near, name)
         if least is not None and found is not None and least < found:
             raise AigiError(
                 f"selection.{name}: {least:g} is below duplicates.{name} ({found:g}): pairs "
-                "between the two are not looked for. Raise it, or lower that one."
+                "between the two are never found. Raise the former, or lower the latter."
             )
     for name in rules.max_concepts:
         if quality is None or name not in quality.concepts:
@@ -154,9 +157,9 @@ def check_rules(rules: Selection, scored: Scored) -> None:
 
 
 class Selection(Settings):
-    """All scores in, the `selection` table out. Null: this reason is not asked for."""
+    """All scores in, the `selection` table out. Null: the rule is off."""
 
-    planned_size: bool = Field(True, description="drop what is not of the planned size")
+    planned_size: bool = Field(True, description="drop images that do not have the planned size")
     max_black: Share | None = Field(0.98, description="share of nearly black pixels")
     max_blank: Share | None = Field(0.98, description="share of the commonest colour")
     min_luminance_std: float | None = Field(None, ge=0, le=128)
@@ -165,10 +168,11 @@ class Selection(Settings):
     max_nsfw: float | None = Field(None, description="0: what the safety checker flags")
     max_concepts: dict[str, Share] = Field(default_factory=dict)
     min_clip_score: float | None = Field(None, ge=-1, le=1)
-    exact_duplicates: bool = Field(True, description="drop pictures of equal pixels")
+    exact_duplicates: bool = Field(True, description="keep one of several images with equal pixels")
     min_similarity: float | None = Field(None, gt=0, le=1, description="cosine of duplicates")
     min_hash_similarity: float | None = Field(None, ge=0.75, le=1)
     review: Location | None = Field(None, description="CSV or parquet: image_id, decision")
     rounds: Annotated[int, Field(ge=0, le=9)] = Field(
-        0, description="top-up rounds: new generations for what was dropped, until quotas are met"
+        0,
+        description="most top-up rounds, which replace dropped images until quotas are met",
     )

@@ -1,18 +1,19 @@
 """Plan, images and scores in, the `selection` table out: keep, or the one reason against it.
 
-Thresholds live here alone, so that a new one costs seconds: the table is made anew whenever they
-change, and nothing that cost a GPU is touched. Dropping is giving a reason: the first of
-`rules.RULES` that applies. Those that no threshold alone decides:
+Thresholds are used here alone, so a new one costs seconds: the table is made again whenever they
+change, and nothing that needed a GPU is touched. A dropped image has a reason, the first of
+`rules.RULES` that applies. These reasons need more than a threshold:
 
-failed       no picture was made
-review       a person said drop; a person's keep overrules the scores below, and `duplicate` where
-             the picture that stays is of the same split: none near a held-out one slips through
+failed       no image was made
+review       a person decided to drop it; a person's keep overrules the scores below, and
+             `duplicate` where the image that stays is in the same split, so that no training
+             image is near a held-out one
 size         not of the planned size
 concept      a zero-shot concept's probability
-duplicate    near another picture that is kept (`duplicate_of`), or on the wrong side of a split
-surplus      the quota is full; what a person keeps fills it first
+duplicate    near another image that is kept (`duplicate_of`), or near one of another split
+surplus      the quota is full; images that a person keeps fill it first
 
-The variants of one generation stand or fall together.
+The variants of one generation are kept or dropped together.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def release_name(source: str, split: str, number: int, total: int) -> str:
 
 
 def _by_unit(known: Candidates, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Units of which any variant is marked."""
+    """Which images belong to a unit with a marked variant."""
     units = int(known.unit.max()) + 1 if len(known.unit) else 0
     found = np.zeros(units, np.bool_)
     found[known.unit[marked]] = True
@@ -63,7 +64,7 @@ def _by_unit(known: Candidates, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Selected:
-    """A reason (or none) for every image, and of which image it is a near duplicate."""
+    """The reason of every image (or None), and the image that it is a near duplicate of."""
 
     reason: list[str | None]
     duplicate_of: list[str | None]
@@ -82,8 +83,8 @@ def select(
     Args:
         known: images in plan order; quotas are filled in this order, after what people keep.
         rules: thresholds.
-        wanted: generations of each source and split; none: all.
-        pairs: DUPLICATES rows; those below the thresholds are passed over.
+        wanted: generations of each source and split; None: all.
+        pairs: DUPLICATES rows; those below the thresholds are ignored.
         review: decision by image id.
     """
     units = int(known.unit.max()) + 1 if len(known.unit) else 0
@@ -129,7 +130,7 @@ def _duplicates(
 ) -> tuple[dict[int, int], dict[int, float]]:
     """Drop all but one unit of every group; return the kept image and the similarity of each.
 
-    A `spared` unit, that a person keeps, stays beside one of its own split.
+    A `spared` unit, which a person keeps, stays beside a kept one of its own split.
     """
     from pipeline.duplicates.groups import SPLIT_RANK, components, kept
     from pipeline.duplicates.pairs import Pairs
@@ -199,9 +200,9 @@ def near_pairs_of(store: Store) -> pa.Table:
 
 
 def shortage(plan: Plan, store: Store) -> dict[str, int]:
-    """Generations that each `source/split` lacks, made up for the share that was dropped so far.
+    """Generations that each `source/split` lacks, raised by the share that was dropped so far.
 
-    Imports count only until a round found fewer pictures than it asked for.
+    Imports count only until a round found fewer images than it asked for.
     """
     kept: Counter[tuple[str, str]] = Counter()
     made: Counter[tuple[str, str]] = Counter()
@@ -226,7 +227,7 @@ def shortage(plan: Plan, store: Store) -> dict[str, int]:
 
 
 def _write_failures(store: Store, known: Candidates) -> None:
-    """List images that could not be made among the rejects, with the reason of each."""
+    """Write the images that could not be made to the rejects, each with its reason."""
     shards = dict.fromkeys(known.shard[i] for i in np.flatnonzero(known.failed))
     rows = []
     for shard in shards:
@@ -256,7 +257,7 @@ def _build(rules: Selection, plan: Plan, store: Store, progress: Progress) -> li
     if strangers:
         progress.say(
             f"selection: {len(strangers):,} reviewed images are not in this run, "
-            f"first {min(strangers)}"
+            f"the first is {min(strangers)}"
         )
     chosen = select(known, rules, wanted, near_pairs_of(store), review)
     files: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -295,7 +296,7 @@ def _build(rules: Selection, plan: Plan, store: Store, progress: Progress) -> li
             made_here = isinstance(dataset.sources[source], DiffusersSpec)
             last = made_here and rounds_made(store) >= rules.rounds
             progress.say(
-                f"selection: {source} {split}: {kept[source, split]:,} of {quota:,} wanted"
+                f"selection: {source} {split}: kept {kept[source, split]:,}, quota {quota:,}"
                 + ("; raise plan.margin or selection.rounds" if last else "")
             )
     names = {
@@ -314,7 +315,7 @@ def _build(rules: Selection, plan: Plan, store: Store, progress: Progress) -> li
 
 
 def stage(rules: Selection, plan: Plan, scored: Scored) -> Build:
-    """The selection stage, by what this run scores.
+    """The selection stage, given the scores that this run makes.
 
     Raises:
         AigiError: a threshold whose score no section makes.

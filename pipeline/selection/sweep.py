@@ -1,6 +1,6 @@
 """A run with scores in; what each threshold of the selection would drop, with examples, out.
 
-Nothing is changed: this is for choosing thresholds before `selection` has them.
+Nothing is changed: use it to choose thresholds before setting them in `selection`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.selection.selection import near_pairs_of, select
 from pipeline.store import Store
 
 SHARES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2)
-"""Thresholds are where these shares of the scored images would go."""
+"""The thresholds would drop these shares of the scored images."""
 SWEPT = tuple(sorted(THRESHOLDS, key=lambda rule: (rule.side != "below", rule.needs)))
 """Rules in the order shown: those that drop low scores, then those that drop high ones."""
 _STEPS = {"vector": 0.01, "hash": 1 / 64}
@@ -88,13 +88,13 @@ def _scores(
 
 
 def sweep(rules: Selection, store: Store, examples: int) -> Iterator[Drop]:
-    """Yield every setting at several thresholds, from those that drop little on.
+    """Yield every setting at several thresholds, those that drop the least first.
 
     Raises:
         AigiError: the run has no images.
     """
     if not store.shards("images"):
-        raise AigiError(f"{store.url}: no images to choose from; run the workflow first")
+        raise AigiError(f"{store.url}: this run has no images yet; run the workflow first")
     known = candidates(store)
     flags(known, rules)  # a concept without scores is refused here
     for rule in SWEPT:

@@ -1,6 +1,6 @@
 """Lines of a sweep in, a contact sheet of their examples out: what a threshold means, to look at.
 
-An example that is a near duplicate has the image that would stay on its right.
+The image on the right of a near duplicate is the one that would stay.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GAP, _LINE = 6, 18
 
 
 def _thumbs(store: Store, wanted: set[str]) -> dict[str, Image.Image]:
-    """Pictures of these ids, at most `THUMB` a side; those that failed are left out."""
+    """Images of these ids, at most `THUMB` a side; those that failed are left out."""
     found: dict[str, Image.Image] = {}
     for shard in store.shards("images"):
         ids = store.read("images", shard, ["image_id"])["image_id"].to_pylist()
@@ -37,12 +37,12 @@ def draw(store: Store, lines: Sequence[Drop], path: Path) -> None:
     """Write the sheet, a row or more for every line that has examples.
 
     Raises:
-        AigiError: there is nothing to show, a stored picture is damaged, or the file cannot be
-            written as a picture.
+        AigiError: there is nothing to show, a stored image is damaged, or the file cannot be
+            written as an image.
     """
     shown = [line for line in lines if line.examples]
     if not shown:
-        raise AigiError("sweep: no threshold would drop anything, so there is nothing to show")
+        raise AigiError("sweep: no threshold would drop an image, so there is nothing to show")
     thumbs = _thumbs(store, {name for line in shown for name in (*line.examples, *line.twins)})
     cell = THUMB + _GAP
     width = COLUMNS * cell + _GAP
@@ -71,4 +71,4 @@ def draw(store: Store, lines: Sequence[Drop], path: Path) -> None:
     try:
         sheet.save(path)
     except (OSError, ValueError) as error:
-        raise AigiError(f"sweep: {path}: cannot be written as a picture: {error}") from error
+        raise AigiError(f"sweep: {path}: cannot be written as an image: {error}") from error

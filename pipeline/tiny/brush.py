@@ -75,7 +75,7 @@ def triangle_wave(at: F) -> F:
 
 
 class Pen:
-    """A part of the picture in units of one thing: `u` right of its foot (1,w), `v` up (h,1)."""
+    """A part of the image in units of one thing: `u` right of its foot (1,w), `v` up (h,1)."""
 
     def __init__(
         self, image: F, x: float, base: float, size: float,

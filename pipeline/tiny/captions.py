@@ -158,7 +158,7 @@ def captions(scene: Scene, seed: int) -> list[str]:
     """Distinct true captions of a scene, from brief to long, in words of the grammar's core.
 
     Args:
-        scene: what is in the picture.
+        scene: what is in the image.
         seed: chooses among the ways to say it.
 
     Returns: four to six captions.

@@ -1,4 +1,4 @@
-"""Scene seeds in, what the tiny models are trained on out: pictures in chunks, captions, words."""
+"""Scene seeds in, what the tiny models are trained on out: images in chunks, captions, words."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def draw_pictures(work: Path, scenes: int, processes: int) -> None:
 
 
 def load_pictures(work: Path, kind: str, scenes: int) -> NDArray[np.uint8]:
-    """One kind of pictures of the first `scenes` scenes, from `WORK/pictures`.
+    """One kind of images of the first `scenes` scenes, from `WORK/pictures`.
 
     Args:
         kind: `first` or `second` (N x 128 x 128 x 3), `clip` (both of them, the second as a JPEG,

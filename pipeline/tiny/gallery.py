@@ -1,11 +1,11 @@
-"""Scenes in, files of pictures out: data sets with exact ground truth, sheets, demo pictures.
+"""Scenes in, files of images out: data sets with exact ground truth, sheets, demo images.
 
 python -m pipeline.tiny.gallery FOLDER [--count 36] [--seed 0] [--size 256 256]
 python -m pipeline.tiny.gallery FOLDER --demo      what `pipeline/tiny/pictures` holds
-python -m pipeline.tiny.gallery --sheet FILE.png   pictures and captions to look at
+python -m pipeline.tiny.gallery --sheet FILE.png   images and captions to look at
 
 The data set stands in for natural images where every count, color and hour has to be known:
-`scenes.jsonl` says of each picture its captions and all that is in it, and `kind: import` reads it.
+`scenes.jsonl` says of each image its captions and all that is in it, and `kind: import` reads it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def write_data_set(folder: Path, count: int, seed: int, size: tuple[int, int]) -
     """Write the scenes of `count` seeds from `seed` on as PNG files, and `scenes.jsonl`.
 
     Of each: `file`, `text` (the fullest caption), `captions` (all of them), `seed`, and `scene`
-    with every field of `Scene`. Pictures that are there already are kept, so a run that was
+    with every field of `Scene`. Images that are there already are kept, so a run that was
     killed goes on.
 
     Args:
@@ -75,7 +75,7 @@ def write_data_set(folder: Path, count: int, seed: int, size: tuple[int, int]) -
 
 
 def write_sheet(path: Path, pictures: Sequence[Rgb], texts: Sequence[str]) -> None:
-    """Write pictures with texts below them, six in a row, as PNG or JPEG by the file's ending.
+    """Write images with texts below them, six in a row, as PNG or JPEG by the file's ending.
 
     Args:
         pictures: uint8 HxWx3, all of one size.
@@ -95,7 +95,7 @@ def write_sheet(path: Path, pictures: Sequence[Rgb], texts: Sequence[str]) -> No
 
 
 def _planted() -> Iterator[tuple[str, bytes, str]]:
-    """Pictures that a curator should find: file name, bytes and caption, all for training."""
+    """Images that a curator should find: file name, bytes and caption, all for training."""
 
     def drawn(seed: int, jitter: float = 0.0) -> NDArray[np.uint8]:
         return render(draw_scene(seed), 256, 256, seed, jitter=jitter)

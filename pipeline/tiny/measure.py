@@ -43,7 +43,7 @@ STEPS, GUIDANCE = 20, 4.0
 CANDIDATES = 16
 SHOWN = 24  # pictures of a contact sheet
 PIPELINES = {"sd": 128, "sdxl": 192}
-"""Folder of a pipeline, and the size of its pictures in pixels."""
+"""Folder of a pipeline, and the size of its images in pixels."""
 TARGETS = {
     "CLIP: caption found first among 64": 0.60,
     "CLIP: moved twins above 0.95 cosine": 0.99,
@@ -106,7 +106,7 @@ def _share(flags: Sequence[bool]) -> float:
 
 
 def rule_shares(pictures: Sequence[Rgb], scenes: Sequence[Scene]) -> dict[str, float]:
-    """Share of the pictures that pass each rule, and all of them."""
+    """Share of the images that pass each rule, and all of them."""
     checked = [rules(rgb, scene) for rgb, scene in zip(pictures, scenes, strict=True)]
     shares = {name: _share([c[name] for c in checked]) for name in checked[0]}
     return shares | {"all": _share([all(c.values()) for c in checked])}
@@ -121,13 +121,13 @@ def clip_of(models: Path) -> Clip:
 
 
 def found_first(clip: Clip, pictures: Sequence[Rgb], prompts: Sequence[str]) -> list[int]:
-    """For each picture the index of the nearest of all prompts."""
+    """For each image the index of the nearest of all prompts."""
     nearest = (clip.image_vectors(pictures) @ clip.text_vectors(prompts).T).argmax(1)
     return [int(i) for i in nearest]
 
 
 def retrieval(clip: Clip, cases: Sequence[Case], group: int = 64) -> float:
-    """Share of pictures whose own caption is the nearest of the captions of their group."""
+    """Share of images whose own caption is the nearest of the captions of their group."""
     found: list[bool] = []
     for i in range(0, len(cases) - group + 1, group):
         some = cases[i : i + group]
@@ -144,7 +144,7 @@ def _coded(rgb: Rgb, quality: int) -> Rgb:
 
 
 def duplicates(clip: Clip, cases: Sequence[Case]) -> dict[str, float]:
-    """Cosines of twins (moved, re-encoded, resized) and of pictures of different captions."""
+    """Cosines of twins (moved, re-encoded, resized) and of images of different captions."""
     first = [render(c.scene, 128, 128, c.seed) for c in cases]
     vectors = clip.image_vectors(first)
     moved = [render(c.scene, 128, 128, c.seed, jitter=JITTER) for c in cases]
@@ -161,7 +161,7 @@ def duplicates(clip: Clip, cases: Sequence[Case]) -> dict[str, float]:
 
 
 def best_of(clip: Clip, pictures: Sequence[Rgb], prompts: Sequence[str]) -> float:
-    """Share of pictures whose prompt is the best of 16: itself and 15 others, drawn at random."""
+    """Share of images whose prompt is the best of 16: itself and 15 others, drawn at random."""
     vectors = clip.image_vectors(pictures)
     texts = clip.text_vectors(prompts)
     rng = random.Random(0)
@@ -193,7 +193,7 @@ def load_pipeline(folder: Path) -> Any:
 
 
 def generate(pipe: Any, prompts: Sequence[str], size: int, batch: int = 16) -> list[Rgb]:
-    """One picture a prompt (uint8 size x size x 3), each from the seed of its position."""
+    """One image a prompt (uint8 size x size x 3), each from the seed of its position."""
     import torch
 
     found: list[Rgb] = []
@@ -213,7 +213,7 @@ def generate(pipe: Any, prompts: Sequence[str], size: int, batch: int = 16) -> l
 
 
 def vae_psnr(vae: Any, cases: Sequence[Case], size: int) -> float:
-    """Mean PSNR in dB of uint8 pictures after encoding (the mean) and decoding."""
+    """Mean PSNR in dB of uint8 images after encoding (the mean) and decoding."""
     import torch
 
     found = []
@@ -242,7 +242,7 @@ def _write_clip_sheet(path: Path, clip: Clip, cases: Sequence[Case]) -> None:
 
 
 def scenes_per_second(cases: Sequence[Case]) -> float:
-    """How many 256x256 pictures the renderer paints in a second, in one process."""
+    """How many 256x256 images the renderer paints in a second, in one process."""
     started = time.perf_counter()
     for case in cases:
         render(case.scene, 256, 256, case.seed)
@@ -254,7 +254,7 @@ def measure(models: Path, prompts: int, sheets: Path | None) -> Iterator[tuple[s
 
     Args:
         models: folder with `clip`, and `sd` or `sdxl` or both.
-        prompts: pictures of each pipeline, at most 512; half as many by the demo's prompts.
+        prompts: images of each pipeline, at most 512; half as many by the demo's prompts.
         sheets: folder for `sheet-{clip,sd,sdxl}.jpg`.
     """
     clip = clip_of(models)

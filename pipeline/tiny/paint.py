@@ -96,7 +96,7 @@ def _gradient(stops: Sequence[Rgb], at: F) -> F:
 
 
 class _View:
-    """A picture under way and what its parts have to know of each other."""
+    """An image under way and what its parts have to know of each other."""
 
     def __init__(
         self, scene: Scene, image: F, rng: random.Random, seed: int, jitter: float
@@ -417,7 +417,7 @@ def _landscape(view: _View) -> Light:
 
 
 def _boards(view: _View, pen_seed: int, color: Rgb, material: str, top: float) -> F:
-    """Colors of a level surface from row `top` to the foot of the picture, seen from above."""
+    """Colors of a level surface from row `top` to the foot of the image, seen from above."""
     rows = np.arange(round(top), view.height, dtype=np.float32)
     t = (rows - top) / max(view.height - top, 1)
     x = view.x[None] - (view.width / view.height / 2)
@@ -501,10 +501,10 @@ def render(
     """Paint a scene, anti-aliased.
 
     Args:
-        scene: what is in the picture.
+        scene: what is in the image.
         width, height: in pixels, each 64 or more; the composition is the same at every size.
         seed: chooses what the scene leaves open: the shapes of hills and clouds, brush strokes.
-        jitter: the most that things, sun, clouds and horizon move, as a share of the picture,
+        jitter: the most that things, sun, clouds and horizon move, as a share of the image,
             0..0.05; every single one has its own direction. Two values give near-duplicates.
 
     Returns: uint8 HxWx3 RGB, the same bytes for the same arguments.

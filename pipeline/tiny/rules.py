@@ -1,4 +1,4 @@
-"""A picture in, what its pixels say of its scene out: colors, day or night, objects; no model."""
+"""An image in, what its pixels say of its scene out: colors, day or night, objects; no model."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def seen_colors(rgb: NDArray[np.uint8]) -> dict[str, float]:
 
 
 def looks_night(rgb: NDArray[np.uint8]) -> bool:
-    """Whether a picture is of the night: the upper part of uint8 HxWx3 is mostly dark."""
+    """Whether an image is of the night: the upper part of uint8 HxWx3 is mostly dark."""
     upper = rgb[: max(1, rgb.shape[0] * 2 // 5)].astype(np.float64)
     luma = upper @ np.array([0.299, 0.587, 0.114])
     return bool(np.median(luma) < 64)
@@ -72,9 +72,9 @@ def object_seen(rgb: NDArray[np.uint8], color: str) -> bool:
 
 
 def rules(rgb: NDArray[np.uint8], scene: Scene) -> dict[str, bool]:
-    """What the pixels of a picture (uint8 HxWx3) say about a scene, model-free.
+    """What the pixels of an image (uint8 HxWx3) say about a scene, model-free.
 
-    Returns: `color`: the main color fills at least 2 % of the picture; `night`: the sky is dark
+    Returns: `color`: the main color fills at least 2 % of the image; `night`: the sky is dark
         just if the scene is of the night; `object`: something of the main color is compact enough
         to be a thing. No scene has its main color around its things, so noise or background of
         the wrong scene seldom pass.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Thing:
     """One or more things of a kind, all alike.
 
-    `position` of a scene's first thing is its place in the picture: left, right or "" (about the
+    `position` of a scene's first thing is its place in the image: left, right or "" (about the
     middle). Of the second it is relative to the first: left, right, beside, in front, behind,
     above or below. Of a third it is right: it ends the row.
     """
@@ -25,7 +25,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that a caption may say of a picture; "" or 0 is for what is not there."""
+    """Everything that a caption may say of an image; "" or 0 is for what is not there."""
 
     kind: str  # landscape or still life
     things: tuple[Thing, ...]  # the main one first

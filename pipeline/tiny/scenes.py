@@ -1,4 +1,4 @@
-"""A seed in, a scene with its exact contents, true captions and a painted picture out.
+"""A seed in, a scene with its exact contents, true captions and a painted image out.
 
 Training data of the tiny models, and a source whose every count, color and hour is known. The
 words are those of the core of `prompts/grammar.yaml`; `pipeline.tiny.paint` has the pixels, and
@@ -25,7 +25,7 @@ MATERIALS = ("wooden", "metal", "glass", "stone")
 MEDIA = ("painting", "oil painting", "picture", "illustration", "digital illustration")
 GLASS_COLORS = frozenset(["red", "orange", "yellow", "green", "blue", "purple", "pink"])
 MAIN_SHARE = 0.04
-"""The least share of a square picture that the main color fills."""
+"""The least share of a square image that the main color fills."""
 
 # What an eye, or a rule on pixels, could take for one another in one picture.
 _ALIKE = {

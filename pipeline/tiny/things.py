@@ -301,7 +301,7 @@ def draw_mirror(image: F, place: Place, seed: int) -> None:
 
 
 def _width(thing: Thing) -> float:
-    """In units of the picture."""
+    """In units of the image."""
     return SHAPES[thing.name][0] * SIZES[thing.size]
 
 
@@ -340,7 +340,7 @@ def _row(
 
 
 def places(scene: Scene, width: float, height: float, rng: random.Random) -> list[Place]:
-    """Every single thing of a scene, in a picture of this size, in pixels; the farthest first."""
+    """Every single thing of a scene, in an image of this size, in pixels; the farthest first."""
     things = scene.things
     unit = min(math.sqrt(width * height), 1.45 * height, 1.45 * width)
     land = scene.kind == "landscape"
@@ -386,7 +386,7 @@ def places(scene: Scene, width: float, height: float, rng: random.Random) -> lis
 
 
 def color_shares(scene: Scene) -> list[float]:
-    """The share of a square picture, 0..1, that the color of each thing fills, about."""
+    """The share of a square image, 0..1, that the color of each thing fills, about."""
     shares = [0.0] * len(scene.things)
     for place in places(scene, 1.0, 1.0, random.Random(0)):
         thing = place.thing

@@ -7,7 +7,7 @@ checkpoints and `curve.csv`, `curves.png`, and `models/{clip,sd,sdxl}`, ready to
 any time, the same command goes on from the last checkpoint. Each step draws its batch and its
 noise from seed and step number alone, so a resumed run equals one that was never stopped.
 
-On 2 CPU cores with bf16: 5 minutes for the pictures, 9 for the VAE, 10 for CLIP (AMD EPYC), 23 for
+On 2 CPU cores with bf16: 5 minutes for the images, 9 for the VAE, 10 for CLIP (AMD EPYC), 23 for
 SD and 6 for SDXL (Intel Xeon). A GPU is used if torch sees one; minutes on one are not measured.
 `--scale` multiplies the steps; the loss still falls at 1. What the shipped weights were trained
 with: `weights/README.md`.
@@ -136,7 +136,7 @@ def _made_by(part: str, path: Path) -> Path:
 
 
 def encode_pictures(work: Path, scenes: int, kinds: Sequence[str]) -> None:
-    """Write the latents of some kinds of pictures (see `KINDS`) to `WORK/latents/KIND.npy`."""
+    """Write the latents of some kinds of images (see `KINDS`) to `WORK/latents/KIND.npy`."""
     import torch
 
     folder = work / "latents"
@@ -171,7 +171,7 @@ def encode_pictures(work: Path, scenes: int, kinds: Sequence[str]) -> None:
 
 
 def crop_corners(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Top and left of each crop of a large picture, multiples of 8 pixels."""
+    """Top and left of each crop of a large image, multiples of 8 pixels."""
     rng = np.random.default_rng(0)
     steps = (LARGE - SMALL) // 8 + 1
     return 8 * rng.integers(0, steps, count), 8 * rng.integers(0, steps, count)
@@ -210,7 +210,7 @@ class _Texts:
 
 
 def train_clip(work: Path, scenes: int, settings: Settings) -> None:
-    """Train by contrast of pictures, their moved and re-encoded twins, and captions."""
+    """Train by contrast of images, their moved and re-encoded twins, and captions."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -384,7 +384,7 @@ def _latents(work: Path, kind: str) -> Any:
 # --- All ---------------------------------------------------------------------------------------
 
 KINDS = {"sd": ("first", "large"), "sdxl": ("first", "large", "crop", "blurred")}
-"""Latents that a pipeline is trained on: of small and large pictures, of parts of large ones, and
+"""Latents that a pipeline is trained on: of small and large images, of parts of large ones, and
 of small ones enlarged from 64x64."""
 PARTS = ("vae", "clip", "sd", "sdxl")
 

@@ -1,7 +1,7 @@
 """Weights, averages and optimisers in, one file that appears whole or not at all out, and back.
 
-A checkpoint is one safetensors file; what is not a tensor stands in its metadata. Pickle, which
-could run code, is not involved.
+A checkpoint is one safetensors file; its metadata contains everything that is not a tensor. Pickle,
+which could run code, is not used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NAME = re.compile(r"state-(\d{8})\.safetensors")
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
+    """The file of the checkpoint after `step` steps."""
     return folder / f"state-{step:08d}.safetensors"
 
 
@@ -33,7 +33,7 @@ def found(folder: Path) -> list[Path]:
 
 
 def flatten(optimizer: torch.optim.Optimizer, names: list[str], prefix: str) -> dict[str, Tensor]:
-    """The state of an optimiser of one group, by the names of its parameters."""
+    """The state tensors of an optimiser with one group, by prefix, key and parameter name."""
     state = optimizer.state_dict()["state"]
     return {
         f"{prefix}.{key}.{names[index]}": value
@@ -45,7 +45,7 @@ def flatten(optimizer: torch.optim.Optimizer, names: list[str], prefix: str) -> 
 def restore(
     optimizer: torch.optim.Optimizer, names: list[str], prefix: str, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Give an optimiser the state that `flatten` took."""
+    """Give an optimiser the state that `flatten` returned."""
     number = {name: index for index, name in enumerate(names)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -69,7 +69,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save` was given, and the step.
+    """The tensors and facts that `save` was given, and the step.
 
     Raises:
         AigiError: the file is damaged.
@@ -82,5 +82,5 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise AigiError(
-            f"{path}: damaged ({error}). Delete it: training goes on from the one before."
+            f"{path}: damaged ({error}). Delete it: training resumes from the checkpoint before."
         ) from error

@@ -1,8 +1,7 @@
 """A training in; the same training by Ray Train, on the workers of a cluster.
 
-Each worker is one process of one job, as a launcher starts them, and reads the release and the
-checkpoints itself. A worker that is lost takes the others along; all begin again from the last
-checkpoint.
+Each worker is one process of one job, as with a launcher, and reads the release and the checkpoints
+itself. If a worker is lost, all stop and resume from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from pipeline.stage import Compute
 from pipeline.training.settings import Train
 
 Job = Callable[[Train, str, Compute, Progress], list[Path]]
-"""Settings, run directory, where it runs, and whom to tell in; the folders of codecs out."""
+"""Settings, run directory, `compute` and progress in; the folders of codecs out."""
 RETRIES = 3
 
 
 class _Lines(io.StringIO):
-    """A stream of the first worker that ends here."""
+    """A stream of the first worker whose lines arrive in this process."""
 
     def __init__(self, queue: Any) -> None:
         self.queue = queue
@@ -43,10 +42,10 @@ def _work(config: dict[str, Any]) -> None:
 def train_with_ray(
     job: Job, settings: Train, run: str, compute: Compute, progress: Progress
 ) -> None:
-    """Do a training job with `compute.workers` workers.
+    """Run a training job with `compute.workers` workers.
 
     Raises:
-        AigiError: there is no such cluster, or what `train` raises in a worker.
+        AigiError: there is no such cluster, or `train` raised an error in a worker.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

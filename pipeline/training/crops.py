@@ -1,8 +1,8 @@
-"""A collection of pictures in, an endless stream of random crops and their prompts out.
+"""A collection of images in, an endless stream of random crops and their prompts out.
 
-A picture is read and decoded once for several crops, which leave through a shuffle buffer. What
-comes in which order is decided by numbers alone and known before anything is decoded: threads
-change nothing, and a stream can start anywhere at the cost of filling its buffer.
+An image is read and decoded once for several crops, which leave through a shuffle buffer. The order
+follows from the seed alone and is known before anything is decoded: threads change nothing, and a
+stream can start anywhere at the cost of filling its buffer.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from pipeline.threads import ahead, workers
 
 MOST_PIXELS = 1 << 28
 AHEAD = 8
-"""Pictures that are decoded in advance, for each thread."""
+"""Images that are decoded in advance, for each thread."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of a picture.
+    """A part of an image.
 
     Attributes:
         pixels: uint8, size x size x 3.
-        text: the picture's prompt.
+        text: the image's prompt.
     """
 
     pixels: RGB
@@ -41,7 +41,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class _Visit:
-    """A picture whose turn it is: the n-th of the stream, row `row` of the round's part."""
+    """The n-th image of the stream: row `row` of a part."""
 
     number: int
     round: int
@@ -53,18 +53,18 @@ class Crops:
     """An endless stream of crops.
 
     Args:
-        collection: the pictures.
-        size: of a crop, in pixels; smaller pictures are mirrored at their edges.
-        per_picture: crops of a picture each time that it is decoded.
+        collection: the images.
+        size: of a crop, in pixels; smaller images are mirrored at their edges.
+        per_picture: crops of an image each time it is decoded.
         buffer: crops that wait in the shuffle buffer.
-        weights: how often an epoch sees the pictures of a source; those not named once.
+        weights: how often an epoch uses the images of a source; default: once.
         seed: of everything random.
-        rank, world: this process and how many there are; each gets other pictures of an epoch.
-        threads: that decode.
-        start: crops of this stream that were taken before.
+        rank, world: number of this process, and of all processes, which share an epoch's images.
+        threads: number of threads that decode.
+        start: crops of this stream to skip, because they were used before.
 
     Raises:
-        AigiError: there are fewer pictures than processes, or a weight names no source.
+        AigiError: there are fewer images than processes, or a weight names an unknown source.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class Crops:
         for source in self.weights:
             if source not in sources:
                 raise AigiError(
-                    f"weights: no source {source} among the pictures of training; there are "
+                    f"train.weights: no source {source} among the training images; there are "
                     f"{', '.join(sorted(sources))}"
                 )
         pictures = sum(p.rows for p in collection.parts if self.weights.get(p.source, 1.0) > 0)
         if pictures < world:
-            raise AigiError(f"{pictures} pictures for {world} processes that train: too few")
+            raise AigiError(f"train: {pictures} images are too few for {world} processes")
 
     def __iter__(self) -> Iterator[Crop]:
         shuffle = random.Random(f"{self.seed} shuffle {self.rank}")
@@ -102,7 +102,7 @@ class Crops:
         seen: dict[int, _Visit] = {}  # of crops that wait, while nothing is decoded
 
         def admit(number: int) -> Iterator[tuple[int, int]]:
-            """Put a picture's crops into the buffer; what it makes leave."""
+            """Put an image's crops into the buffer, and yield the crops that leave it."""
             for crop in range(self.per_picture):
                 waiting.append((number, crop))
                 if len(waiting) > self.buffer:
@@ -139,7 +139,7 @@ class Crops:
                     yield held.pop(key)
 
     def _visits(self) -> Iterator[_Visit]:
-        """The pictures of this process, epoch after epoch."""
+        """The images of this process, epoch after epoch."""
         numbers, rounds, turn = itertools.count(), itertools.count(), itertools.count()
         for epoch in itertools.count():
             order = random.Random(f"{self.seed} epoch {epoch}")
@@ -163,7 +163,7 @@ class Crops:
     def _decoded(
         self, visits: Iterator[_Visit], pool: Executor
     ) -> Iterator[tuple[_Visit, list[Crop]]]:
-        """Crops of pictures, in the order of the visits; threads work some pictures ahead."""
+        """Crops of images, in the order of the visits; threads work some images ahead."""
 
         def with_rows() -> Iterator[tuple[_Visit, Future[pa.Table]]]:
             rows: Future[pa.Table] | None = None

@@ -1,4 +1,4 @@
-"""Two batches of pictures in, how far they are apart out, with gradients."""
+"""Two batches of images in, their distortion with gradients out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponents of the five scales (Wang, Simoncelli and Bovik 2003, table 1)."""
 WINDOW, SIGMA = 11, 1.5
 LEAST_SIDE = (WINDOW - 1) * 2 ** (len(WEIGHTS) - 1) + 1
-"""Pixels of the shorter side that five scales need: 161."""
+"""Least pixels of the shorter side for five scales: 161."""
 
 
 _BLOCK = 64
@@ -20,7 +20,7 @@ _BLOCK = 64
 
 @lru_cache(maxsize=4)
 def _band(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Matrix that takes _BLOCK + WINDOW - 1 samples to the weighted means of _BLOCK windows."""
+    """Matrix that maps _BLOCK + WINDOW - 1 samples to the weighted means of _BLOCK windows."""
     with torch.inference_mode(False):  # it is kept, and training needs it with gradients
         at = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
         line = torch.exp(-(at**2) / (2 * SIGMA**2))
@@ -31,7 +31,7 @@ def _band(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def _blurred_rows(x: Tensor) -> Tensor:
-    """Of planes ... x H x W, the weighted means along each row, transposed: ... x (W - 10) x H.
+    """Weighted means along each row of planes ... x H x W, transposed: ... x (W - 10) x H.
 
     A product with a band matrix, block by block: several times as fast on a CPU as a convolution
     with one channel.
@@ -44,14 +44,14 @@ def _blurred_rows(x: Tensor) -> Tensor:
 
 
 def _blurred(x: Tensor) -> Tensor:
-    """Of planes ... x H x W, the weighted means under every whole window."""
+    """Weighted means under every whole window of planes ... x H x W."""
     return _blurred_rows(_blurred_rows(x).contiguous())
 
 
 def scales_of(height: int, width: int) -> int:
-    """How many of the five scales fit: at the last one the window must.
+    """How many of the five scales fit, so that the window fits at the last one.
 
-    Five from 161 pixels a side, as in pytorch-msssim; none below 11.
+    All five fit from 161 pixels a side, as in pytorch-msssim; none below 11.
     """
     side = min(height, width)
     if side >= LEAST_SIDE:
@@ -64,18 +64,18 @@ def scales_of(height: int, width: int) -> int:
 
 
 def ms_ssim(x: Tensor, y: Tensor, scales: int = len(WEIGHTS)) -> Tensor:
-    """Multi-scale structural similarity (Wang, Simoncelli and Bovik 2003) of each picture.
+    """Multi-scale structural similarity (Wang, Simoncelli and Bovik 2003) of each image.
 
     Windows of 11 x 11, sigma 1.5, only where they fit; halved by means of 2 x 2, a row or column
     of zeros added on both sides of an odd edge; channels apart, then averaged.
 
     Args:
-        x, y: B x C x H x W, 0 to 1; H and W at least 161.
-        scales: how many of the five, finest first, for pictures that have no room for all; the
-            exponents of fewer are divided by their sum.
+        x, y: float tensors B x C x H x W in 0 to 1; H and W at least 161 for five scales.
+        scales: how many of the five to use, finest first, for images that are too small for all;
+            the exponents of fewer are divided by their sum.
 
     Returns:
-        B numbers, at most 1.
+        Float tensor of B values, at most 1.
 
     Raises:
         ValueError: a side is too short for so many scales.

@@ -28,19 +28,19 @@ from pipeline.training.validation import Found, pictures_of
 
 
 def codecs_of(settings: Train, sizes: Sizes) -> dict[str, tuple[float, ...]]:
-    """Names of the codecs that are trained, and λ of each of their qualities.
+    """Names of the codecs to train, and λ of each of their qualities.
 
     Raises:
-        AigiError: the network codes at several qualities, and those are not the λ; or two λ are
-            the same.
+        AigiError: the network codes at several qualities, but not as many as there are λ; or two λ
+            are equal.
     """
     name, lambdas = f"{sizes.name}-{settings.distortion}", settings.lambdas
     if sizes.qualities == 1:
         found: dict[str, tuple[float, ...]] = {f"{name}-{w:g}": (w,) for w in lambdas}
         if len(found) < len(lambdas):
             raise AigiError(
-                f"train.lambdas: {', '.join(map(str, lambdas))}: two would train one codec, "
-                "named by six digits. Give each λ once."
+                f"train.lambdas: {', '.join(map(str, lambdas))}: two would train the "
+                "same codec, which is named by six digits. Give each λ once."
             )
         return found
     if len(lambdas) != sizes.qualities or list(lambdas) != sorted(set(lambdas)):
@@ -52,10 +52,10 @@ def codecs_of(settings: Train, sizes: Sizes) -> dict[str, tuple[float, ...]]:
 
 
 def check_init(place: str | None, folder: Path) -> None:
-    """What a codec starts from is there, or no longer needed.
+    """Check that the codec to start from exists, unless it is no longer needed.
 
     Raises:
-        AigiError: it is not.
+        AigiError: it does not exist.
     """
     if place is None or checkpoint.found(folder):
         return
@@ -66,9 +66,9 @@ def check_init(place: str | None, folder: Path) -> None:
 
 
 class _Log:
-    """A CSV file that a resumed run goes on with: lines beyond the checkpoint are dropped.
+    """A CSV file that a resumed run continues: lines beyond the checkpoint are dropped.
 
-    Where the checkpoint lies between two lines, the next one is the mean of the steps since.
+    If the checkpoint is between two lines, the next line is the mean of the steps since then.
     """
 
     def __init__(self, path: Path, columns: list[str], step: int) -> None:
@@ -95,7 +95,7 @@ VALIDATION = [
 
 
 def fit(trainer: Trainer, progress: Progress) -> None:
-    """Train from the last checkpoint to the last step, and leave models to code with.
+    """Train from the last checkpoint to the last step, and write models that can code.
 
     Raises:
         AigiError: more than `max_skipped` steps had no finite gradient.
@@ -109,7 +109,7 @@ def fit(trainer: Trainer, progress: Progress) -> None:
     curve = _Log(folder / "curve.csv", CURVE, state.step) if main else None
     table = _Log(folder / "validation.csv", VALIDATION, state.step) if main else None
     if state.step:
-        progress.say(f"train: {name}: goes on from step {state.step:,}")
+        progress.say(f"train: {name}: resumes from step {state.step:,}")
     crops = trainer.crops()
     window: list[tuple[float, float, float]] = []
     began, first = time.monotonic(), state.step
@@ -118,7 +118,7 @@ def fit(trainer: Trainer, progress: Progress) -> None:
         values = trainer.step(crops)
         if values is None:
             progress.say(
-                f"train: {name}: step {state.step:,} had no finite gradient and was passed over "
+                f"train: {name}: step {state.step:,} had no finite gradient and was skipped "
                 f"({state.skipped} so far)"
             )
             if state.skipped > settings.max_skipped:
@@ -178,7 +178,7 @@ def _validated(trainer: Trainer, table: _Log | None, progress: Progress) -> None
     better = state.best_loss is None or loss < state.best_loss
     points = ", ".join(f"{one.psnr:.2f} dB at {one.bpp:.4f} bpp" for one in found)
     progress.say(
-        f"train: {trainer.folder.name}: step {state.step:,}: {found[0].pictures} whole pictures, "
+        f"train: {trainer.folder.name}: step {state.step:,}: {found[0].pictures} whole images, "
         f"{points} in files, loss {loss:.4f}" + (", the best so far" if better else "")
     )
     if better:
@@ -223,15 +223,15 @@ def accelerator_of(settings: Train, device: str, folder: Path) -> Any:
     from accelerate.utils import InitProcessGroupKwargs
 
     if device not in ("auto", "cpu", "cuda"):
-        raise AigiError(f"compute.device: {device}: training takes auto, cpu or cuda")
+        raise AigiError(f"compute.device: {device}: training needs auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise AigiError("compute.device: cuda: torch sees no GPU here")
+        raise AigiError("compute.device: cuda: torch finds no GPU on this machine")
     if settings.tracker is not None:
         try:
             import tensorboard  # noqa: F401
         except ImportError:
             raise AigiError(
-                "train.tracker: tensorboard is not installed: pip install 'aigi[train]'"
+                "train.tracker: tensorboard is not installed. Run pip install 'aigi[train]'"
             ) from None
     return Accelerator(
         mixed_precision={"float32": "no", "bfloat16": "bf16"}[settings.precision],
@@ -255,11 +255,11 @@ def validation_of(settings: Train, data: Pictures) -> list[tuple[RGB, str]]:
             min(picture.shape[:2]) >= LEAST_SIDE for picture, _ in pictures
         ):
             raise AigiError(
-                f"train.data: {data.place}: no validation picture has sides of {LEAST_SIDE} "
-                "pixels, which MS-SSIM wants"
+                f"train.data: {data.place}: no validation image has sides of {LEAST_SIDE} "
+                "pixels, which MS-SSIM needs"
             )
     except AigiError as error:
         raise AigiError(
-            f"{error}\nThere is nothing to validate with: set train.validation_pictures=0"
+            f"{error}\nThere are no images to validate with; set train.validation_pictures=0"
         ) from error
     return pictures

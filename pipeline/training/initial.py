@@ -1,16 +1,16 @@
 """An untrained network in, a transform coder out: where training begins.
 
-Random weights spend a short training on finding any transform at all. One is known: the
-Karhunen-Loève transform of pictures whose pixels are the more alike the nearer they are, which the
-DCT of JPEG approximates. It is laid into the strided convolutions of the analysis, halving by
-halving, each of which keeps the components of greatest variance of the one before, and its
-transpose into those of the synthesis. All else begins small or silent, and the entropy model with
-the variances that the transform gives:
+With random weights, a short training only finds some transform. A good one is known: the
+Karhunen-Loève transform of images in which near pixels are similar, which the DCT of JPEG
+approximates. It is written to the strided convolutions of the analysis, halving by halving, each of
+which keeps the components of greatest variance of the one before; its transpose is written to those
+of the synthesis. Everything else begins small or at zero, and the entropy model begins with the
+variances of the transform:
 
     x ─▶ K_1 ─▶ K_2 ─▶ K_3 ─▶ K_4 ─▶ y               K_s   c_s x 4 c_(s-1), orthonormal rows
-    x_hat ◀─ K_1ᵀ ◀─ K_2ᵀ ◀─ K_3ᵀ ◀─ K_4ᵀ ◀─ y       c     3, N, N, N, M, or all that there are
+    x_hat ◀─ K_1ᵀ ◀─ K_2ᵀ ◀─ K_3ᵀ ◀─ K_4ᵀ ◀─ y       c     3, N, N, N, M, or all that exist
 
-The model of pictures: a correlation of 0.95 to the power of the distance in pixels (the
+The model of images: a correlation of 0.95 to the power of the distance in pixels (the
 nonseparable exponential of Jain, Fundamentals of Digital Image Processing, 1989, chapter 2).
 """
 
@@ -30,17 +30,17 @@ CORRELATION = 0.95
 COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
 """Orthogonal axes of RGB, lightness first."""
 SHARES = (1.0, 0.06, 0.03)
-"""Variances along them, over that of lightness, as photographs have them about."""
+"""Variances along them, over that of lightness, roughly as in photographs."""
 DEVIATION = 0.25
 """Standard deviation of a pixel."""
 AMPLITUDE = 0.25
-"""What the networks make of pixels, so that GDN, which divides what is large, changes little."""
+"""Scale of pixels in the networks: so small that GDN, which divides large values, does little."""
 LEAST_DEVIATION = 0.2
-"""Of a latent in steps: rounding alone moves it by more."""
+"""Deviation of a latent in steps: rounding alone changes it by more."""
 LATENT = 2.0
 """Standard deviation of z."""
 SMALL = 0.01
-"""What is left of the random weights beside the transform: enough to tell channels apart."""
+"""Share of the random weights that remains beside the transform, to tell channels apart."""
 
 
 def transforms(channels: Sequence[int]) -> tuple[list[Tensor], Tensor]:
@@ -73,7 +73,7 @@ def transforms(channels: Sequence[int]) -> tuple[list[Tensor], Tensor]:
 
 
 def _covariance(colour: Tensor, size: int) -> Tensor:
-    """Of the pixels of a block, 3 size² x 3 size²."""
+    """Covariance of the pixels of a block: float64, 3 size² x 3 size²."""
     at = torch.arange(size, dtype=torch.float64)
     rows, columns = (g.flatten() for g in torch.meshgrid(at, at, indexing="ij"))
     # Rows are a little more alike than columns: else components come in pairs of one variance, in
@@ -83,8 +83,7 @@ def _covariance(colour: Tensor, size: int) -> Tensor:
 
 
 def step_of(weight: float) -> float:
-    """The quantisation step for pixels from 0 to 1 that λ makes best: a finer one costs more than
-    it saves.
+    """The best quantisation step at λ for pixels from 0 to 1: a finer one costs more than it saves.
 
     At high rate a step d leaves a squared error D = d² / 12, and three samples a pixel take
     -3/2 log2 D bits and a constant: λ 255² D - 3/2 log2 D is least at D = 3 / (2 ln 2 λ 255²).
@@ -94,11 +93,11 @@ def step_of(weight: float) -> float:
 
 @torch.no_grad()
 def begin(network: Network, step: float) -> None:
-    """Let an untrained network be a transform coder, in place.
+    """Make an untrained network a transform coder, in place.
 
     Args:
-        step: of quantisation, for pixels from 0 to 1; with several qualities, that of those whose
-            gain is 1 so far.
+        step: quantisation step for pixels from 0 to 1; with several qualities, that of the
+            qualities whose gain is 1 so far.
     """
     sizes = network.sizes
     found, spread = transforms([sizes.n, sizes.n, sizes.n, sizes.m])
@@ -120,7 +119,7 @@ def begin(network: Network, step: float) -> None:
 
 
 def _begin_catc(network: Any, matrices: list[Tensor]) -> tuple[Any, Any]:
-    """Lay the transform into g_a and g_s; what makes y, and what takes it."""
+    """Write the transform to g_a and g_s; return the layers that make and take y."""
     bound = AMPLITUDE * math.sqrt(3) / 2  # of a component of 3 pixels from -1/2 to 1/2
     for down, matrix in zip(network.g_a.down, matrices, strict=False):
         first, _, second, _ = down.body
@@ -152,7 +151,7 @@ def _begin_catc(network: Any, matrices: list[Tensor]) -> tuple[Any, Any]:
 
 
 def _begin_hyperprior(network: Any, matrices: list[Tensor]) -> tuple[Any, Any]:
-    """The same for the others."""
+    """The same for the other networks."""
     downs, ups = network.g_a.layers[::2], network.g_s.layers[::2]
     _shrink(*downs, *ups)
     for layer, matrix in zip(downs, matrices, strict=True):
@@ -171,19 +170,19 @@ def _down(layer: Any, matrix: Tensor) -> None:
 
 
 def _center(layer: Any, matrix: Tensor) -> None:
-    """Let the first convolution take 1/2 from pixels, and scale them to `AMPLITUDE`."""
+    """Let the first convolution subtract 1/2 from pixels and scale them to `AMPLITUDE`."""
     layer.weight *= AMPLITUDE
     layer.bias[: len(matrix)] -= AMPLITUDE * matrix.sum((1, 2, 3)) / 2
 
 
 def _uncenter(layer: Any) -> None:
-    """And the last give it back."""
+    """Let the last convolution undo that."""
     layer.weight /= AMPLITUDE
     nn.init.constant_(layer.bias, 0.5)
 
 
 def _expect(network: Any, deviations: Tensor) -> None:
-    """Tell the entropy model what y will be like, at a gain of 1."""
+    """Give the entropy model the deviations of y at a gain of 1."""
     _calm(network.h_a.layers[0].weight, deviations)
     # Without this z rounds to 0, and h_s would learn nothing until it has grown.
     y = torch.randn(1, len(deviations), 64, 64) * deviations[:, None, None]
@@ -206,7 +205,7 @@ def _expect(network: Any, deviations: Tensor) -> None:
 
 
 def _calm(weight: Tensor, deviations: Tensor) -> None:
-    """Let weights see their inputs as if none were much larger than 1."""
+    """Scale weights as if none of their inputs were much larger than 1."""
     weight /= deviations.clamp(min=1)[:, None, None]
 
 

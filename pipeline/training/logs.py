@@ -1,6 +1,6 @@
-"""A run with codecs in training in, what their logs say of each out.
+"""A run with codecs in training in, the contents of their logs out.
 
-No torch here: a command that only looks at a run answers at once.
+No torch here, so that a command that only reads a run answers at once.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ FOLDER = "train"
 
 @dataclass(frozen=True)
 class Log:
-    """What training wrote of one codec; numbers that were left empty are missing.
+    """The logs of one codec; numbers that were left empty are missing.
 
     Attributes:
         name: its folder: network, distortion and λ.
-        steps: how many are wanted; None: the run does not know.
+        steps: how many are planned; None: the run does not record it.
         curve: step, loss, bpp, psnr, learning_rate and seconds, means since the row before.
         validation: step, quality, loss, bpp, bpp_without_prompt, psnr, ms_ssim and pictures, of
             real files; a row for each quality of the network.
@@ -43,12 +43,12 @@ class Log:
 
     @property
     def step(self) -> int:
-        """The last one that the logs have."""
+        """The last step in the logs."""
         return int(max(rows[-1]["step"] for rows in (self.curve, self.validation) if rows))
 
     @property
     def progress(self) -> str:
-        """The step that it has come to, and of how many."""
+        """The last step, and the number of planned steps."""
         return f"{self.step:,}" + ("" if self.steps is None else f" of {self.steps:,}")
 
     @property
@@ -61,7 +61,7 @@ def logs(store: Store) -> list[Log]:
     """Logs of all codecs of a run that have any, by name.
 
     Raises:
-        AigiError: a log holds something else than numbers.
+        AigiError: a log contains something other than numbers.
     """
     if not store.fs.isdir(store.path(FOLDER)):
         return []

@@ -11,17 +11,18 @@ from pipeline.settings import Count, Location, Settings, Share
 
 
 class Train(Settings):
-    """Pictures with prompts in, a trained codec for each λ out, below RUN/train."""
+    """Images with prompts in, a trained codec for each λ out, below RUN/train."""
 
     data: Pictures | None = Field(None, description="null: the release of this run")
     network: str | dict[str, Any] = Field(
-        "catc-small", description="a name of pipeline/learned/sizes.py, or all sizes"
+        "catc-small",
+        description="name of a network in pipeline/learned/sizes.py, or all of its sizes",
     )
     lambdas: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.013,), min_length=1, description="weight of the distortion; one codec for each"
     )
     together: bool = Field(
-        False, description="one network that codes at the rates of all λ, in place of one for each"
+        False, description="train one network for the rates of all λ, instead of one for each"
     )
     distortion: Literal["mse", "ms-ssim"] = Field(
         "mse", description="λ·255²·MSE + bpp, or λ·(1 - MS-SSIM) + bpp"
@@ -33,62 +34,69 @@ class Train(Settings):
     )
     initial: Literal["transform", "random"] = Field(
         "transform",
-        description="where no codec is given to start from: weights that already are a transform "
-        "coder, or random ones",
+        description="weights to start from without init: those of a transform coder, or random "
+        "ones",
     )
     text_folder: Location | None = Field(None, description="local copy of the text encoder")
     text_dropout: Share = Field(0.1, description="share of crops whose prompt is left empty")
     foreign_prompts: Location | None = Field(
         None,
-        description="text file, a prompt a line, of which some stand in for crops' own: so no "
-        "prompt of a kind that the data lacks does harm",
+        description="text file with a prompt on each line; some replace the prompts of crops, so "
+        "that the codec also works with prompts unlike those of the data",
     )
-    foreign_share: Share = Field(0.25, description="of crops that have a foreign prompt")
+    foreign_share: Share = Field(0.25, description="share of crops with a foreign prompt")
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=dict, description="times that an epoch sees a source's pictures; default 1"
+        default_factory=dict, description="how often an epoch uses a source's images; default 1"
     )
-    steps: Count = Field(1_000_000, description="of the optimiser; may be raised later")
-    batch: Count = Field(8, description="crops of a process in a step, times `accumulate`")
-    accumulate: Count = Field(1, description="batches whose gradients make a step")
+    steps: Count = Field(1_000_000, description="steps of the optimiser; may be raised later")
+    batch: Count = Field(
+        8, description="crops of a process in a batch; a step has `accumulate` batches"
+    )
+    accumulate: Count = Field(1, description="batches whose gradients are summed in a step")
     crop: Annotated[int, Field(ge=64, multiple_of=64)] = 256
-    crops_per_picture: Count = Field(8, description="each time that it is decoded")
-    shuffle_buffer: Count = Field(1024, description="crops that wait for their turn")
-    threads: Count = Field(2, description="that decode pictures, of each process")
+    crops_per_picture: Count = Field(8, description="crops of an image each time it is decoded")
+    shuffle_buffer: Count = Field(1024, description="crops in the shuffle buffer")
+    threads: Count = Field(2, description="threads of each process that decode images")
     learning_rate: float = Field(1e-4, gt=0)
     milestones: tuple[Count, ...] = Field(
-        (), description="steps at which the rate is multiplied; those to come may be moved"
+        (),
+        description="steps at which the learning rate is multiplied; later ones may still change",
     )
     milestone_factor: float = Field(0.5, gt=0, le=1)
     warmup: Annotated[int, Field(ge=0)] = Field(
-        0, description="steps of a rising rate at the begin"
+        0, description="steps with a rising learning rate at the beginning"
     )
-    aux_learning_rate: float = Field(5e-4, gt=0, description="of the medians of z")
+    aux_learning_rate: float = Field(5e-4, gt=0, description="learning rate of the medians of z")
     clip: float = Field(1.0, gt=0, description="greatest norm of the gradient")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights; 0: none")
     max_skipped: Annotated[int, Field(ge=0)] = Field(
-        50, description="steps without a finite gradient that are passed over before it stops"
+        50, description="steps without a finite gradient that are skipped before training stops"
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the networks; loss, weights and sums stay float32"
+        "float32", description="precision of the networks; loss, weights and sums stay float32"
     )
     compile: bool = False
     seed: int = 0
     log_every: Count = 100
     save_every: Count = 1000
-    validate_every: Count = Field(5000, description="on whole pictures, with real files")
+    validate_every: Count = Field(
+        5000, description="steps between validations on whole images with real files"
+    )
     validation_pictures: Annotated[int, Field(ge=0)] = Field(
-        16, description="of each source's validation split; 0: no validation"
+        16, description="images from the validation split of each source; 0: no validation"
     )
     tracker: Literal["tensorboard"] | None = Field(
-        None, description="of accelerate; needs aigi[train]"
+        None, description="tracker of accelerate; for it: pip install 'aigi[train]'"
     )
 
     @model_validator(mode="after")
     def _own_splits(self) -> Train:
         if self.data is not None and self.data.splits is not None:
-            raise ValueError("data.splits: training takes train, validation takes validation")
+            raise ValueError(
+                "data.splits: leave it out; training uses train, validation uses validation"
+            )
         if self.distortion == "ms-ssim" and self.crop < 192:
             raise ValueError("distortion ms-ssim needs crops of at least 192")
         if self.foreign_prompts is not None and self.text_dropout + self.foreign_share > 1:
-            raise ValueError("text_dropout + foreign_share: more than all prompts")
+            raise ValueError("text_dropout + foreign_share must not be more than 1")
         return self

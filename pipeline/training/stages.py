@@ -1,6 +1,6 @@
 """The `train` section in, the stage that trains its codecs out.
 
-No torch here: whether a run is finished is known without it.
+No torch here, so that the state of a run is known without it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _make(
 
 
 def _state(settings: Train, run: str, compute: Compute, store: Store) -> dict[str, Any]:
-    """All that `train` asks for. What of it may not change on the way, each codec knows itself."""
+    """All settings of `train`; each codec itself knows which of them must not change."""
     data = asked_or_own(settings.data, run).model_copy(update={"splits": ("train",)})
     return {
         "train": settings.model_dump(mode="json"),
@@ -43,7 +43,7 @@ def _state(settings: Train, run: str, compute: Compute, store: Store) -> dict[st
 
 
 def stage(settings: Train, run: str, compute: Compute) -> Files:
-    """The stage of a `train` section: for each codec, the model that its last step left.
+    """The stage of a `train` section, which makes the last model of each codec.
 
     Raises:
         AigiError: the run is not a folder on this machine.

@@ -5,12 +5,12 @@
     aigi run workflows/train.yaml --set compute.ray=auto --set compute.workers=8    # a cluster
 
 A step is a function of the state before it and its number: batch, noise and dropped prompts are
-drawn from seed and number, so a run that was killed and goes on from its last checkpoint equals one
+drawn from seed and number, so a run that was killed and resumed from its last checkpoint equals one
 that was never stopped (on a CPU, bit by bit).
 
     RUN/train/NAME/state-STEP.safetensors   the newest two checkpoints
-    RUN/train/NAME/curve.csv                what training saw, every log_every steps
-    RUN/train/NAME/validation.csv           whole pictures, real files
+    RUN/train/NAME/curve.csv                means of training, every log_every steps
+    RUN/train/NAME/validation.csv           whole images, real files
     RUN/train/NAME/best, last               models to code with
 """
 
@@ -30,18 +30,18 @@ from pipeline.training.trainer import Trainer, sizes_of
 
 
 def train(settings: Train, run: str, compute: Compute, progress: Progress) -> list[Path]:
-    """Train a codec for each λ, one after the other; by Ray Train where `compute` asks for it.
+    """Train a codec for each λ, one after the other, by Ray Train if `compute.ray` is set.
 
     Args:
         settings: the `train` section.
         run: the run directory, which is a folder on this machine.
 
     Returns:
-        Their folders.
+        The folders of the codecs.
 
     Raises:
-        AigiError: there is nothing to train on, the settings do not fit what was begun, or
-            gradients were not finite.
+        AigiError: there are no images to train on, the settings differ from those of the training
+            that was begun, or gradients were not finite.
     """
     if "://" in run:
         raise AigiError(f"run: {run}: training needs a folder on this machine")

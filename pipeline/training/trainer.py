@@ -37,11 +37,11 @@ AUX = "prior.median"
 
 
 LAMBDAS = {"mse": 1.0, "ms-ssim": 1280.0}
-"""λ over that of MSE for about the same rate: as CompressAI pairs those of its models."""
+"""λ of MS-SSIM over λ of MSE at about the same rate, as CompressAI pairs its models."""
 
 
 PATIENCE = timedelta(hours=6)
-"""How long processes wait for the first one, which alone validates; torch's 10 minutes are few."""
+"""How long processes wait for the first, which alone validates; torch's 10 minutes are few."""
 
 
 FREE = {
@@ -52,10 +52,10 @@ FREE = {
 
 
 def sizes_of(settings: Train) -> Sizes:
-    """The network that the settings ask for; trained together, of as many qualities as λ.
+    """The network of the settings; with `together`, it has as many qualities as there are λ.
 
     Raises:
-        AigiError: there is none of this name, or its sizes are wrong.
+        AigiError: there is no network of this name, or its sizes are wrong.
     """
     if isinstance(settings.network, dict):
         sizes = parse(settings.network)
@@ -77,11 +77,11 @@ def rate_distortion(
 
     Args:
         output: of the network for x.
-        x: B x 3 x H x W, 0 to 1.
-        weight: λ, of all pictures or of each.
+        x: float32 tensor B x 3 x H x W in 0 to 1.
+        weight: λ of all images, or a tensor with the λ of each.
 
     Returns:
-        loss, bpp and MSE (over values from 0 to 1), scalars.
+        loss, bpp and MSE (over values from 0 to 1), scalar tensors.
     """
     bpp = output.bits() / (x.shape[0] * x.shape[2] * x.shape[3])
     x_hat = output.x_hat.float()
@@ -94,7 +94,7 @@ def rate_distortion(
 
 
 def learning_rate(settings: Train, step: int) -> float:
-    """Of the step after `step` steps: rises over `warmup`, falls at each milestone."""
+    """Learning rate after `step` steps: it rises over `warmup` and falls at each milestone."""
     rate = settings.learning_rate * settings.milestone_factor ** sum(
         step >= milestone for milestone in settings.milestones
     )
@@ -108,7 +108,7 @@ def _seed(*parts: object) -> int:
 
 @dataclass
 class _Progress:
-    """What a checkpoint holds beside tensors."""
+    """What a checkpoint contains beside tensors."""
 
     step: int = 0
     skipped: int = 0
@@ -122,16 +122,16 @@ class Trainer:
     """One codec in training.
 
     Args:
-        settings: all of it.
+        settings: the whole `train` section.
         weights: λ of each quality of the network, rising.
-        folder: of this codec.
-        threads: of torch; sums on a CPU depend on them.
-        accelerator: of accelerate.
-        collection: pictures of the train split.
-        validation: decoded pictures and prompts.
+        folder: folder of this codec.
+        threads: threads of torch; sums on a CPU depend on them.
+        accelerator: the accelerator of accelerate.
+        collection: images of the train split.
+        validation: decoded images (uint8, H x W x 3) and prompts.
 
     Raises:
-        AigiError: the folder was begun with other settings, or what to start from does not fit.
+        AigiError: the folder was begun with other settings, or `init` does not fit.
     """
 
     def __init__(
@@ -213,8 +213,8 @@ class Trainer:
         blind = theirs["text"] is None and mine["text"] is not None
         if mine | ({"text": None} if blind else {}) != theirs:
             raise AigiError(
-                f"train.init: {init}: its sizes are {json.dumps(theirs)}, those of this network "
-                f"are {json.dumps(mine)}. Only text may be new."
+                f"train.init: {init}: its sizes are {json.dumps(theirs)}, but this network has "
+                f"{json.dumps(mine)}. They may differ only in text."
             )
         self.network.load_state_dict(other.state_dict(), strict=not blind)
         if blind:
@@ -237,7 +237,7 @@ class Trainer:
         ]
         if changed:
             raise AigiError(
-                f"{self.folder}: was begun with other settings:\n  "
+                f"{self.folder}: this training was begun with other settings:\n  "
                 + "\n  ".join(changed)
                 + "\nSet them back, or train in another run directory."
             )
@@ -257,12 +257,13 @@ class Trainer:
         steps = self.accelerator.gather(at).tolist()
         if len(set(steps)) > 1:
             raise AigiError(
-                f"{self.folder}: processes would go on from different steps ({steps}): each reads "
-                "the checkpoints itself. Put the run directory where all machines see it."
+                f"{self.folder}: processes would resume from different steps ({steps}), because "
+                "each reads the checkpoints itself. Put the run directory where all machines see "
+                "it."
             )
 
     def save(self) -> None:
-        """Write a checkpoint; the process that is the first writes, the others wait."""
+        """Write a checkpoint; the first process writes, the others wait."""
         if self.accelerator.is_main_process:
             tensors = {f"network.{name}": value for name, value in self._network_state().items()}
             tensors |= {f"average.{name}": value for name, value in self.average.items()}
@@ -275,7 +276,7 @@ class Trainer:
         return dict(self.network.state_dict())
 
     def crops(self) -> Iterator[Crop]:
-        """The crops of this process from the present step on."""
+        """The crops of this process from the current step on."""
         settings = self.settings
         return iter(
             Crops(
@@ -305,7 +306,7 @@ class Trainer:
         return pixels.permute(0, 3, 1, 2).contiguous().float() / 255, text
 
     def _prompt(self, crop: Crop, drawn: random.Random) -> str:
-        """Of a crop: its own, none or a foreign one."""
+        """The prompt of a crop: its own, none or a foreign one."""
         chance, empty = drawn.random(), self.settings.text_dropout
         if chance < empty:
             return ""
@@ -314,7 +315,7 @@ class Trainer:
         return crop.text
 
     def step(self, crops: Iterator[Crop]) -> tuple[float, float, float] | None:
-        """One step of the optimisers: loss, bpp and MSE; None where the gradient was not finite."""
+        """One step of the optimisers: loss, bpp and MSE; None if the gradient was not finite."""
         settings, number = self.settings, self.state.step
         rank = self.accelerator.process_index
         drawn = random.Random(f"{settings.seed} text {number} {rank}")
@@ -368,21 +369,21 @@ class Trainer:
             self.average[name].lerp_(parameter, 1 - decay)
 
     def model_now(self) -> Network:
-        """The averaged weights as a network that codes."""
+        """The averaged weights as a network that can code."""
         network = Network(**self.network.sizes.model_dump())
         network.load_state_dict(self.average, strict=False)  # tables are made next
         network.update()
         return network.eval()
 
     def validate(self) -> list[Found]:
-        """Measure the averaged weights on the validation pictures, at each quality."""
+        """Measure the averaged weights on the validation images, at each quality."""
         device = self.accelerator.device
         name = "cpu" if device.type == "cpu" else str(device)  # accelerate numbers CPUs, too
         return validate(self.model_now(), self.validation, self.text, name)
 
 
 def init_of(place: str, name: str) -> str:
-    """The folder or Hub id of a model; of a run's `train` folder, its best one of this name."""
+    """The folder or Hub id of a model; for a run's `train` folder, its best model of this name."""
     best = Path(place) / name / "best"
     return str(best) if "://" not in place and best.is_dir() else place
 
@@ -397,7 +398,7 @@ def _foreign_prompts(settings: Train) -> list[str] | None:
         raise AigiError(f"train.foreign_prompts: {path}: cannot be read: {error}") from error
     found = [line.strip() for line in lines if line.strip()]
     if not found:
-        raise AigiError(f"train.foreign_prompts: {path}: has no line with a prompt")
+        raise AigiError(f"train.foreign_prompts: {path}: no line has a prompt")
     return found
 
 

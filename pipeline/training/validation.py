@@ -1,4 +1,4 @@
-"""A network in training and whole pictures in, rates of real files and distortions out."""
+"""A network in training and whole images in, rates of real files and distortions out."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ MOST_PIXELS = 1 << 28
 
 @dataclass(frozen=True)
 class Found:
-    """Means over pictures.
+    """Means over images.
 
     Attributes:
         pictures: how many.
         bpp: bits a pixel of whole files.
         bpp_without_prompt: the same without the prompt's bytes.
-        mse: over RGB from 0 to 1, decoded pictures rounded to 8 bits.
-        psnr: mean of the pictures' PSNR, in dB.
-        ms_ssim: 0 to 1, of pictures whose shorter side has 161 pixels; None: no such picture.
+        mse: over RGB from 0 to 1, decoded images rounded to 8 bits.
+        psnr: mean of the images' PSNR, in dB.
+        ms_ssim: 0 to 1, over images whose shorter side has 161 pixels; None: there is none.
     """
 
     pictures: int
@@ -41,23 +41,25 @@ class Found:
     ms_ssim: float | None
 
     def loss(self, weight: float, distortion: str) -> float:
-        """What training minimises, of these means.
+        """The loss that training minimises, from these means.
 
         Raises:
-            AigiError: no picture is large enough for MS-SSIM.
+            AigiError: no image is large enough for MS-SSIM.
         """
         if distortion == "mse":
             return weight * 255**2 * self.mse + self.bpp
         if self.ms_ssim is None:
-            raise AigiError(f"validation: no picture has sides of {LEAST_SIDE} pixels, for MS-SSIM")
+            raise AigiError(
+                f"validation: no image has sides of {LEAST_SIDE} pixels, which MS-SSIM needs"
+            )
         return weight * (1 - self.ms_ssim) + self.bpp
 
 
 def pictures_of(collection: Collection) -> Iterator[tuple[RGB, str]]:
-    """Decoded pictures and prompts, in order.
+    """Decoded images (uint8, H x W x 3) and prompts, in order.
 
     Raises:
-        AigiError: a picture cannot be decoded.
+        AigiError: an image cannot be decoded.
     """
     for part in collection.parts:
         for row in collection.read(part.name, ["image_id", "image", "text"]).to_pylist():
@@ -70,13 +72,14 @@ def pictures_of(collection: Collection) -> Iterator[tuple[RGB, str]]:
 def validate(
     network: Network, pictures: Sequence[tuple[RGB, str]], text: TextEncoder | None, device: str
 ) -> list[Found]:
-    """Code pictures to real files at each quality, and measure what they decode to.
+    """Code images to real files at each quality, and measure the decoded images.
 
     Args:
-        network: with tables; it is frozen in place.
+        network: a network with tables; it is frozen in place.
+        pictures: uint8, H x W x 3, each with its prompt.
 
     Raises:
-        AigiError: a file decodes to something else than the encoder says, a defect.
+        AigiError: a file decodes to other pixels than the encoder predicted, a defect.
     """
     codec = LearnedCodec(network, device, text=text)
     qualities = range(1, network.sizes.qualities + 1)
@@ -88,7 +91,7 @@ def _validated(codec: LearnedCodec, pictures: Sequence[tuple[RGB, str]], quality
     for number, (picture, prompt) in enumerate(pictures):
         coded = codec.encode_and_reconstruct(picture, prompt, quality)
         if number == 0 and not np.array_equal(codec.decode(coded.data), coded.reconstruction):
-            raise AigiError("validation: a file decodes to other pixels than were coded")
+            raise AigiError("validation: a file decodes to other pixels than the encoder predicted")
         rate = rates(coded.data)
         bpp.append(rate.bpp)
         plain.append(rate.bpp_without_prompt)

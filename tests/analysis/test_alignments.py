@@ -76,7 +76,7 @@ def test_pictures_that_show_their_prompt_score_high(run: Store) -> None:
     right, total = found["light", "drawn"]
     assert total == 8 and right >= 7, "by chance it were a third"
     text, _ = report(run)
-    assert "right of all" in text and "Alignment" in text
+    assert "Attributes: images that match" in text and "Alignment" in text
 
 
 def noise(count: int) -> list[RGB]:

@@ -102,7 +102,7 @@ def test_a_picture_is_coded_without_naming_a_model(tmp_path: Path) -> None:
         "encode", tmp_path / "in.png", "--model", "mean-scale-small", "-o", file, "--prompt", "x"
     )
     assert done.exit_code == 0 and aigi("decode", file, "-o", out).exit_code == 0
-    assert "mean-scale-small does not read prompts; none is stored" in done.stderr
+    assert "mean-scale-small does not use prompts, so the prompt is not stored" in done.stderr
 
 
 def test_a_quality_is_asked_for(tmp_path: Path) -> None:

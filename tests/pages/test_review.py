@@ -99,7 +99,7 @@ def test_keys_move_and_reveal(chromium: Any, hostile: tuple[Path, Path], tmp_pat
         view.keyboard.press("g")
         cells = view.locator("#grid button")
         last = cells.count() - 2
-        assert "Picture 1 of" in view.locator("#said").inner_text()
+        assert "Image 1 of" in view.locator("#said").inner_text()
         for _ in range(last):
             view.keyboard.press("ArrowRight")
         view.keyboard.press("g")
@@ -162,9 +162,7 @@ def test_two_people_are_merged(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"b  {one}: drop  {other}: keep" in done.stdout
     # 3 of 4 the same; by chance (2 * 3 + 1 * 0 + 1 * 1) / 16.
-    assert (
-        f"3 of 4 decisions the same, Cohen's kappa {(3 / 4 - 7 / 16) / (9 / 16):.3f}" in done.stdout
-    )
+    assert f"3 of 4 decisions agree, Cohen's kappa {(3 / 4 - 7 / 16) / (9 / 16):.3f}" in done.stdout
     assert read_review(str(tmp_path / "both.csv")) == {
         "a": "keep", "b": "unsure", "c": "keep", "d": "unsure", "e": "drop", "f": "drop"
     }  # fmt: skip

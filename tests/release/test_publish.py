@@ -89,7 +89,7 @@ def test_published_private_tagged_and_loaded_back(
     assert hub.tags(REPO) == {"v1.2.3": hub.commits(REPO)[0].id}
     assert whole(hub, release) and once(hub, release)
     for line in ("sd/train: 24", "sd/test: 2", "sdxl/train: 4", "sdxl/test: 6"):
-        assert f"{line} rows load" in done.stdout
+        assert f"{line} rows loaded" in done.stdout
     assert f"next: aigi verify {TO}@v1.2.3" in done.stderr
     # Again: nothing to do, nothing sent, the same answer.
     commits, asked = len(hub.commits(REPO)), len(hub.requests)
@@ -145,7 +145,7 @@ def test_what_stays_broken_is_an_error_and_the_same_command_finishes(
     hub.faults.add("POST", "/commit/", times=99, status=500)
     done = aigi("publish", str(release), "--to", TO, **hub.environment())
     assert done.returncode == 1
-    assert "run the same command again" in done.stderr and "Traceback" not in done.stderr
+    assert "Run the same command again" in done.stderr and "Traceback" not in done.stderr
     assert hub.tags(REPO) == {} and once(hub, release)
     hub.faults.clear()
     done = aigi("publish", str(release), "--to", TO, **hub.environment())
@@ -156,12 +156,12 @@ def test_what_stays_broken_is_an_error_and_the_same_command_finishes(
 def test_a_fault_while_reading_back_leaves_only_that_to_do(hub: Hub, release: Path) -> None:
     hub.faults.add("HEAD|GET", "resolve", times=99, status=503)
     done = aigi("publish", str(release), "--to", TO, **hub.environment())
-    assert done.returncode == 1 and "run the same command again" in done.stderr
+    assert done.returncode == 1 and "Run the same command again" in done.stderr
     assert whole(hub, release) and hub.tags(REPO).keys() == {"v1.2.3"}
     hub.faults.clear()
     asked = len(hub.requests)
     done = aigi("publish", str(release), "--to", TO, **hub.environment())
-    assert done.returncode == 0 and "sdxl/test: 6 rows load" in done.stdout
+    assert done.returncode == 0 and "sdxl/test: 6 rows loaded" in done.stdout
     assert not [r for r in hub.requests[asked:] if r.method == "PUT" or "/commit/" in r.path]
 
 
@@ -170,9 +170,7 @@ def test_other_bytes_stored_are_noticed(hub: Hub, release: Path) -> None:
     hub.faults.add("POST", "/commit/", corrupt=True)
     done = aigi("publish", str(release), "--to", TO, **hub.environment())
     assert done.returncode == 1
-    assert re.search(
-        r"files did not arrive as they are here, first \S+: other content", done.stderr
-    )
+    assert re.search(r"files differ after the upload, the first is \S+: other content", done.stderr)
     assert hub.tags(REPO) == {}
     done = aigi("publish", str(release), "--to", TO, **hub.environment())
     assert done.returncode == 0, done.stderr
@@ -220,7 +218,7 @@ def test_a_version_is_published_once_and_a_new_one_replaces_its_files(
     store.write_json(manifest, MANIFEST)
     done = aigi("publish", str(release), "--to", TO, **hub.environment())
     assert done.returncode == 1
-    assert "v1.2.3 is published and differs in" in done.stderr
+    assert "v1.2.3 is already published and differs in" in done.stderr
     assert "raise release.version" in done.stderr
     version(release, "1.3.0")
     dry = aigi("publish", str(release), "--to", TO, "--dry-run", **hub.environment())
@@ -381,7 +379,7 @@ def test_what_cannot_be_published_says_why(release: Path, tmp_path: Path) -> Non
     for to in ("hf://datasets/name", "hf://models/org/name", "hf://datasets/org/name@v1"):
         with pytest.raises(AigiError, match="expected hf://datasets/ORG/NAME"):
             publish(str(release), to)
-    with pytest.raises(AigiError, match="are the Hub's"):
+    with pytest.raises(AigiError, match="need a dataset on the Hub"):
         publish(str(release), str(tmp_path / "x"), pull_request=True)
     with pytest.raises(AigiError, match="refs/pr/N alone"):
         publish(str(release), TO, pull_request=True, revision="refs/pr/1")

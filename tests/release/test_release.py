@@ -104,7 +104,7 @@ def test_spare_images_replace_failed_ones_and_the_rest_is_surplus(tmp_path: Path
 def test_a_shortage_is_said(tmp_path: Path) -> None:
     workflow, store = made(tmp_path, {("train", rank, "none") for rank in range(4)})
     _, said = select(workflow, store)
-    assert "sd train: 2 of 4 wanted; raise plan.margin" in said
+    assert "sd train: kept 2, quota 4; raise plan.margin" in said
 
 
 @settings(max_examples=25, deadline=None)

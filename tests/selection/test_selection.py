@@ -100,16 +100,16 @@ def test_a_threshold_on_a_concept_that_was_not_scored_is_refused() -> None:
 @pytest.mark.parametrize(
     ("sections", "rules", "said"),
     [
-        ({}, {"min_clip_score": 0.2}, "min_clip_score: it needs embeddings"),
-        ({"quality": {}}, {"max_nsfw": 0}, "max_nsfw: it needs quality.safety_checker"),
-        ({}, {"max_nsfw": 0}, "max_nsfw: it needs quality.safety_checker"),
-        ({}, {"min_entropy": 1}, "min_entropy: it needs quality"),
-        ({}, {"max_black": 0.5}, "max_black: it needs quality"),
-        ({}, {"min_similarity": 0.9}, "min_similarity: it needs duplicates.min_similarity"),
+        ({}, {"min_clip_score": 0.2}, "min_clip_score: this rule needs embeddings"),
+        ({"quality": {}}, {"max_nsfw": 0}, "max_nsfw: this rule needs quality.safety_checker"),
+        ({}, {"max_nsfw": 0}, "max_nsfw: this rule needs quality.safety_checker"),
+        ({}, {"min_entropy": 1}, "min_entropy: this rule needs quality"),
+        ({}, {"max_black": 0.5}, "max_black: this rule needs quality"),
+        ({}, {"min_similarity": 0.9}, "min_similarity: this rule needs duplicates.min_similarity"),
         (
             {"duplicates": {"min_similarity": None}},
             {"min_similarity": 0.9},
-            "min_similarity: it needs duplicates.min_similarity",
+            "min_similarity: this rule needs duplicates.min_similarity",
         ),
         (
             {"duplicates": {"min_similarity": 0.95}},
@@ -119,7 +119,7 @@ def test_a_threshold_on_a_concept_that_was_not_scored_is_refused() -> None:
         (
             {"duplicates": {"min_similarity": None}, "quality": {}},
             {"min_hash_similarity": 0.9},
-            "it needs duplicates.min_hash_similarity",
+            "this rule needs duplicates.min_hash_similarity",
         ),
         ({"quality": {}}, {"max_concepts": {"rain": 0.5}}, "rain: no such concept is scored"),
         # Defaults, and what is switched off, ask for nothing.

@@ -168,5 +168,5 @@ def test_ray_trains_the_same_though_a_worker_is_killed(
         mine, theirs = _state(folder / name), _state(launched / name)
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert f"{NAMES[0]}: goes on from step" in said
+    assert f"{NAMES[0]}: resumes from step" in said
     assert f"{NAMES[1]}: step 30 of 30" in said

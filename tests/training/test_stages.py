@@ -72,7 +72,7 @@ def test_finished_training_is_a_finished_stage(release: Path, tmp_path: Path) ->
 
 def test_more_steps_go_on_and_another_crop_is_refused(release: Path, tmp_path: Path) -> None:
     run(tmp_path, release, lambdas=[0.01])
-    assert "goes on from step 2" in run(tmp_path, release, lambdas=[0.01], steps=3)
+    assert "resumes from step 2" in run(tmp_path, release, lambdas=[0.01], steps=3)
     with pytest.raises(AigiError, match="crop: 64 -> 128"):
         run(tmp_path, release, lambdas=[0.01], steps=3, crop=128)
     assert status(Store(str(tmp_path)))[0].state == "stopped"

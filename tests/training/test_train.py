@@ -184,7 +184,7 @@ def test_killed_again_and_again_the_weights_are_the_same_bits(
     assert checkpoint.found(folder)[-1] != checkpoint.path_of(folder, 60)
     done = aigi("run", str(path), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
-    assert "goes on from step" in done.stderr
+    assert "resumes from step" in done.stderr
     for name in ("last", "best"):
         _equal(folder / name / "model.safetensors", undisturbed / name / "model.safetensors")
     _equal(checkpoint.path_of(folder, 60), checkpoint.path_of(undisturbed, 60))
@@ -347,11 +347,11 @@ def test_foreign_prompts_stand_in_for_some(release: Path, tmp_path: Path) -> Non
     file.write_text("four dogs\n")
     with pytest.raises(AigiError, match=r"other settings:\n  foreign_prompts: "):
         _train(tmp_path / "b", release, **asked, steps=4, save_every=2, validation_pictures=0)
-    for text, said in (("", "has no line with a prompt"), (None, "cannot be read")):
+    for text, said in (("", "no line has a prompt"), (None, "cannot be read")):
         file.unlink() if text is None else file.write_text(text)
         with pytest.raises(AigiError, match=said):
             _trainer(tmp_path / "c", release, **asked)
-    with pytest.raises(ValueError, match="more than all prompts"):
+    with pytest.raises(ValueError, match="must not be more than 1"):
         _workflow(tmp_path, release, **asked, text_dropout=0.9)
 
 
@@ -551,7 +551,7 @@ def test_text_is_added_to_a_network_without(release: Path, tmp_path: Path) -> No
     assert len(names) == 7
     assert all(trainer.network.state_dict()[name].abs().max() > 0 for name in names)
     full = _train(tmp_path / "e", release, network=CATC, steps=4, validation_pictures=0)
-    with pytest.raises(AigiError, match="Only text may be new"):
+    with pytest.raises(AigiError, match="They may differ only in text"):
         _trainer(tmp_path / "c", release, network=blind, init=str(full / "last"))
 
 
@@ -579,7 +579,7 @@ def test_what_cannot_be_trained_says_why(release: Path, tmp_path: Path) -> None:
         _train(tmp_path, release, network="nothing")
     with pytest.raises(AigiError, match="no source mod among"):
         _train(tmp_path, release, weights={"mod": 7})
-    with pytest.raises(ValueError, match="training takes train"):
+    with pytest.raises(ValueError, match="training uses train"):
         _workflow(tmp_path, release, data={"place": str(release), "splits": ["test"]})
     only = write_release(tmp_path / "only", {("sdxl", "train"): pictures(2, 96, 96)})
     with pytest.raises(AigiError, match=r"set train\.validation_pictures=0"):
@@ -588,7 +588,7 @@ def test_what_cannot_be_trained_says_why(release: Path, tmp_path: Path) -> None:
     with pytest.raises(AigiError, match=r"sides of 161 pixels.*\n.*validation_pictures=0"):
         _train(tmp_path / "y", release, **small)
     assert not (tmp_path / "y").exists(), "said before the first step"
-    with pytest.raises(AigiError, match=r"0\.01, 0\.010000001: two would train one codec"):
+    with pytest.raises(AigiError, match=r"0\.01, 0\.010000001: two would train the same codec"):
         _train(tmp_path / "z", release, lambdas=[0.01, 0.010000001])
     measured = tmp_path / "measured.yaml"
     workflow = _workflow(tmp_path / "w", release).model_dump(mode="json", include={"run", "train"})
@@ -596,7 +596,7 @@ def test_what_cannot_be_trained_says_why(release: Path, tmp_path: Path) -> None:
     for file in ("workflows/demo.yaml", str(measured)):
         done = aigi("run", file, "--set", f"run={tmp_path / 'w'}", WORLD_SIZE="2")
         assert done.returncode == 1
-        assert "only training is made for them" in done.stderr
+        assert "only training can use them" in done.stderr
 
 
 @pytest.mark.slow
