@@ -76,7 +76,7 @@ def _jsonl_rows(file: IO[str], table: CaptionTable) -> Iterator[tuple[int, dict[
         except (ValueError, RecursionError) as error:
             raise AigiError(f"{table.path}:{line}: not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise AigiError(f"{table.path}:{line}: expected one object per line")
+            raise AigiError(f"{table.path}:{line}: expected an object, one per line")
         if table.file_column not in row:
             raise _no_column(table, table.file_column, row, line)
         columns |= dict.fromkeys(row)

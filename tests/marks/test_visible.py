@@ -139,7 +139,7 @@ def test_a_wrong_name_is_explained_with_file_and_field(
 
 
 def test_a_variant_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"opacity=0\.5,scale=0\.2 is given twice"):
+    with pytest.raises(ValueError, match=r"opacity=0\.5,scale=0\.2 is listed twice"):
         SplitSpec.model_validate({"watermarks": ["visible:text=AI", "visible:text=AI,opacity=0.5"]})
 
 
