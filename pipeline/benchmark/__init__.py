@@ -1,1 +1,1 @@
-"""Pictures and codecs in; rates, distances, times and a report out."""
+"""Images and codecs in; rates, distances, times and a report out."""

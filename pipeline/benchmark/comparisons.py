@@ -1,6 +1,6 @@
-"""A few pictures and codecs in, the `comparisons` table out: each codec brought to one target.
+"""A few images and codecs in, the `comparisons` table out: each codec brought to one target.
 
-A row holds the decoded picture at the quality that comes nearest to the wanted bits a pixel or dB.
+A row holds the decoded image at the quality that comes nearest to the wanted bits a pixel or dB.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VERSION = 1
 
 
 def chosen_parts(collection: Collection) -> list[Part]:
-    """The first part of each source, of its test pictures where there are any."""
+    """The first part of each source, of its test images where there are any."""
     first: dict[str, Part] = {}
     for part in sorted(collection.parts, key=lambda part: part.split != "test"):
         first.setdefault(part.source, part)
@@ -48,7 +48,7 @@ def chosen_parts(collection: Collection) -> list[Part]:
 
 
 def chosen_rows(collection: Collection, part: Part, count: int) -> pa.Table:
-    """The first pictures of a part: so many of each kind of watermark."""
+    """The first images of a part: so many of each kind of watermark."""
     marks = collection.read(part.name, ["watermark"])["watermark"].to_pylist()
     rows = [i for i, mark in enumerate(marks) if marks[:i].count(mark) < count]
     return collection.read(part.name, COLUMNS).take(rows)
@@ -62,7 +62,7 @@ def _read(
 
 
 class Comparer:
-    """Rows with pictures in, the same pictures at the wanted rate or distance out."""
+    """Rows with images in, the same images at the wanted rate or distance out."""
 
     def __init__(
         self,

@@ -57,7 +57,7 @@ SECONDS = 7200
 
 
 def square(image: RGB, side: int) -> RGB:
-    """A square of `side` pixels: cut out, or the picture mirrored at its edges until it fits."""
+    """A square of `side` pixels: cut out, or the image mirrored at its edges until it fits."""
     more = [(0, max(0, side - length)) for length in image.shape[:2]]
     return np.ascontiguousarray(np.pad(image, (*more, (0, 0)), mode="symmetric")[:side, :side])
 
@@ -85,7 +85,7 @@ def _parameters(codec: Any) -> int:
 def measure(
     given: CodecSettings, quality: float, here: Here, image: RGB, rounds: int
 ) -> dict[str, Any]:
-    """The columns of COMPLEXITY for one picture, measured in this process."""
+    """The columns of COMPLEXITY for one image, measured in this process."""
     row = row_of(given)
     if row.network:
         import torch
@@ -128,7 +128,7 @@ def measure(
 
 
 class Weigher:
-    """Rows with a picture and a codec in, rows of what it costs out."""
+    """Rows with an image and a codec in, rows of what it costs out."""
 
     def __init__(self, here: Here, threads: int, rounds: int, versions: Mapping[str, str]) -> None:
         self.here, self.threads, self.rounds, self.versions = here, threads, rounds, versions

@@ -1,11 +1,11 @@
-"""Pictures and codecs in, the `measurements` table out: a row an image, codec and quality.
+"""Images and codecs in, the `measurements` table out: a row an image, codec and quality.
 
-A shard is one part of the pictures, coded by one codec at one quality; its name says which, and
+A shard is one part of the images, coded by one codec at one quality; its name says which, and
 has a digest of the codec's settings in it. So another codec or quality in the workflow costs its
 own shards alone, and so does another version of a codec (`versions.py`). Those of one that is
 taken out stay for the day it comes back, and are not reported.
 
-What CLIP and marks say of a decoded picture is measured where the workflow asks for it; what they
+What CLIP and marks say of a decoded image is measured where the workflow asks for it; what they
 say of the originals is in the `references` table, which is made first.
 """
 
@@ -43,8 +43,8 @@ def measurements_schema(
     """Columns of facts, and of all metrics that a workflow asked for.
 
     Args:
-        clip, watermarks: whether decoded pictures are looked at so.
-        distances: kinds of perceptual distances: 0 for equal pictures, null for too small ones.
+        clip, watermarks: whether decoded images are looked at so.
+        distances: kinds of perceptual distances: 0 for equal images, null for too small ones.
     """
     asked = {*["clip"] * clip, *["watermarks"] * watermarks, *distances}
     columns = [pa.field(of.name, of.kind) for of in METRICS.values() if not of.needs]
@@ -151,7 +151,7 @@ def _read(
         if references["image_id"] != rows["image_id"]:
             raise AigiError(
                 f"{store.path('references', job.part.name)}.parquet does not have the rows of the "
-                "pictures. Delete it and run again to make it anew."
+                "images. Delete it and run again to make it anew."
             )
         for column in VECTORS:
             rows = rows.append_column(column, references[column])
@@ -159,7 +159,7 @@ def _read(
 
 
 def pixels_of(row: dict[str, Any]) -> RGB:
-    """The picture of a row.
+    """The image of a row.
 
     Raises:
         BadPicture: it is damaged or too large.
@@ -169,7 +169,7 @@ def pixels_of(row: dict[str, Any]) -> RGB:
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """A picture after a codec, with the columns of MEASUREMENTS that follow from it."""
+    """An image after a codec, with the columns of MEASUREMENTS that follow from it."""
 
     image: RGB
     columns: dict[str, Any]
@@ -194,10 +194,10 @@ class Bench:
         self._codec: Codec | None = None
 
     def measure(self, given: CodecSettings, quality: float, image: RGB, prompt: str) -> Coded:
-        """Code and decode a picture once, by the clock.
+        """Code and decode an image once, by the clock.
 
         What codecs return lies in memory of the CPU, so a device has finished by then. A codec in
-        this process codes the first picture twice: what it sets up on first use does not count.
+        this process codes the first image twice: what it sets up on first use does not count.
 
         Raises:
             Missing: this machine cannot run the codec, or has another version than the driver.
@@ -256,19 +256,19 @@ class Bench:
 
 
 def facts_of(row: dict[str, Any]) -> dict[str, Any]:
-    """The columns of MEASUREMENTS that a picture has before any codec."""
+    """The columns of MEASUREMENTS that an image has before any codec."""
     given = CodecSettings.model_validate_json(row["settings"])
     names = ("image_id", "source", "split", "watermark", "quality")
     return {name: row[name] for name in names} | {"codec": given.label}
 
 
 class Measurer:
-    """Rows with pictures in, rows of measurements out.
+    """Rows with images in, rows of measurements out.
 
     Args:
-        clip: the model that decoded pictures are looked at with, or none; with it rows have the
+        clip: the model that decoded images are looked at with, or none; with it rows have the
             vectors of `references`.
-        watermarks: read the marks of decoded pictures.
+        watermarks: read the marks of decoded images.
         distances: files of weights of perceptual distances, by their kinds.
         versions: of codecs, by label.
     """
@@ -290,7 +290,7 @@ class Measurer:
         self.schema = measurements_schema(clip is not None, watermarks, distances)
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Yield one row at a time: a codec may take minutes for a picture."""
+        """Yield one row at a time: a codec may take minutes for an image."""
         for batch in rows.to_batches(1):
             (row,) = batch.to_pylist()
             yield pa.Table.from_pylist([self._row(row)], self.schema)
@@ -313,7 +313,7 @@ class Measurer:
             return facts | failed | {"codec_version": self.bench.version(given)}
 
     def _content(self, row: dict[str, Any], image: RGB, decoded: RGB) -> dict[str, Any]:
-        """What networks and the mark say of a decoded picture, as far as that was asked for."""
+        """What networks and the mark say of a decoded image, as far as that was asked for."""
         found: dict[str, Any] = {
             kind: distance(image, decoded) for kind, distance in self.distances.items()
         }

@@ -1,6 +1,6 @@
-"""The one table of metrics, and two pictures in, how far apart they are out.
+"""The one table of metrics, and two images in, how far apart they are out.
 
-Pictures are uint8, H x W x 3, as a decoder gives them. PSNR is over all three channels of RGB.
+Images are uint8, H x W x 3, as a decoder gives them. PSNR is over all three channels of RGB.
 MS-SSIM is that of Wang, Simoncelli and Bovik (2003, "Multiscale structural similarity for image
 quality assessment"): five scales, a Gaussian window of 11 pixels (sigma 1.5) without padding, C1 =
 (0.01 * 255)^2, C2 = (0.03 * 255)^2, the mean of the three channels; the same as the pytorch-msssim
@@ -28,10 +28,10 @@ def _check(one: RGB, other: RGB) -> None:
 
 
 def psnr(one: RGB, other: RGB) -> float:
-    """Peak signal-to-noise ratio over RGB, in dB (peak 255); `CAP_DB` for equal pictures.
+    """Peak signal-to-noise ratio over RGB, in dB (peak 255); `CAP_DB` for equal images.
 
     Raises:
-        AigiError: the pictures are not of one size.
+        AigiError: the images are not of one size.
     """
     _check(one, other)
     # Exact: squares of differences are whole numbers.
@@ -41,13 +41,13 @@ def psnr(one: RGB, other: RGB) -> float:
 
 
 def ms_ssim(one: RGB, other: RGB) -> float | None:
-    """Multi-scale structural similarity of two pictures: at most 1, which equal pictures have.
+    """Multi-scale structural similarity of two images: at most 1, which equal images have.
 
-    A picture with a side of 160 pixels or less has fewer than five scales: the finest ones that
+    An image with a side of 160 pixels or less has fewer than five scales: the finest ones that
     fit, their exponents divided by their sum. None with a side below 11, where not even one fits.
 
     Raises:
-        AigiError: the pictures are not of one size.
+        AigiError: the images are not of one size.
     """
     _check(one, other)
     if (scales := ms_ssim_scales(one, other)) is None:
@@ -67,7 +67,7 @@ def ms_ssim(one: RGB, other: RGB) -> float | None:
 
 
 def ms_ssim_scales(one: RGB, _: RGB) -> int | None:
-    """How many of the five scales of MS-SSIM such pictures have room for; None without any."""
+    """How many of the five scales of MS-SSIM such images have room for; None without any."""
     from pipeline.training.distortion import scales_of
 
     return scales_of(*one.shape[:2]) or None
@@ -86,7 +86,7 @@ class Metric(NamedTuple):
         title: what figures and pages call it; empty: the table of measurements alone has it.
         unit: of what tables and figures show; empty: none.
         short: what tables call it, where that is not the title.
-        function: of the original and the decoded picture; None where it does not apply. No
+        function: of the original and the decoded image; None where it does not apply. No
             function: what `needs` names measures it.
         needs: setting of the section `benchmark` that asks for it; empty: it is always measured.
         db: from a mean to dB, which must rise with the rate: it has curves and BD-rates. None: it
@@ -95,7 +95,7 @@ class Metric(NamedTuple):
         caption: of a tile side by side; empty: not shown there.
         published: what `published_rd.csv` calls it; empty: it has none.
         exchange: what CompressAI's plots call it; empty: they do not.
-        pooled: a mean over pictures with different marks says something.
+        pooled: a mean over images with different marks says something.
         words: on the page, of how it is measured.
         kind: of the column.
     """
@@ -131,7 +131,7 @@ METRICS = {
     for metric in (
         Metric("psnr", "PSNR (RGB)", "dB", "PSNR", psnr, db=float, form=".3f",
                caption="{:.2f} dB", published="psnr", exchange="psnr-rgb",
-               words=f"PSNR is over all of uint8 RGB, {CAP_DB:g} dB for equal pictures."),
+               words=f"PSNR is over all of uint8 RGB, {CAP_DB:g} dB for equal images."),
         Metric("ms_ssim", "MS-SSIM", "dB", function=ms_ssim, db=ms_ssim_db, form=".3f",
                caption="MS-SSIM {:.4f}", published="ms_ssim_db", exchange="ms-ssim-rgb",
                words="MS-SSIM has five scales, fewer up to 160 pixels a side (`ms_ssim_scales` of "

@@ -1,7 +1,7 @@
-"""Two pictures in, their perceptual distance out, by networks whose weights lie on this machine.
+"""Two images in, their perceptual distance out, by networks whose weights are on this machine.
 
     lpips   AlexNet, version 0.1 (Zhang 2018)
-    dists   VGG-16, at the pictures' own size (Ding 2020)
+    dists   VGG-16, at the images' own size (Ding 2020)
 
 The weights that people's judgements have given to the layers come with the torchmetrics package. It
 would download AlexNet and VGG-16 themselves as pickled data; here these are files of torchvision,
@@ -64,7 +64,7 @@ class Distance:
             ) from error
 
     def __call__(self, one: RGB, other: RGB) -> float | None:
-        """0 for equal pictures, rarely above 1; None below `least` pixels a side.
+        """0 for equal images, rarely above 1; None below `least` pixels a side.
 
         Args:
             one, other: uint8, H x W x 3, of one size.
@@ -87,7 +87,7 @@ class Distance:
         raise NotImplementedError
 
     def _distance(self, x: Tensor, y: Tensor) -> float:
-        """Of two pictures, 1 x 3 x H x W, 0 to 1."""
+        """Of two images, 1 x 3 x H x W, 0 to 1."""
         raise NotImplementedError
 
 
@@ -113,8 +113,8 @@ class Lpips(Distance):
 class Dists(Distance):
     """Means and covariances of features, compared as SSIM does (Ding 2020, equations 5 to 7).
 
-    The pooling layers of VGG-16 are blurs of squares, so that no feature depends on where a picture
-    begins; the picture itself is a first feature map.
+    The pooling layers of VGG-16 are blurs of squares, so that no feature depends on where an image
+    begins; the image itself is a first feature map.
     """
 
     kind, network, known_as, least = "dists", "VGG-16", "vgg16-397923af.pth", 16

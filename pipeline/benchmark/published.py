@@ -4,7 +4,7 @@
 "PKU-AIGI-500K: A Neural Compression Benchmark and Model for AI-Generated Images", IEEE Journal on
 Emerging and Selected Topics in Circuits and Systems, 2024 (doi 10.1109/JETCAS.2024.3385629), read
 off its figures, to 0.02 dB; markers that others hide are left out. They are of the paper's test
-pictures, so they are drawn behind curves of other pictures for orientation alone.
+images, so they are drawn behind curves of other images for orientation alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SUBSETS = {
     ("mj52", "none"): "MJ5.2",
     ("mod", "none"): "MOD",
 }
-"""Name of the paper for a source of the dataset and the mark of its pictures."""
+"""Name of the paper for a source of the dataset and the mark of its images."""
 
 ANCHOR = "VTM22.0"
 

@@ -32,16 +32,16 @@ FOLDER, BD_RATES, REPORTED = "benchmark", "bd-rates.csv", "measurements"
 
 @dataclass(frozen=True)
 class Curves:
-    """One codec over the pictures of one source.
+    """One codec over the images of one source.
 
     Attributes:
         qualities: from low to high rate.
-        bpp, encode_s, decode_s: an array over pictures and qualities.
-        megapixels: of each picture.
-        images: ids of the pictures, those that were coded at every quality.
-        failed: pictures that were not.
-        values: such arrays of the columns of METRICS that say something of these pictures, not a
-            number where a picture has no prompt or mark, or is too small.
+        bpp, encode_s, decode_s: an array over images and qualities.
+        megapixels: of each image.
+        images: ids of the images, those that were coded at every quality.
+        failed: images that were not.
+        values: such arrays of the columns of METRICS that say something of these images, not a
+            number where an image has no prompt or mark, or is too small.
     """
 
     qualities: tuple[float, ...]
@@ -55,16 +55,16 @@ class Curves:
 
     @property
     def encode_s_per_mp(self) -> Array:
-        """Seconds a megapixel to code, over pictures and qualities."""
+        """Seconds a megapixel to code, over images and qualities."""
         return self.encode_s / self.megapixels[:, None]
 
     @property
     def decode_s_per_mp(self) -> Array:
-        """Seconds a megapixel to decode, over pictures and qualities."""
+        """Seconds a megapixel to decode, over images and qualities."""
         return self.decode_s / self.megapixels[:, None]
 
     def points(self, metric: str) -> dict[str, tuple[Array, Array]]:
-        """Rates and values by picture, of those that have a number at every quality."""
+        """Rates and values by image, of those that have a number at every quality."""
         if metric not in self.values:
             return {}
         rows = zip(self.images, self.bpp, self.values[metric], strict=True)
@@ -89,14 +89,14 @@ def in_db(curve: Curve, metric: str) -> Curve:
 
 
 def group_name(source: str, watermark: str) -> str:
-    """What figures call pictures of a source, with or without a mark."""
+    """What figures call images of a source, with or without a mark."""
     return source if watermark == "none" else f"{source} ({watermark})"
 
 
 def curves(measurements: pa.Table, order: Iterable[str]) -> dict[str, dict[str, Curves]]:
     """Curves by group and codec; where there are several groups, the last one pools the others.
 
-    It is called `all`, and where a group of pictures is, `all together`.
+    It is called `all`, and where a group of images is, `all together`.
 
     Args:
         measurements: of MEASUREMENTS.
@@ -169,7 +169,7 @@ def _curves(
 
 @dataclass(frozen=True)
 class Comparison:
-    """A codec against the anchor over the pictures that both coded.
+    """A codec against the anchor over the images that both coded.
 
     Attributes:
         quality: BD-PSNR or its like; None where the curves share no rates.
@@ -188,7 +188,7 @@ def compare(anchor: Curves, test: Curves, metric: str, how: Interpolation) -> Co
     ours, theirs = test.points(metric), anchor.points(metric)
     shared = sorted(set(ours) & set(theirs))
     if not shared:
-        return Comparison(0, reason="no picture that both coded at every quality")
+        return Comparison(0, reason="no image that both coded at every quality")
     one, two = (in_db(mean_curve([of[image] for image in shared]), metric) for of in (theirs, ours))
     try:
         rate = bd_rate(one, two, how)

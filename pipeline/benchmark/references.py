@@ -1,7 +1,7 @@
-"""Pictures in, the `references` table out: what each shows before any codec, a row a picture.
+"""Images in, the `references` table out: what each shows before any codec, a row an image.
 
-Vectors of the picture and its prompt are the same for every codec and quality, so they are
-computed here, once, and measurements read them. What a mark says in the picture as it came is the
+Vectors of the image and its prompt are the same for every codec and quality, so they are
+computed here, once, and measurements read them. What a mark says in the image as it came is the
 most that can be expected after a codec.
 """
 
@@ -48,7 +48,7 @@ Row = dict[str, Any]
 
 
 class Referrer:
-    """Rows with pictures in, rows of REFERENCES out, a batch at a time.
+    """Rows with images in, rows of REFERENCES out, a batch at a time.
 
     Args:
         clip: null: no vectors.
@@ -84,7 +84,7 @@ class Referrer:
                 yield pa.Table.from_pylist(found, REFERENCES)
 
     def _look(self, row: Row) -> tuple[Row, torch.Tensor | None]:
-        """What the picture of a row says without a model, and the picture as the model takes it."""
+        """What the image of a row says without a model, and the image as the model takes it."""
         found: Row = {name: row[name] for name in ("image_id", "source", "split", "watermark")}
         try:
             image = pixels_of(row)
@@ -136,7 +136,7 @@ def _check(clip: Embeddings | None) -> None:
 
 
 def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map:
-    """The stage of the references table: a shard a part of the pictures.
+    """The stage of the references table: a shard a part of the images.
 
     Raises:
         AigiError: a folder has no weights of CLIP.

@@ -61,7 +61,7 @@ class Report:
     Args:
         benchmark, compute: of the workflow.
         store: a run with a measurements table.
-        collection: the pictures that were measured.
+        collection: the images that were measured.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Report:
             f"{count} of {group} ({size})" for (group, size), count in sorted(counts.items())
         )
         total = len({image for _, _, image, _, _ in seen})
-        return f"{total} pictures: {what}."
+        return f"{total} images: {what}."
 
     def codecs(self) -> list[str]:
         """Lines on what was measured by which version, and what could not be."""
@@ -188,9 +188,9 @@ class Report:
         lines += [
             "Rates count every byte that decoding needs, prompts and headers too. "
             + "".join(f"{metric.words} " for metric in self.drawn)
-            + "Times are wall time, pixels to bytes and back, one picture at a time; those of "
+            + "Times are wall time, pixels to bytes and back, one image at a time; those of "
             "programs of their own count their start. The last column is the PSNR of the colour "
-            f"conversion without any coding, the mean of {CONVERTED} pictures a source at most: "
+            f"conversion without any coding, the mean of {CONVERTED} images a source at most: "
             "it is about the best that the codec can reach.",
             "",
         ]
@@ -269,7 +269,7 @@ class Report:
         lines += [
             f"Negative: less rate than {escape(anchor)} at equal quality. "
             f"Interpolation: {self.benchmark.interpolation}. In brackets the 95 % interval over "
-            "resampled pictures. BD-rates are over the pictures that both codecs coded, "
+            "resampled images. BD-rates are over the images that both codecs coded, "
             "and over the range of quality that both curves have.",
             "",
         ]
@@ -281,10 +281,10 @@ class Report:
         if anchor not in self.labels:
             return "it is not among the codecs"
         if not any(anchor in found for found in self.curves.values()):
-            return self.skipped.get(anchor, "it coded no picture at every quality")
+            return self.skipped.get(anchor, "it coded no image at every quality")
         if len(self.labels) == 1:
             return "it is the only codec"
-        return "no other codec coded a picture at every quality"
+        return "no other codec coded an image at every quality"
 
     def _rate_distortion(self) -> list[str]:
         lines = ["## Rate and distortion", ""]
@@ -334,10 +334,10 @@ class Report:
         """What the originals say, before any codec, and what becomes of their marks."""
         said = [METRICS[kind].words for kind in self.benchmark.distances]
         learned = (
-            [f"{', '.join(said)}, of decoded 8-bit pictures: 0 for equal ones.", ""] if said else []
+            [f"{', '.join(said)}, of decoded 8-bit images: 0 for equal ones.", ""] if said else []
         )
         if not self.references:
-            return ["## What pictures show", "", *learned] if learned else []
+            return ["## What images show", "", *learned] if learned else []
         clip, marks = self.benchmark.clip, self.benchmark.watermarks
         groups: dict[str, list[dict[str, Any]]] = {}
         for row in self.references:
@@ -365,7 +365,7 @@ class Report:
         headings = ["before any codec", "pictures"]
         headings += ["clip_score"] * (clip is not None)
         headings += [METRICS["watermark_accuracy"].heading, "all of them right"] * marks
-        lines = ["## What pictures show", ""]
+        lines = ["## What images show", ""]
         lines += self._table(headings, rows, "originals", len(headings) - 1)
         lines += learned
         if clip is not None:
@@ -374,8 +374,8 @@ class Report:
                 model = f"the model of the folder {clip.folder.rstrip('/').rsplit('/', 1)[-1]}"
             lines += [
                 f"CLIP is {escape(model)}. Its similarity is the cosine of decoded and original "
-                "picture; clip_score is the cosine of picture and prompt, and its change that of "
-                "the decoded picture less that of the original. Pictures without a prompt have "
+                "image; clip_score is the cosine of image and prompt, and its change that of "
+                "the decoded image less that of the original. Images without a prompt have "
                 "none.",
                 "",
             ]
@@ -404,7 +404,7 @@ class Report:
         for label, mine in found.items():
             data = {
                 "name": label,
-                "description": f"{len(mine.images)} pictures of {group}; qualities "
+                "description": f"{len(mine.images)} images of {group}; qualities "
                 + " ".join(f"{quality:g}" for quality in mine.qualities),
                 "results": {
                     "bpp": mine.bpp.mean(0).tolist(),
@@ -469,7 +469,7 @@ class Report:
         lines = ["## Complexity", ""]
         lines += self._table((*headings, *costs), rows, "complexity", 7)
         lines += [
-            "Each codec at its middle quality, in a process of its own; one picture, cut or "
+            "Each codec at its middle quality, in a process of its own; one image, cut or "
             "mirrored to a square. Multiplications are those of products and convolutions that "
             "torch counts. Memory of a program is all of it; of a codec in this process it is "
             "what is added by it.",

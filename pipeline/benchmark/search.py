@@ -1,4 +1,4 @@
-"""A target in, the quality of a codec that comes nearest to it out, picture by picture."""
+"""A target in, the quality of a codec that comes nearest to it out, image by image."""
 
 from __future__ import annotations
 

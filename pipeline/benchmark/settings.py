@@ -20,9 +20,9 @@ from pipeline.settings import Count, Location, Settings
 
 
 class Strips(Settings):
-    """Pictures that are shown beside what each codec makes of them at one rate or distance."""
+    """Images that are shown beside what each codec makes of them at one rate or distance."""
 
-    count: Count = Field(1, description="pictures of each source")
+    count: Count = Field(1, description="images of each source")
     bpp: float | None = Field(None, gt=0, description="bits a pixel that every codec is brought to")
     psnr: float | None = Field(None, gt=0, description="or dB")
     crop: Count = Field(160, description="pixels a side of the part that is enlarged")
@@ -40,14 +40,14 @@ class Strips(Settings):
 
 
 class Complexity(Settings):
-    """What codecs cost: a square cut of one picture, coded in a process of its own."""
+    """What codecs cost: a square cut of one image, coded in a process of its own."""
 
     sides: tuple[Annotated[int, Field(ge=16, le=8192)], ...] = Field((512, 1024), min_length=1)
     rounds: Count = Field(1, description="after one that does not count; the median is taken")
 
 
 class Benchmark(Settings):
-    """Pictures and codecs in, the `measurements` table and a report out."""
+    """Images and codecs in, the `measurements` table and a report out."""
 
     pictures: Pictures | None = Field(None, description="null: the release of this run")
     codecs: tuple[Annotated[CodecSettings, BeforeValidator(named_codec)], ...] = Field(min_length=1)
@@ -55,7 +55,7 @@ class Benchmark(Settings):
     interpolation: Literal["pchip", "akima", "cubic"] = "pchip"
     clip: Embeddings | None = Field(
         None,
-        description="model, as in embeddings, that decoded pictures are compared with their "
+        description="model, as in embeddings, that decoded images are compared with their "
         "originals and prompts by; null: they are not",
     )
     lpips: Location | None = Field(
@@ -69,7 +69,7 @@ class Benchmark(Settings):
         "safetensors), for DISTS; it needs aigi[metrics]; null: no DISTS",
     )
     watermarks: bool = Field(
-        False, description="read the marks of decoded pictures; of those that hold a message"
+        False, description="read the marks of decoded images; of those that hold a message"
     )
     strips: Strips | None = Strips(bpp=0.3)
     complexity: Complexity | None = None

@@ -18,7 +18,7 @@ def make(benchmark: Benchmark, compute: Compute, store: Store, progress: Progres
     """Run the stages of the benchmark, and write the report; the path of its page.
 
     Raises:
-        AigiError: as `run_stages`; there are no pictures, or no codec can run here.
+        AigiError: as `run_stages`; there are no images, or no codec can run here.
     """
     collection = Collection(benchmark.measured)
     for label, why in at_hand(benchmark, compute)[1].items():

@@ -1,4 +1,4 @@
-"""A picture and what codecs made of it in, one strip out: whole, and a crop enlarged."""
+"""An image and what codecs made of it in, one strip out: whole, and a crop enlarged."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def busiest(image: RGB, side: int) -> tuple[int, int]:
 
 
 def _tile(image: RGB, lines: Sequence[str], place: tuple[int, int], side: int) -> Image.Image:
-    """The whole picture, the crop enlarged without smoothing, and some lines below."""
+    """The whole image, the crop enlarged without smoothing, and some lines below."""
     font = ImageFont.load_default(11)
     height, width = image.shape[:2]
     scale = min(HEIGHT / height, WIDTH / width)

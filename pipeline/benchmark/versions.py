@@ -91,7 +91,7 @@ class Shards:
     def outdated(self, store: Store, names: Iterable[str], progress: Progress) -> set[str]:
         """Shards that another version of their codec made, and which this machine can make anew.
 
-        Those of a codec of which no picture could be coded have no version, and go with the others.
+        Those of a codec of which no image could be coded have no version, and go with the others.
 
         Args:
             names: of whole shards.

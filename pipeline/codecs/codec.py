@@ -1,4 +1,4 @@
-"""The name and settings of a codec in, something that codes pictures to bytes and back out.
+"""The name and settings of a codec in, something that codes images to bytes and back out.
 
     codec = opened(CodecSettings(codec="jpeg"), 75, Here())
     data = codec.encode(image, "a red boat")
@@ -90,10 +90,10 @@ class Codec(Protocol):
     """What every codec can do."""
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
-        """The bytes of a uint8 picture, H x W x 3, of any size from 1 x 1."""
+        """The bytes of a uint8 image, H x W x 3, of any size from 1 x 1."""
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 picture of such bytes."""
+        """The uint8 image of such bytes."""
 
 
 @dataclass(frozen=True)

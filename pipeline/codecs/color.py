@@ -1,4 +1,4 @@
-"""RGB pictures in, 10-bit YCbCr 4:4:4 planes out, and back; every conversion rounds.
+"""RGB images in, 10-bit YCbCr 4:4:4 planes out, and back; every conversion rounds.
 
 Cutting values off instead of rounding costs up to a decibel at high rates, and makes an anchor
 look worse than it is. Rounded to 10 bits, every RGB value comes back as it was: see
@@ -35,7 +35,7 @@ _TO_RGB = np.linalg.inv(_TO_YCBCR)
 
 
 def to_ycbcr(image: RGB) -> Planes:
-    """BT.709 full range, 10 bits, of a uint8 picture H x W x 3."""
+    """BT.709 full range, 10 bits, of a uint8 image H x W x 3."""
     # Plane by plane: a product with an H x W x 3 array takes three times as long.
     red, green, blue = (image[..., i].astype(np.float64) * (PEAK / 255) for i in range(3))
     planes = np.empty((3, *image.shape[:2]), np.uint16)
@@ -46,23 +46,23 @@ def to_ycbcr(image: RGB) -> Planes:
 
 
 def from_bytes(data: bytes, width: int, height: int) -> RGB:
-    """The uint8 picture of planes that follow one another in little-endian words.
+    """The uint8 image of planes that follow one another in little-endian words.
 
     Raises:
         CodecFailed: they are of another size.
     """
     if len(data) != 6 * width * height:
-        raise CodecFailed(f"{len(data)} bytes of planes are no {width}x{height} picture")
+        raise CodecFailed(f"{len(data)} bytes of planes are no {width}x{height} image")
     return to_rgb(np.frombuffer(data, "<u2").reshape(3, height, width))
 
 
 def to_bytes(image: RGB) -> bytes:
-    """The planes of a picture, one after the other, in little-endian words."""
+    """The planes of an image, one after the other, in little-endian words."""
     return to_ycbcr(image).astype("<u2").tobytes()
 
 
 def to_rgb(planes: Planes) -> RGB:
-    """The uint8 picture of 10-bit planes, values out of range cut to the next that exist."""
+    """The uint8 image of 10-bit planes, values out of range cut to the next that exist."""
     y, cb, cr = (
         (plane.astype(np.float64) - offset) * (255 / PEAK)
         for plane, offset in zip(planes, (0, MIDDLE, MIDDLE), strict=True)

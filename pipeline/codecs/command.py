@@ -20,7 +20,7 @@ from pipeline import AigiError
 from pipeline.pixels import RGB
 
 SECONDS, DECODE_SECONDS = 3600, 300
-"""A program that takes longer for one picture is ended; damaged streams keep some decoders busy."""
+"""A program that takes longer for one image is ended; damaged streams keep some decoders busy."""
 
 EncoderSettings = Mapping[str, Any]
 """Settings of an encoder, as JSON knows them; a class of codecs says which ones it takes."""
@@ -47,7 +47,7 @@ class Missing(AigiError):
 
 
 class CodecFailed(AigiError):
-    """A program could not code or decode this picture."""
+    """A program could not code or decode this image."""
 
 
 def find(program: str, programs: Mapping[str, str], hint: str) -> str:
@@ -138,7 +138,7 @@ def peak_mib(work: Callable[[], object]) -> float:
 
 
 def padded(image: RGB, multiple: int, least: int) -> RGB:
-    """The picture with its last column and row repeated until a codec takes its size."""
+    """The image with its last column and row repeated until a codec takes its size."""
     height, width = image.shape[:2]
     more = [max(-(-side // multiple) * multiple, least) - side for side in (height, width)]
     if not any(more):
@@ -147,7 +147,7 @@ def padded(image: RGB, multiple: int, least: int) -> RGB:
 
 
 def with_size(image: RGB, stream: bytes) -> bytes:
-    """A raw bitstream behind width and height of the picture, 4 bytes."""
+    """A raw bitstream behind width and height of the image, 4 bytes."""
     height, width = image.shape[:2]
     if max(height, width) > 0xFFFF:
         raise CodecFailed(f"{width}x{height} pixels: a side is longer than 65,535")
@@ -161,7 +161,7 @@ def split_size(data: bytes) -> tuple[int, int, bytes]:
         CodecFailed: it did not make this.
     """
     if len(data) <= _SIZE.size:
-        raise CodecFailed(f"{len(data)} bytes are no picture")
+        raise CodecFailed(f"{len(data)} bytes are no image")
     width, height = _SIZE.unpack_from(data)
     if not width or not height:
         raise CodecFailed(f"{width}x{height} pixels: damaged")

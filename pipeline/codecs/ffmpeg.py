@@ -1,7 +1,7 @@
-"""Pictures in, raw HEVC, VVC and JPEG XL streams out, and back, each by one run of ffmpeg.
+"""Images in, raw HEVC, VVC and JPEG XL streams out, and back, each by one run of ffmpeg.
 
 Pixels and streams go through pipes: no file is written, and no container is counted. All run in
-one thread. A stream of HEVC and VVC stands behind width and height of the picture (4 bytes), since
+one thread. A stream of HEVC and VVC stands behind width and height of the image (4 bytes), since
 these codecs want sizes of their own.
 """
 
@@ -48,7 +48,7 @@ def _raw(image_size: tuple[int, int], pixels: str) -> list[str]:
 
 def _pixels(data: bytes, width: int, height: int) -> RGB:
     if len(data) != 3 * width * height:
-        raise CodecFailed(f"ffmpeg: {len(data)} bytes of pixels are no {width}x{height} picture")
+        raise CodecFailed(f"ffmpeg: {len(data)} bytes of pixels are no {width}x{height} image")
     return np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
 
@@ -73,7 +73,7 @@ class Hevc:
     settings: EncoderSettings
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
-        """The picture's size and the Annex B stream; the prompt is not used."""
+        """The image's size and the Annex B stream; the prompt is not used."""
         whole = padded(image, 1, LEAST)
         settings = {"qp": round(self.qp), **self.settings["x265-params"]}
         parameters = ":".join(f"{name}={value}" for name, value in settings.items())
@@ -89,7 +89,7 @@ class Hevc:
         return with_size(image, stream)
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 picture of such a stream."""
+        """The uint8 image of such a stream."""
         width, height, stream = split_size(data)
         wide, high = _padded_size(width, height, 1)
         made = run(
@@ -103,7 +103,7 @@ class Hevc:
         return np.ascontiguousarray(color.from_bytes(made, wide, high)[:height, :width])
 
     def convert(self, image: RGB) -> RGB:
-        """The picture after both colour conversions, without any coding."""
+        """The image after both colour conversions, without any coding."""
         return color.to_rgb(color.to_ycbcr(image))
 
 
@@ -130,7 +130,7 @@ class Vvc:
         return f"scale={scale},format={made}"
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
-        """The picture's size and the Annex B stream; the prompt is not used."""
+        """The image's size and the Annex B stream; the prompt is not used."""
         whole = padded(image, 2, LEAST)
         stream = run(
             [
@@ -145,7 +145,7 @@ class Vvc:
         return with_size(image, stream)
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 picture of such a stream."""
+        """The uint8 image of such a stream."""
         width, height, stream = split_size(data)
         wide, high = _padded_size(width, height, 2)
         made = run(
@@ -159,7 +159,7 @@ class Vvc:
         return np.ascontiguousarray(_pixels(made, wide, high)[:height, :width])
 
     def convert(self, image: RGB) -> RGB:
-        """The picture after both colour conversions, without any coding."""
+        """The image after both colour conversions, without any coding."""
         whole = padded(image, 2, LEAST)
         high, wide = whole.shape[:2]
         chain = f"{self._scale('out')},{self._scale('in')}"
@@ -194,7 +194,7 @@ class JpegXl:
         )
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 picture of a codestream; its size comes as the header of a PPM file."""
+        """The uint8 image of a codestream; its size comes as the header of a PPM file."""
         if not data.startswith(JXL_MAGIC):
             raise CodecFailed("no JPEG XL codestream")  # ffmpeg would look for one for ever
         made = run(
@@ -207,6 +207,6 @@ class JpegXl:
         )
         parts = made.split(b"\n", 3)
         if len(parts) != 4 or parts[0] != b"P6":
-            raise CodecFailed("ffmpeg: no picture in the JPEG XL stream")
+            raise CodecFailed("ffmpeg: no image in the JPEG XL stream")
         width, height = map(int, parts[1].split())
         return _pixels(parts[3], width, height)

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """A trained network, with the prompt of every picture or without.
+    """A trained network, with the prompt of every image or without.
 
     Attributes:
         codec: of `pipeline.learned`.
         quality: of those that it codes at.
-        prompts: false codes every picture with an empty prompt.
+        prompts: false codes every image with an empty prompt.
     """
 
     codec: LearnedCodec
@@ -36,7 +36,7 @@ class Learned:
         return self.codec.encode(image, prompt if self.prompts else "", self.quality)
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 picture of a file."""
+        """The uint8 image of a file."""
         return self.codec.decode(data)
 
 

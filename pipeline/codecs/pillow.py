@@ -1,4 +1,4 @@
-"""Pictures in, JPEG, JPEG 2000, WebP and AVIF files out, and back: what Pillow can write."""
+"""Images in, JPEG, JPEG 2000, WebP and AVIF files out, and back: what Pillow can write."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PillowCodec:
     settings: EncoderSettings
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
-        """The whole file of a uint8 picture, H x W x 3; the prompt is not used."""
+        """The whole file of a uint8 image, H x W x 3; the prompt is not used."""
         out = io.BytesIO()
         quality = (
             {"quality_layers": [self.quality]}
@@ -44,7 +44,7 @@ class PillowCodec:
         return out.getvalue()
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 picture of a file."""
+        """The uint8 image of a file."""
         try:
             with Image.open(io.BytesIO(data), formats=(self.format,)) as file:
                 return np.asarray(file.convert("RGB"))

@@ -1,4 +1,4 @@
-"""Pictures in, VTM and BPG streams out, and back, by the programs of their authors.
+"""Images in, VTM and BPG streams out, and back, by the programs of their authors.
 
 Neither is a package that can be installed with ours: VTM is
 https://vcgit.hhi.fraunhofer.de/jvet/VVCSoftware_VTM, BPG is https://bellard.org/bpg. Both read and
@@ -57,7 +57,7 @@ class Vtm:
     settings: EncoderSettings
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
-        """The picture's size and VTM's stream; the prompt is not used."""
+        """The image's size and VTM's stream; the prompt is not used."""
         whole = padded(image, 1, _VTM_LEAST)
         high, wide = whole.shape[:2]
         with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
@@ -74,7 +74,7 @@ class Vtm:
             return with_size(image, _read(made, self.encoder))
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 picture of such a stream."""
+        """The uint8 image of such a stream."""
         width, height, stream = split_size(data)
         wide, high = max(width, _VTM_LEAST), max(height, _VTM_LEAST)
         with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
@@ -88,7 +88,7 @@ class Vtm:
         return np.ascontiguousarray(color.from_bytes(raw, wide, high)[:height, :width])
 
     def convert(self, image: RGB) -> RGB:
-        """The picture after both colour conversions, without any coding."""
+        """The image after both colour conversions, without any coding."""
         return color.to_rgb(color.to_ycbcr(image))
 
 
@@ -118,7 +118,7 @@ class Bpg:
             return _read(made, self.encoder)
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 picture of a file."""
+        """The uint8 image of a file."""
         with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
             source, made = Path(folder, "in.bpg"), Path(folder, "out.png")
             source.write_bytes(data)
@@ -126,7 +126,7 @@ class Bpg:
             try:
                 return decode(_read(made, self.decoder), _MOST_PIXELS).rgb
             except BadPicture as error:
-                raise CodecFailed(f"bpgdec: its picture is {error}") from error
+                raise CodecFailed(f"bpgdec: its image is {error}") from error
 
 
 def _read(path: Path, program: str) -> bytes:

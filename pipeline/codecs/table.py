@@ -442,6 +442,6 @@ def opened(given: CodecSettings, quality: float, here: Here) -> Codec:
 
 
 def conversion(codec: Codec, image: RGB) -> RGB | None:
-    """The picture after the codec's colour conversions alone; None where a library hides them."""
+    """The image after the codec's colour conversions alone; None where a library hides them."""
     convert: Callable[[RGB], RGB] | None = getattr(codec, "convert", None)
     return None if convert is None else convert(image)

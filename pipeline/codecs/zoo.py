@@ -1,7 +1,7 @@
 """Names of CompressAI's pretrained networks in, codecs of the benchmark out.
 
 CompressAI wants numpy < 2, so an environment of its own (`pip install 'aigi[compressai]'`). It has
-no file format: the strings of its entropy coder and the size of the picture are packed here.
+no file format: the strings of its entropy coder and the size of the image are packed here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ZooCodec:
     device: Any
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
-        """Sizes of picture and latents, every string behind its length; the prompt is not used."""
+        """Sizes of image and latents, every string behind its length; the prompt is not used."""
         import torch
 
         height, width = image.shape[:2]
@@ -45,7 +45,7 @@ class ZooCodec:
         return b"".join(packed)
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 picture; values are rounded.
+        """The uint8 image; values are rounded.
 
         Raises:
             CodecFailed: the bytes are cut short, or more than a file.

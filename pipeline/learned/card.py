@@ -17,12 +17,12 @@ KINDS = {
 
 @dataclass(frozen=True)
 class RatePoint:
-    """Means over the pictures of one set, each measured on its decoded uint8 pixels.
+    """Means over the images of one set, each measured on its decoded uint8 pixels.
 
     Attributes:
         codec: this model, or what it is compared with, settings included.
         pictures: the set's name.
-        count: of pictures.
+        count: of images.
         bpp: bits a pixel of whole files, the prompt in them too.
         bpp_without_prompt: the same without the prompt's bytes.
         psnr: of RGB, in dB.
@@ -39,7 +39,7 @@ class RatePoint:
 
 
 def _table(points: Sequence[RatePoint]) -> str:
-    headings = ("codec", "pictures", "bpp", "without prompt", "PSNR (dB)", "MS-SSIM")
+    headings = ("codec", "images", "bpp", "without prompt", "PSNR (dB)", "MS-SSIM")
     rows = [
         (
             escape(point.codec),
@@ -111,19 +111,19 @@ def card(
 
 # {sizes.name}
 
-A {KINDS[sizes.kind]} for pictures; {shape}. {text}
+A {KINDS[sizes.kind]} for images; {shape}. {text}
 
 ```sh
-aigi encode picture.png{prompt} --model {model} -o picture.aigi
-aigi decode picture.aigi --model {model} -o decoded.png
+aigi encode image.png{prompt} --model {model} -o image.aigi
+aigi decode image.aigi --model {model} -o decoded.png
 ```
 
 ```python
 from pipeline.learned.codec import load
 
 codec = load("{model}")
-data = codec.encode(picture{argument})  # uint8, height x width x 3
-picture = codec.decode(data)
+data = codec.encode(image{argument})  # uint8, height x width x 3
+image = codec.decode(data)
 ```
 
 ## Rate and distortion
@@ -136,7 +136,7 @@ picture = codec.decode(data)
 
 ## What is promised
 
-A file decodes to the same latents on every machine, or fails with an error. The decoded picture is
+A file decodes to the same latents on every machine, or fails with an error. The decoded image is
 equal to the encoder's reconstruction with the encoder's settings (machine, device, threads, torch);
 elsewhere some pixels may differ by 1.
 """

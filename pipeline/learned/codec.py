@@ -1,4 +1,4 @@
-"""A trained network in, a codec out: pictures and prompts to files, and back.
+"""A trained network in, a codec out: images and prompts to files, and back.
 
 The transforms see a tile with 128 pixels of its neighbours around it, more than they reach, so
 tiles leave no seams; the entropy model sees each tile alone. What is promised:
@@ -6,7 +6,7 @@ tiles leave no seams; the entropy model sees each tile alone. What is promised:
 - A file decodes to the same latents on every machine, thread count and kernel, or fails with
   `DamagedStream`; never to something else.
 - g_s runs in float32. With the settings of the encoder (machine, device, threads, torch) the
-  decoded picture is equal to the encoder's reconstruction; elsewhere some pixels may differ by 1.
+  decoded image is equal to the encoder's reconstruction; elsewhere some pixels may differ by 1.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from pipeline.models.device import pick_device
 from pipeline.models.hub import Place
 
 RGB = npt.NDArray[np.uint8]
-"""A picture: uint8, H x W x 3, red green blue, 0 to 255."""
+"""An image: uint8, H x W x 3, red green blue, 0 to 255."""
 
 TILE = 1024
-"""Side of the tiles of a picture that is too large for one."""
+"""Side of the tiles of an image that is too large for one."""
 HALO = 128
 """Pixels around a tile that the transforms see too. CATC's reach is below it: 80 in g_a, 50 in
 g_s; see test_tiles."""
@@ -46,7 +46,7 @@ g_s; see test_tiles."""
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A coded picture.
+    """A coded image.
 
     Attributes:
         data: the file.
@@ -99,7 +99,7 @@ class LearnedCodec:
         self.weights = network.fingerprint(text_weights)[:4]
 
     def encode(self, image: RGB, prompt: str = "", quality: int | None = None) -> bytes:
-        """Code a picture; the bytes alone suffice to decode it.
+        """Code an image; the bytes alone suffice to decode it.
 
         Args:
             image: uint8, H x W x 3, of any size from 1 x 1.
@@ -107,14 +107,14 @@ class LearnedCodec:
             quality: from 1 to `qualities`, the highest rate; None: that.
 
         Raises:
-            AigiError: the picture or the prompt is none, or there is no such quality.
+            AigiError: the image or the prompt is none, or there is no such quality.
         """
         return self._encode(image, prompt, quality)[0]
 
     def encode_and_reconstruct(
         self, image: RGB, prompt: str = "", quality: int | None = None
     ) -> Encoded:
-        """Code a picture, and decode it without reading it back.
+        """Code an image, and decode it without reading it back.
 
         Raises:
             AigiError: as `encode`.
@@ -123,7 +123,7 @@ class LearnedCodec:
         return Encoded(data, self._synthesise(y_bar, text, header))
 
     def decode(self, data: bytes, max_pixels: int = MOST_PIXELS) -> RGB:
-        """The picture of a file: uint8, H x W x 3.
+        """The image of a file: uint8, H x W x 3.
 
         Raises:
             DamagedStream: the file is damaged or no such file, or has more than `max_pixels`.
@@ -161,7 +161,7 @@ class LearnedCodec:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise AigiError(
                 f"image: {image.dtype} {'x'.join(map(str, image.shape))}; expected uint8, height x "
-                "width x 3. Lay transparent pictures over a background; repeat grey three times."
+                "width x 3. Lay transparent images over a background; repeat grey three times."
             )
         stored = prompt if self.text is not None else ""
         bitstream.pack_prompt(stored)  # one that cannot be stored is refused before any work
@@ -234,7 +234,7 @@ def _cut(x: Tensor, area: Area, stride: int) -> Tensor:
 
 
 def _joined(tiles: Iterator[Tensor], places: list[Area]) -> Tensor:
-    """Latents of the whole picture; memory is taken once the first tile has proved right."""
+    """Latents of the whole image; memory is taken once the first tile has proved right."""
     whole: Tensor | None = None
     for tile, place in zip(tiles, places, strict=True):
         if len(places) == 1:

@@ -29,7 +29,7 @@ LOGS = ("curve", "validation")
 def export(name: str, parts: list[Path]) -> None:
     """Put the last weights of a trained codec into the package, in half precision.
 
-    The last, not the best: so validation pictures have chosen nothing. The tables of z are made
+    The last, not the best: so validation images have chosen nothing. The tables of z are made
     after rounding, so they are exactly those of the stored weights. The logs of all parts of the
     training lie beside them: `curve-1.csv`, `validation-1.csv`, …
 
@@ -109,7 +109,7 @@ def write_card(name: str, measurements: list[Path]) -> None:
 
     Args:
         name: of the model.
-        measurements: `measurements.csv` of benchmarks, each of another set of pictures.
+        measurements: `measurements.csv` of benchmarks, each of another set of images.
 
     Raises:
         AigiError: as `rate_points`.

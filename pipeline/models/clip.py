@@ -1,4 +1,4 @@
-"""An open_clip model, checked and loaded: pictures and sentences in, vectors of length 1 out."""
+"""An open_clip model, checked and loaded: images and sentences in, vectors of length 1 out."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def open_model(
     tag: str | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[Any, Any, Any]:
-    """A model of open_clip, how it takes pictures, and its tokenizer.
+    """A model of open_clip, how it takes images, and its tokenizer.
 
     Args:
         where: section of the settings, for messages.
@@ -240,7 +240,7 @@ def untrained(config: dict[str, Any]) -> Any:
 
 
 class Clip:
-    """A loaded CLIP model: pictures and sentences in, vectors of length 1 out.
+    """A loaded CLIP model: images and sentences in, vectors of length 1 out.
 
     Batches are cut from what is given, in order; float32 sums depend on their size.
 
@@ -271,12 +271,12 @@ class Clip:
         self.logit_scale = float(self.model.logit_scale.exp())
 
     def prepare(self, rgb: RGB) -> torch.Tensor:
-        """A picture as the model takes it: float32, 3 x S x S, normalised. Safe in threads."""
+        """An image as the model takes it: float32, 3 x S x S, normalised. Safe in threads."""
         prepared: torch.Tensor = self.prepare_image(Image.fromarray(rgb))
         return prepared
 
     def prepared_vectors(self, pictures: Sequence[torch.Tensor]) -> Vectors:
-        """Vectors of pictures that went through `prepare`."""
+        """Vectors of images that went through `prepare`."""
         import torch
 
         return self._in_batches(
@@ -284,7 +284,7 @@ class Clip:
         )
 
     def image_vectors(self, pictures: Sequence[RGB]) -> Vectors:
-        """Vectors of pictures: uint8, H x W x 3, of any sizes."""
+        """Vectors of images: uint8, H x W x 3, of any sizes."""
         size = self.settings.batch_size
         parts = [
             self.prepared_vectors([self.prepare(rgb) for rgb in pictures[start : start + size]])

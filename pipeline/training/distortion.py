@@ -82,7 +82,7 @@ def ms_ssim(x: Tensor, y: Tensor, scales: int = len(WEIGHTS)) -> Tensor:
     """
     if not 1 <= scales <= scales_of(*x.shape[-2:]):
         raise ValueError(
-            f"MS-SSIM of {scales} scales needs larger pictures than {tuple(x.shape)}; five need "
+            f"MS-SSIM of {scales} scales needs larger images than {tuple(x.shape)}; five need "
             f"sides of {LEAST_SIDE} pixels"
         )
     c1, c2 = 0.01**2, 0.03**2
