@@ -38,7 +38,7 @@ RGB = npt.NDArray[np.uint8]
 
 
 CAP_DB = 100.0
-"""What equal pictures have in dB, since they have no finite number."""
+"""What equal images have in dB, since they have no finite number."""
 
 
 class BadPicture(Exception):

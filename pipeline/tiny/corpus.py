@@ -90,7 +90,7 @@ def draw_pictures(work: Path, scenes: int, processes: int) -> None:
             if done % 10 == 0 or done == chunks:
                 spent = time.perf_counter() - started
                 print(
-                    f"pictures: {done * CHUNK} of {chunks * CHUNK} scenes, {spent:.0f} s",
+                    f"images: {done * CHUNK} of {chunks * CHUNK} scenes, {spent:.0f} s",
                     flush=True,
                 )
 

@@ -151,11 +151,11 @@ def write_demo_pictures(folder: Path) -> None:
 
 def _main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("folder", nargs="?", type=Path, help="write pictures here")
+    parser.add_argument("folder", nargs="?", type=Path, help="write images here")
     parser.add_argument("--demo", action="store_true", help="those of the demo")
     parser.add_argument("--sheet", type=Path, help="write one contact sheet, PNG or JPEG")
     parser.add_argument("--count", type=int, default=36, help="how many")
-    parser.add_argument("--seed", type=int, default=0, help="of the first picture")
+    parser.add_argument("--seed", type=int, default=0, help="of the first image")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("W", "H"))
     given = parser.parse_args(arguments)
     if (given.folder is None) == (given.sheet is None):

@@ -262,7 +262,7 @@ def measure(models: Path, prompts: int, sheets: Path | None) -> Iterator[tuple[s
     if sheets:
         sheets.mkdir(parents=True, exist_ok=True)
         _write_clip_sheet(sheets / "sheet-clip.jpg", clip, cases[:64])
-    yield "scenes: 256x256 pictures a second", scenes_per_second(cases[:128])
+    yield "scenes: 256x256 images a second", scenes_per_second(cases[:128])
     yield "CLIP: caption found first among 64", retrieval(clip, cases)
     for name, value in duplicates(clip, cases).items():
         yield f"CLIP: {name}", value
@@ -321,7 +321,7 @@ def _main(arguments: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("models", nargs="?", type=Path, default=MODELS, help="with clip, sd, sdxl")
-    parser.add_argument("--prompts", type=int, default=128, help="pictures a pipeline")
+    parser.add_argument("--prompts", type=int, default=128, help="images a pipeline")
     parser.add_argument("--sheets", type=Path, help="folder of contact sheets")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     given = parser.parse_args(arguments)

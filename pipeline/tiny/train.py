@@ -459,7 +459,7 @@ def train(work: Path, only: Sequence[str], scenes: int, scale: float, seed: int)
 
 def _main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("work", type=Path, help="folder of pictures, checkpoints and models")
+    parser.add_argument("work", type=Path, help="folder of images, checkpoints and models")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to train")
     parser.add_argument("--scenes", type=int, default=30_000, help="scenes to train on")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps")
