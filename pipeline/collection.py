@@ -44,8 +44,8 @@ class Pictures(Settings):
     captions: Location | None = Field(
         None, description="captions of a folder, CSV or JSONL; only files that it names are used"
     )
-    file_column: str = "file"
-    text_column: str = "text"
+    file_column: str = Field("file", description="of `captions`: the column with file names")
+    text_column: str = Field("text", description="of `captions`: the column with prompts")
 
 
 def asked_or_own(asked: Pictures | None, run: str) -> Pictures:

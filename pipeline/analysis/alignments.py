@@ -54,8 +54,8 @@ class Alignments(Settings):
         description="lists of words that exclude one another, by name: for prompts with one of "
         "them, whether the image matches it best, by the first open_clip model",
     )
-    batch_size: Count = 16
-    max_pixels: Count = 64_000_000
+    batch_size: Count = Field(16, description="images scored at once")
+    max_pixels: Count = Field(64_000_000, description="larger images are refused")
 
     @model_validator(mode="after")
     def _has_a_judge(self) -> Alignments:

@@ -82,7 +82,7 @@ class Characteristics(Settings):
         ("png",),
         description="file formats whose sizes are measured; for jxl: pip install pillow-jxl-plugin",
     )
-    max_pixels: Count = 64_000_000
+    max_pixels: Count = Field(64_000_000, description="larger images are refused")
     reference: str | None = Field(
         None, description="source to compare the others with; null: compare each with all others"
     )

@@ -42,7 +42,9 @@ class Strips(Settings):
 class Complexity(Settings):
     """What codecs cost: a square cut of one image, coded in a process of its own."""
 
-    sides: tuple[Annotated[int, Field(ge=16, le=8192)], ...] = Field((512, 1024), min_length=1)
+    sides: tuple[Annotated[int, Field(ge=16, le=8192)], ...] = Field(
+        (512, 1024), min_length=1, description="pixels a side of the squares that are coded"
+    )
     rounds: Count = Field(1, description="after one that does not count; the median is taken")
 
 
@@ -52,7 +54,9 @@ class Benchmark(Settings):
     pictures: Pictures | None = Field(None, description="null: the release of this run")
     codecs: tuple[Annotated[CodecSettings, BeforeValidator(named_codec)], ...] = Field(min_length=1)
     anchor: str = Field("vvc", description="the codec that BD-rates are against")
-    interpolation: Literal["pchip", "akima", "cubic"] = "pchip"
+    interpolation: Literal["pchip", "akima", "cubic"] = Field(
+        "pchip", description="between the points of a curve, for BD-rates"
+    )
     clip: Embeddings | None = Field(
         None,
         description="model, as in embeddings, that decoded images are compared with their "

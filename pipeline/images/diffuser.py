@@ -33,13 +33,13 @@ class DiffusersSource(Settings):
 
     kind: Literal["diffusers"] = "diffusers"
     folder: Location | None = Field(None, description="local copy; null: download from the Hub")
-    batch_size: Count = 4
+    batch_size: Count = Field(4, description="images made at once")
     vae: Location | str | None = Field(None, description="another VAE (folder or Hub id)")
     vae_tiling: bool | None = Field(
         None, description="decode in tiles, one image at a time; null: from 1536 pixels per side"
     )
-    attention_slicing: bool = False
-    compile: bool = False
+    attention_slicing: bool = Field(False, description="less memory, slower")
+    compile: bool = Field(False, description="use torch.compile for the denoiser")
 
 
 INDEX = "model_index.json"

@@ -38,7 +38,7 @@ class Embeddings(Settings):
         pattern=r"^[0-9a-f]{64}$",
         description="of the weight file, checked before any work: open_clip takes no revision",
     )
-    batch_size: Count = 64
+    batch_size: Count = Field(64, description="images or sentences embedded at once")
     decode_threads: Count | None = Field(None, description="null: all cores, up to 8")
     precision: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="of the computation (autocast); the weights stay float32"

@@ -17,15 +17,15 @@ class ImportSource(Settings):
     captions: Location | None = Field(
         None, description="CSV or JSONL; null: sidecar .txt, else PNG `parameters` text"
     )
-    file_column: str = "file"
-    text_column: str = "text"
+    file_column: str = Field("file", description="of `captions`: the column with file names")
+    text_column: str = Field("text", description="the column with captions")
     split_column: str | None = Field(
         None, description="column with train, validation or test; null: a hash of the prompt"
     )
     fit: Literal["reject", "crop", "keep"] = Field(
         "reject", description="what to do with an image of another size than the specification's"
     )
-    max_pixels: Count = 64_000_000
+    max_pixels: Count = Field(64_000_000, description="larger images are rejected")
 
 
 class OriginalSource(Settings):
@@ -40,7 +40,7 @@ class OriginalSource(Settings):
     fit: Literal["reject", "crop", "keep"] = Field(
         "reject", description="what to do with an image of another size than the specification's"
     )
-    max_pixels: Count = 64_000_000
+    max_pixels: Count = Field(64_000_000, description="larger images are rejected")
 
 
 ImportedSource = ImportSource | OriginalSource

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
 
 from pydantic import Field
 
@@ -25,8 +24,10 @@ class Plan(Settings):
     sources: tuple[str, ...] | None = Field(None, description="null: all of the specification")
     limit: Count | None = Field(None, description="at most this many images per source and split")
     margin: float = Field(0.0, ge=0, le=1, description="share of extra images, for the filters")
-    seed: int = 0
-    shard_mb: Annotated[float, Field(gt=0, le=200)] = 200
+    seed: int = Field(0, description="one of the values from which every image's seed is hashed")
+    shard_mb: float = Field(
+        200, gt=0, le=200, description="megabytes of images in a shard, as estimated"
+    )
 
 
 # The published release is about 455 GB of PNG for 3.0e11 pixels.

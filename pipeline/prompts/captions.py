@@ -90,7 +90,7 @@ class BlipCaptions(_Captions):
     model: str = "Salesforce/blip-image-captioning-large"
     revision: str | None = None
     folder: Location | None = Field(None, description="a local copy of the model")
-    batch_size: Count = 16
+    batch_size: Count = Field(16, description="photos captioned at once")
     shard_rows: Count = 512
     max_new_tokens: Count = 40
     num_beams: Count = 3

@@ -38,7 +38,9 @@ class PromptSelection(Settings):
     """How many prompts to keep, and which."""
 
     count: Count | None = Field(None, description="null: all that pass")
-    method: Literal["random", "diverse"] = "random"
+    method: Literal["random", "diverse"] = Field(
+        "random", description="diverse: those that differ most in their words"
+    )
     seed: int = 0
     pool: float = Field(
         4.0, ge=1, description="diverse: candidates to choose from, as a multiple of count"
@@ -48,7 +50,9 @@ class PromptSelection(Settings):
 class Prompts(Settings):
     """Captions in, the `prompts` table out."""
 
-    sources: tuple[CaptionSource, ...] = Field(min_length=1)
+    sources: tuple[CaptionSource, ...] = Field(
+        min_length=1, description="where captions come from, one entry each"
+    )
     filters: PromptFilters = PromptFilters()
     near_duplicates: Share | None = Field(
         0.8, description="Jaccard similarity of character 5-grams from which prompts count as one"

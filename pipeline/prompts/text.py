@@ -21,8 +21,8 @@ class SplitShares(Settings):
     They are reserves, not quotas: the plan takes exactly the published counts from each.
     """
 
-    validation: Share = 0.005
-    test: Share = 0.01
+    validation: Share = Field(0.005, description="share of the prompts")
+    test: Share = Field(0.01, description="share of the prompts")
 
     @model_validator(mode="after")
     def _leave_train(self) -> SplitShares:
@@ -34,8 +34,8 @@ class SplitShares(Settings):
 class PromptFilters(Settings):
     """What a caption must be to become a prompt. Every refusal is a row of the rejects table."""
 
-    min_words: Count = 3
-    max_words: Count = 77
+    min_words: Count = Field(3, description="fewest words of a prompt")
+    max_words: Count = Field(77, description="most words of a prompt")
     max_tokens: Count | None = Field(
         None,
         description="CLIP tokens, start and end included; null: keep and mark `truncated` above 77",

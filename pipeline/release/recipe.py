@@ -20,14 +20,18 @@ from pipeline.stage import Compute
 class Release(Settings):
     """All tables in, parquet files, card and manifest out."""
 
-    version: str = Field("1.0.0", pattern=r"^\d+\.\d+\.\d+$")
+    version: str = Field(
+        "1.0.0", pattern=r"^\d+\.\d+\.\d+$", description="of the release; publishing makes it a tag"
+    )
     record: Location | None = Field(None, description="folder that gets a copy of the manifest")
 
 
 class Recipe(Settings):
     """The sections that make a release, and where. The others of a workflow only read one."""
 
-    run: Location
+    run: Location = Field(
+        description="run directory: a folder, or an fsspec URL such as s3://BUCKET/NAME"
+    )
     compute: Compute = Compute()
     split: SplitShares = SplitShares()
     prompts: Prompts | None = None

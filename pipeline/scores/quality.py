@@ -43,8 +43,10 @@ from pipeline.tables import QUALITY
 class Concept(Settings):
     """Something that an image may show: sentences about it, and sentences for images without it."""
 
-    texts: tuple[str, ...] = Field(min_length=1)
-    neutral: tuple[str, ...] = Field(min_length=1)
+    texts: tuple[str, ...] = Field(min_length=1, description="sentences that describe the concept")
+    neutral: tuple[str, ...] = Field(
+        min_length=1, description="sentences that describe an image without it"
+    )
 
 
 class Quality(Settings):
@@ -54,7 +56,7 @@ class Quality(Settings):
     concepts: dict[str, Concept] = Field(
         default_factory=dict, description="by name; they need the embeddings section"
     )
-    batch_size: Count = 16
+    batch_size: Count = Field(16, description="images scored at once")
     decode_threads: Count | None = Field(None, description="null: all cores, up to 8")
 
 

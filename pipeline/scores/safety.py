@@ -136,6 +136,8 @@ def find_checker(settings: SafetyChecker) -> str:
 class SafetyChecker(Settings):
     """The safety checker that Stable Diffusion was published with, for its scores alone."""
 
-    model: str = "CompVis/stable-diffusion-safety-checker"
+    model: str = Field(
+        "CompVis/stable-diffusion-safety-checker", description="Hub id of the safety checker"
+    )
     revision: str = Field("main", description="commit of the model repository")
     folder: Location | None = Field(None, description="local copy; null: download from the Hub")

@@ -162,15 +162,24 @@ class Selection(Settings):
     planned_size: bool = Field(True, description="drop images that do not have the planned size")
     max_black: Share | None = Field(0.98, description="share of nearly black pixels")
     max_blank: Share | None = Field(0.98, description="share of the commonest colour")
-    min_luminance_std: float | None = Field(None, ge=0, le=128)
+    min_luminance_std: float | None = Field(
+        None, ge=0, le=128, description="standard deviation of the luminance, in levels of 255"
+    )
     min_entropy: float | None = Field(None, ge=0, le=8, description="bits")
     max_blockiness: float | None = Field(None, description="1: no grid")
     max_nsfw: float | None = Field(None, description="0: what the safety checker flags")
-    max_concepts: dict[str, Share] = Field(default_factory=dict)
-    min_clip_score: float | None = Field(None, ge=-1, le=1)
+    max_concepts: dict[str, Share] = Field(
+        default_factory=dict,
+        description="highest probability of each concept of `quality.concepts`",
+    )
+    min_clip_score: float | None = Field(
+        None, ge=-1, le=1, description="cosine of image and prompt"
+    )
     exact_duplicates: bool = Field(True, description="keep one of several images with equal pixels")
     min_similarity: float | None = Field(None, gt=0, le=1, description="cosine of duplicates")
-    min_hash_similarity: float | None = Field(None, ge=0.75, le=1)
+    min_hash_similarity: float | None = Field(
+        None, ge=0.75, le=1, description="share of equal bits of two perceptual hashes"
+    )
     review: Location | None = Field(None, description="CSV or parquet: image_id, decision")
     rounds: Annotated[int, Field(ge=0, le=9)] = Field(
         0,

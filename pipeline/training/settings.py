@@ -53,16 +53,20 @@ class Train(Settings):
         8, description="crops of a process in a batch; a step has `accumulate` batches"
     )
     accumulate: Count = Field(1, description="batches whose gradients are summed in a step")
-    crop: Annotated[int, Field(ge=64, multiple_of=64)] = 256
+    crop: Annotated[int, Field(ge=64, multiple_of=64)] = Field(
+        256, description="pixels a side of a crop"
+    )
     crops_per_picture: Count = Field(8, description="crops of an image each time it is decoded")
     shuffle_buffer: Count = Field(1024, description="crops in the shuffle buffer")
     threads: Count = Field(2, description="threads of each process that decode images")
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, description="of Adam, before the milestones")
     milestones: tuple[Count, ...] = Field(
         (),
         description="steps at which the learning rate is multiplied; later ones may still change",
     )
-    milestone_factor: float = Field(0.5, gt=0, le=1)
+    milestone_factor: float = Field(
+        0.5, gt=0, le=1, description="the learning rate is multiplied by it at each milestone"
+    )
     warmup: Annotated[int, Field(ge=0)] = Field(
         0, description="steps with a rising learning rate at the beginning"
     )
@@ -75,10 +79,10 @@ class Train(Settings):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="precision of the networks; loss, weights and sums stay float32"
     )
-    compile: bool = False
-    seed: int = 0
-    log_every: Count = 100
-    save_every: Count = 1000
+    compile: bool = Field(False, description="use torch.compile")
+    seed: int = Field(0, description="of weights, crops, noise and dropped prompts")
+    log_every: Count = Field(100, description="steps between rows of curve.csv")
+    save_every: Count = Field(1000, description="steps between checkpoints")
     validate_every: Count = Field(
         5000, description="steps between validations on whole images with real files"
     )
