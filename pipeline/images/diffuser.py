@@ -47,7 +47,7 @@ TILE_FROM = 1536
 
 
 def _hub_sha256(name: str, spec: DiffusersSpec) -> dict[str, str | None]:
-    """sha256 of the weight files as the Hub states them; of the local cache without the Hub."""
+    """sha256 of the weight files as the Hub states them; without the Hub, of the local cache."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
