@@ -1,8 +1,8 @@
 """YAML and `KEY=VALUE` in, checked and frozen settings out; the base of every section.
 
-Settings hold parameters only. Unknown keys are errors, relative paths are taken from the folder of
-the YAML file, and `--set a.b=c` replaces one value (a relative path given that way is taken from
-the current folder, as a shell user expects).
+Settings contain parameters only. Unknown keys are errors. Relative paths are taken from the folder
+of the YAML file. `--set a.b=c` replaces one value; a relative path given that way is taken from the
+current folder, as a shell user expects.
 """
 
 from __future__ import annotations

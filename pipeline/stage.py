@@ -94,7 +94,7 @@ class Map:
 
 @dataclass(frozen=True)
 class Files:
-    """A stage whose files hold no rows of a table: the documents of a release, trained codecs.
+    """A stage whose files contain no rows of a table: the documents of a release, trained codecs.
 
     It is made again when settings, an input table or `state` have changed, and when one of its
     files is gone or has another size.

@@ -42,7 +42,7 @@ class Curve:
     values: tuple[float, ...]
 
     def sorted(self, name: str, least: int) -> tuple[Array, Array]:
-        """Logarithms of the rates, and values, both strictly rising.
+        """Logarithms of the rates, and values (float64), both strictly rising.
 
         Raises:
             NoComparison: too few points, values that are no numbers, or a higher rate with a

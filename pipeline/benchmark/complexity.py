@@ -57,7 +57,7 @@ SECONDS = 7200
 
 
 def square(image: RGB, side: int) -> RGB:
-    """A square of `side` pixels: cut out, or the image mirrored at its edges until it fits."""
+    """A square (uint8, side x side x 3): cut out, or mirrored at the edges to fit."""
     more = [(0, max(0, side - length)) for length in image.shape[:2]]
     return np.ascontiguousarray(np.pad(image, (*more, (0, 0)), mode="symmetric")[:side, :side])
 

@@ -159,7 +159,7 @@ def _read(
 
 
 def pixels_of(row: dict[str, Any]) -> RGB:
-    """The image of a row.
+    """The image of a row (uint8, H x W x 3).
 
     Raises:
         BadPicture: it is damaged or too large.
@@ -194,7 +194,7 @@ class Bench:
         self._codec: Codec | None = None
 
     def measure(self, given: CodecSettings, quality: float, image: RGB, prompt: str) -> Coded:
-        """Code and decode an image once, by the clock.
+        """Code and decode an image (uint8, H x W x 3) once, by the clock.
 
         What codecs return lies in memory of the CPU, so a device has finished by then. A codec in
         this process codes the first image twice: what it sets up on first use does not count.

@@ -28,7 +28,7 @@ def _check(one: RGB, other: RGB) -> None:
 
 
 def psnr(one: RGB, other: RGB) -> float:
-    """Peak signal-to-noise ratio over RGB, in dB (peak 255); `CAP_DB` for equal images.
+    """PSNR over RGB of two images (uint8, H x W x 3), in dB; `CAP_DB` for equal ones.
 
     Raises:
         AigiError: the images are not of one size.
@@ -41,7 +41,7 @@ def psnr(one: RGB, other: RGB) -> float:
 
 
 def ms_ssim(one: RGB, other: RGB) -> float | None:
-    """Multi-scale structural similarity of two images: at most 1, which equal images have.
+    """MS-SSIM of two images (uint8, H x W x 3): at most 1, which equal ones have.
 
     An image with a side of 160 pixels or less has fewer than five scales: the finest ones that
     fit, their exponents divided by their sum. None with a side below 11, where not even one fits.

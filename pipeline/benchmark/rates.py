@@ -55,12 +55,12 @@ class Curves:
 
     @property
     def encode_s_per_mp(self) -> Array:
-        """Seconds a megapixel to code, over images and qualities."""
+        """Seconds a megapixel to code (float64, images x qualities)."""
         return self.encode_s / self.megapixels[:, None]
 
     @property
     def decode_s_per_mp(self) -> Array:
-        """Seconds a megapixel to decode, over images and qualities."""
+        """Seconds a megapixel to decode (float64, images x qualities)."""
         return self.decode_s / self.megapixels[:, None]
 
     def points(self, metric: str) -> dict[str, tuple[Array, Array]]:

@@ -57,7 +57,7 @@ def from_bytes(data: bytes, width: int, height: int) -> RGB:
 
 
 def to_bytes(image: RGB) -> bytes:
-    """The planes of an image, one after the other, in little-endian words."""
+    """The planes of a uint8 H x W x 3 image, one after the other, in little-endian words."""
     return to_ycbcr(image).astype("<u2").tobytes()
 
 

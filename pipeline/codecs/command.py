@@ -138,7 +138,7 @@ def peak_mib(work: Callable[[], object]) -> float:
 
 
 def padded(image: RGB, multiple: int, least: int) -> RGB:
-    """The image with its last column and row repeated until a codec takes its size."""
+    """The uint8 H x W x 3 image, its last column and row repeated until a codec takes it."""
     height, width = image.shape[:2]
     more = [max(-(-side // multiple) * multiple, least) - side for side in (height, width)]
     if not any(more):
@@ -147,7 +147,7 @@ def padded(image: RGB, multiple: int, least: int) -> RGB:
 
 
 def with_size(image: RGB, stream: bytes) -> bytes:
-    """A raw bitstream behind width and height of the image, 4 bytes."""
+    """A raw bitstream behind the width and height of a uint8 H x W x 3 image, 4 bytes."""
     height, width = image.shape[:2]
     if max(height, width) > 0xFFFF:
         raise CodecFailed(f"{width}x{height} pixels: a side is longer than 65,535")

@@ -103,7 +103,7 @@ class Hevc:
         return np.ascontiguousarray(color.from_bytes(made, wide, high)[:height, :width])
 
     def convert(self, image: RGB) -> RGB:
-        """The image after both colour conversions, without any coding."""
+        """The image (uint8, H x W x 3) after both colour conversions, without any coding."""
         return color.to_rgb(color.to_ycbcr(image))
 
 
@@ -159,7 +159,7 @@ class Vvc:
         return np.ascontiguousarray(_pixels(made, wide, high)[:height, :width])
 
     def convert(self, image: RGB) -> RGB:
-        """The image after both colour conversions, without any coding."""
+        """The image (uint8, H x W x 3) after both colour conversions, without any coding."""
         whole = padded(image, 2, LEAST)
         high, wide = whole.shape[:2]
         chain = f"{self._scale('out')},{self._scale('in')}"
@@ -183,7 +183,7 @@ class JpegXl:
     settings: EncoderSettings
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
-        """The bare codestream; the prompt is not used."""
+        """The bare codestream of a uint8 H x W x 3 image; the prompt is not used."""
         return run(
             [
                 *(self.program, *_QUIET, *_raw((image.shape[1], image.shape[0]), "rgb24")),

@@ -32,7 +32,7 @@ class Learned:
     prompts: bool
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
-        """The whole file, prompt included."""
+        """The whole file of a uint8 H x W x 3 image, prompt included."""
         return self.codec.encode(image, prompt if self.prompts else "", self.quality)
 
     def decode(self, data: bytes) -> RGB:

@@ -57,7 +57,7 @@ class Vtm:
     settings: EncoderSettings
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
-        """The image's size and VTM's stream; the prompt is not used."""
+        """The size of a uint8 H x W x 3 image, and VTM's stream; the prompt is not used."""
         whole = padded(image, 1, _VTM_LEAST)
         high, wide = whole.shape[:2]
         with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
@@ -88,7 +88,7 @@ class Vtm:
         return np.ascontiguousarray(color.from_bytes(raw, wide, high)[:height, :width])
 
     def convert(self, image: RGB) -> RGB:
-        """The image after both colour conversions, without any coding."""
+        """The image (uint8, H x W x 3) after both colour conversions, without any coding."""
         return color.to_rgb(color.to_ycbcr(image))
 
 
@@ -106,7 +106,7 @@ class Bpg:
     settings: EncoderSettings
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
-        """The whole file; the prompt is not used."""
+        """The whole file of a uint8 H x W x 3 image; the prompt is not used."""
         with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
             source, made = Path(folder, "in.png"), Path(folder, "out.bpg")
             source.write_bytes(png_bytes(image))

@@ -442,6 +442,6 @@ def opened(given: CodecSettings, quality: float, here: Here) -> Codec:
 
 
 def conversion(codec: Codec, image: RGB) -> RGB | None:
-    """The image after the codec's colour conversions alone; None where a library hides them."""
+    """The uint8 H x W x 3 image after colour conversions alone; None where a library hides them."""
     convert: Callable[[RGB], RGB] | None = getattr(codec, "convert", None)
     return None if convert is None else convert(image)

@@ -29,7 +29,7 @@ class ZooCodec:
     device: Any
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
-        """Sizes of image and latents, every string behind its length; the prompt is not used."""
+        """Sizes of a uint8 H x W x 3 image and its latents, then each string behind its length."""
         import torch
 
         height, width = image.shape[:2]

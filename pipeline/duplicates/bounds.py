@@ -42,7 +42,7 @@ CHUNK_VALUES = 1 << 19
 
 
 class Vectors(Protocol):
-    """Rows that numpy can slice and pick from: an array, `np.memmap`, or what looks like one."""
+    """Rows that numpy can slice and pick from: an array, `np.memmap`, or the like; n x d floats."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -67,14 +67,17 @@ class Frame:
 
 
 def pieces(vectors: Vectors) -> list[slice]:
-    """All rows, some at a time."""
+    """All rows of n x d vectors (float16 or float32), some at a time."""
     n, d = vectors.shape
     step = max(1, CHUNK_VALUES // max(1, d))
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def times(a: NDArray[Real], b: NDArray[Real]) -> NDArray[Real]:
-    """Matrix product by torch, whose threads can be told to be one; numpy's cannot."""
+    """Matrix product of n x d and d x m (float32 or float64), n x m of that type.
+
+    It is torch's, which can be limited to one thread; numpy's cannot.
+    """
     import torch
 
     product: NDArray[Real] = (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
@@ -82,7 +85,10 @@ def times(a: NDArray[Real], b: NDArray[Real]) -> NDArray[Real]:
 
 
 def floats(rows: NDArray[Any], kind: type[Real]) -> NDArray[Real]:
-    """A copy in another type; torch, since numpy takes four times as long over float16."""
+    """A copy of n x d floats as float32 or float64, of the same values.
+
+    It is torch's, since numpy takes four times as long over float16.
+    """
     import torch
 
     wide = torch.float64 if kind is np.float64 else torch.float32
@@ -91,7 +97,12 @@ def floats(rows: NDArray[Any], kind: type[Real]) -> NDArray[Real]:
 
 
 def choose_frame(vectors: Vectors, tau: float) -> Frame:
-    """The frame with the least expected cost among those of `COLUMNS`, by an even sample."""
+    """The frame with the least expected cost among those of `COLUMNS`, by an even sample.
+
+    Args:
+        vectors: n x d, float16 or float32, rows of norm 1.
+        tau: above 0, at most 1.
+    """
     import torch
 
     n, d = vectors.shape
@@ -159,7 +170,7 @@ def _frame(sample: Float64, axes: Float64, tau: float, columns: int) -> Frame:
 
 
 def encode(frame: Frame, rows: Float64) -> tuple[NDArray[np.int8], Float64, Float64]:
-    """Codes n x columns, errors E and squared norms of float64 rows n x d."""
+    """Codes (int8, n x columns), errors E and squared norms (float64, n) of float64 rows, n x d."""
     z, lengths = _compress(frame.rotation, rows)
     u = np.nan_to_num(z - frame.mean, posinf=0, neginf=0)
     q = np.clip(np.rint(u / frame.scale), -127, 127)
@@ -175,7 +186,14 @@ def encode(frame: Frame, rows: Float64) -> tuple[NDArray[np.int8], Float64, Floa
 
 
 def digits(q: Float64, offset: Float64 | Int64, columns: int) -> NDArray[np.int8]:
-    """Columns: q, zeros, 127, 1, and the two digits of the offset to the base 127."""
+    """Codes: q, zeros, 127, 1, and the two digits of the offset to the base 127.
+
+    Args:
+        q: whole numbers as float64, n x (k + 1), -127 to 127.
+        offset: whole numbers, n, -`OFFSET` to `OFFSET`.
+
+    Returns: int8, n x columns, -127 to 127.
+    """
     codes = np.zeros((len(q), columns), np.int8)
     codes[:, : q.shape[1]] = q
     codes[:, -4], codes[:, -3] = 127, 1
@@ -185,7 +203,7 @@ def digits(q: Float64, offset: Float64 | Int64, columns: int) -> NDArray[np.int8
 
 
 def swapped(columns: int) -> Int64:
-    """Order of columns that puts the digits of one code on the weights of the other."""
+    """Order (int64) of columns that puts the digits of one code on the weights of the other."""
     order = np.arange(columns)
     order[-4:] = order[[-2, -1, -4, -3]]
     return order

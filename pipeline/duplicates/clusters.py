@@ -62,14 +62,14 @@ class Clusters:
     count: int
 
     def near(self, cluster: int) -> Int64:
-        """Rows of the halo of a cluster, ascending."""
+        """Rows of the halo of a cluster, ascending (int64)."""
         n = len(self.home)
         start, stop = np.searchsorted(self.halo, (cluster * n, (cluster + 1) * n))
         rows: Int64 = self.halo[start:stop] - cluster * n
         return rows
 
     def is_near(self, rows: Int64, clusters: Int64) -> NDArray[np.bool_]:
-        """Whether each row is in the halo of the cluster beside it."""
+        """Whether each of n rows (int64) is in the halo of the cluster (int64) beside it."""
         keys = clusters * len(self.home) + rows
         at = np.searchsorted(self.halo, keys)
         found = np.zeros(len(keys), np.bool_)
@@ -239,5 +239,11 @@ def part_pairs(
     old: int,
     device: str,
 ) -> Pairs:
-    """The pairs of one part, by its own row numbers; needs nothing else, so it runs anywhere."""
+    """The pairs of one part, by its own row numbers; needs nothing else, so it runs anywhere.
+
+    Args:
+        vectors: n x d, float16 or float32, the rows of the part.
+        scopes, held: int64 and booleans of n.
+        tau, old, device: as for `near_pairs`.
+    """
     return gathered(near_pairs(vectors, tau, scopes=scopes, held=held, old=old, device=device))

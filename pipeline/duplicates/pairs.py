@@ -90,7 +90,7 @@ class Pairs:
 
     @classmethod
     def ordered(cls, one: Int64, other: Int64, measure: Float64) -> Pairs:
-        """Pairs whose rows are in any order."""
+        """Pairs whose rows (int64 of n) are in any order, with their measures (float64 of n)."""
         return cls(np.minimum(one, other), np.maximum(one, other), measure)
 
 
@@ -294,7 +294,7 @@ def check(
 
 
 def check_norms(lengths: Float64, start: int) -> float:
-    """The greatest of the squared norms of rows from `start` on, once all are about 1."""
+    """The greatest squared norm (float64 of n) of the rows from `start` on, once all are near 1."""
     wrong = np.flatnonzero(~(np.abs(np.sqrt(lengths) - 1) <= _NORM_SLACK))
     if len(wrong):
         raise AigiError(

@@ -327,7 +327,7 @@ def robustness(
                 for after, attack in ATTACKS.items():
                     results[variant, after].append(detect(attack(marked), variant))
     if not any(results.values()):
-        raise AigiError(f"{folder}: no image that can be read and holds {BITS} bits")
+        raise AigiError(f"{folder}: no readable image that has room for {BITS} bits")
     return [
         Survival(
             variant,

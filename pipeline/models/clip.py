@@ -276,7 +276,7 @@ class Clip:
         return prepared
 
     def prepared_vectors(self, pictures: Sequence[torch.Tensor]) -> Vectors:
-        """Vectors of images that went through `prepare`."""
+        """Vectors (float32, N x D, length 1) of images that went through `prepare`."""
         import torch
 
         return self._in_batches(

@@ -318,7 +318,7 @@ class ZipPictures:
         return entries
 
     def files(self) -> list[str]:
-        """Names of all files, images or not, in the order in which the archive holds them."""
+        """Names of all files, images or not, in the order of the archive."""
         return self._files
 
     def names(self) -> list[str]:

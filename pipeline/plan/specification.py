@@ -148,7 +148,7 @@ class Dataset(Settings):
 
 
 def load(path: str) -> Dataset:
-    """Read and check a dataset specification, or the one that a manifest holds.
+    """Read and check a dataset specification, or the one that a manifest contains.
 
     Raises:
         AigiError: names the file and every wrong field.

@@ -41,7 +41,7 @@ class PromptSelection(Settings):
     method: Literal["random", "diverse"] = Field(
         "random", description="diverse: those that differ most in their words"
     )
-    seed: int = 0
+    seed: int = Field(0, description="of the random choice")
     pool: float = Field(
         4.0, ge=1, description="diverse: candidates to choose from, as a multiple of count"
     )

@@ -22,7 +22,7 @@ def to_rgb(color: Rgb) -> F:
 
 
 def hash_noise(y: NDArray[np.uint32], x: NDArray[np.uint32], seed: int) -> F:
-    """Numbers in 0..1 that look random, one for each pair of whole numbers."""
+    """Random-looking numbers in 0 to 1 (float32), one for each pair of whole numbers."""
     start = np.array([seed * 0x9E3779B1 & 0xFFFFFFFF], np.uint32)
     h = x * np.uint32(0x85EBCA77) + y * np.uint32(0xC2B2AE3D) + start
     h ^= h >> np.uint32(15)

@@ -106,7 +106,7 @@ def _share(flags: Sequence[bool]) -> float:
 
 
 def rule_shares(pictures: Sequence[Rgb], scenes: Sequence[Scene]) -> dict[str, float]:
-    """Share of the images that pass each rule, and all of them."""
+    """Share of the images (uint8, H x W x 3) that pass each rule, and all of them."""
     checked = [rules(rgb, scene) for rgb, scene in zip(pictures, scenes, strict=True)]
     shares = {name: _share([c[name] for c in checked]) for name in checked[0]}
     return shares | {"all": _share([all(c.values()) for c in checked])}
@@ -121,7 +121,7 @@ def clip_of(models: Path) -> Clip:
 
 
 def found_first(clip: Clip, pictures: Sequence[Rgb], prompts: Sequence[str]) -> list[int]:
-    """For each image the index of the nearest of all prompts."""
+    """For each image (uint8, H x W x 3) the index of the nearest of all prompts."""
     nearest = (clip.image_vectors(pictures) @ clip.text_vectors(prompts).T).argmax(1)
     return [int(i) for i in nearest]
 
@@ -161,7 +161,7 @@ def duplicates(clip: Clip, cases: Sequence[Case]) -> dict[str, float]:
 
 
 def best_of(clip: Clip, pictures: Sequence[Rgb], prompts: Sequence[str]) -> float:
-    """Share of images whose prompt is the best of 16: itself and 15 others, drawn at random."""
+    """Share of images (uint8, H x W x 3) whose prompt is the best of 16: 15 others are random."""
     vectors = clip.image_vectors(pictures)
     texts = clip.text_vectors(prompts)
     rng = random.Random(0)

@@ -257,7 +257,7 @@ THINGS: dict[str, Callable[[Pen, Look], None]] = {
 
 
 def trim_color(thing: Thing) -> Rgb:
-    """The color of the roof, of the sails or of the middle of a flower."""
+    """The colour (3 whole numbers, 0 to 255) of the roof, the sails or the middle of a flower."""
     if thing.trim:
         return COLORS[thing.trim]
     if thing.name == "house":

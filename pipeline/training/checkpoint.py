@@ -33,7 +33,7 @@ def found(folder: Path) -> list[Path]:
 
 
 def flatten(optimizer: torch.optim.Optimizer, names: list[str], prefix: str) -> dict[str, Tensor]:
-    """The state tensors of an optimiser with one group, by prefix, key and parameter name."""
+    """State tensors of an optimiser (float32, as the parameters), by prefix, key and name."""
     state = optimizer.state_dict()["state"]
     return {
         f"{prefix}.{key}.{names[index]}": value
