@@ -111,7 +111,7 @@ def test_a_program_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(CodecFailed, match=r"EncoderApp: wrote no file out\.bin"):
         programs.vtm(32, names, CODECS["vtm"].settings).encode(picture(20, 20))
     Path(names["DecoderApp"]).write_text("#!/bin/sh\ntouch $4\n")
-    with pytest.raises(CodecFailed, match="0 bytes of planes are no 20x20 picture"):
+    with pytest.raises(CodecFailed, match="0 bytes of planes are no 20x20 image"):
         programs.vtm(32, names, CODECS["vtm"].settings).decode(
             with_size(picture(20, 20), b"stream")
         )
@@ -122,7 +122,7 @@ def test_size_stands_before_a_raw_stream() -> None:
     assert len(data) == 5 and split_size(data) == (35_000, 3, b"x")
     with pytest.raises(CodecFailed, match="longer than 65,535"):
         with_size(np.zeros((1, 70_000, 3), np.uint8), b"")
-    with pytest.raises(CodecFailed, match="no picture"):
+    with pytest.raises(CodecFailed, match="no image"):
         split_size(b"\1\0\1\0")
     with pytest.raises(CodecFailed, match="damaged"):
         split_size(b"\0\0\1\0xxx")

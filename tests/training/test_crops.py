@@ -121,7 +121,7 @@ def test_small_pictures_are_mirrored(collection: Collection) -> None:
 def test_what_cannot_be_read_is_named(collection: Collection, tmp_path: Path) -> None:
     with pytest.raises(AigiError, match="no source c among"):
         Crops(collection, 8, weights={"c": 4.0})
-    with pytest.raises(AigiError, match="5 pictures for 6 processes"):
+    with pytest.raises(AigiError, match="5 images are too few for 6 processes"):
         Crops(collection, 8, weights={"a": 0.0}, world=6)
     folder = write_release(tmp_path, {("a", "train"): [_plain(1)]})
     import pyarrow.parquet as pq
