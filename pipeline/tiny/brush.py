@@ -1,8 +1,8 @@
 """Noise, and a pen that covers pixels by their distance to an edge: the tools of `things`, `paint`.
 
-One seed gives the same bytes on every machine. Noise comes from an integer hash, and arrays see
+One seed gives the same bytes on every machine. Noise comes from an integer hash, and arrays use
 only + - * / sqrt, min, max and comparisons, which IEEE 754 rounds alike everywhere; sin, exp and
-power do not.
+power are not rounded alike.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def to_rgb(color: Rgb) -> F:
 
 
 def hash_noise(y: NDArray[np.uint32], x: NDArray[np.uint32], seed: int) -> F:
-    """Random-looking numbers in 0 to 1 (float32), one for each pair of whole numbers."""
+    """Pseudo-random numbers in 0 to 1, one for each pair of whole numbers, in their shape."""
     start = np.array([seed * 0x9E3779B1 & 0xFFFFFFFF], np.uint32)
     h = x * np.uint32(0x85EBCA77) + y * np.uint32(0xC2B2AE3D) + start
     h ^= h >> np.uint32(15)
@@ -48,7 +48,7 @@ def _cells(at: F) -> tuple[NDArray[np.intp], F, int, int]:
 
 
 def value_noise(ys: F, xs: F, seed: int) -> F:
-    """Value noise in -1..1, float32 HxW, at rows `ys` (H,) and columns `xs` (W,) of its lattice."""
+    """Value noise in -1 to 1, float32 H x W, at rows `ys` and columns `xs` of its lattice."""
     if not ys.size or not xs.size:
         return np.zeros((ys.size, xs.size), np.float32)
     row, down, y0, rows = _cells(ys)
@@ -61,7 +61,7 @@ def value_noise(ys: F, xs: F, seed: int) -> F:
 
 
 def layered_noise(ys: F, xs: F, seed: int, octaves: int = 3) -> F:
-    """Octaves of noise, each of half the size and half the strength, in about -1..1."""
+    """Octaves of noise, each of half the size and strength: H x W, in about -1 to 1."""
     out = value_noise(ys, xs, seed) * 0.6
     for octave in range(1, octaves):
         out += value_noise(ys * 2**octave, xs * 2**octave, seed + octave) * (0.6 / 2**octave)
@@ -69,7 +69,7 @@ def layered_noise(ys: F, xs: F, seed: int, octaves: int = 3) -> F:
 
 
 def triangle_wave(at: F) -> F:
-    """A triangle wave in 0..1 of period 1, without the sine that machines round differently."""
+    """A triangle wave in 0 to 1 of period 1, without the sine, which machines round differently."""
     out: F = np.abs(at - np.floor(at) - 0.5) * 2
     return out
 
@@ -100,7 +100,7 @@ class Pen:
         return out
 
     def round(self, u: float, v: float, ru: float, rv: float) -> F:
-        """Distance inside an ellipse, about."""
+        """Approximate distance inside an ellipse."""
         du, dv = (self.u - u) / ru, (self.v - v) / rv
         k = np.sqrt(du * du + dv * dv) + 1e-6
         du /= ru
@@ -129,7 +129,7 @@ class Pen:
         return self.polygon((left, low), (right, low), (right, high), (left, high))
 
     def soft(self, u: float, v: float, ru: float, rv: float) -> F:
-        """1 in the middle of an ellipse, 0 at its rim, smooth."""
+        """1 in the middle of an ellipse, falling smoothly to 0 at its rim."""
         du, dv = (self.u - u) / ru, (self.v - v) / rv
         k: F = np.clip(1 - du * du - dv * dv, 0, 1)
         return k * k

@@ -52,7 +52,7 @@ def _relation(position: str, rng: random.Random) -> str:
 
 
 def _subject(scene: Scene, rng: random.Random, detail: int) -> str:
-    """All things and how they stand to each other."""
+    """All things and their positions to each other."""
     texts = [_thing(thing, rng, detail) for thing in scene.things]
     if len(texts) == 1:
         return texts[0]
@@ -67,7 +67,7 @@ def _subject(scene: Scene, rng: random.Random, detail: int) -> str:
 
 
 def _where(scene: Scene, rng: random.Random, detail: int) -> str:
-    """On, in or beside what they stand: "on a calm blue sea", "in the desert"."""
+    """What the things are on, in or beside: "on a calm blue sea", "in the desert"."""
     ground, color = scene.ground, scene.ground_color if detail else ""
     if ground in ("sea", "lake"):
         calm = detail and ground == "sea" and scene.weather != "rainy" and rng.random() < 0.4
@@ -159,7 +159,7 @@ def captions(scene: Scene, seed: int) -> list[str]:
 
     Args:
         scene: what is in the image.
-        seed: chooses among the ways to say it.
+        seed: chooses the wording.
 
     Returns: four to six captions.
     """

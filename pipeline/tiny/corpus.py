@@ -1,4 +1,4 @@
-"""Scene seeds in, what the tiny models are trained on out: images in chunks, captions, words."""
+"""Scene seeds in, training data of the tiny models out: images in chunks, captions, words."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FINISHES = (
     "flat illustration", "pixel art", "3D render", "paper collage", "simple shapes", "flat colors",
     "vivid colors", "muted colors", "soft light", "minimal style", "clean lines", "high detail",
 )  # fmt: skip
-"""How the grammar ends its prompts. The scenes know one style; the models learn to pass it over."""
+"""Endings of the grammar's prompts. Scenes have one style, so models learn to ignore the ending."""
 
 
 def _jpeg(picture: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
@@ -51,7 +51,7 @@ def said(scene_seed: int) -> list[str]:
 
 
 def _draw_chunk(folder: Path, number: int) -> None:
-    """Two views of each scene, the second a little moved; every few scenes also large."""
+    """Two views of each scene, the second slightly moved; every few scenes also large."""
     target = folder / f"{number:05d}.npz"
     if target.exists():
         return
@@ -80,7 +80,7 @@ def _draw_chunk(folder: Path, number: int) -> None:
 
 
 def draw_pictures(work: Path, scenes: int, processes: int) -> None:
-    """Draw what is missing of `scenes` scenes into `WORK/pictures`."""
+    """Draw the missing images of `scenes` scenes into `WORK/pictures`."""
     folder = work / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -101,6 +101,9 @@ def load_pictures(work: Path, kind: str, scenes: int) -> NDArray[np.uint8]:
     Args:
         kind: `first` or `second` (N x 128 x 128 x 3), `clip` (both of them, the second as a JPEG,
             N x 2 x 96 x 96 x 3) or `large` (of every fifth scene, x 192 x 192 x 3).
+
+    Returns:
+        uint8, of the shape above.
     """
     parts = []
     for number in range(-(-scenes // CHUNK)):

@@ -1,7 +1,7 @@
 """A model and its loss in, trained weights out: steps, checkpoints, the average, the loss curve.
 
-Each step draws its batch and its noise from seed and step number alone, so that a run that was
-killed and goes on from its last checkpoint equals one that was never stopped.
+Each step draws its batch and its noise from seed and step number alone, so a run that was killed
+and resumed from its last checkpoint equals one that was never stopped.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from typing import Any
 class Settings:
     """What decides the weights, beside the number of scenes.
 
-    steps: of the optimizer. batch: samples a step. rate: the highest learning rate; it rises over
-    `warmup` steps and falls to zero by a half cosine. save_every: steps between checkpoints.
+    steps: steps of the optimizer. batch: samples in a step. rate: the highest learning rate, which
+    rises over `warmup` steps and falls to zero by a half cosine. save_every: steps between
+    checkpoints.
     """
 
     steps: int
@@ -43,7 +44,7 @@ def fit(
     """Train `model` from its last checkpoint to the last step, and return it on the CPU.
 
     Args:
-        folder: checkpoints (`state-STEP`, the newest is kept) and `curve.csv`.
+        folder: gets checkpoints (`state-STEP`, of which the newest is kept) and `curve.csv`.
         model: a module; all its parameters are trained.
         loss: from the prepared model, a `torch.Generator` seeded by seed and step, and the step
             number, to a scalar tensor.

@@ -1,11 +1,11 @@
 """Scenes in, files of images out: data sets with exact ground truth, sheets, demo images.
 
 python -m pipeline.tiny.gallery FOLDER [--count 36] [--seed 0] [--size 256 256]
-python -m pipeline.tiny.gallery FOLDER --demo      what `pipeline/tiny/pictures` holds
+python -m pipeline.tiny.gallery FOLDER --demo      the content of `pipeline/tiny/pictures`
 python -m pipeline.tiny.gallery --sheet FILE.png   images and captions to look at
 
-The data set stands in for natural images where every count, color and hour has to be known:
-`scenes.jsonl` says of each image its captions and all that is in it, and `kind: import` reads it.
+The data set replaces natural images where every count, color and hour must be known: `scenes.jsonl`
+contains the captions and the content of each image, and `kind: import` reads it.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def _encoded(rgb: NDArray[np.uint8], ending: str, quality: int = 95) -> bytes:
 
 
 def write_data_set(folder: Path, count: int, seed: int, size: tuple[int, int]) -> None:
-    """Write the scenes of `count` seeds from `seed` on as PNG files, and `scenes.jsonl`.
+    """Write the scenes of `count` seeds, beginning with `seed`, as PNG files, and `scenes.jsonl`.
 
-    Of each: `file`, `text` (the fullest caption), `captions` (all of them), `seed`, and `scene`
-    with every field of `Scene`. Images that are there already are kept, so a run that was
-    killed goes on.
+    Each line of it has `file`, `text` (the fullest caption), `captions` (all of them), `seed`, and
+    `scene` with every field of `Scene`. Existing images are kept, so a run that was killed can be
+    resumed.
 
     Args:
         size: width and height in pixels, each 64 or more.
@@ -78,7 +78,7 @@ def write_sheet(path: Path, pictures: Sequence[Rgb], texts: Sequence[str]) -> No
     """Write images with texts below them, six in a row, as PNG or JPEG by the file's ending.
 
     Args:
-        pictures: uint8 HxWx3, all of one size.
+        pictures: uint8, H x W x 3, all of one size.
     """
     height, width, _ = pictures[0].shape
     columns = min(6, len(pictures))
@@ -151,11 +151,11 @@ def write_demo_pictures(folder: Path) -> None:
 
 def _main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("folder", nargs="?", type=Path, help="write images here")
-    parser.add_argument("--demo", action="store_true", help="those of the demo")
+    parser.add_argument("folder", nargs="?", type=Path, help="folder to write images to")
+    parser.add_argument("--demo", action="store_true", help="write the images of the demo")
     parser.add_argument("--sheet", type=Path, help="write one contact sheet, PNG or JPEG")
-    parser.add_argument("--count", type=int, default=36, help="how many")
-    parser.add_argument("--seed", type=int, default=0, help="of the first image")
+    parser.add_argument("--count", type=int, default=36, help="number of images")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("W", "H"))
     given = parser.parse_args(arguments)
     if (given.folder is None) == (given.sheet is None):

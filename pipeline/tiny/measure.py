@@ -2,9 +2,9 @@
 
 python -m pipeline.tiny.measure [MODELS] [--prompts 128] [--sheets FOLDER] [--json FILE]
 
-Scenes and prompts are other ones than those of training: other seeds, and no caption that any
-scene of training has. Without MODELS the models of this installation are measured. `--json` also
-writes the sha256 of what was measured; `weights/figures.json` is such a file.
+Scenes and prompts differ from those of training: they have other seeds, and no caption of a
+training scene. Without MODELS, the models of this installation are measured. `--json` also writes
+the sha256 of the measured files; `weights/figures.json` is such a file.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ TARGETS = {
     "sdxl: prompt is the best of 16": 0.60,
     "sdxl: all three rules": 0.70,
 }
-"""What the figures have to reach."""
+"""The least values of the figures."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def held_out(count: int, first: int = HELD_OUT_SEED) -> list[Case]:
 
 
 def demo_prompts(count: int) -> list[str]:
-    """Sentences as the demo draws them: of the grammar's core, in its words, not the scenes'."""
+    """Sentences as in the demo: from the grammar's core, in its words instead of the scenes'."""
     from pipeline.demo import resource
     from pipeline.prompts.grammar import Grammar
 
@@ -193,7 +193,7 @@ def load_pipeline(folder: Path) -> Any:
 
 
 def generate(pipe: Any, prompts: Sequence[str], size: int, batch: int = 16) -> list[Rgb]:
-    """One image a prompt (uint8 size x size x 3), each from the seed of its position."""
+    """One image (uint8, size x size x 3) for each prompt, from the seed of its position."""
     import torch
 
     found: list[Rgb] = []
@@ -231,7 +231,7 @@ def vae_psnr(vae: Any, cases: Sequence[Case], size: int) -> float:
 
 
 def _write_clip_sheet(path: Path, clip: Clip, cases: Sequence[Case]) -> None:
-    """The scenes themselves, and which of all their captions CLIP takes each for."""
+    """Write the scenes, each with the caption that CLIP finds for it among all captions."""
     pictures = [render(c.scene, 192, 192, c.seed) for c in cases]
     texts = [c.caption for c in cases]
     said = [
@@ -254,7 +254,7 @@ def measure(models: Path, prompts: int, sheets: Path | None) -> Iterator[tuple[s
 
     Args:
         models: folder with `clip`, and `sd` or `sdxl` or both.
-        prompts: images of each pipeline, at most 512; half as many by the demo's prompts.
+        prompts: images of each pipeline, at most 512; half as many with the demo's prompts.
         sheets: folder for `sheet-{clip,sd,sdxl}.jpg`.
     """
     clip = clip_of(models)
@@ -320,10 +320,12 @@ def _main(arguments: Sequence[str] | None = None) -> None:
     from pipeline.demo import MODELS
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("models", nargs="?", type=Path, default=MODELS, help="with clip, sd, sdxl")
-    parser.add_argument("--prompts", type=int, default=128, help="images a pipeline")
-    parser.add_argument("--sheets", type=Path, help="folder of contact sheets")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument(
+        "models", nargs="?", type=Path, default=MODELS, help="folder with clip, sd, sdxl"
+    )
+    parser.add_argument("--prompts", type=int, default=128, help="images of each pipeline")
+    parser.add_argument("--sheets", type=Path, help="also write contact sheets to this folder")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     given = parser.parse_args(arguments)
     if not CANDIDATES <= given.prompts <= 512:
         parser.error(f"--prompts must be {CANDIDATES} to 512")

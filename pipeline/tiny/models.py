@@ -1,7 +1,7 @@
 """Sentences in, untrained tiny models out: Stable Diffusion, SDXL and CLIP in their usual layouts.
 
-Same classes, same folder layouts, same loading code as the real models; `pipeline.tiny.train`
-gives them their weights. Sizes are chosen so that everything together stays below 12 MB in fp16.
+Classes, folder layouts and loading code are those of the real models; `pipeline.tiny.train` trains
+the weights. The sizes keep everything together below 12 MB in fp16.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation that CLIP models expect of their input (Radford et al., 2021)."""
 _NEVER = frozenset(map(chr, (*range(ord("A"), ord("Z") + 1), 0xC0, 0xC1, *range(0xF5, 0x100))))
-"""Bytes that no text gives, each by the character that stands for it in a byte-level vocabulary:
-capitals, because CLIP's tokenizer makes all letters small first, and bytes that UTF-8 lacks."""
+"""Bytes that no text contains, each as its character in a byte-level vocabulary: capitals, because
+CLIP's tokenizer makes all letters small first, and bytes that UTF-8 lacks."""
 _WORD = re.compile("[a-z]+")
 
 
@@ -81,7 +81,7 @@ def _text_encoder(tokens: Any, width: int, layers: int, projection: bool) -> Any
 def take_clip_text(encoder: Any, clip_model: Any) -> None:
     """Give a `CLIPTextModel` the weights of the text tower of an open_clip model of its size.
 
-    So it was done for Stable Diffusion: its text encoder is CLIP's.
+    Stable Diffusion was made in this way: its text encoder is that of CLIP.
     """
     source = clip_model.state_dict()
     names = {
@@ -111,7 +111,7 @@ def take_clip_text(encoder: Any, clip_model: Any) -> None:
 
 
 def vae() -> Any:
-    """Eight times smaller latents; no attention, so that any size is coded alike."""
+    """An untrained VAE with eight times smaller latents, without attention, for any size."""
     from diffusers import AutoencoderKL
     from torch import nn
 
@@ -170,7 +170,7 @@ SCHEDULE: dict[str, Any] = {
     "timestep_spacing": "trailing",
     "steps_offset": 1,
 }
-"""With zero terminal SNR (Lin et al., arXiv:2305.08891): else no night comes out dark."""
+"""With zero terminal SNR (Lin et al., arXiv:2305.08891); otherwise nights do not become dark."""
 
 
 def sd(tokens: Any) -> Any:
@@ -270,7 +270,7 @@ def save_clip(folder: Path, model: Any, tokens: Any) -> None:
 
 
 def save_pipeline(folder: Path, pipe: Any) -> None:
-    """Write a pipeline with fp16 safetensors and JSON, no progress bars for files of a megabyte."""
+    """Write a pipeline as fp16 safetensors and JSON, without progress bars for such small files."""
     import torch
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -86,7 +86,7 @@ LIGHTS: dict[str, Rgb] = {
 
 
 def _gradient(stops: Sequence[Rgb], at: F) -> F:
-    """Colors (H,1,3) at shares `at` (H,) of the way through the stops."""
+    """Colors (H x 1 x 3) at shares `at` (H) of the way through the stops."""
     colors = np.array(stops, np.float32) / 255
     t = np.clip(at, 0, 1) * (len(stops) - 1)
     cell = np.minimum(t.astype(np.intp), len(stops) - 2)
@@ -96,7 +96,7 @@ def _gradient(stops: Sequence[Rgb], at: F) -> F:
 
 
 class _View:
-    """An image under way and what its parts have to know of each other."""
+    """An unfinished image, with what its parts need to know about each other."""
 
     def __init__(
         self, scene: Scene, image: F, rng: random.Random, seed: int, jitter: float
@@ -126,7 +126,7 @@ class _View:
 
 
 def _gap(view: _View, ratio: float) -> float:
-    """An x for sun or moon, the farthest from all things out of a few."""
+    """An x for sun or moon: of a few candidates, the farthest from all things."""
     tries: list[float] = [view.width * (ratio + (1 - 2 * ratio) * i / 8) for i in range(9)]
     view.rng.shuffle(tries)
     return max(tries, key=lambda x: min(abs(at - x) for at in view.xs))
@@ -177,7 +177,7 @@ def _sky(view: _View) -> None:
 
 
 def _sun(view: _View, slot: int | None, slots: int) -> None:
-    """Sun or moon with its glow; a low one stands where no thing hides it."""
+    """Sun or moon with its glow; a low one is where no thing hides it."""
     scene, image = view.scene, view.image
     radius = view.unit * (0.065 if slot is not None else 0.085)
     if slot is None:
@@ -312,7 +312,7 @@ def _land(view: _View, light: Light) -> None:
 
 
 def _haze(view: _View, strength: float) -> None:
-    """The air before what is far away, so that the horizon is no hard line."""
+    """Haze in front of distant things, so that the horizon is no hard line."""
     if view.scene.time != "night":
         part = view.image[view.horizon :]
         far = np.clip(1 - np.arange(part.shape[0], dtype=np.float32) / (0.09 * view.height), 0, 1)
@@ -479,7 +479,7 @@ def _still_life(view: _View) -> Light:
 
 
 def _shelf(view: _View, light: Light) -> None:
-    """A board on the wall for what stands above."""
+    """A shelf on the wall for the things above."""
     board = Pen(view.image, view.width / 2, 0.36 * view.height, view.height, (-9, 9, -0.1, 0.03))
     half = 0.47 * view.width / view.height
     board.patch *= 1 - 0.3 * board.soft(0.02 * light.side, -0.05, half, 0.045)[:, :, None]
@@ -504,10 +504,11 @@ def render(
         scene: what is in the image.
         width, height: in pixels, each 64 or more; the composition is the same at every size.
         seed: chooses what the scene leaves open: the shapes of hills and clouds, brush strokes.
-        jitter: the most that things, sun, clouds and horizon move, as a share of the image,
-            0..0.05; every single one has its own direction. Two values give near-duplicates.
+        jitter: the most that things, sun, clouds and horizon move, as a share of the image from 0
+            to 0.05; each has its own direction. Two values give near-duplicates.
 
-    Returns: uint8 HxWx3 RGB, the same bytes for the same arguments.
+    Returns:
+        RGB, uint8, H x W x 3; the same bytes for the same arguments.
     """
     rng = random.Random(seed)
     image: F = np.zeros((height, width, 3), np.float32)

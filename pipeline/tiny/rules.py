@@ -1,4 +1,4 @@
-"""An image in, what its pixels say of its scene out: colors, day or night, objects; no model."""
+"""An image in, what its pixels show of its scene out: colors, day or night, objects; no model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ CELLS, FILLED = 12, 0.5
 
 
 def seen_colors(rgb: NDArray[np.uint8]) -> dict[str, float]:
-    """The share of the pixels that each color's name would be given to.
+    """The share of the pixels that would be called by the name of each color.
 
     Args:
-        rgb: uint8 HxWx3.
+        rgb: uint8, H x W x 3.
 
-    Returns: a share in 0..1 for every name of `COLORS`; the shares sum to 1. The regions are fixed
+    Returns:
+        A share in 0 to 1 for every name of `COLORS`; the shares sum to 1. The regions are fixed
         ranges of hue (degrees), saturation and value.
     """
     r, g, b = (rgb[..., i].astype(np.float64) / 255 for i in range(3))
@@ -54,14 +55,14 @@ def seen_colors(rgb: NDArray[np.uint8]) -> dict[str, float]:
 
 
 def looks_night(rgb: NDArray[np.uint8]) -> bool:
-    """Whether an image is of the night: the upper part of uint8 HxWx3 is mostly dark."""
+    """Whether an image (uint8, H x W x 3) shows a night: its upper part is mostly dark."""
     upper = rgb[: max(1, rgb.shape[0] * 2 // 5)].astype(np.float64)
     luma = upper @ np.array([0.299, 0.587, 0.114])
     return bool(np.median(luma) < 64)
 
 
 def object_seen(rgb: NDArray[np.uint8], color: str) -> bool:
-    """Whether some square of a 12x12 grid is at least half filled with a color."""
+    """Whether a color fills half of a square in a 12 x 12 grid over rgb (uint8, H x W x 3)."""
     height, width = (size // CELLS for size in rgb.shape[:2])
     return any(
         seen_colors(rgb[y * height : (y + 1) * height, x * width : (x + 1) * width])[color]
@@ -72,12 +73,13 @@ def object_seen(rgb: NDArray[np.uint8], color: str) -> bool:
 
 
 def rules(rgb: NDArray[np.uint8], scene: Scene) -> dict[str, bool]:
-    """What the pixels of an image (uint8 HxWx3) say about a scene, model-free.
+    """Whether the pixels of an image (uint8, H x W x 3) match a scene, without a model.
 
-    Returns: `color`: the main color fills at least 2 % of the image; `night`: the sky is dark
-        just if the scene is of the night; `object`: something of the main color is compact enough
-        to be a thing. No scene has its main color around its things, so noise or background of
-        the wrong scene seldom pass.
+    Returns:
+        `color`: the main color fills at least 2 % of the image; `night`: the sky is dark if and
+        only if the scene is a night; `object`: something of the main color is compact enough to be
+        a thing. No scene has its main color around its things, so noise or the background of a
+        wrong scene rarely passes.
     """
     color = main_color(scene)
     return {

@@ -1,4 +1,4 @@
-"""What a scene is: its ground, its things, its light; no pixels."""
+"""The description of a scene: its ground, its things, its light; no pixels."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class Thing:
     """One or more things of a kind, all alike.
 
     `position` of a scene's first thing is its place in the image: left, right or "" (about the
-    middle). Of the second it is relative to the first: left, right, beside, in front, behind,
-    above or below. Of a third it is right: it ends the row.
+    middle). That of the second is relative to the first: left, right, beside, in front, behind,
+    above or below. That of a third is right: it ends the row.
     """
 
     name: str  # house, tree, boat, flower; ball, cube, cup, apple
@@ -25,7 +25,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that a caption may say of an image; "" or 0 is for what is not there."""
+    """Everything that a caption may mention; "" or 0 means that it is absent."""
 
     kind: str  # landscape or still life
     things: tuple[Thing, ...]  # the main one first
@@ -51,5 +51,5 @@ def main_color(scene: Scene) -> str:
 
 
 def is_night(scene: Scene) -> bool:
-    """Whether a scene is dark; still lifes are by daylight."""
+    """Whether a scene is dark; still lifes are in daylight."""
     return scene.time == "night"

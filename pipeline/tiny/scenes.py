@@ -1,7 +1,7 @@
 """A seed in, a scene with its exact contents, true captions and a painted image out.
 
-Training data of the tiny models, and a source whose every count, color and hour is known. The
-words are those of the core of `prompts/grammar.yaml`; `pipeline.tiny.paint` has the pixels, and
+Scenes train the tiny models, and are a source whose every count, color and hour is known. The words
+come from the core of `prompts/grammar.yaml`; `pipeline.tiny.paint` paints the pixels, and
 `pipeline.tiny.gallery` writes them to files.
 """
 
@@ -74,7 +74,7 @@ def _free(colors: Iterable[str], taken: set[str]) -> list[str]:
 
 
 def _landscape(rng: random.Random) -> Scene | None:
-    """A landscape, or none where all colors for its things are taken by what is around them."""
+    """A landscape, or None if its surroundings take all colors for its things."""
     time = _pick(rng, {"day": 5.0, "sunset": 2.5, "dawn": 2.0, "night": 3.0})
     kinds = [(weather, color) for weather, hour, color in sorted(SKIES) if hour == time]
     clear = 1.5 if time == "day" else 3.0
@@ -127,7 +127,7 @@ def _landscape(rng: random.Random) -> Scene | None:
 
 
 def _ground(rng: random.Random, time: str, weather: str) -> tuple[str, str, str]:
-    """Ground, where things are to it, and its color; water at sunset has that of the sky."""
+    """Ground, its preposition, and its color; at sunset, water has the color of the sky."""
     dry = 1.2 if weather in ("clear", "cloudy") else 0.0
     ground = _pick(rng, {"sea": 3, "lake": 1.6, "field": 3.4, "desert": dry, "plain": 1.2})
     if ground in ("sea", "lake"):
@@ -191,7 +191,7 @@ def _land_things(rng: random.Random, taken: set[str]) -> tuple[Thing, ...]:
 
 
 def _still_life(rng: random.Random) -> Scene | None:
-    """Things on a table or floor before a wall, or none where table and wall look alike."""
+    """Things on a table or floor before a wall, or None if table and wall look alike."""
     wall = rng.choice(_free(COLORS, {"black"}))
     ground = rng.choice(["table", "table", "floor"])
     material = _pick(rng, {"wooden": 4, "": 3, "stone": 1.5, "metal": 1})

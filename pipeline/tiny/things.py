@@ -1,4 +1,4 @@
-"""The things of a scene: their colors and shapes, how each is drawn, and where they stand."""
+"""The things of a scene: their colors and shapes, how each is drawn, and where they are."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ LOOSE = 1.04  # room for a thing in a row, in its widths
 
 @dataclass(frozen=True)
 class Place:
-    """Where one thing stands: the middle of its foot and its width, in pixels."""
+    """The place of one thing: the middle of its foot and its width, in pixels."""
 
     thing: Thing
     x: float
@@ -87,7 +87,7 @@ class Look:
 
 
 def _solid(pen: Pen, cover: F, look: Look, shade: F, gloss: F) -> None:
-    """A thing of paint, wood, metal, stone or glass; glass lets what is behind it through."""
+    """A thing of paint, wood, metal, stone or glass; glass shows what is behind it."""
     if look.thing.material == "glass":
         cover = cover * 0.70
         shade = shade * 1.1
@@ -287,7 +287,7 @@ def draw_shadow(image: F, place: Place, light: Light, strength: float) -> None:
 
 
 def draw_mirror(image: F, place: Place, seed: int) -> None:
-    """A boat's reflection: what stands above its foot, upside down, broken by ripples."""
+    """A boat's reflection: what is above its foot, upside down, broken by ripples."""
     pen = Pen(image, place.x, place.base, place.size, (-0.62, 0.62, -0.55, 0.0))
     height = pen.patch.shape[0]
     if not height:
@@ -301,12 +301,12 @@ def draw_mirror(image: F, place: Place, seed: int) -> None:
 
 
 def _width(thing: Thing) -> float:
-    """In units of the image."""
+    """The width of a thing in units of the image."""
     return SHAPES[thing.name][0] * SIZES[thing.size]
 
 
 def _room(thing: Thing) -> float:
-    """The width that a thing is given: a small one gets no less, or it would not look small."""
+    """The width reserved for a thing: a small one gets no less, or it would not look small."""
     return SHAPES[thing.name][0] * max(1.0, SIZES[thing.size])
 
 
@@ -340,7 +340,7 @@ def _row(
 
 
 def places(scene: Scene, width: float, height: float, rng: random.Random) -> list[Place]:
-    """Every single thing of a scene, in an image of this size, in pixels; the farthest first."""
+    """The place of each thing of a scene in an image of this size, the farthest first."""
     things = scene.things
     unit = min(math.sqrt(width * height), 1.45 * height, 1.45 * width)
     land = scene.kind == "landscape"
@@ -386,7 +386,7 @@ def places(scene: Scene, width: float, height: float, rng: random.Random) -> lis
 
 
 def color_shares(scene: Scene) -> list[float]:
-    """The share of a square image, 0..1, that the color of each thing fills, about."""
+    """The approximate share of a square image, 0 to 1, that the color of each thing fills."""
     shares = [0.0] * len(scene.things)
     for place in places(scene, 1.0, 1.0, random.Random(0)):
         thing = place.thing

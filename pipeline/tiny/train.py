@@ -3,14 +3,14 @@
 python -m pipeline.tiny.train WORK [--only vae|clip|sd|sdxl] [--scenes N] [--scale F] [--seed S]
 
 Everything is kept below WORK: `pictures/` (drawn once), `latents/`, `vae/ clip/ sd/ sdxl/` with
-checkpoints and `curve.csv`, `curves.png`, and `models/{clip,sd,sdxl}`, ready to load. Killed at
-any time, the same command goes on from the last checkpoint. Each step draws its batch and its
-noise from seed and step number alone, so a resumed run equals one that was never stopped.
+checkpoints and `curve.csv`, `curves.png`, and `models/{clip,sd,sdxl}`, ready to load. Training can
+be killed at any time; the same command resumes from the last checkpoint. Each step draws its batch
+and its noise from seed and step number alone, so a resumed run equals one that was never stopped.
 
 On 2 CPU cores with bf16: 5 minutes for the images, 9 for the VAE, 10 for CLIP (AMD EPYC), 23 for
-SD and 6 for SDXL (Intel Xeon). A GPU is used if torch sees one; minutes on one are not measured.
-`--scale` multiplies the steps; the loss still falls at 1. What the shipped weights were trained
-with: `weights/README.md`.
+SD and 6 for SDXL (Intel Xeon). A GPU is used if torch finds one; minutes on a GPU are not measured.
+`--scale` multiplies the steps; the loss still falls at 1. `weights/README.md` has the settings of
+the shipped weights.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ def _to_input(pictures: Any) -> Any:
 
 
 def _whiten(model: Any, pictures: Any) -> None:
-    """Fold into the 1x1 convolutions around the latents what makes each channel N(0, 1) on data.
+    """Fold the scaling of each latent channel to N(0, 1) into the 1x1 convolutions around it.
 
-    The pipelines know one scaling factor for all channels; diffusion likes them alike.
+    The pipelines have one scaling factor for all channels, but diffusion needs equal channels.
     """
     import torch
 
@@ -120,7 +120,7 @@ def load_vae(work: Path) -> Any:
     """The trained VAE, in evaluation mode.
 
     Raises:
-        AigiError: there is none yet.
+        AigiError: it is not trained yet.
     """
     from safetensors.torch import load_file
 
@@ -131,7 +131,7 @@ def load_vae(work: Path) -> Any:
 
 def _made_by(part: str, path: Path) -> Path:
     if not path.exists():
-        raise AigiError(f"{path}: not there; train with `--only {part}` first, in the same folder")
+        raise AigiError(f"{path}: missing; train with `--only {part}` in the same folder first")
     return path
 
 
@@ -279,8 +279,8 @@ def _diffusion_loss(unet: Any, scheduler: Any, latents: Any, generator: Any, cal
 def train_sd(work: Path, scenes: int, settings: Settings) -> None:
     """Train the UNet beside CLIP's text encoder as it is; write `WORK/models/sd`.
 
-    A UNet that learned together with its text encoder used the text a quarter less after 400
-    steps (loss under wrong captions minus loss under right ones).
+    After 400 steps, a UNet trained together with its text encoder used the text a quarter less
+    (loss with wrong captions minus loss with right ones).
     """
     import torch
     from diffusers import DDPMScheduler
@@ -317,9 +317,9 @@ def train_sd(work: Path, scenes: int, settings: Settings) -> None:
 
 
 def train_sdxl(work: Path, scenes: int, settings: Settings) -> None:
-    """Train on from SD's UNet, where shapes agree, and a second text encoder from nothing.
+    """Train a UNet, begun with SD's where shapes agree, and a new second text encoder.
 
-    The first is CLIP's as it is. Write `WORK/models/sdxl`.
+    The first text encoder is CLIP's, unchanged. Write `WORK/models/sdxl`.
 
     Size conditioning is learned from four kinds of input: small, large, cut out of large, and
     blurred (drawn as if enlarged from 64x64), told by original size, corner and target size.
@@ -384,8 +384,8 @@ def _latents(work: Path, kind: str) -> Any:
 # --- All ---------------------------------------------------------------------------------------
 
 KINDS = {"sd": ("first", "large"), "sdxl": ("first", "large", "crop", "blurred")}
-"""Latents that a pipeline is trained on: of small and large images, of parts of large ones, and
-of small ones enlarged from 64x64."""
+"""Latents to train a pipeline on: of small and large images, of parts of large ones, and of small
+ones enlarged from 64x64."""
 PARTS = ("vae", "clip", "sd", "sdxl")
 
 
@@ -429,21 +429,23 @@ def draw_curves(work: Path) -> None:
 
 
 def train(work: Path, only: Sequence[str], scenes: int, scale: float, seed: int) -> None:
-    """Run the parts that are named, in order, each from where it stopped.
+    """Train the named parts in order, each from where it stopped.
 
     Raises:
-        AigiError: `work` was begun with other settings, or a part needs one that is not trained
-            yet, or nothing would be trained.
+        AigiError: `work` was begun with other settings, a part needs another one that is not
+            trained yet, or nothing would be trained.
     """
     plans = plan(scale, seed)
     if scenes < 1 or min(settings.steps for settings in plans.values()) < 1:
-        raise AigiError(f"scenes {scenes}, scale {scale}: no scenes, or a part without a step")
+        raise AigiError(
+            f"scenes {scenes}, scale {scale}: give at least one scene and one step for each part"
+        )
     work.mkdir(parents=True, exist_ok=True)
     settings = {"scenes": scenes, "scale": scale, "seed": seed}
     record = work / "settings.json"
     if record.exists() and json.loads(record.read_text()) != settings:
         raise AigiError(
-            f"{record}: begun with {record.read_text().strip()}; use those or another folder"
+            f"{record}: begun with {record.read_text().strip()}; use these, or another folder"
         )
     record.write_text(json.dumps(settings) + "\n")
     draw_pictures(work, scenes, os.cpu_count() or 1)
@@ -459,10 +461,10 @@ def train(work: Path, only: Sequence[str], scenes: int, scale: float, seed: int)
 
 def _main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("work", type=Path, help="folder of images, checkpoints and models")
+    parser.add_argument("work", type=Path, help="folder for images, checkpoints and models")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to train")
     parser.add_argument("--scenes", type=int, default=30_000, help="scenes to train on")
-    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor for the number of steps")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     train(given.work, given.only, given.scenes, given.scale, given.seed)

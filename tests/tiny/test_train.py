@@ -116,6 +116,6 @@ def test_a_part_that_needs_another_says_so(
 
 def test_nothing_to_train_is_refused(tmp_path: Path) -> None:
     for scenes, scale in ((0, 1.0), (5, 0.0)):
-        with pytest.raises(AigiError, match="no scenes, or a part without a step"):
+        with pytest.raises(AigiError, match="give at least one scene and one step"):
             train.train(tmp_path / "work", [], scenes, scale, 0)
     assert not (tmp_path / "work").exists()
