@@ -21,7 +21,7 @@ from pydantic import Field
 from pipeline import AigiError
 from pipeline.manifest import MANIFEST, find_release
 from pipeline.pictures.caption_table import CaptionTable, match
-from pipeline.pictures.pictures import open_pictures
+from pipeline.pictures.pictures import ParquetPictures, open_pictures, packed
 from pipeline.pixels import BadPicture, image_size
 from pipeline.settings import Count, Location, Settings, Split
 from pipeline.store import Store
@@ -32,8 +32,8 @@ class Pictures(Settings):
     """Images to measure, analyse or train on, and which of them."""
 
     place: Location = Field(
-        description="release folder, run directory, hf://datasets/ORG/NAME@REVISION, or a folder "
-        "or .zip of images"
+        description="release folder, run directory, hf://datasets/ORG/NAME@REVISION, or a folder, "
+        ".zip or .parquet of images"
     )
     sources: tuple[str, ...] | None = Field(None, description="null: all")
     splits: tuple[Split, ...] | None = Field(
@@ -112,10 +112,9 @@ class Collection:
         place = pictures.place
         self._files: list[str] = []
         self._texts: dict[str, str] = {}
-        packed = place.lower().endswith(".zip")
-        found = None if packed else find_release(place)
+        found = None if packed(place) else find_release(place)
         if found is None:
-            self.parts, state = self._folder(packed)
+            self.parts, state = self._folder()
         else:
             self.store, manifest = found
             self.parts, state = self._release(manifest)
@@ -187,24 +186,26 @@ class Collection:
             state.append([path, sha256])
         return parts, [state, [(part.name, part.rows) for part in parts]]
 
-    def _folder(self, packed: bool) -> tuple[list[Part], list[Any]]:
+    def _folder(self) -> tuple[list[Part], list[Any]]:
         place = self.pictures.place
         store = Store(place)
-        if not packed and ("hf://" in place or not store.fs.isdir(store.root)):
+        if not packed(place) and ("hf://" in place or not store.fs.isdir(store.root)):
             raise AigiError(
                 f"{place}: no {MANIFEST}, so not a release, nor a folder of images. Give a release "
-                "folder, a run, hf://datasets/ORG/NAME@REVISION, a folder or a .zip."
+                "folder, a run, hf://datasets/ORG/NAME@REVISION, a folder, a .zip or a .parquet."
             )
         self._opened = open_pictures(place)
-        names = sorted(self._opened.names())
+        names = self._opened.names()
         if self.pictures.captions is not None:
             self._texts = self._captions(self.pictures.captions, names)
             names = [name for name in names if name in self._texts]
+        elif isinstance(self._opened, ParquetPictures):
+            self._texts = self._column(self._opened)
         sizes = {name: self._size(name) for name in names}
         source = self.pictures.name or _source_of(store.root) or "pictures"
         if not self._wanted(source, "test"):
             return [], []
-        self._files = sorted(sizes)[: self.pictures.limit]
+        self._files = list(sizes)[: self.pictures.limit]
         groups: list[list[int]] = []
         total = 0
         for number, name in enumerate(self._files):
@@ -234,6 +235,13 @@ class Collection:
             )
         return {name: text or "" for name, (text, _) in found.listed.items()}
 
+    def _column(self, opened: ParquetPictures) -> dict[str, str]:
+        """Texts of a table of images, which need not have any."""
+        column = self.pictures.text_column
+        if "text_column" not in self.pictures.model_fields_set and column not in opened.columns:
+            return {}
+        return {name: (text or "").strip() for name, text in opened.texts(column)}
+
     def _size(self, name: str) -> int:
         try:
             return self._opened.size(name)
@@ -262,7 +270,7 @@ class Collection:
 
 def _source_of(root: str) -> str:
     """The name of a folder, or of an archive without its ending."""
-    return posixpath.basename(root.rstrip("/")).removesuffix(".zip")
+    return re.sub(r"(?i)\.(zip|parquet)$", "", posixpath.basename(root.rstrip("/")))
 
 
 def _parts(path: str, source: str, split: str, metadata: Any) -> Iterator[Part]:

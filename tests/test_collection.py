@@ -139,3 +139,26 @@ def test_a_damaged_file_is_named(finished: tuple[Path, Path], tmp_path: Path) ->
         collection.read(collection.parts[0].name)
     with pytest.raises(AigiError, match=path):
         Collection(Pictures(place=str(release)))
+
+
+def test_a_table_of_images_is_a_collection_with_its_texts(tmp_path: Path) -> None:
+    images = [
+        {"bytes": png_bytes(np.full((4, 4 + n, 3), n, np.uint8)), "path": f"{n}.png"}
+        for n in range(5)
+    ]
+    place = tmp_path / "mine.parquet"
+    table = pa.table({"image": images, "text": [" a ", None, "c", "d", "e"]})
+    pq.write_table(table, place, row_group_size=2)
+    rows = _all(Collection(Pictures(place=str(place))))
+    assert [row["text"] for row in rows] == ["a", "", "c", "d", "e"]
+    assert {row["source"] for row in rows} == {"mine"}
+    assert [row["width"] for row in rows] == [4, 5, 6, 7, 8]
+    with pytest.raises(AigiError, match="caption: no such column"):
+        Collection(Pictures(place=str(place), text_column="caption"))
+    pq.write_table(table.drop_columns(["text"]), place)
+    assert {row["text"] for row in _all(Collection(Pictures(place=str(place))))} == {""}
+
+
+def test_a_folder_may_have_the_name_of_an_archive(tmp_path: Path) -> None:
+    root = _folder(tmp_path / "pictures.zip")
+    assert len(_all(Collection(Pictures(place=str(root))))) == 5

@@ -28,7 +28,13 @@ from pipeline import AigiError
 from pipeline.marks.dwt_dct import BITS, READ, Floats, read_message, rightly_read
 from pipeline.marks.names import embed, parse
 from pipeline.marks.visible import Visible, layer, place
-from pipeline.pictures.pictures import Escapes, FolderPictures, ParquetPictures, open_pictures
+from pipeline.pictures.pictures import (
+    Escapes,
+    FolderPictures,
+    ParquetPictures,
+    open_pictures,
+    packed,
+)
 from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.store import Store
 
@@ -231,7 +237,7 @@ def search(paths: Iterable[str], wanted: tuple[str, ...] = tuple(READ)) -> Itera
     A file that cannot be read is a line with an error; the search goes on.
     """
     for path in paths:
-        if path.lower().endswith((".parquet", ".zip")):
+        if packed(path):
             yield from _search_source(path, wanted)
         elif "://" in path or os.path.isdir(path):
             # A release holds its images in parquet files; any other folder as files.

@@ -486,8 +486,17 @@ class ParquetPictures:
             return bytes(data.as_py())
 
     def size(self, name: str) -> int:
-        """Bytes of one row's image (it is read for that). Raises BadPicture."""
-        return len(self.read(name))
+        """Roughly the bytes of one row: the mean of its row group. Raises BadPicture (missing)."""
+        row = self._index().get(name)
+        if row is None:
+            raise BadPicture("no such picture")
+        group = self._parquet.metadata.row_group(bisect.bisect_right(self._starts, row) - 1)
+        return int(group.total_byte_size) // int(group.num_rows)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all columns."""
+        return list(self._parquet.schema_arrow.names)
 
     def texts(self, column: str) -> Iterator[tuple[str, str | None]]:
         """Name and text of every row, in order.
@@ -515,6 +524,12 @@ class ParquetPictures:
 
 
 Pictures = FolderPictures | UrlPictures | ZipPictures | ParquetPictures
+
+
+def packed(location: str) -> bool:
+    """Whether a location is, by its name, an archive or table of images and no folder."""
+    folder = "://" not in location and os.path.isdir(location)
+    return not folder and os.path.splitext(location)[1].lower() in (".zip", ".parquet")
 
 
 def open_pictures(location: str, column: str | None = None) -> Pictures:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import AigiError
@@ -133,7 +135,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+@pytest.mark.parametrize("packed", ["folder", "zip", "parquet"])
 @pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_a_table_is_the_same_through_every_door(
@@ -141,10 +143,15 @@ def test_a_table_is_the_same_through_every_door(
     tmp_path: Path,
     table: Table,
     door: Callable[[str, str], dict[str, str]],
-    packed: bool,
+    packed: str,
 ) -> None:
     where = place
-    if packed:
+    if packed == "parquet":
+        where = tmp_path / "pictures.parquet"
+        images = [{"bytes": (place / name).read_bytes(), "path": name}
+                  for name in NAMES if name != "e.jfif"]  # fmt: skip
+        pq.write_table(pa.table({"image": images}), where, row_group_size=2)
+    elif packed == "zip":
         where = tmp_path / "pictures.zip"
         with zipfile.ZipFile(where, "w") as archive:
             for name in NAMES:
