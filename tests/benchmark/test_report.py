@@ -74,7 +74,7 @@ def test_page_names_what_is_missing_and_what_failed(page: str) -> None:
     html = MarkdownIt().enable("table").render(page)
     assert "bpg: programs.bpgenc: /nowhere/bpgenc: no such file" in html
     assert "7 measurements that failed" in html and "picture: truncated" in html
-    assert "4 pictures:" in html and "1 of boats (161x176)" in html and "(unreadable)" in html
+    assert "4 images:" in html and "1 of boats (161x176)" in html and "(unreadable)" in html
 
 
 def test_prompts_cannot_write_on_the_page(page: str) -> None:
@@ -247,7 +247,7 @@ def test_pictures_too_small_for_ms_ssim_have_a_page(tmp_path: Path) -> None:
     html = page_of(store)
     body = cells_of(html, "small")[1:]
     assert len(body) == 6 and all(float(cells[4]) > 10 and cells[5] == "-" for cells in body)
-    assert "small, webp: no picture that both coded at every quality" in html
+    assert "small, webp: no image that both coded at every quality" in html
     text = Path(store.path("benchmark", "compressai", "small", "webp.json")).read_text()
     results = json.loads(text)["results"]
     assert results["ms-ssim-rgb"] == [None] * 3 and "NaN" not in text
@@ -274,7 +274,7 @@ def test_a_program_that_always_fails_costs_its_cells_alone(tmp_path: Path, pictu
         strips={"count": 4, "bpp": 1.5},
     )
     html = page_of(execute(workflow)[0])
-    assert "There is none: jpeg: no other codec coded a picture at every quality." in html
+    assert "There is none: jpeg: no other codec coded an image at every quality." in html
     said = "ffmpeg: exit code 1: [libvvenc @ 0x…] broken on purpose"
     shown = html.split("<h2>Side by side")[1].split("<h2>")[0]
     assert shown.count("<img") == 3  # and one that is damaged for all
@@ -351,9 +351,9 @@ def report_of(measured: Measured, store: Store, **settings: Any) -> Report:
     ("codecs", "anchor", "why"),
     [
         (["jpeg"], "jpeg", "jpeg: it is the only codec."),
-        (["jpeg", "bpg"], "jpeg", "jpeg: no other codec coded a picture at every quality."),
+        (["jpeg", "bpg"], "jpeg", "jpeg: no other codec coded an image at every quality."),
         (["jpeg", "bpg"], "bpg", "bpg: programs.bpgenc: /nowhere/bpgenc: no such file."),
-        (["jpeg", "avif"], "avif", "avif: it coded no picture at every quality."),
+        (["jpeg", "avif"], "avif", "avif: it coded no image at every quality."),
         (["jpeg", "webp"], "vvc", "vvc: it is not among the codecs."),
     ],
 )

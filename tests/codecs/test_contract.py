@@ -93,7 +93,7 @@ def test_better_qualities_are_nearer_and_larger(settings: CodecSettings, here: H
 
 
 DAMAGED = (
-    "cannot identify image file|no JPEG XL codestream|bytes are no picture|: exit code [1-9]|"
+    "cannot identify image file|no JPEG XL codestream|bytes are no image|: exit code [1-9]|"
     "not an aigi file"
 )
 """What libraries say, what is seen before a program is run, and that a program failed."""
@@ -101,7 +101,7 @@ DAMAGED = (
 
 def test_damaged_bytes_are_an_error(settings: CodecSettings, here: Here) -> None:
     codec = middle(settings, here)
-    for data in (b"", b"\0" * 3, b"not a picture at all, but long enough to have a header"):
+    for data in (b"", b"\0" * 3, b"not an image at all, but long enough to have a header"):
         with pytest.raises(AigiError, match=DAMAGED):
             codec.decode(data)
 
