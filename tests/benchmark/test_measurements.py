@@ -167,7 +167,7 @@ def test_what_is_no_longer_asked_for_is_kept_but_not_reported(
         rows = store.read_csv("benchmark", "measurements.csv")
         assert len(rows) == 4 * len({(row["codec"], row["quality"]) for row in rows})
         (section,) = (one for one in measured_sections(store) if one.name == "codecs")
-        assert section.text[0].startswith(f"{len(rows)} measurements of 4 pictures")
+        assert section.text[0].startswith(f"There are {len(rows)} measurements of 4 images")
         return {
             (row["codec"], row["codec_version"].split()[0], float(row["quality"]))
             for row in rows

@@ -269,7 +269,7 @@ def test_nothing_changes_where_nothing_is_asked(tmp_path: Path, release: Path) -
     assert stage.settings == {"pictures": found.measured.model_dump(mode="json")}
     store, said = execute(workflow)
     assert "references" not in said and not store.shards("references")
-    assert "What pictures show" not in Path(store.path("benchmark", "README.md")).read_text()
+    assert "What images show" not in Path(store.path("benchmark", "README.md")).read_text()
     # Asked for later, it is refused by name, and what is there stays.
     asking(workflow, release, {}, **few, clip=None)
     kept = store.shards("measurements")
@@ -363,7 +363,7 @@ def test_tables_hold_the_means(looked: Looked) -> None:
 
 def test_the_page_says_what_originals_read_back(looked: Looked) -> None:
     html = page_of(looked[1])
-    head, *body = cells_of(html, "What pictures show")
+    head, *body = cells_of(html, "What images show")
     assert head == [
         *("before any codec", "pictures", "clip_score"),
         *("watermark bits right", "all of them right"),

@@ -444,7 +444,7 @@ def test_logs_survive_a_kill_while_they_are_cut(
     before = path.read_text()
     assert before == "step,loss\n1,0.5\n2,0.25\n"
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             fit._Log(path, ["step", "loss"], 1)
     assert path.read_text() == before
@@ -463,6 +463,7 @@ def test_one_network_learns_the_rates_of_all_lambdas(release: Path, tmp_path: Pa
         "lambdas": [0.001, 0.01, 0.1], "together": True, "steps": 30, "validate_every": 15,
     }  # fmt: skip
     folder = _train(tmp_path / "a", release, **asked)
+    Store(str(tmp_path / "a")).write_json({}, RUN_WORKFLOW)  # as the command records it
     assert folder.name == "tiny-mse"
     rows = _rows(folder / "validation.csv")
     assert [(row["step"], row["quality"]) for row in rows] == [
