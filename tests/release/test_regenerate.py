@@ -83,7 +83,9 @@ def test_the_same_plan_from_a_manifest_alone(
     record = tmp_path / "record.json"
     shutil.copy(run / "release" / MANIFEST, record)
     overrides = [f"plan.manifest={record}", f"run={tmp_path / 'again'}", *places(models)]
-    with pytest.raises(AigiError, match=r"--set prompts\.sources\.0\.path=.*there: prompts\.txt"):
+    with pytest.raises(
+        AigiError, match=r"--set prompts\.sources\.0\.path=.*originally: prompts\.txt"
+    ):
         bare = tmp_path / "bare.yaml"
         bare.write_text(f"run: {tmp_path / 'x'}\n")
         workflows.load(bare, overrides)
