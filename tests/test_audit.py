@@ -93,7 +93,7 @@ def test_other_pixels_are_told_with_psnr_and_the_exit_code(
     done = aigi(*command)
     assert done.returncode == 1
     assert done.stdout.count("equal bytes") == 3 and done.stdout.count(" different ") == 1
-    assert "1 of 4 pictures differ" in done.stderr
+    assert "1 of 4 images differ" in done.stderr
     # One of 3 x 64 x 64 values is 64 levels off: 10 log10(255^2 * 12288 / 64^2).
     expected = {"64x64": "52.90", "96x64": "54.66", "64x96": "54.66"}
     row = next(row for row in open_rows(copy) if row["image_id"] == drawn[0].image_id)
