@@ -94,7 +94,7 @@ def test_curves_have_every_codec(benchmark: Store) -> None:
     for chart in section.charts:
         assert chart.count("<circle") == 12
         assert all(f">{codec}</text>" in chart for codec in ("jpeg", "webp", "avif"))
-    assert "48 measurements of 4 pictures, of which 12 failed" in section.text[0]
+    assert "48 measurements of 4 images, of which 12 failed" in section.text[0]
 
 
 def test_marked_pictures_have_curves_of_their_own(benchmark: Store) -> None:
