@@ -201,11 +201,11 @@ class Collection:
             names = [name for name in names if name in self._texts]
         elif isinstance(self._opened, ParquetPictures):
             self._texts = self._column(self._opened)
-        sizes = {name: self._size(name) for name in names}
         source = self.pictures.name or _source_of(store.root) or "pictures"
         if not self._wanted(source, "test"):
             return [], []
-        self._files = list(sizes)[: self.pictures.limit]
+        self._files = names[: self.pictures.limit]
+        sizes = {name: self._size(name) for name in self._files}
         groups: list[list[int]] = []
         total = 0
         for number, name in enumerate(self._files):

@@ -86,11 +86,8 @@ def _check_bytes(size: int) -> None:
         raise BadPicture(f"too large: {size} bytes > {MAX_FILE_BYTES}")
 
 
-class FolderPictures:
-    """Images in a local folder and its subfolders; names are relative, with `/`."""
-
-    def __init__(self, location: str) -> None:
-        self.location, self.root = location, Path(location).resolve()
+class _LooseFiles:
+    """What a local folder and one at a URL have in common: each image is a file of its own."""
 
     def __enter__(self) -> Self:
         return self
@@ -100,6 +97,28 @@ class FolderPictures:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+    def _read(self, name: str, most: int | None) -> bytes:
+        raise NotImplementedError
+
+    def checksum(self, name: str) -> int:
+        """CRC-32 of one file. Raises as `read` does."""
+        return zlib.crc32(self.read(name))
+
+    def read(self, name: str) -> bytes:
+        """All bytes of one file. Raises BadPicture (missing, over 512 MiB), Escapes."""
+        return self._read(name, None)
+
+    def head(self, name: str, count: int) -> bytes:
+        """The first `count` bytes of one file. Raises BadPicture, Escapes."""
+        return self._read(name, count)
+
+
+class FolderPictures(_LooseFiles):
+    """Images in a local folder and its subfolders; names are relative, with `/`."""
+
+    def __init__(self, location: str) -> None:
+        self.location, self.root = location, Path(location).resolve()
 
     def _path(self, name: str) -> Path:
         if escapes(name):
@@ -161,18 +180,6 @@ class FolderPictures:
         except (FileNotFoundError, NotADirectoryError):
             raise BadPicture("no such picture") from None
 
-    def checksum(self, name: str) -> int:
-        """CRC-32 of one file. Raises as `read` does."""
-        return zlib.crc32(self.read(name))
-
-    def read(self, name: str) -> bytes:
-        """All bytes of one file. Raises BadPicture (missing, over 512 MiB), Escapes."""
-        return self._read(name, None)
-
-    def head(self, name: str, count: int) -> bytes:
-        """The first `count` bytes of one file. Raises BadPicture, Escapes."""
-        return self._read(name, count)
-
     def sidecar(self, name: str) -> bytes | None:
         """Content of the text file beside an image (`a.txt`, else `a.png.txt`), up to 1 MiB."""
         for text in _sidecar_names(name):
@@ -183,7 +190,7 @@ class FolderPictures:
         return None
 
 
-class UrlPictures:
+class UrlPictures(_LooseFiles):
     """Images in a folder at an fsspec URL and its subfolders; names are relative, with `/`."""
 
     def __init__(self, location: str) -> None:
@@ -198,15 +205,6 @@ class UrlPictures:
             path.removeprefix(self._root): int(info["size"] or 0)
             for path, info in sorted(found.items())
         }
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Nothing is held open."""
 
     def files(self) -> list[str]:
         """Names of all files, images or not, sorted."""
@@ -233,18 +231,6 @@ class UrlPictures:
         if name not in self._sizes:
             raise BadPicture("no such picture")
         return self._sizes[name]
-
-    def checksum(self, name: str) -> int:
-        """CRC-32 of one file. Raises as `read` does."""
-        return zlib.crc32(self.read(name))
-
-    def read(self, name: str) -> bytes:
-        """All bytes of one file. Raises BadPicture (missing, over 512 MiB)."""
-        return self._read(name, None)
-
-    def head(self, name: str, count: int) -> bytes:
-        """The first `count` bytes of one file. Raises BadPicture."""
-        return self._read(name, count)
 
     def sidecar(self, name: str) -> bytes | None:
         """Content of the text file beside an image (`a.txt`, else `a.png.txt`), up to 1 MiB."""

@@ -53,8 +53,8 @@ def candidates(store: Store) -> Candidates:
     concepts: list[dict[str, float]] = []
     number: dict[str, int] = {}
     have = {name: store.shards(name) for name in _MORE}
+    scored = {table: [*columns_of(table), *more] for table, more in _MORE.items()}
     for shard in store.shards("plan"):
-        scored = {table: [*columns_of(table), *more] for table, more in _MORE.items()}
         here = {table: columns for table, columns in scored.items() if shard in have[table]}
         found = store.aligned(
             shard, {"plan": ["source", "split", "pair_id"], "images": ["error"], **here}
