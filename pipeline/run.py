@@ -38,6 +38,11 @@ RUN_WORKFLOW = "_workflow.json"
 LOCK = ".lock"
 
 
+def first_process() -> bool:
+    """Whether this is the first of the processes of a launcher, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def alone(run: str) -> Iterator[None]:
     """Keep a second run out of a run directory on this machine's disks until this one ends.
@@ -223,7 +228,7 @@ def _run_files(stage: Files, store: Store, record: dict[str, Any], progress: Pro
     # Records of before this kind of stage name no files.
     files = record.get("files", {})
     intact = len(_intact(files, store)) == len(files)
-    first = os.environ.get("RANK", "0") == "0"
+    first = first_process()
     if record.get("status") == "done" and record.get("seen") == digest and intact:
         if first:
             progress.skip(stage.table, len(files), "files")

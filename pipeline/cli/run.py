@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 def _execute(workflow: Workflow, quiet: bool) -> None:
-    from pipeline.run import alone
+    from pipeline.run import alone, first_process
 
     # Of several processes that train together, the first holds the directory for all.
-    with alone(workflow.run) if os.environ.get("RANK", "0") == "0" else nullcontext():
+    with alone(workflow.run) if first_process() else nullcontext():
         _make(workflow, quiet)
 
 
 def _make(workflow: Workflow, quiet: bool) -> None:
     from pipeline.build import make, readers, stages
     from pipeline.progress import Progress
-    from pipeline.run import run_stages
+    from pipeline.run import first_process, run_stages
     from pipeline.stage import Files
     from pipeline.store import Store
 
@@ -45,7 +45,7 @@ def _make(workflow: Workflow, quiet: bool) -> None:
         )
     if building:
         make(workflow, store, progress)
-    elif os.environ.get("RANK", "0") == "0":
+    elif first_process():
         _record(workflow)
     run_stages(reading, store, workflow.compute, progress)
     if benchmark is not None:
