@@ -25,9 +25,8 @@ from pipeline.pixels import RGB
 from pipeline.plan import specification
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.release import regenerate
-from pipeline.run import RUN_WORKFLOW
 from pipeline.settings import check
-from pipeline.store import Store
+from pipeline.store import RUN_WORKFLOW, Store
 from pipeline.workflow import Workflow
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline import AigiError
+from pipeline.intact import BELIEVING, Trust
 from pipeline.plan.rounds import rounds_made, top_up
 from pipeline.progress import Progress
-from pipeline.run import RUN_WORKFLOW, run_stages
+from pipeline.run import run_stages
 from pipeline.stage import Stage
-from pipeline.store import Store
+from pipeline.store import RUN_WORKFLOW, Store
 from pipeline.workflow import Workflow
 
 
@@ -74,7 +75,7 @@ def readers(workflow: Workflow) -> list[Stage]:
     return found
 
 
-def make(workflow: Workflow, store: Store, progress: Progress) -> None:
+def make(workflow: Workflow, store: Store, progress: Progress, trust: Trust = BELIEVING) -> None:
     """Run all stages, with as many top-up rounds before the release as the quotas need.
 
     A round plans new generations (or further images of an import) for what the selection
@@ -89,7 +90,7 @@ def make(workflow: Workflow, store: Store, progress: Progress) -> None:
     store.write_json(workflow.model_dump(mode="json"), RUN_WORKFLOW)
     tables = [stage.table for stage in found]
     cut = tables.index("selection") + 1 if "selection" in tables else len(found)
-    run_stages(found[:cut], store, workflow.compute, progress)
+    run_stages(found[:cut], store, workflow.compute, progress, trust)
     rounds = workflow.selection.rounds if workflow.selection is not None else 0
     while rounds_made(store) < rounds:
         short = selection.shortage(workflow.planned("selection"), store)
@@ -100,8 +101,8 @@ def make(workflow: Workflow, store: Store, progress: Progress) -> None:
             f"round {rounds_made(store)}: "
             + ", ".join(f"{count:,} more of {name}" for name, count in short.items())
         )
-        run_stages(found[:cut], store, workflow.compute, progress)
-    run_stages(found[cut:], store, workflow.compute, progress)
+        run_stages(found[:cut], store, workflow.compute, progress, trust)
+    run_stages(found[cut:], store, workflow.compute, progress, trust)
 
 
 @dataclass(frozen=True)

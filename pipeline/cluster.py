@@ -8,7 +8,7 @@ import re
 import socket
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pipeline import AigiError
@@ -28,7 +28,7 @@ class _ShardMaker:
         self.stage, self.store, self.worker = stage, store, stage.make_worker()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return make_shard(self.stage, self.store, self.worker, row["name"])
+        return make_shard(self.stage, self.store, self.worker, row["name"], row["made_from"])
 
 
 def _check_address(address: str) -> None:
@@ -94,9 +94,13 @@ def with_ray(
 
 
 def shards_with_ray(
-    stage: Map, store: Store, names: list[str], compute: Compute
+    stage: Map, store: Store, missing: Mapping[str, str], compute: Compute
 ) -> Iterator[dict[str, Any]]:
-    """Ray Data moves shard names; the actors read and write the shards themselves."""
+    """Ray Data moves shard names; the actors read and write the shards themselves.
+
+    Args:
+        missing: names of shards, and digests of what they are made from.
+    """
     import ray
 
     gpus = connect(compute)
@@ -104,11 +108,12 @@ def shards_with_ray(
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # a shard that kills its worker is named below, others go on
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    left = dict.fromkeys(names)
+    left = dict(missing)
     # A worker or a machine that dies takes the shards with it that wait there: those without an
     # answer are asked for again, on new workers.
     for _ in range(RAY_ROUNDS):
-        rows = ray.data.from_items([{"name": name} for name in left], override_num_blocks=len(left))
+        asked = [{"name": name, "made_from": source} for name, source in left.items()]
+        rows = ray.data.from_items(asked, override_num_blocks=len(left))
         with warnings.catch_warnings():
             # Retries have no other name yet, and Ray Data's own default tries for ever.
             warnings.filterwarnings("ignore", message=".*ray_remote_args")

@@ -15,17 +15,17 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipeline import AigiError
 from pipeline.manifest import MANIFEST, find_release
 from pipeline.pictures.caption_table import CaptionTable, match
 from pipeline.pictures.pictures import ParquetPictures, open_pictures, packed
-from pipeline.pixels import BadPicture, image_size
+from pipeline.pixels import BadPicture, decode_threads, image_size
 from pipeline.settings import Count, Location, Settings, Split
 from pipeline.store import Store
 from pipeline.tables import IMAGE
+from pipeline.threads import ahead, workers
 
 
 class Pictures(Settings):
@@ -102,6 +102,7 @@ class Collection:
     Attributes:
         parts: in the order in which they are read.
         state: hex digest of everything that decides the rows; for a folder, names and sizes.
+            `digest` tells of one part, and of the content of its files.
 
     Raises:
         AigiError: there are none.
@@ -112,6 +113,8 @@ class Collection:
         place = pictures.place
         self._files: list[str] = []
         self._texts: dict[str, str] = {}
+        self._sha256: dict[str, str] = {}
+        self._digests: dict[str, str] = {}
         found = None if packed(place) else find_release(place)
         if found is None:
             self.parts, state = self._folder()
@@ -129,15 +132,42 @@ class Collection:
         Raises:
             AigiError: a file is missing or damaged, or no part has this name.
         """
-        part = self._by_name.get(name)
-        if part is None:
-            raise AigiError(f"{self.pictures.place}: has no part {name}")
+        part = self._part(name)
         wanted = list(COLUMNS.names if columns is None else columns)
         if not part.path:
             return pa.Table.from_pylist(
                 [self._picture(part, number) for number in part.groups], COLUMNS
             ).select(wanted)
         return _read_groups(self.store, part, wanted)
+
+    def digest(self, name: str) -> str:
+        """Hex digest of everything that decides the rows of a part: content, not names alone.
+
+        Raises:
+            AigiError: an image of a folder cannot be read, or no part has this name.
+        """
+        if name not in self._digests:
+            part = self._part(name)
+            if part.path:
+                content: list[Any] = [self._sha256[part.path], part.groups, part.skip, part.rows]
+            else:
+                files = [self._files[number] for number in part.groups]
+                with workers(decode_threads(None), "hash") as pool:
+                    hashes = list(ahead(files, self._hashed, pool, 32))
+                texts = [self._texts.get(file) for file in files]
+                content = [list(files), hashes, texts]
+            facts = [part.source, part.split, content]
+            self._digests[name] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return self._digests[name]
+
+    def _hashed(self, name: str) -> str:
+        return hashlib.sha256(self._data(name)).hexdigest()
+
+    def _part(self, name: str) -> Part:
+        part = self._by_name.get(name)
+        if part is None:
+            raise AigiError(f"{self.pictures.place}: has no part {name}")
+        return part
 
     def _asked(self) -> str:
         asked = [
@@ -184,6 +214,7 @@ class Collection:
                 if most is not None:
                     left[source, split] = most - rows
             state.append([path, sha256])
+            self._sha256[path] = sha256
         return parts, [state, [(part.name, part.rows) for part in parts]]
 
     def _folder(self) -> tuple[list[Part], list[Any]]:
@@ -248,12 +279,15 @@ class Collection:
         except BadPicture:  # a link to nothing: reported when it is read
             return 0
 
-    def _picture(self, part: Part, number: int) -> dict[str, Any]:
-        name = self._files[number]
+    def _data(self, name: str) -> bytes:
         try:
-            data = self._opened.read(name)
+            return self._opened.read(name)
         except (BadPicture, OSError) as error:
             raise AigiError(f"{self.pictures.place}: {name}: cannot be read: {error}") from error
+
+    def _picture(self, part: Part, number: int) -> dict[str, Any]:
+        name = self._files[number]
+        data = self._data(name)
         width, height = image_size(data) or (None, None)
         return {
             "image_id": hashlib.sha256(name.encode() + b"\0" + data).hexdigest()[:32],
@@ -292,12 +326,9 @@ def _parts(path: str, source: str, split: str, metadata: Any) -> Iterator[Part]:
 
 def _read_groups(store: Store, part: Part, wanted: list[str]) -> pa.Table:
     path = store.path(part.path)
-    try:
-        with store.fs.open(path, "rb") as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
-            have = [name for name in wanted if name in parquet.schema_arrow.names]
-            table = parquet.read_row_groups(list(part.groups), have)
-    except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
-        raise AigiError(f"{path}: cannot be read ({error}). Fetch the release again.") from error
+    with store.parquet("", part.path.removesuffix(".parquet"), wanted, some=True) as parquet:
+        have = [name for name in wanted if name in parquet.schema_arrow.names]
+        table = parquet.read_row_groups(list(part.groups), have)
     table = table.slice(part.skip, part.rows)
     columns = []
     for name in wanted:

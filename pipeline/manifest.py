@@ -59,6 +59,8 @@ def find_release(target: str) -> tuple[Store, dict[str, Any]] | None:
         except OSError as error:
             raise AigiError(f"{target}: cannot be read: {error}") from error
         if manifest is not None:
+            for record in manifest.get("files", ()):
+                store.expect(record["path"], record["bytes"], record["sha256"])
             return store, manifest
     return None
 

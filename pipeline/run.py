@@ -1,7 +1,7 @@
 """Stages in, finished tables out: resume, failures, progress, serial or by Ray.
 
-Which names are missing is all that resuming a map stage needs to know. The record of a stage is
-in `ROOT/_stages/<table>.json` and is written by the driver alone.
+A shard is made again where its content, or that of what it was made from, is not what the record
+of its stage says. The record is in `ROOT/_stages/<table>.json`; the driver alone writes it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,24 +19,28 @@ from typing import Any
 
 from pipeline import AigiError
 from pipeline.cluster import shards_with_ray
+from pipeline.intact import BELIEVING, Trust, intact, intact_files
 from pipeline.progress import Progress
+from pipeline.record import Record, Written
 from pipeline.stage import (
     Build,
     Compute,
     Files,
     Map,
     Stage,
+    built_from,
     differences,
     fingerprint,
+    made_from,
     make_shard,
 )
-from pipeline.store import DiskFull, Store
+from pipeline.store import RECORDS, RUN_WORKFLOW, Damaged, DiskFull, Store
 
 # A model that cannot load fails every shard; there is no use in trying thousands.
 FAILURES_IN_A_ROW = 8
-RUN_WORKFLOW = "_workflow.json"
-"""In a run: the workflow that made it, with all defaults."""
 LOCK = ".lock"
+_STATE = "(state)"
+"""Among the inputs of records of earlier versions: what a map stage depended on beside them."""
 
 
 def first_process() -> bool:
@@ -69,67 +74,167 @@ def alone(run: str) -> Iterator[None]:
         yield
 
 
-def _refuse(
-    stage: Stage, record: Mapping[str, Any], inputs: Mapping[str, str], store: Store
-) -> None:
+def _refuse(stage: Stage, record: Record, inputs: Mapping[str, str], store: Store) -> None:
     settings = json.loads(json.dumps(stage.settings))
-    changes = differences(record.get("settings", {}), settings)
+    changes = differences(record.settings, settings)
     for name, digest in inputs.items():
-        if record.get("inputs", {}).get(name) != digest:
+        if record.inputs.get(name) != digest:
             changes.append(f"its input table {name} has changed")
-    if record.get("version") != stage.version:
-        changes.append(f"stage version: {record.get('version')} -> {stage.version}")
+    if record.version != stage.version:
+        changes.append(f"stage version: {record.version} -> {stage.version}")
     if not changes:
         changes = ["the schema of the table, or the size of its row groups"]
     raise AigiError(
         f"{stage.table}: made with other settings than the workflow has now:\n  "
         + "\n  ".join(changes)
         + f"\nGo back to the old settings, use a new run directory (--set run=...), or delete "
-        f"{store.path(stage.table)} and {store.path('_stages', stage.table + '.json')} "
+        f"{store.path(stage.table)} and {store.path(RECORDS, stage.table + '.json')} "
         "to remake it."
     )
 
 
-def _serially(stage: Map, store: Store, names: list[str]) -> Iterator[dict[str, Any]]:
+# --- what is there, and is it what was written? --------------------------------------------------
+
+
+def _put_back(store: Store, record: Record, wrong: Mapping[str, str], progress: Progress) -> None:
+    """Write small files that are lost or damaged again, from the copy that the record has."""
+    for path, why in wrong.items():
+        text = record.beside[path].text
+        if text is not None:
+            progress.say(f"{record.table}: {store.path(path)}: {why}; put back from the record")
+            store.write_bytes(text.encode(), path)
+
+
+def _check_input(store: Store, table: str, needed_by: str, rehash: bool) -> None:
+    """Refuse a table that is not what its stage wrote.
+
+    Raises:
+        Damaged: names the first file, and what remakes it.
+    """
+    record = store.record(table)
+    assert record is not None  # its status was looked at
+    _, wrong = intact(store, table, record.shards, rehash)
+    strange = sorted(set(store.shards(table)) - set(record.shards))
+    if wrong:
+        name = min(wrong)
+        raise Damaged(
+            f"{needed_by}: {store.path(table, name)}.parquet: {wrong[name]}"
+            + (f" ({len(wrong)} files of {table} are not what was written)" * (len(wrong) > 1))
+            + f". {store.remedy}"
+        )
+    if strange:
+        raise Damaged(
+            f"{needed_by}: {store.path(table, strange[0])}.parquet: the {table} stage did not "
+            "write it. Remove it from the run."
+        )
+
+
+# --- map stages ----------------------------------------------------------------------------------
+
+
+def _serially(stage: Map, store: Store, missing: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     worker = stage.make_worker()
+    for name, source in missing.items():
+        yield make_shard(stage, store, worker, name, source)
+
+
+def _unrecorded(
+    stage: Map, store: Store, names: Sequence[str], wanted: Mapping[str, str | None], adopt: bool
+) -> dict[str, Written]:
+    """Shards that the record does not have yet, because its writer was killed.
+
+    Each says itself what it was made from. With `adopt`, one that says nothing is believed.
+    """
+    found = {}
     for name in names:
-        yield make_shard(stage, store, worker, name)
+        said = store.made_from(stage.table, name)
+        if said != wanted[name] and not (adopt and said is None):
+            continue
+        try:
+            rows = store.read(stage.table, name).num_rows  # every page, with its checksum
+            now = store.look(stage.table, f"{name}.parquet")
+        except AigiError:
+            continue
+        if now is not None and (not adopt or rows == stage.read(store, name).num_rows):
+            found[name] = now.model_copy(update={"made_from": wanted[name]})
+    return found
+
+
+def _up_to_date(
+    stage: Map,
+    store: Store,
+    record: Record,
+    wanted: Mapping[str, str | None],
+    trust: Trust,
+    progress: Progress,
+) -> dict[str, Written]:
+    """Shards that need not be made, by name; reports why others are made again."""
+    mine = {name: one for name, one in record.shards.items() if name in wanted}
+    found, wrong = intact(store, stage.table, mine, trust.rehash)
+    wrong = {name: why for name, why in wrong.items() if why != "missing"}
+    fresh, early = {}, 0
+    for name, one in found.items():
+        if one.made_from is None:
+            early += 1
+            fresh[name] = one.model_copy(update={"made_from": wanted[name]})
+        elif one.made_from == wanted[name] or wanted[name] is None:
+            fresh[name] = one
+        else:
+            wrong[name] = "what it was made from has changed"
+    others = [name for name in store.shards(stage.table) if name in wanted and name not in mine]
+    fresh |= _unrecorded(stage, store, others, wanted, trust.adopt)
+    if early:
+        progress.say(
+            f"{stage.table}: {early} shards of an earlier version of aigi; from now on, their "
+            "content and that of what they were made from is recorded"
+        )
+    reasons = defaultdict(list)
+    for name, why in sorted(wrong.items()):
+        reasons[why if "/" not in why else "damaged"].append(name)
+    for why, names in reasons.items():
+        more = f" and {len(names) - 1} more" * (len(names) > 1)
+        progress.say(f"{stage.table}: {names[0]}{more}: {why}; made again")
+    for name in stage.outdated(store, list(fresh), progress):
+        del fresh[name]  # its file stays until another one takes its place
+    return {name: fresh[name] for name in wanted if name in fresh}
 
 
 def _run_map(
-    stage: Map, store: Store, record: dict[str, Any], compute: Compute, progress: Progress
+    stage: Map,
+    store: Store,
+    record: Record,
+    compute: Compute,
+    progress: Progress,
+    trust: Trust,
 ) -> None:
-    names = stage.names(store)
-    present = store.shards(stage.table)
-    rows = store.rows_of(stage.table, [name for name in names if name in present])
-    whole = {name: count for name, count in rows.items() if count is not None}
-    for name in stage.outdated(store, list(whole), progress):
-        del whole[name]  # its file stays until another one takes its place
-    missing = [name for name in names if name not in whole]
-    if not missing and record.get("status") == "done":
-        progress.skip(stage.table, len(names))
+    wanted = {
+        name: made_from(stage, store, name, record.fingerprint) for name in stage.names(store)
+    }
+    before = store.record(stage.table)
+    whole = _up_to_date(stage, store, record, wanted, trust, progress)
+    missing = {name: made for name, made in wanted.items() if made and name not in whole}
+    if not missing and record.status == "done":
+        record = record.model_copy(update={"shards": whole, "expected": len(wanted)})
+        if record != before:
+            store.write_record(record)
+        progress.skip(stage.table, len(wanted))
         return
-    for name in set(present) - set(names):
+    for name in set(store.shards(stage.table)) - set(wanted):
         store.remove(stage.table, f"{name}.parquet")
     if missing:
         stage.check()
-    hashes = {name: sha for name, sha in record.get("sha256", {}).items() if name in whole}
-    record |= {"status": "running", "expected": len(names), "failed": {}, "sha256": hashes}
-    store.write_json(record, "_stages", f"{stage.table}.json")
-    before, started = float(record.get("seconds", 0.0)), time.perf_counter()
-    failed: dict[str, str] = {}
+    started = time.perf_counter()
+    shards, failed = dict(whole), dict[str, str]()
     in_a_row = 0
 
     def save(status: str) -> None:
-        record.update(
-            status=status,
-            failed=failed,
-            seconds=round(before + time.perf_counter() - started, 3),
-        )
-        store.write_json(record, "_stages", f"{stage.table}.json")
+        seconds = round(record.seconds + time.perf_counter() - started, 3)
+        now = {"status": status, "shards": shards, "failed": failed, "seconds": seconds}
+        store.write_record(record.model_copy(update={**now, "expected": len(wanted)}))
 
-    done = sum(whole.values())
-    with progress.stage(stage.table, len(names), len(whole), done) as bar:
+    save("running")
+    done = sum(one.rows for one in whole.values())
+    with progress.stage(stage.table, len(wanted), len(whole), done) as bar:
         results = (
             _serially(stage, store, missing)
             if compute.ray is None
@@ -150,7 +255,8 @@ def _run_map(
                     bar.fail(name, result["error"])
                 else:
                     in_a_row = 0
-                    hashes[name] = result["sha256"]
+                    kept = {key: result[key] for key in Written.model_fields if key in result}
+                    shards[name] = Written(**kept, made_from=missing[name])
                     bar.advance(result["rows"])
                 if in_a_row >= FAILURES_IN_A_ROW:
                     break
@@ -169,15 +275,18 @@ def _run_map(
         last_line = failed[first].strip().splitlines()[-1]
         stopped = f" (stopped after {FAILURES_IN_A_ROW} in a row)" * (in_a_row >= FAILURES_IN_A_ROW)
         raise AigiError(
-            f"{stage.table}: {len(failed)} of {len(names)} shards failed{stopped}, first {first}: "
-            f"{last_line}\nFull error texts: {store.path('_stages', stage.table + '.json')}. "
+            f"{stage.table}: {len(failed)} of {len(wanted)} shards failed{stopped}, first {first}: "
+            f"{last_line}\nFull error texts: {store.path(RECORDS, stage.table + '.json')}. "
             "Finished shards are kept; run the same command again to make the rest."
         )
     save("done")
 
 
+# --- stages that are made as a whole -------------------------------------------------------------
+
+
 def _seen(stage: Build | Files, store: Store) -> str:
-    """A digest of what a stage depends on beside its settings."""
+    """What records of earlier versions have as a digest of inputs and state."""
     seen = {
         "shards": {name: sorted(store.shards(name)) for name in stage.inputs},
         "state": json.loads(json.dumps(stage.state(store))),
@@ -185,109 +294,181 @@ def _seen(stage: Build | Files, store: Store) -> str:
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
 
 
+def _unchanged(stage: Build | Files, store: Store, record: Record, source: str) -> bool:
+    """Whether a finished table or its files are made from what is there now."""
+    if record.status != "done":
+        return False
+    if record.made_from is None:
+        return record.seen == _seen(stage, store)
+    return record.made_from == source
+
+
 @contextmanager
-def _noted(record: dict[str, Any], store: Store) -> Iterator[None]:
-    """Record that a stage runs and, if it does not end well, that it failed."""
-    name = f"{record['table']}.json"
-    store.write_json({**record, "status": "running"}, "_stages", name)
+def _noted(record: Record, store: Store) -> Iterator[dict[str, Any]]:
+    """Record that a stage runs, that it failed, or what is put into the result.
+
+    A stage that does not end well is recorded with what it had made before.
+    """
+    store.write_record(record.model_copy(update={"status": "running"}))
     started = time.perf_counter()
+    found: dict[str, Any] = {}
     try:
-        yield
+        yield found
     except BaseException:
         seconds = round(time.perf_counter() - started, 3)
-        store.write_json({**record, "status": "stopped", "seconds": seconds}, "_stages", name)
+        store.write_record(record.model_copy(update={"status": "stopped", "seconds": seconds}))
         raise
-    record |= {"status": "done", "failed": {}, "seconds": round(time.perf_counter() - started, 3)}
-    store.write_json(record, "_stages", name)
+    seconds = round(time.perf_counter() - started, 3)
+    end = {"status": "done", "failed": {}, "seconds": seconds, "seen": None}
+    store.write_record(record.model_copy(update={**end, **found}))
 
 
-def _run_build(stage: Build, store: Store, record: dict[str, Any], progress: Progress) -> None:
-    present, digest = store.shards(stage.table), _seen(stage, store)
-    same = record.get("seen") == digest and present == record.get("sizes")
-    if record.get("status") == "done" and same:
+def _run_build(
+    stage: Build, store: Store, record: Record, progress: Progress, trust: Trust
+) -> None:
+    shards, wrong = intact(store, stage.table, record.shards, trust.rehash)
+    beside, lost = intact_files(store, record.beside, trust.rehash)
+    _put_back(store, record, lost, progress)
+    lost = {path: why for path, why in lost.items() if record.beside[path].text is None}
+    present = store.shards(stage.table)
+    source = built_from(stage, store, record.fingerprint)
+    unchanged = _unchanged(stage, store, record, source)
+    if unchanged and not wrong and not lost and present.keys() == shards.keys():
+        kept = {"shards": shards, "beside": {**record.beside, **beside}, "made_from": source}
+        if (now := record.model_copy(update={**kept, "seen": None})) != store.record(stage.table):
+            store.write_record(now)
         progress.skip(stage.table, len(present))
         return
-    record["seen"] = digest
-    with _noted(record, store):
+    if unchanged:
+        for name, why in {**wrong, **lost}.items():
+            progress.say(f"{stage.table}: {name}: {why}; the table is made again")
+    with _noted(record, store) as found, store.logged() as log:
         made = stage.build(store, progress)
         for name in set(present) - {shard.name for shard in made}:
             store.remove(stage.table, f"{name}.parquet")
-        record |= {
+        mine = {f"{stage.table}/{shard.name}.parquet" for shard in made}
+        others = {path for path in log - mine if not path.startswith(f"{RECORDS}/")}
+        found |= {
             "expected": len(made),
-            "sizes": {shard.name: shard.bytes for shard in made},
+            "shards": {shard.name: shard.written(None) for shard in made},
+            "beside": {path: one for path in sorted(others) if (one := store.look(path))},
+            "made_from": built_from(stage, store, record.fingerprint),
         }
 
 
-def _intact(files: Mapping[str, int], store: Store) -> list[str]:
-    """Those of the files that are there, with these sizes."""
-    return [path for path, size in files.items() if store.size(path) == size]
-
-
-def _run_files(stage: Files, store: Store, record: dict[str, Any], progress: Progress) -> None:
-    digest = _seen(stage, store)
-    # Records of before this kind of stage name no files.
-    files = record.get("files", {})
-    intact = len(_intact(files, store)) == len(files)
+def _run_files(
+    stage: Files, store: Store, record: Record, progress: Progress, trust: Trust
+) -> None:
     first = first_process()
-    if record.get("status") == "done" and record.get("seen") == digest and intact:
+    files, wrong = intact_files(store, record.files, trust.rehash)
+    source = built_from(stage, store, record.fingerprint)
+    unchanged = _unchanged(stage, store, record, source)
+    if unchanged and not wrong:
         if first:
+            kept = {"files": files, "made_from": source, "seen": None}
+            if (now := record.model_copy(update=kept)) != store.record(stage.table):
+                store.write_record(now)
             progress.skip(stage.table, len(files), "files")
         return
     if not first:  # of the processes of a launcher: the first keeps the record
         stage.make(store, progress)
         return
-    record["seen"] = digest
-    with _noted(record, store):
-        sizes = {path: store.size(path) for path in stage.make(store, progress)}
-        gone = [path for path, size in sizes.items() if size is None]
+    if unchanged:
+        for path, why in wrong.items():
+            progress.say(f"{stage.table}: {store.path(path)}: {why}; made again")
+    with _noted(record, store) as found:
+        made = {path: store.look(path) for path in stage.make(store, progress)}
+        gone = [path for path, one in made.items() if one is None]
         if gone:
             raise AigiError(f"{stage.table}: {store.path(gone[0])}: was made, but is missing")
-        record |= {"expected": len(sizes), "files": sizes}
+        found |= {"expected": len(made), "files": made, "made_from": source}
 
 
-def run_stages(stages: Iterable[Stage], store: Store, compute: Compute, progress: Progress) -> None:
+# --- all of them ---------------------------------------------------------------------------------
+
+
+def _begun(
+    stage: Stage, store: Store, inputs: Mapping[str, str], progress: Progress, trust: Trust
+) -> Record:
+    """The record that a stage begins with: what it made so far with the same settings.
+
+    Raises:
+        AigiError: it was made with other settings, or there are shards without a record.
+    """
+    identity = fingerprint(stage, inputs)
+    begun = Record(
+        table=stage.table,
+        version=stage.version,
+        settings=json.loads(json.dumps(stage.settings)),
+        inputs=dict(inputs),
+        fingerprint=identity,
+    )
+    record = store.record(stage.table)
+    if record is None:
+        present = [] if isinstance(stage, Files) else list(store.shards(stage.table))
+        if present and not trust.adopt and isinstance(stage, Map):
+            raise AigiError(
+                f"{stage.table}: {len(present)} shards in {store.path(stage.table)}, but no record "
+                f"of how they were made ({store.path(RECORDS, stage.table + '.json')} is missing). "
+                "Put the record back, run again with --adopt to take them up as they are, or "
+                f"delete {store.path(stage.table)} to remake them."
+            )
+        return begun
+    was = record.inputs.get(_STATE)
+    if was is not None and isinstance(stage, Map):
+        same = record.fingerprint == fingerprint(stage, {**inputs, _STATE: was})
+        shards = record.shards if was == str(stage.state(store)) else {}
+    else:
+        same, shards = record.fingerprint == identity, record.shards
+    if not same:
+        if not stage.remake:
+            _refuse(stage, record, inputs, store)
+        progress.say(f"{stage.table}: its settings have changed; it is remade")
+        if isinstance(stage, Map):
+            for name in store.shards(stage.table):
+                store.remove(stage.table, f"{name}.parquet")
+        return begun
+    kept = begun.model_dump(include={"version", "settings", "inputs", "fingerprint"})
+    return record.model_copy(update={**kept, "shards": shards})
+
+
+def run_stages(
+    stages: Iterable[Stage],
+    store: Store,
+    compute: Compute,
+    progress: Progress,
+    trust: Trust = BELIEVING,
+) -> None:
     """Run the stages in order; finished ones are skipped, half-done ones are completed.
 
     Raises:
         AigiError: settings differ from those that a table was made with, or shards failed.
+        Damaged: a table that no stage of these makes is not what was written.
         DiskFull: no space; everything finished is kept.
     """
+    made = set()
     for stage in stages:
         inputs = {}
         for name in stage.inputs:
-            made = store.read_json("_stages", f"{name}.json")
-            if made is None or made.get("status") != "done":
+            record = store.record(name)
+            if record is None or record.status != "done":
                 raise AigiError(
                     f"{stage.table}: needs the {name} table, which this run does not have. "
                     f"Add the {name} section to the workflow, or use the run that has it."
                 )
-            inputs[name] = str(made["fingerprint"])
-        if isinstance(stage, Map) and (state := stage.state(store)) is not None:
-            inputs["(state)"] = str(state)
-        digest = fingerprint(stage, inputs)
-        record = store.read_json("_stages", f"{stage.table}.json") or {}
-        if record and record.get("fingerprint") != digest:
-            if not stage.remake:
-                _refuse(stage, record, inputs, store)
-            progress.say(f"{stage.table}: its settings or inputs have changed; it is remade")
-            record = {}
-            if isinstance(stage, Map):
-                for name in store.shards(stage.table):
-                    store.remove(stage.table, f"{name}.parquet")
-        record |= {
-            "table": stage.table,
-            "version": stage.version,
-            "settings": dict(stage.settings),
-            "inputs": inputs,
-            "fingerprint": digest,
-        }
+            inputs[name] = record.fingerprint
+            if name not in made:
+                _check_input(store, name, stage.table, trust.rehash)
+                made.add(name)
         store.sweep(stage.table)
+        begun = _begun(stage, store, inputs, progress, trust)
         if isinstance(stage, Map):
-            _run_map(stage, store, record, compute, progress)
+            _run_map(stage, store, begun, compute, progress, trust)
         elif isinstance(stage, Build):
-            _run_build(stage, store, record, progress)
+            _run_build(stage, store, begun, progress, trust)
         else:
-            _run_files(stage, store, record, progress)
+            _run_files(stage, store, begun, progress, trust)
+        made.add(stage.table)
 
 
 @dataclass(frozen=True)
@@ -304,45 +485,70 @@ class Status:
     seconds: float
 
 
+def records(store: Store) -> list[Record]:
+    """The records of a run, in the order in which its stages start; none before the first.
+
+    Raises:
+        AigiError: the folder contains no run.
+        Damaged: a record is not one.
+    """
+    try:
+        files = store.fs.find(store.path(RECORDS))
+    except FileNotFoundError:
+        files = []
+    names = [file.rsplit("/", 1)[-1] for file in files]
+    found = [
+        record
+        for name in names
+        if name.endswith(".json") and not name.startswith(".")
+        if (record := store.record(name.removesuffix(".json"))) is not None
+    ]
+    if not found and store.read_json(RUN_WORKFLOW) is None:
+        raise AigiError(f"{store.url}: no run here (no {RECORDS} folder)")
+    by_name = {record.table: record for record in found}
+
+    def depth(record: Record, above: frozenset[str] = frozenset()) -> int:
+        below = (record.inputs.keys() & by_name.keys()) - above
+        return 1 + max((depth(by_name[name], above | {record.table}) for name in below), default=0)
+
+    return sorted(found, key=lambda record: (depth(record), record.table))
+
+
 def status(store: Store) -> list[Status]:
     """State of every stage of a run, in the order in which they were started.
 
     Empty for a run whose workflow is recorded but whose stages have not started.
 
     Raises:
-        AigiError: the folder contains no run.
+        AigiError: as `records`.
     """
-    try:
-        files = store.fs.find(store.path("_stages"))
-    except FileNotFoundError:
-        files = []
-    records = [store.read_json("_stages", file.rsplit("/", 1)[-1]) or {} for file in files]
-    if not records and store.read_json(RUN_WORKFLOW) is None:
-        raise AigiError(f"{store.url}: no run here (no _stages folder)")
     found = []
-
-    def depth(record: dict[str, Any]) -> int:
-        below = [r for r in records if r["table"] in record.get("inputs", {})]
-        return 1 + max((depth(r) for r in below), default=0)
-
-    for record in sorted(records, key=lambda r: (depth(r), str(r["table"]))):
-        table = str(record["table"])
-        sizes = store.shards(table)
-        rows = store.rows_of(table, list(sizes))
+    for record in records(store):
+        sizes = store.shards(record.table)
+        rows: dict[str, int | None] = {}
+        unsure = []
+        for name, size in sizes.items():
+            known = record.shards.get(name)
+            if known is None or (not known.stamp and known.bytes in (None, size)):
+                unsure.append(name)  # of a stage that runs, or of a record of an earlier version
+            else:
+                rows[name] = known.rows if known.bytes == size else None
+        rows |= store.rows_of(record.table, unsure)
         whole = {name: count for name, count in rows.items() if count is not None}
-        intact = _intact(files := record.get("files", {}), store)
-        done = len(whole) + len(intact)
-        expected = int(record.get("expected", done))
+        now = {path: store.size(path) for path in record.files}
+        there = [size for path, size in now.items() if size and size == record.files[path].bytes]
+        done = len(whole) + len(there)
+        expected = done if record.expected is None else record.expected
         found.append(
             Status(
-                table=table,
-                state=str(record.get("status", "?")),
+                table=record.table,
+                state=record.status,
                 done=done,
-                failed=len(record.get("failed", {})),
+                failed=len(record.failed),
                 missing=max(0, expected - done),
                 rows=sum(whole.values()),
-                bytes=sum(sizes[name] for name in whole) + sum(files[path] for path in intact),
-                seconds=float(record.get("seconds", 0.0)),
+                bytes=sum(sizes[name] for name in whole) + sum(there),
+                seconds=record.seconds,
             )
         )
     return found

@@ -18,9 +18,11 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline import AigiError
+from pipeline.parquet import row_group_limits
 from pipeline.progress import Progress
+from pipeline.record import digest
 from pipeline.settings import Count, Settings
-from pipeline.store import DiskFull, Shard, Store, row_group_limits
+from pipeline.store import DiskFull, Shard, Store
 
 Worker = Callable[[pa.Table], Iterable[pa.Table]]
 """Rows of one shard in, chunks of output rows out. Chunks are written while it goes on."""
@@ -35,6 +37,11 @@ def no_state(store: Store) -> Any:
     return None
 
 
+def nothing_outside(store: Store, name: str) -> Any:
+    """What a shard that is made from shards of this run alone depends on outside of it."""
+    return None
+
+
 def none_outdated(store: Store, names: Sequence[str], progress: Progress) -> set[str]:
     """The outdated shards of a stage whose fingerprint covers all that they depend on."""
     return set()
@@ -44,7 +51,8 @@ def none_outdated(store: Store, names: Sequence[str], progress: Progress) -> set
 class Build:
     """A stage that writes its whole table: `build` gets the store, and returns the shards.
 
-    It is built again when the shards of an input table or `state` have changed.
+    It is built again when the content of an input table or `state` has changed, or when a shard
+    or another file that it wrote is not what was written.
 
     Attributes:
         state: what the table depends on besides settings and inputs, as JSON values.
@@ -73,9 +81,14 @@ class Map:
         read: rows of one shard, for the worker.
         make_worker: loads the models; called once in every worker process.
         check: called once by the driver before any work, to refuse early.
-        state: what the table depends on besides settings and inputs; part of its fingerprint.
-        remake: other settings or inputs remake the table instead of being refused.
+        sources: tables and names of the shards that a shard is made from, by default those of its
+            own name; None for a shard that stays as it is. Where one of them has changed, the
+            shard is made again.
+        outside: what else a shard is made from, as JSON values: digests of what is not in a table.
+        state: in records of earlier versions, what `sources` and `outside` now tell.
+        remake: other settings remake the table instead of being refused.
         outdated: which of its whole shards, given by name, must be made again; reports why.
+        published: others get its files as they are; what they were made from is not in them.
     """
 
     table: str
@@ -87,17 +100,20 @@ class Map:
     read: Callable[[Store, str], pa.Table]
     make_worker: Callable[[], Worker]
     check: Callable[[], None] = field(default=no_check)
+    sources: Callable[[Store, str], Iterable[tuple[str, str]] | None] | None = None
+    outside: Callable[[Store, str], Any] = field(default=nothing_outside)
     state: Callable[[Store], Any] = field(default=no_state)
     remake: bool = False
     outdated: Callable[[Store, Sequence[str], Progress], set[str]] = field(default=none_outdated)
+    published: bool = False
 
 
 @dataclass(frozen=True)
 class Files:
     """A stage whose files contain no rows of a table: the documents of a release, trained codecs.
 
-    It is made again when settings, an input table or `state` have changed, and when one of its
-    files is gone or has another size.
+    It is made again when settings, the content of an input table or `state` have changed, and when
+    one of its files is gone or is not what was written.
 
     Attributes:
         table: its name.
@@ -139,6 +155,34 @@ def fingerprint(stage: Stage, inputs: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def made_from(stage: Map, store: Store, name: str, identity: str) -> str | None:
+    """Digest of all that a shard is made from: the content of what is read, and how.
+
+    None for a shard that stays as it is.
+
+    Args:
+        identity: the fingerprint of the stage.
+
+    Raises:
+        AigiError: a shard that it is made from is missing or damaged.
+    """
+    read: Iterable[tuple[str, str]] | None = [(table, name) for table in stage.inputs]
+    if stage.sources is not None and (read := stage.sources(store, name)) is None:
+        return None
+    parts = [(table, shard, store.sha256_of(table, shard)) for table, shard in read or ()]
+    return digest(parts, stage.outside(store, name), identity)
+
+
+def built_from(stage: Build | Files, store: Store, identity: str) -> str:
+    """The same of a table that is built as a whole, or of files."""
+    parts = [
+        (table, shard, store.sha256_of(table, shard))
+        for table in stage.inputs
+        for shard in store.shards(table)
+    ]
+    return digest(parts, stage.state(store), identity)
+
+
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted names and values of everything that is no mapping and no list of mappings."""
     if isinstance(value, Mapping):
@@ -162,12 +206,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def make_shard(stage: Map, store: Store, worker: Worker, name: str) -> dict[str, Any]:
-    """Make one shard; an error is a value here, so that one bad shard fails alone."""
+def make_shard(stage: Map, store: Store, worker: Worker, name: str, source: str) -> dict[str, Any]:
+    """Make one shard; an error is a value here, so that one bad shard fails alone.
+
+    Args:
+        source: digest of what it is made from.
+    """
     started = time.perf_counter()
     try:
         rows = stage.read(store, name)
-        shard = store.write(stage.table, name, worker(rows), stage.schema)
+        shard = store.write(
+            stage.table, name, worker(rows), stage.schema, None if stage.published else source
+        )
         if shard.rows != rows.num_rows:
             store.remove(stage.table, f"{name}.parquet")
             raise AigiError(f"{shard.rows} rows out of {rows.num_rows}: the worker lost some")
@@ -177,7 +227,7 @@ def make_shard(stage: Map, store: Store, worker: Worker, name: str) -> dict[str,
     except Exception as error:  # whatever broke this shard, the others go on
         text = str(error) if isinstance(error, AigiError) else traceback.format_exc()
         result = {"name": name, "error": text, "fatal": ""}
-    empty = {"rows": 0, "bytes": 0, "sha256": ""}
+    empty = {"rows": 0, "bytes": 0, "sha256": "", "footer": "", "stamp": ""}
     return {**empty, **result, "seconds": time.perf_counter() - started}
 
 

@@ -2,7 +2,8 @@
 
 A table is a folder of parquet shards. A shard appears under its name only when it is whole:
 local files are written to a temporary name, flushed to disk and renamed; on object stores the
-one upload call makes the file visible at its end.
+one upload call makes the file visible at its end. What is read is compared with what the record
+of its stage says was written.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import os
 import posixpath
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import fsspec
 import pyarrow as pa
@@ -28,29 +29,47 @@ import pyarrow.parquet as pq
 
 from pipeline import AigiError
 from pipeline.files import replaced, sweep
-from pipeline.pixels import RGB, BadPicture, decode
-from pipeline.tables import IMAGE
+from pipeline.parquet import MADE_FROM, Hashing, footer_sha256, write_parquet
+from pipeline.pixels import RGB, BadPicture, decode, pixels_sha256
+from pipeline.record import Record, Written
+from pipeline.settings import check
 
-# Small row groups let a reader skip to one image; narrow tables need long ones.
-IMAGE_ROWS, IMAGE_BYTES = 100, 64 << 20
-NARROW_ROWS = 65_536
+WHOLE = 16 << 20
+"""Files of up to this many bytes are hashed whole when they are read, and others where all or
+most of them is read; else their footer and the checksums of the pages show what is damaged."""
 
+RECORDS = "_stages"
+RUN_WORKFLOW = "_workflow.json"
+"""In a run: the workflow that made it, with all defaults."""
 
-def row_group_limits(schema: pa.Schema) -> dict[str, int]:
-    """The most `rows` of a row group, and the most `bytes` if the table has images."""
-    if "image" in schema.names:
-        return {"rows": IMAGE_ROWS, "bytes": IMAGE_BYTES}
-    return {"rows": NARROW_ROWS}
+_TEXT_KEPT = 1 << 16  # bytes of a JSON file of which the record has a copy
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A written shard: its rows, its size in bytes and the sha256 of the file."""
+    """A written shard: its rows, its size in bytes, and the sha256 of the file and its footer."""
 
     name: str
     rows: int
     bytes: int
     sha256: str
+    footer: str = ""
+    stamp: str = ""
+
+    def written(self, made_from: str | None) -> Written:
+        """What a record keeps of it."""
+        return Written(
+            rows=self.rows,
+            bytes=self.bytes,
+            sha256=self.sha256,
+            footer=self.footer,
+            stamp=self.stamp,
+            made_from=made_from,
+        )
+
+
+class Damaged(AigiError):
+    """A file is not what was written, or cannot be read as what it is."""
 
 
 class DiskFull(AigiError):
@@ -70,116 +89,27 @@ def _space(where: str) -> Iterator[None]:
         raise
 
 
-class _Hashing:
-    """A write-only file that keeps the sha256 and the length of what goes through it.
-
-    With content-defined chunking, Arrow 26 ends the whole process where a write fails. So a
-    failure is kept, and `check` raises it outside of Arrow.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.sha, self.bytes, self.closed = file, hashlib.sha256(), 0, False
-        self.failure: OSError | None = None
-
-    def check(self) -> None:
-        """Raise the first failure of a write, if there was one."""
-        if self.failure is not None:
-            raise self.failure
-
-    def write(self, data: Any) -> int:
-        if self.failure is None:
-            try:
-                self.file.write(data)
-            except OSError as error:
-                self.failure = error
-        self.sha.update(data)
-        self.bytes += memoryview(data).nbytes
-        return memoryview(data).nbytes
-
-    def tell(self) -> int:
-        return self.bytes
-
-    def flush(self) -> None:
-        """Nothing to do: `_replace` flushes the file itself."""
-
-    def close(self) -> None:
-        self.closed = True
-
-    def readable(self) -> bool:
-        return False
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return False
+def _stamp(info: Mapping[str, Any]) -> str:
+    """What a file system tells of a file's last change; empty: nothing."""
+    for name in ("ETag", "mtime", "LastModified", "last_modified", "created"):
+        if info.get(name):
+            return str(info[name])
+    return ""
 
 
-def _row_groups(chunks: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Regroup chunks by rows and bytes alone, so that timing never moves a boundary."""
-    limits = row_group_limits(schema)
-    most_rows, most_bytes = limits["rows"], limits.get("bytes")
-    # A row at a time where images are: one may be tens of megabytes.
-    step = most_rows if most_bytes is None else 1
-    held: list[pa.Table] = []
-    rows = size = 0
-    for chunk in chunks:
-        for start in range(0, chunk.num_rows, step):
-            piece = chunk.slice(start, step)
-            # nbytes of a slice counts the slice only, unlike get_total_buffer_size.
-            if held and (
-                rows + piece.num_rows > most_rows
-                or (most_bytes is not None and size + piece.nbytes > most_bytes)
-            ):
-                yield pa.concat_tables(held)
-                held, rows, size = [], 0, 0
-            held.append(piece)
-            rows, size = rows + piece.num_rows, size + piece.nbytes
-    if held:
-        yield pa.concat_tables(held)
+def as_json(value: object) -> bytes:
+    """JSON as it is written: keys in order, UTF-8, a line break at the end."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
-def _write_parquet(sink: _Hashing, chunks: Iterable[pa.Table], schema: pa.Schema) -> int:
-    """Write row groups in a thread of their own while the worker makes the next rows."""
-    rows = 0
-    names = [
-        field.name
-        for field in schema
-        if pa.types.is_string(field.type) and field.name not in ("image_id", "pixels_sha256")
-    ]
-    # PNG bytes do not compress again; everything else does, very well.
-    codecs = {
-        path: "NONE" if path == "image.bytes" else "ZSTD"
-        for field in schema
-        for path in (
-            [f"{field.name}.bytes", f"{field.name}.path"] if field.type == IMAGE else [field.name]
-        )
-    }
-    with (
-        pq.ParquetWriter(
-            sink,
-            schema,
-            compression=codecs,
-            use_dictionary=names,
-            use_content_defined_chunking=True,
-            write_page_index=True,
-            write_page_checksum=True,
-        ) as writer,
-        ThreadPoolExecutor(1, "parquet") as thread,
-    ):
-        pending: Future[None] | None = None
-        for group in _row_groups(chunks, schema):
-            if pending is not None:
-                pending.result()
-                sink.check()
-            pending = thread.submit(
-                writer.write_table, group.cast(schema), row_group_size=group.num_rows
-            )
-            rows += group.num_rows
-        if pending is not None:
-            pending.result()
-    sink.check()
-    return rows
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _have(parquet: pq.ParquetFile, columns: Sequence[str] | None) -> None:
+    for name in columns or ():
+        if name not in parquet.schema_arrow.names:
+            raise pa.ArrowInvalid(f"it has no column {name}")
 
 
 class Store:
@@ -199,25 +129,208 @@ class Store:
         self.local = "file" in (
             self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
         )
+        self._records: dict[str, Record | None] = {}
+        self._mine: dict[tuple[str, str], Written] = {}
+        self._expected: dict[str, Written] = {}
+        self._log: set[str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what it remembers: a worker asks the records themselves."""
+        return {**self.__dict__, "_records": {}, "_mine": {}, "_log": None}
 
     def path(self, *parts: str) -> str:
         """Path of a file or folder below the root, for `self.fs`."""
         return posixpath.join(self.root, *parts)
 
-    def shards(self, table: str) -> dict[str, int]:
-        """Names of the table's shards, sorted, each with its size in bytes."""
+    def listing(self, table: str) -> dict[str, tuple[int, str]]:
+        """Names of the table's shards, sorted, each with its bytes and when it changed."""
         folder = self.path(table)
         try:
             found = self.fs.find(folder, detail=True)
         except FileNotFoundError:
             return {}
         base = self.fs._strip_protocol(folder).rstrip("/") + "/"
-        sizes = {}
+        listed = {}
         for path, info in sorted(found.items()):
             name = path[len(base) :] if path.startswith(base) else posixpath.basename(path)
             if name.endswith(".parquet") and not posixpath.basename(name).startswith("."):
-                sizes[name.removesuffix(".parquet")] = int(info["size"] or 0)
-        return sizes
+                listed[name.removesuffix(".parquet")] = int(info["size"] or 0), _stamp(info)
+        return listed
+
+    def shards(self, table: str) -> dict[str, int]:
+        """Names of the table's shards, sorted, each with its size in bytes."""
+        return {name: size for name, (size, _) in self.listing(table).items()}
+
+    # --- records -------------------------------------------------------------------------------
+
+    def record(self, table: str) -> Record | None:
+        """The record of a stage; None without one.
+
+        Raises:
+            Damaged: it is not such a record.
+        """
+        if table not in self._records:
+            path = self.path(RECORDS, f"{table}.json")
+            try:
+                data = self.read_json(RECORDS, f"{table}.json")
+                found = None if data is None else check(Record, data, path)
+                if found is not None and found.table != table:
+                    raise AigiError(f"{path}: table: the record of another stage, {found.table}")
+                self._records[table] = found
+            except AigiError as error:
+                raise Damaged(
+                    f"{str(error).splitlines()[0]}. This is the record of the {table} stage: put "
+                    "back a copy of it; or delete it, and run the workflow with --adopt to take "
+                    "up the files that it described."
+                ) from None
+        return self._records[table]
+
+    def write_record(self, record: Record) -> None:
+        """Write the record of a stage."""
+        data = record.model_dump(mode="json", exclude_defaults=True)
+        self.write_json(data, RECORDS, f"{record.table}.json")
+        self._records[record.table] = record
+        self._mine = {key: one for key, one in self._mine.items() if key[0] != record.table}
+
+    def rewrite(self, table: str, value: object, *parts: str) -> None:
+        """Write a JSON file beside a finished table anew, and the copy that its record has."""
+        data = as_json(value)
+        path = posixpath.join(*parts)
+        record = self.record(table)
+        if record is not None and path in record.beside:
+            now = Written(bytes=len(data), sha256=_sha256(data), text=data.decode())
+            self.write_record(record.model_copy(update={"beside": {**record.beside, path: now}}))
+        self.write_bytes(data, path)
+
+    def written(self, table: str, shard: str) -> Written | None:
+        """What is known of a shard as it was written; None: nothing."""
+        if (mine := self._mine.get((table, shard))) is not None:
+            return mine
+        if not table:
+            return self._expected.get(shard)
+        record = self.record(table)
+        return None if record is None else record.shards.get(shard)
+
+    def sha256_of(self, table: str, shard: str) -> str:
+        """sha256 of a shard as it was written, in hex; where that is not known, as it is.
+
+        Raises:
+            Damaged: it is missing, or not readable.
+        """
+        known = self.written(table, shard)
+        if known is None or not known.sha256:
+            known = self.look(table, f"{shard}.parquet")
+        if known is None:
+            raise Damaged(f"{self.path(table, shard)}.parquet: missing. {self.remedy}")
+        return known.sha256
+
+    def expect(self, path: str, size: int, sha256: str) -> None:
+        """What a parquet file of a release must be, by its manifest; checked when it is read."""
+        self._expected[path.removesuffix(".parquet")] = Written(bytes=size, sha256=sha256)
+
+    @contextmanager
+    def logged(self) -> Iterator[set[str]]:
+        """Paths, below the root, of all that this process writes in the meantime."""
+        log: set[str] = set()
+        self._log = log
+        try:
+            yield log
+        finally:
+            self._log = None
+
+    def look(self, *parts: str) -> Written | None:
+        """A file as it is now: size, hash and stamp, and rows of a parquet file; None without it.
+
+        Raises:
+            Damaged: a parquet file is not readable.
+        """
+        path = self.path(*parts)
+        try:
+            info = self.fs.info(path)
+        except FileNotFoundError:
+            return None
+        sha256 = self.sha256(*parts)
+        found = Written(bytes=int(info["size"]), sha256=sha256, stamp=_stamp(info))
+        if not path.endswith(".parquet"):
+            small = path.endswith(".json") and info["size"] <= _TEXT_KEPT
+            if not small:
+                return found
+            text = self.fs.cat_file(path).decode(errors="replace")
+            return found.model_copy(update={"text": text})
+        with self._reading(path), self.fs.open(path, "rb") as file:
+            footer = footer_sha256(file)
+            rows = pq.read_metadata(file).num_rows
+        return found.model_copy(update={"footer": footer, "rows": rows})
+
+    def made_from(self, table: str, shard: str) -> str | None:
+        """What a shard itself says that it was made from; None: nothing."""
+        metadata = self.metadata(table, shard)
+        said = None if metadata is None else (metadata.metadata or {}).get(MADE_FROM)
+        return None if said is None else said.decode(errors="replace")
+
+    # --- reading -------------------------------------------------------------------------------
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a damaged file."""
+        run = self.url.rstrip("/").removesuffix("/release")
+        for store in (self, Store(run)):
+            path = store.path(RUN_WORKFLOW)
+            if store.fs.exists(path):
+                return f"To remake it: aigi run {path} --set run={store.url} --rehash"
+        return "Get it again; in a run, make it again with aigi run WORKFLOW --rehash."
+
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
+        """Around the reading of a parquet file: errors name the file and the remedy."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise Damaged(f"{path}: missing. {self.remedy}") from None
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, EOFError, ValueError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise Damaged(f"{path}: damaged ({text}). {self.remedy}") from error
+        except (OSError, pa.ArrowException, MemoryError, OverflowError) as error:
+            # Arrow reports a page whose checksum is wrong as an I/O error without a number.
+            text = " ".join(str(error).split())[:200]
+            kind = AigiError if getattr(error, "errno", None) else Damaged
+            raise kind(f"{path}: cannot be read ({text}). {self.remedy}") from error
+
+    @contextmanager
+    def parquet(
+        self, table: str, shard: str, columns: Sequence[str] | None, some: bool = False
+    ) -> Iterator[pq.ParquetFile]:
+        """A shard that is opened for reading, and that is what its record says.
+
+        Args:
+            columns: what will be read; None: all.
+            some: only some of its row groups.
+        """
+        path, known = self.path(table, f"{shard}.parquet"), self.written(table, shard)
+        with self._reading(path), ExitStack() as stack:
+            file: Any = stack.enter_context(self.fs.open(path, "rb"))
+            size = file.seek(0, os.SEEK_END)
+            if known is not None and known.bytes not in (None, size):
+                raise pa.ArrowInvalid(f"{size:,} bytes, and {known.bytes:,} were written")
+            most = not some and (columns is None or "image" in columns)
+            if size <= WHOLE or (most and known is not None and known.sha256):
+                file.seek(0)
+                data = file.read()
+                sha256 = _sha256(data)
+                if known is not None and known.sha256 not in ("", sha256):
+                    raise pa.ArrowInvalid("its content is not what was written")
+                file = pa.BufferReader(data)
+            else:
+                if known is not None and known.sha256 and not known.footer and self.local:
+                    known = self._hashed(table, shard, file, known)
+                if known is not None and known.footer and footer_sha256(file) != known.footer:
+                    raise pa.ArrowInvalid("its footer is not what was written")
+                if self.local:
+                    file = stack.enter_context(pa.OSFile(path))
+            # Read ahead, Arrow may let go of a Python file in a thread of its own while the
+            # interpreter ends, which ends the process with SIGABRT.
+            parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+            yield stack.enter_context(parquet)
 
     def size(self, *parts: str) -> int | None:
         """Bytes of a file; None without it."""
@@ -226,17 +339,37 @@ class Store:
         except FileNotFoundError:
             return None
 
+    def stat(self, *parts: str) -> tuple[int, str] | None:
+        """Bytes of a file, and when it changed; None without it."""
+        try:
+            info = self.fs.info(self.path(*parts))
+        except FileNotFoundError:
+            return None
+        return int(info["size"]), _stamp(info)
+
+    def _hashed(self, table: str, shard: str, file: IO[bytes], known: Written) -> Written:
+        """What is known of a file, and its footer, once its whole content has been compared."""
+        file.seek(0)
+        if hashlib.file_digest(cast(Any, file), "sha256").hexdigest() != known.sha256:
+            raise pa.ArrowInvalid("its content is not what was written")
+        found = known.model_copy(update={"footer": footer_sha256(file)})
+        self._mine[table, shard] = found
+        return found
+
     def rows(self, table: str, shard: str) -> int | None:
-        """Rows of a shard, read from its footer; None where it is missing or cut short."""
+        """Rows of a shard, read from its footer; None where it is missing or damaged."""
         metadata = self.metadata(table, shard)
         return None if metadata is None else int(metadata.num_rows)
 
     def metadata(self, table: str, shard: str) -> pq.FileMetaData | None:
-        """The footer of a shard; None where it is missing or cut short."""
+        """The footer of a shard; None where it is missing or damaged."""
+        path, known = self.path(table, f"{shard}.parquet"), self.written(table, shard)
         try:
-            with self.fs.open(self.path(table, f"{shard}.parquet"), "rb") as file:
+            with self._reading(path), self.fs.open(path, "rb") as file:
+                if known is not None and known.footer and footer_sha256(file) != known.footer:
+                    return None
                 return pq.read_metadata(file)
-        except (FileNotFoundError, pa.ArrowInvalid, EOFError):
+        except Damaged:
             return None
 
     def rows_of(self, table: str, shards: list[str]) -> dict[str, int | None]:
@@ -244,26 +377,19 @@ class Store:
         with ThreadPoolExecutor(16) as pool:
             return dict(zip(shards, pool.map(partial(self.rows, table), shards), strict=True))
 
-    def read(self, table: str, shard: str, columns: list[str] | None = None) -> pa.Table:
+    def read(self, table: str, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one shard.
 
         Raises:
-            AigiError: missing or unreadable, with the remedy.
+            Damaged: missing, unreadable, or not what was written; with the remedy.
         """
-        path = self.path(table, f"{shard}.parquet")
-        try:
-            if self.local:
-                return pq.read_table(path, columns=columns, partitioning=None)
-            with self.fs.open(path, "rb") as file:
-                # Read ahead, Arrow may let go of the Python file in a thread of its own while
-                # the interpreter ends, which ends the process with SIGABRT.
-                return pq.read_table(file, columns=columns, partitioning=None, pre_buffer=False)
-        except FileNotFoundError:
-            raise AigiError(f"{path}: missing. Run the {table} stage again.") from None
-        except (pa.ArrowInvalid, OSError) as error:
-            raise AigiError(
-                f"{path}: unreadable ({error}). Delete it and run again to remake it."
-            ) from error
+        names = None if columns is None else list(columns)
+        with self.parquet(table, shard, names) as parquet:
+            _have(parquet, names)
+            found = parquet.read(names)
+            found.validate(full=True)
+        about = {k: v for k, v in (found.schema.metadata or {}).items() if k != MADE_FROM}
+        return found.replace_schema_metadata(about or None)
 
     def aligned(
         self,
@@ -290,7 +416,7 @@ class Store:
                 first = next(iter(found)) if len(found) > 1 else "input"
                 raise AigiError(
                     f"{self.path(table, shard)}.parquet does not have the rows of the {first} "
-                    "table. Delete it and run again to remake it."
+                    f"table. {self.remedy}"
                 )
         return found
 
@@ -300,27 +426,21 @@ class Store:
         """These rows of a shard in ascending order; only their row groups are read, each once.
 
         Raises:
-            AigiError: missing or unreadable, or it has no such row.
+            AigiError: missing or damaged, or it has no such row.
         """
         path, left = self.path(table, f"{shard}.parquet"), sorted(set(rows))
-        try:
-            with self.fs.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
-                start = 0
-                for group in range(parquet.metadata.num_row_groups):
-                    end = start + parquet.metadata.row_group(group).num_rows
-                    mine = [row for row in left if start <= row < end]
-                    if mine:
-                        held = parquet.read_row_group(group, columns=columns).take(
-                            [row - start for row in mine]
-                        )
-                        yield from zip(mine, held.to_pylist(), strict=True)
-                    start = end
-        except FileNotFoundError:
-            raise AigiError(f"{path}: missing. Run the {table} stage again.") from None
-        except (pa.ArrowInvalid, OSError) as error:
-            raise AigiError(
-                f"{path}: unreadable ({error}). Delete it and run again to remake it."
-            ) from error
+        start = 0
+        with self.parquet(table, shard, columns, some=True) as parquet:
+            _have(parquet, columns)
+            for group in range(parquet.metadata.num_row_groups):
+                end = start + parquet.metadata.row_group(group).num_rows
+                mine = [row for row in left if start <= row < end]
+                if mine:
+                    held = parquet.read_row_group(group, columns=columns).take(
+                        [row - start for row in mine]
+                    )
+                    yield from zip(mine, held.to_pylist(), strict=True)
+                start = end
         if left and left[-1] >= start:
             raise AigiError(f"{path}: has {start} rows, and no row {left[-1] + 1}")
 
@@ -333,20 +453,30 @@ class Store:
             columns: further columns of each row.
 
         Raises:
-            AigiError: as `rows_at`; a stored image is damaged or larger than its row states.
+            AigiError: as `rows_at` and `pixels`.
         """
-        wanted = list(dict.fromkeys(("image_id", "image", "width", "height", *columns)))
+        own = ("image_id", "image", "width", "height", "pixels_sha256")
+        wanted = list(dict.fromkeys((*own, *columns)))
         for row, values in self.rows_at(table, shard, rows, wanted):
-            if values["image"] is None:
-                continue
-            try:
-                rgb = decode(values["image"]["bytes"], values["width"] * values["height"]).rgb
-            except BadPicture as error:
-                raise AigiError(
-                    f"{self.path(table, shard)}.parquet: row {row + 1} ({values['image_id']}): "
-                    f"{error}. Delete the file and run again to remake it."
-                ) from error
-            yield row, rgb, values
+            if values["image"] is not None:
+                yield row, self.pixels(table, shard, row, values), values
+
+    def pixels(self, table: str, shard: str, row: int, values: Mapping[str, Any]) -> RGB:
+        """The decoded image of a row of `images` or `release`: uint8, H x W x 3.
+
+        Raises:
+            Damaged: it cannot be decoded, is larger than its row states, or has other pixels.
+        """
+        try:
+            rgb = decode(values["image"]["bytes"], values["width"] * values["height"]).rgb
+            if pixels_sha256(rgb) != values["pixels_sha256"]:
+                raise BadPicture("other pixels than its pixels_sha256 states")
+        except BadPicture as error:
+            raise Damaged(
+                f"{self.path(table, shard)}.parquet: row {row + 1} ({values['image_id']}): "
+                f"{error}. {self.remedy}"
+            ) from error
+        return rgb
 
     def read_all(self, table: str, columns: list[str] | None = None) -> pa.Table:
         """Read a whole (narrow) table, shards in name order.
@@ -361,25 +491,39 @@ class Store:
             return pa.concat_tables(pool.map(lambda name: self.read(table, name, columns), names))
 
     def write(
-        self, table: str, shard: str, chunks: pa.Table | Iterable[pa.Table], schema: pa.Schema
+        self,
+        table: str,
+        shard: str,
+        chunks: pa.Table | Iterable[pa.Table],
+        schema: pa.Schema,
+        made_from: str | None = None,
     ) -> Shard:
         """Write one shard whole or not at all; row groups are written while chunks arrive.
+
+        Args:
+            made_from: a digest of what it is made from, which its footer then contains.
 
         Raises:
             DiskFull: nothing of the shard is left behind.
         """
         if isinstance(chunks, pa.Table):
             chunks = [chunks]
-        rows = 0
+        rows, footer = 0, ""
 
-        def fill(file: IO[bytes]) -> _Hashing:
-            nonlocal rows
-            sink = _Hashing(file)
-            rows = _write_parquet(sink, chunks, schema)
+        def fill(file: IO[bytes]) -> Hashing:
+            nonlocal rows, footer
+            sink = Hashing(file)
+            rows = write_parquet(sink, chunks, schema, made_from)
+            file.flush()
+            footer = footer_sha256(file)
             return sink
 
-        sink = self._replace(self.path(table, f"{shard}.parquet"), fill)
-        return Shard(shard, rows, sink.bytes, sink.sha.hexdigest())
+        path = self.path(table, f"{shard}.parquet")
+        sink = self._replace(path, fill)
+        stamp = _stamp(self.fs.info(path))
+        made = Shard(shard, rows, sink.bytes, sink.sha.hexdigest(), footer, stamp)
+        self._mine[table, shard] = made.written(made_from)
+        return made
 
     def write_arrow(
         self, tables: Iterable[pa.Table], schema: pa.Schema, *parts: str
@@ -389,8 +533,8 @@ class Store:
         Returns: its bytes and their sha256.
         """
 
-        def fill(file: IO[bytes]) -> _Hashing:
-            sink = _Hashing(file)
+        def fill(file: IO[bytes]) -> Hashing:
+            sink = Hashing(file)
             options = pa.ipc.IpcWriteOptions(compression="zstd")
             with pa.ipc.new_file(sink, schema, options=options) as writer:
                 for table in tables:
@@ -405,8 +549,8 @@ class Store:
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Write a small file whole or not at all."""
 
-        def fill(file: IO[bytes]) -> _Hashing:
-            sink = _Hashing(file)
+        def fill(file: IO[bytes]) -> Hashing:
+            sink = Hashing(file)
             sink.write(data)
             sink.check()
             return sink
@@ -459,8 +603,7 @@ class Store:
 
     def write_json(self, value: object, *parts: str) -> None:
         """Write a JSON object, keys in order, whole or not at all."""
-        text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
-        self.write_bytes(text.encode() + b"\n", *parts)
+        self.write_bytes(as_json(value), *parts)
 
     def remove(self, *parts: str) -> None:
         """Remove a file or folder; one that does not exist is no error."""
@@ -470,17 +613,19 @@ class Store:
 
     def _replace(self, path: str, fill: Any) -> Any:
         """Let `fill` write a temporary file, then make it visible as `path` in one step."""
+        if self._log is not None:
+            self._log.add(posixpath.relpath(path, self.root))
         with _space(path):
             if not self.local:
                 with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
                     name = os.path.join(folder, "shard")
-                    with open(name, "wb") as file:
+                    with open(name, "w+b") as file:
                         result = fill(file)
                     self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
                     self.fs.put_file(name, path)
                 return result
             os.makedirs(posixpath.dirname(path), exist_ok=True)
-            with replaced(path) as name, open(name, "wb") as file:
+            with replaced(path) as name, open(name, "w+b") as file:
                 result = fill(file)
             return result
 

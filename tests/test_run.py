@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import AigiError
-from pipeline import store as store_module
+from pipeline import AigiError, parquet
 from pipeline.progress import Progress
 from pipeline.run import run_stages, status
 from pipeline.stage import Build, Compute, Files, Map, fingerprint
@@ -203,7 +202,7 @@ def test_the_size_of_row_groups_is_in_the_fingerprint_of_what_it_shapes(
     numbers, squares = toy.stages()
     stages = [numbers, squares, replace(squares, table="images", schema=IMAGES)]
     if limit is not None:
-        monkeypatch.setattr(store_module, limit, getattr(store_module, limit) // 2)
+        monkeypatch.setattr(parquet, limit, getattr(parquet, limit) // 2)
     now = {stage.table: fingerprint(stage, {"numbers": "0"}) for stage in stages}
     assert {table for table in OLD if now[table] != OLD[table]} == changed
 
@@ -212,7 +211,7 @@ def test_row_groups_of_another_size_are_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy.make(str(tmp_path))
-    monkeypatch.setattr(store_module, "NARROW_ROWS", 10)
+    monkeypatch.setattr(parquet, "NARROW_ROWS", 10)
     with pytest.raises(AigiError, match="or the size of its row groups"):
         toy.make(str(tmp_path))
     toy.make(str(tmp_path / "new"))
@@ -242,7 +241,7 @@ def test_outdated_shards_are_made_again_and_no_others(tmp_path: Path) -> None:
     again = {name for name, time in times(tmp_path).items() if time != before[name]}
     assert again == {f"part-0000{i}.parquet" for i in (3, 5, 7)} and files(tmp_path) == first
     record = Store(str(tmp_path)).read_json("_stages", "squares.json")
-    assert record is not None and len(record["sha256"]) == 12
+    assert record is not None and len(record["shards"]) == 12
     run_stages([numbers, squares], Store(str(tmp_path)), Compute(), Progress(out))
     assert out.getvalue().endswith("squares: 12 shards, already made\n")
 

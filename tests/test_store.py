@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import AigiError
-from pipeline.pixels import png_bytes
-from pipeline.store import IMAGE_BYTES, IMAGE_ROWS, Store
+from pipeline.parquet import IMAGE_BYTES, IMAGE_ROWS
+from pipeline.pixels import pixels_sha256, png_bytes
+from pipeline.store import Damaged, Store
 from pipeline.tables import IMAGE, IMAGES
 
 
@@ -63,7 +64,7 @@ def test_a_shard_cut_short_has_no_rows(store: Store, keep: int) -> None:
     data = store.fs.cat_file(path)
     store.fs.pipe_file(path, data[:keep])
     assert store.rows("images", "x") is None
-    with pytest.raises(AigiError, match=r"x\.parquet.*run again"):
+    with pytest.raises(AigiError, match=r"x\.parquet.*--rehash"):
         store.read("images", "x")
 
 
@@ -205,16 +206,23 @@ def test_rows_are_read_from_their_row_groups_alone(
     with pytest.raises(AigiError, match=r"b.parquet: missing"):
         list(store.rows_at("t", "b", [0], ["width"]))
     (tmp_path / "t" / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(AigiError, match=r"a.parquet: unreadable"):
+    with pytest.raises(AigiError, match=r"a.parquet: damaged"):
         list(store.rows_at("t", "a", [0], ["width"]))
 
 
 def test_a_damaged_image_is_named_and_a_row_without_one_left_out(tmp_path: Path) -> None:
-    schema = PAIR.append(pa.field("image", IMAGE))
-    good = png_bytes(np.full((3, 5, 3), 7, np.uint8))
+    schema = PAIR.append(pa.field("image", IMAGE)).append(pa.field("pixels_sha256", pa.string()))
+    grey = np.full((3, 5, 3), 7, np.uint8)
+    good, stated = png_bytes(grey), pixels_sha256(grey)
     images = [{"bytes": good, "path": None}, None, {"bytes": good[:-20], "path": None}]
     rows = [
-        {"image_id": f"id{number}", "width": 5, "height": 3, "image": image}
+        {
+            "image_id": f"id{number}",
+            "width": 5,
+            "height": 3,
+            "image": image,
+            "pixels_sha256": stated,
+        }
         for number, image in enumerate(images)
     ]
     store = Store(str(tmp_path))
@@ -222,5 +230,21 @@ def test_a_damaged_image_is_named_and_a_row_without_one_left_out(tmp_path: Path)
     ((row, rgb, values),) = store.images("images", "a", [0, 1])
     assert (row, rgb.shape, values["image_id"]) == (0, (3, 5, 3), "id0")
     assert (rgb == 7).all()
-    with pytest.raises(AigiError, match=r"images/a\.parquet: row 3 \(id2\).*run again"):
+    with pytest.raises(AigiError, match=r"images/a\.parquet: row 3 \(id2\).*--rehash"):
         list(store.images("images", "a", [2]))
+
+
+def test_an_image_that_is_not_the_one_of_its_row_is_named(tmp_path: Path) -> None:
+    schema = PAIR.append(pa.field("image", IMAGE)).append(pa.field("pixels_sha256", pa.string()))
+    grey = np.full((3, 5, 3), 7, np.uint8)
+    row = {
+        "image_id": "id",
+        "width": 5,
+        "height": 3,
+        "image": {"bytes": png_bytes(grey * 0), "path": None},
+        "pixels_sha256": pixels_sha256(grey),
+    }
+    store = Store(str(tmp_path))
+    store.write("images", "a", pa.Table.from_pylist([row], schema), schema)
+    with pytest.raises(Damaged, match=r"a\.parquet: row 1 \(id\): other pixels than its pixels_"):
+        list(store.images("images", "a", [0]))

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from pipeline.analysis.places import places, read_shard, shard_names, state
+from pipeline.analysis.places import content, places, read_shard, shard_names, state
 from pipeline.analysis.scorers import ClipScore, Scorer, load
 from pipeline.collection import Pictures
 from pipeline.pixels import RGB, BadPicture, decode
@@ -152,5 +152,6 @@ def stage(settings: Alignments, run: str, compute: Compute) -> Map:
         names=partial(shard_names, pictures),
         read=partial(read_shard, pictures, _COLUMNS),
         make_worker=partial(Aligner, settings, compute.device),
+        outside=partial(content, pictures),
         state=partial(state, pictures),
     )

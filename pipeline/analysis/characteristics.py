@@ -23,7 +23,7 @@ from pipeline.analysis.compressibility import (
     noise_level,
     spectral_slope,
 )
-from pipeline.analysis.places import places, read_shard, shard_names, state
+from pipeline.analysis.places import content, places, read_shard, shard_names, state
 from pipeline.analysis.texture import texture
 from pipeline.collection import Pictures
 from pipeline.pixels import RGB, BadPicture, decode
@@ -163,5 +163,6 @@ def stage(settings: Characteristics, run: str) -> Map:
         read=partial(read_shard, pictures, _COLUMNS),
         make_worker=partial(Characteriser, settings),
         check=partial(check_lossless, settings.lossless),
+        outside=partial(content, pictures),
         state=partial(state, pictures),
     )

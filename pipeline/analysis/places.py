@@ -30,6 +30,12 @@ def state(pictures: tuple[Pictures, ...], store: Store) -> list[str]:
     return [_open(place).state for place in pictures]
 
 
+def content(pictures: tuple[Pictures, ...], store: Store, name: str) -> str:
+    """The digest of the images of one part."""
+    number, _, part = name.partition("-")
+    return _open(pictures[int(number)]).digest(part)
+
+
 def shard_names(pictures: tuple[Pictures, ...], store: Store) -> list[str]:
     """The parts of all places, in order; the number of the place makes them unique."""
     return [

@@ -135,6 +135,7 @@ def stage(benchmark: Benchmark, strips: Strips, compute: Compute, collection: Co
         make_worker=partial(
             Comparer, here_of(benchmark, compute), compute.threads, strips, versions
         ),
+        outside=lambda store, name: collection.digest(found[name].part.name),
         state=lambda store: collection.state,
         remake=True,
         outdated=shards.outdated,

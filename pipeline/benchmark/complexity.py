@@ -220,6 +220,7 @@ def stage(
         make_worker=partial(
             Weigher, here_of(benchmark, compute), compute.threads, complexity.rounds, versions
         ),
+        outside=lambda store, name: collection.digest(collection.parts[0].name),
         state=lambda store: collection.state,
         remake=True,
         outdated=shards.outdated,

@@ -126,6 +126,15 @@ def _names(shards: Shards, store: Store) -> list[str]:
     return shards.names(store) + [name for name in others if whole[name] is not None]
 
 
+def _sources(
+    found: Mapping[str, Job], references: bool, store: Store, name: str
+) -> list[tuple[str, str]] | None:
+    """What a shard is made from beside images; None for one that is no longer asked for."""
+    if name not in found:
+        return None
+    return [("references", found[name].part.name)] if references else []
+
+
 def measured(benchmark: Benchmark, store: Store, parts: list[Part]) -> pa.Table:
     """The rows of the table that the workflow asks for, shards in name order."""
     names = sorted(jobs(benchmark, parts).keys() & store.shards("measurements").keys())
@@ -364,6 +373,8 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
             versions,
         ),
         check=perceptual.check if networks else no_check,
+        sources=partial(_sources, found, bool(more)),
+        outside=lambda store, name: collection.digest(found[name].part.name),
         state=lambda store: collection.state,
         outdated=shards.outdated,
     )

@@ -156,5 +156,6 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
             Referrer, benchmark.clip, benchmark.watermarks, compute.device, compute.threads
         ),
         check=partial(_check, benchmark.clip),
+        outside=lambda store, name: collection.digest(name),
         state=lambda store: collection.state,
     )

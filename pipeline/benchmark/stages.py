@@ -8,13 +8,20 @@ from pipeline.benchmark.settings import Benchmark
 from pipeline.benchmark.versions import at_hand
 from pipeline.codecs.table import qualities
 from pipeline.collection import Collection
+from pipeline.intact import BELIEVING, Trust
 from pipeline.progress import Progress
 from pipeline.run import run_stages
 from pipeline.stage import Compute, Stage
 from pipeline.store import Store
 
 
-def make(benchmark: Benchmark, compute: Compute, store: Store, progress: Progress) -> str:
+def make(
+    benchmark: Benchmark,
+    compute: Compute,
+    store: Store,
+    progress: Progress,
+    trust: Trust = BELIEVING,
+) -> str:
     """Run the stages of the benchmark, and write the report; the path of its page.
 
     Raises:
@@ -31,7 +38,7 @@ def make(benchmark: Benchmark, compute: Compute, store: Store, progress: Progres
         stages.append(comparisons.stage(benchmark, benchmark.strips, compute, collection))
     if benchmark.complexity is not None:
         stages.append(complexity.stage(benchmark, benchmark.complexity, compute, collection))
-    run_stages(stages, store, compute, progress)
+    run_stages(stages, store, compute, progress, trust)
     return Report(benchmark, compute, store, collection).write()
 
 

@@ -15,18 +15,20 @@ from pipeline import AigiError
 from pipeline.cli.show import Override, Quiet, explained, show
 
 if TYPE_CHECKING:
+    from pipeline.intact import Trust
     from pipeline.workflow import Workflow
 
 
-def _execute(workflow: Workflow, quiet: bool) -> None:
+def _execute(workflow: Workflow, quiet: bool, trust: Trust | None = None) -> None:
+    from pipeline.intact import BELIEVING
     from pipeline.run import alone, first_process
 
     # Of several processes that train together, the first holds the directory for all.
     with alone(workflow.run) if first_process() else nullcontext():
-        _make(workflow, quiet)
+        _make(workflow, quiet, trust or BELIEVING)
 
 
-def _make(workflow: Workflow, quiet: bool) -> None:
+def _make(workflow: Workflow, quiet: bool, trust: Trust) -> None:
     from pipeline.build import make, readers, stages
     from pipeline.progress import Progress
     from pipeline.run import first_process, run_stages
@@ -44,20 +46,20 @@ def _make(workflow: Workflow, quiet: bool) -> None:
             "Run the other sections in a workflow of their own, without the launcher."
         )
     if building:
-        make(workflow, store, progress)
+        make(workflow, store, progress, trust)
     elif first_process():
         _record(workflow)
-    run_stages(reading, store, workflow.compute, progress)
+    run_stages(reading, store, workflow.compute, progress, trust)
     if benchmark is not None:
         from pipeline.benchmark.stages import make as measure
 
-        print(f"benchmark: {measure(benchmark, workflow.compute, store, progress)}")
+        page = measure(benchmark, workflow.compute, store, progress, trust)
+        print(f"benchmark: {page}")
 
 
 def _record(workflow: Workflow) -> None:
     """Record a workflow that only reads in its run, unless the one that built the run is there."""
-    from pipeline.run import RUN_WORKFLOW
-    from pipeline.store import Store
+    from pipeline.store import RUN_WORKFLOW, Store
 
     store = Store(workflow.run)
     if (store.read_json(RUN_WORKFLOW) or {}).get("plan") is None:
@@ -70,11 +72,21 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print counts, disk and GPU-hours, then stop.")
     ] = False,
+    rehash: Annotated[
+        bool,
+        typer.Option(
+            "--rehash", help="Hash every file, and remake what is damaged; default: changed ones."
+        ),
+    ] = False,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="Take up shards of which the run has no record.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Run the stages of a workflow. Finished work is kept, so the same command resumes."""
     with explained():
         from pipeline import workflow as workflows
+        from pipeline.intact import Trust
 
         workflow = workflows.load(workflow_file, overrides or ())
         if dry_run:
@@ -83,7 +95,7 @@ def run(
             for part in parts(workflow):
                 print(part, flush=True) if isinstance(part, str) else show(part)
             return
-        _execute(workflow, quiet)
+        _execute(workflow, quiet, Trust(rehash, adopt))
         if workflow.release is not None:
             folder = workflow.run.rstrip("/") + "/release"
             print(f"release: {folder}", flush=True)

@@ -9,7 +9,7 @@ ones; what was joined before is not joined again.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,10 @@ from pipeline.duplicates.groups import equal_pairs
 from pipeline.duplicates.hashes import hash_pairs
 from pipeline.duplicates.pairs import Pairs, gathered, near_pairs
 from pipeline.progress import Progress
+from pipeline.record import digest
 from pipeline.settings import Count, Settings
 from pipeline.stage import Build, Compute
-from pipeline.store import Shard, Store
+from pipeline.store import Damaged, Shard, Store
 from pipeline.tables import DUPLICATES
 
 
@@ -226,15 +227,35 @@ def _find(
             )
 
 
-def _build(settings: Duplicates, compute: Compute, store: Store, progress: Progress) -> list[Shard]:
-    now = sorted(store.shards("plan"))
-    before = store.read_json("duplicates", COVERED) or {"shards": [], "made": []}
+def _content(settings: Duplicates, store: Store, shard: str) -> str:
+    """A digest of what is compared of one shard."""
+    read = ((table, shard, store.sha256_of(table, shard)) for table in needs(settings))
+    return digest(read)
+
+
+def _covered(store: Store, now: Mapping[str, str]) -> tuple[list[str], list[Shard]]:
+    """Shards that were joined before, and the pairs of them; none where one has changed."""
+    before = store.read_json("duplicates", COVERED) or {"shards": {}, "made": []}
     kept = [Shard(**made) for made in before["made"]]
-    present = store.shards("duplicates")
-    whole = all(present.get(shard.name) == shard.bytes for shard in kept)
-    if not whole or not set(before["shards"]) <= set(now):
-        before, kept = {"shards": [], "made": []}, []
-    new = [name for name in now if name not in set(before["shards"])]
+    shards = before["shards"]
+    if isinstance(shards, list):  # as an earlier version wrote it, without their content
+        shards = {name: now.get(name) for name in shards}
+    for shard in kept:
+        try:
+            there = store.look("duplicates", f"{shard.name}.parquet")
+        except Damaged:
+            return [], []
+        if there is None or there.sha256 != shard.sha256:
+            return [], []
+    if any(content is None or now.get(name) != content for name, content in shards.items()):
+        return [], []
+    return list(shards), kept
+
+
+def _build(settings: Duplicates, compute: Compute, store: Store, progress: Progress) -> list[Shard]:
+    now = {name: _content(settings, store, name) for name in sorted(store.shards("plan"))}
+    before, kept = _covered(store, now)
+    new = [name for name in now if name not in before]
     if not new and kept:
         return kept
     name = f"pairs-{len(kept):05d}"
@@ -244,14 +265,17 @@ def _build(settings: Duplicates, compute: Compute, store: Store, progress: Progr
             compute,
             progress,
             store,
-            [*before["shards"], *new],
-            len(before["shards"]),
+            [*before, *new],
+            len(before),
             Path(folder),
         )
         shard = store.write("duplicates", name, tables, DUPLICATES)
     made = [*kept, shard]
     store.write_json(
-        {"shards": [*before["shards"], *new], "made": [vars(one) for one in made]},
+        {
+            "shards": {name: now[name] for name in (*before, *new)},
+            "made": [vars(one) for one in made],
+        },
         "duplicates",
         COVERED,
     )

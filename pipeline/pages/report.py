@@ -27,9 +27,9 @@ from pipeline.pages.section import Section, Table, counted
 from pipeline.pages.thumbnails import thumbnails
 from pipeline.pages.trained import training
 from pipeline.progress import duration
-from pipeline.run import RUN_WORKFLOW, Status, status
+from pipeline.run import Status, status
 from pipeline.selection.selection import near_pairs_of
-from pipeline.store import Store
+from pipeline.store import RUN_WORKFLOW, Store
 from pipeline.training.logs import logs
 
 SIDE = 160  # pixels of a thumbnail
@@ -110,7 +110,8 @@ def _sections(store: Store, stages: Sequence[Status]) -> Iterator[Section | None
     images = None
     if store.shards("plan"):
         images = planned(store)
-        rules = (store.read_json("_stages", "selection.json") or {}).get("settings", {})
+        record = store.record("selection")
+        rules = {} if record is None else record.settings
         yield flow_section(store, stages, images)
         yield prompts_section(store, images)
         yield images_section(images)

@@ -157,7 +157,8 @@ def review(
         )
     images = [judged[image_id] for image_id in shown]
     known = _known(store, images)
-    settings = (store.read_json("_stages", "selection.json") or {}).get("settings", {})
+    record = store.record("selection")
+    settings = {} if record is None else record.settings
     small = thumbnails(store, [image.place for image in images], side)
     number = {image_id: number for number, image_id in enumerate(shown)}
     items = []

@@ -228,7 +228,8 @@ def _check_same(store: Store, manifest: Mapping[str, Any]) -> None:
     found, expected = summary(store), manifest["plan"]
     if all(found[key] == expected[key] for key in found):
         return
-    here = (store.read_json("_stages", "prompts.json") or {}).get("settings", {})
+    record = store.record("prompts")
+    here = {} if record is None else record.settings
     contents = [source.get("content") for source in here.get("sources", [])]
     captions = [
         f"  {line['file']}: its content differs from that of the file of this name there"

@@ -64,7 +64,7 @@ def top_up(store: Store, short: Mapping[str, int]) -> None:
     """
     extra = extra_of(store)
     extra["rounds"].append(dict(short))
-    store.write_json(extra, "plan", ROUNDS)
+    store.rewrite("plan", extra, "plan", ROUNDS)
 
 
 def rounds_made(store: Store) -> int:

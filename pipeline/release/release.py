@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline import AigiError, __version__
 from pipeline.manifest import MANIFEST, PLAN_FILE, FileRecord, read_manifest
+from pipeline.pixels import decode_threads
 from pipeline.plan import specification
 from pipeline.plan.quotas import chosen, quotas
 from pipeline.plan.rounds import added, pinned, summary
@@ -28,6 +29,7 @@ from pipeline.release.verify import git_commit, library_versions
 from pipeline.stage import Files, Map
 from pipeline.store import Store
 from pipeline.tables import PLAN, RELEASE
+from pipeline.threads import ahead, workers
 
 VERSION = 1
 FILE_BYTES = 500_000_000
@@ -71,8 +73,17 @@ def _names(store: Store) -> list[str]:
     return list(_files(store))
 
 
+def _sources(store: Store, name: str) -> list[tuple[str, str]]:
+    shard = _files(store)[name]
+    return [(table, shard) for table in ("plan", "images", "selection")]
+
+
 def _read(store: Store, name: str) -> pa.Table:
-    """Kept rows of one image shard, with everything that is known about them."""
+    """Kept rows of one image shard, with everything that is known about them.
+
+    Raises:
+        Damaged: an image has other pixels than its row states.
+    """
     shard = _files(store)[name]
     found = store.aligned(shard, {"plan": None, "images": None, "selection": ["keep"]})
     plan, images = found["plan"], found["images"]
@@ -80,7 +91,19 @@ def _read(store: Store, name: str) -> pa.Table:
         images[field.name] if field.name in images.column_names else plan[field.name]
         for field in RELEASE
     ]
-    return pa.table(columns, schema=RELEASE).filter(found["selection"]["keep"])
+    keep = found["selection"]["keep"]
+    rows = pa.table(columns, schema=RELEASE).filter(keep)
+    numbers = [number for number, kept in enumerate(keep.to_pylist()) if kept]
+    stated = rows.select(["image_id", "image", "width", "height", "pixels_sha256"])
+
+    def compared(place: int) -> None:
+        (values,) = stated.slice(place, 1).to_pylist()
+        store.pixels("images", shard, numbers[place], values)
+
+    with workers(decode_threads(None), "compare") as pool:
+        for _ in ahead(range(rows.num_rows), compared, pool, 32):
+            pass
+    return rows
 
 
 def _chunks(rows: pa.Table) -> Iterator[pa.Table]:
@@ -103,8 +126,10 @@ def stage() -> Map:
         names=_names,
         read=_read,
         make_worker=_worker,
+        sources=_sources,
         state=_state,
         remake=True,  # a copy of what is kept: another selection asks for another one
+        published=True,
     )
 
 
@@ -124,7 +149,8 @@ def _check_splits(store: Store, names: list[str]) -> None:
 
 def _captions(store: Store) -> list[dict[str, Any]]:
     """Caption files of the prompts, by name and content."""
-    settings = (store.read_json("_stages", "prompts.json") or {}).get("settings", {})
+    record = store.record("prompts")
+    settings = {} if record is None else record.settings
     return [
         {"file": source["path"], "content": source["content"]}
         if "content" in source
@@ -141,7 +167,8 @@ def _make_manifest(
     sizes = store.shards("release")
     names = [name for name in _names(store) if name in sizes]
     _check_splits(store, names)
-    hashes = (store.read_json("_stages", "release.json") or {}).get("sha256", {})
+    record = store.record("release")
+    made = {} if record is None else record.shards
     files: list[FileRecord] = []
     for name in names:
         if sizes[name] > FILE_BYTES:
@@ -155,9 +182,9 @@ def _make_manifest(
                 "path": f"{name}.parquet",
                 "config": config,
                 "split": rest.split("-")[0],
-                "rows": store.rows("release", name) or 0,
+                "rows": made[name].rows,
                 "bytes": sizes[name],
-                "sha256": hashes.get(name) or store.sha256("release", f"{name}.parquet"),
+                "sha256": made[name].sha256,
             }
         )
     names_made = chosen(dataset, plan)
@@ -185,9 +212,9 @@ def _make_manifest(
             if quota.spec.count is not None
         },
         "tables": {
-            table: record["fingerprint"]
+            table: record.fingerprint
             for table in TABLES
-            if (record := store.read_json("_stages", f"{table}.json")) is not None
+            if (record := store.record(table)) is not None
         },
         "aigi": {"version": __version__, "commit": git_commit()},
         "versions": library_versions(),

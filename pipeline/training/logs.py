@@ -9,8 +9,7 @@ import posixpath
 from dataclasses import dataclass
 
 from pipeline import AigiError
-from pipeline.run import RUN_WORKFLOW
-from pipeline.store import Store
+from pipeline.store import RUN_WORKFLOW, Store
 
 FOLDER = "train"
 

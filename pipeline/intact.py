@@ -1,0 +1,85 @@
+"""Recorded files in; those that are what was written, and what is wrong with the others, out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pipeline.record import Written
+from pipeline.store import Damaged, Store
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How far a run believes what it finds.
+
+    Attributes:
+        rehash: hash every file, also those whose size and time of change are as recorded.
+        adopt: take up shards that no record describes.
+    """
+
+    rehash: bool = False
+    adopt: bool = False
+
+
+BELIEVING = Trust()
+
+
+def _same(
+    known: Written, size: int, stamp: str, look: Callable[[], Written | None], rehash: bool
+) -> Written | str:
+    """A file as the record should have it now; or what is wrong with it."""
+    if known.bytes not in (None, size):
+        return f"{size:,} bytes, and {known.bytes:,} were written"
+    if known.sha256 and known.stamp == stamp and stamp and not rehash:
+        return known
+    try:
+        now = look()
+    except Damaged as error:
+        return str(error)
+    if now is None:
+        return "missing"
+    if known.sha256 not in ("", now.sha256):
+        return "changed since it was written"
+    return now.model_copy(update={"made_from": known.made_from, "rows": now.rows or known.rows})
+
+
+def intact(
+    store: Store, table: str, shards: Mapping[str, Written], rehash: bool = False
+) -> tuple[dict[str, Written], dict[str, str]]:
+    """Recorded shards that are what was written; and by name, what is wrong with the others.
+
+    Sizes and times of change are compared first; a hash is taken where they differ.
+    """
+    listing = store.listing(table)
+
+    def one(name: str) -> Written | str:
+        if name not in listing:
+            return "missing"
+        path = (table, f"{name}.parquet")
+        return _same(shards[name], *listing[name], lambda: store.look(*path), rehash)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = dict(zip(shards, pool.map(one, shards), strict=True))
+    return (
+        {name: one for name, one in found.items() if isinstance(one, Written)},
+        {name: one for name, one in found.items() if isinstance(one, str)},
+    )
+
+
+def intact_files(
+    store: Store, files: Mapping[str, Written], rehash: bool = False
+) -> tuple[dict[str, Written], dict[str, str]]:
+    """The same for files, by their paths below the run."""
+
+    def one(path: str) -> Written | str:
+        if (found := store.stat(path)) is None:
+            return "missing"
+        return _same(files[path], *found, lambda: store.look(path), rehash)
+
+    found = {path: one(path) for path in files}
+    return (
+        {path: one for path, one in found.items() if isinstance(one, Written)},
+        {path: one for path, one in found.items() if isinstance(one, str)},
+    )

@@ -1,0 +1,163 @@
+"""One parquet file: rows in, row groups with checksums out; what its footer says.
+
+Boundaries of row groups depend on the rows alone, so the same rows are the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.tables import IMAGE
+
+# Small row groups let a reader skip to one image; narrow tables need long ones.
+IMAGE_ROWS, IMAGE_BYTES = 100, 64 << 20
+NARROW_ROWS = 65_536
+
+MADE_FROM = b"aigi.made_from"
+"""Key of a file's metadata: the digest of what it was made from."""
+
+
+def row_group_limits(schema: pa.Schema) -> dict[str, int]:
+    """The most `rows` of a row group, and the most `bytes` if the table has images."""
+    if "image" in schema.names:
+        return {"rows": IMAGE_ROWS, "bytes": IMAGE_BYTES}
+    return {"rows": NARROW_ROWS}
+
+
+class Hashing:
+    """A write-only file that keeps the sha256 and the length of what goes through it.
+
+    With content-defined chunking, Arrow 26 ends the whole process where a write fails. So a
+    failure is kept, and `check` raises it outside of Arrow.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.sha, self.bytes, self.closed = file, hashlib.sha256(), 0, False
+        self.failure: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the first failure of a write, if there was one."""
+        if self.failure is not None:
+            raise self.failure
+
+    def write(self, data: Any) -> int:
+        if self.failure is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.failure = error
+        self.sha.update(data)
+        self.bytes += memoryview(data).nbytes
+        return memoryview(data).nbytes
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def flush(self) -> None:
+        """Nothing to do: `_replace` flushes the file itself."""
+
+    def close(self) -> None:
+        self.closed = True
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _row_groups(chunks: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Regroup chunks by rows and bytes alone, so that timing never moves a boundary."""
+    limits = row_group_limits(schema)
+    most_rows, most_bytes = limits["rows"], limits.get("bytes")
+    # A row at a time where images are: one may be tens of megabytes.
+    step = most_rows if most_bytes is None else 1
+    held: list[pa.Table] = []
+    rows = size = 0
+    for chunk in chunks:
+        for start in range(0, chunk.num_rows, step):
+            piece = chunk.slice(start, step)
+            # nbytes of a slice counts the slice only, unlike get_total_buffer_size.
+            if held and (
+                rows + piece.num_rows > most_rows
+                or (most_bytes is not None and size + piece.nbytes > most_bytes)
+            ):
+                yield pa.concat_tables(held)
+                held, rows, size = [], 0, 0
+            held.append(piece)
+            rows, size = rows + piece.num_rows, size + piece.nbytes
+    if held:
+        yield pa.concat_tables(held)
+
+
+def footer_sha256(file: IO[bytes]) -> str:
+    """sha256 of the footer of a parquet file, in hex: where its pages are and what they contain.
+
+    Raises:
+        pa.ArrowInvalid: the file does not end as parquet.
+    """
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - 8))
+    tail = file.read(8)
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != b"PAR1" or length + 8 > end:
+        raise pa.ArrowInvalid("it does not end as a parquet file does")
+    file.seek(end - 8 - length)
+    return hashlib.sha256(file.read(length)).hexdigest()
+
+
+def write_parquet(
+    sink: Hashing, chunks: Iterable[pa.Table], schema: pa.Schema, made_from: str | None
+) -> int:
+    """Write row groups in a thread of their own while the worker makes the next rows."""
+    rows = 0
+    names = [
+        field.name
+        for field in schema
+        if pa.types.is_string(field.type) and field.name not in ("image_id", "pixels_sha256")
+    ]
+    # PNG bytes do not compress again; everything else does, very well.
+    codecs = {
+        path: "NONE" if path == "image.bytes" else "ZSTD"
+        for field in schema
+        for path in (
+            [f"{field.name}.bytes", f"{field.name}.path"] if field.type == IMAGE else [field.name]
+        )
+    }
+    with (
+        pq.ParquetWriter(
+            sink,
+            schema,
+            compression=codecs,
+            use_dictionary=names,
+            use_content_defined_chunking=True,
+            write_page_index=True,
+            write_page_checksum=True,
+        ) as writer,
+        ThreadPoolExecutor(1, "parquet") as thread,
+    ):
+        pending: Future[None] | None = None
+        for group in _row_groups(chunks, schema):
+            if pending is not None:
+                pending.result()
+                sink.check()
+            pending = thread.submit(
+                writer.write_table, group.cast(schema), row_group_size=group.num_rows
+            )
+            rows += group.num_rows
+        if pending is not None:
+            pending.result()
+        if made_from is not None:
+            writer.add_key_value_metadata({MADE_FROM: made_from.encode()})
+    sink.check()
+    return rows

@@ -1,0 +1,99 @@
+"""What a stage has made and from what: one record a table, `RUN/_stages/<table>.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.settings import Settings
+
+
+class Written(Settings):
+    """One file as it was written. Records of earlier versions do not have all of it.
+
+    Attributes:
+        bytes: its size; None: not recorded.
+        sha256: of its content, in hex; empty: not recorded.
+        footer: sha256 of the parquet footer, which is checked where only some columns are read.
+        rows: of a table.
+        stamp: what the file system tells of its last change; while it and the size are the same,
+            the content is not hashed again.
+        made_from: digest of what it was made from; None: not recorded.
+        text: a copy of a small file that cannot be made again.
+    """
+
+    bytes: int | None = Field(None, ge=0)
+    sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
+    footer: str = ""
+    rows: int = Field(0, ge=0)
+    stamp: str = ""
+    made_from: str | None = None
+    text: str | None = None
+
+
+class Record(Settings):
+    """The record of a stage.
+
+    Attributes:
+        inputs: fingerprints of the tables that it reads.
+        expected: shards or files that it makes in all.
+        failed: error texts of shards that could not be made.
+        shards: its shards, by name.
+        files: of a stage that makes files, these, by their paths below the run.
+        beside: files that a stage wrote besides its table.
+        made_from: digest of all that a table that is built as a whole was made from.
+        seen: the same in records of earlier versions: names of input shards and the state.
+    """
+
+    table: str
+    version: int
+    settings: dict[str, Any] = Field(default_factory=dict)
+    inputs: dict[str, str] = Field(default_factory=dict)
+    fingerprint: str
+    status: Literal["running", "stopped", "failed", "done"] = "running"
+    expected: int | None = Field(None, ge=0)
+    failed: dict[str, str] = Field(default_factory=dict)
+    seconds: float = Field(0.0, ge=0)
+    shards: dict[str, Written] = Field(default_factory=dict)
+    files: dict[str, Written] = Field(default_factory=dict)
+    beside: dict[str, Written] = Field(default_factory=dict)
+    made_from: str | None = None
+    seen: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier(cls, data: Any) -> Any:
+        """Take up a record of a version that kept hashes of some shards, and sizes of others."""
+        if not isinstance(data, dict):
+            return data
+        found = dict(data)
+        hashes, sizes = found.pop("sha256", None), found.pop("sizes", None)
+        if "shards" not in found and isinstance(hashes or sizes, dict):
+            found["shards"] = (
+                {name: {"sha256": sha256} for name, sha256 in hashes.items()}
+                if hashes
+                else {name: {"bytes": size} for name, size in sizes.items()}
+            )
+        files = found.get("files")
+        if isinstance(files, dict):
+            found["files"] = {
+                path: {"bytes": file} if isinstance(file, int) else file
+                for path, file in files.items()
+            }
+        return found
+
+
+def digest(parts: Iterable[tuple[str, str, str]], state: Any = None, fingerprint: str = "") -> str:
+    """sha256, in hex, of what a shard or a table is made from.
+
+    Args:
+        parts: table, name and sha256 of every shard that is read.
+        state: what else decides it, as JSON values.
+        fingerprint: of the stage that makes it.
+    """
+    text = json.dumps([fingerprint, *sorted(parts), state], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
