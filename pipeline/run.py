@@ -13,7 +13,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from pipeline.stage import (
     made_from,
     make_shard,
 )
-from pipeline.store import RECORDS, RUN_WORKFLOW, Damaged, DiskFull, Store
+from pipeline.store import RECORDS, Damaged, DiskFull, Store
 
 # A model that cannot load fails every shard; there is no use in trying thousands.
 FAILURES_IN_A_ROW = 8
@@ -469,86 +468,3 @@ def run_stages(
         else:
             _run_files(stage, store, begun, progress, trust)
         made.add(stage.table)
-
-
-@dataclass(frozen=True)
-class Status:
-    """The state of one stage of a run."""
-
-    table: str
-    state: str
-    done: int
-    failed: int
-    missing: int
-    rows: int
-    bytes: int
-    seconds: float
-
-
-def records(store: Store) -> list[Record]:
-    """The records of a run, in the order in which its stages start; none before the first.
-
-    Raises:
-        AigiError: the folder contains no run.
-        Damaged: a record is not one.
-    """
-    try:
-        files = store.fs.find(store.path(RECORDS))
-    except FileNotFoundError:
-        files = []
-    names = [file.rsplit("/", 1)[-1] for file in files]
-    found = [
-        record
-        for name in names
-        if name.endswith(".json") and not name.startswith(".")
-        if (record := store.record(name.removesuffix(".json"))) is not None
-    ]
-    if not found and store.read_json(RUN_WORKFLOW) is None:
-        raise AigiError(f"{store.url}: no run here (no {RECORDS} folder)")
-    by_name = {record.table: record for record in found}
-
-    def depth(record: Record, above: frozenset[str] = frozenset()) -> int:
-        below = (record.inputs.keys() & by_name.keys()) - above
-        return 1 + max((depth(by_name[name], above | {record.table}) for name in below), default=0)
-
-    return sorted(found, key=lambda record: (depth(record), record.table))
-
-
-def status(store: Store) -> list[Status]:
-    """State of every stage of a run, in the order in which they were started.
-
-    Empty for a run whose workflow is recorded but whose stages have not started.
-
-    Raises:
-        AigiError: as `records`.
-    """
-    found = []
-    for record in records(store):
-        sizes = store.shards(record.table)
-        rows: dict[str, int | None] = {}
-        unsure = []
-        for name, size in sizes.items():
-            known = record.shards.get(name)
-            if known is None or (not known.stamp and known.bytes in (None, size)):
-                unsure.append(name)  # of a stage that runs, or of a record of an earlier version
-            else:
-                rows[name] = known.rows if known.bytes == size else None
-        rows |= store.rows_of(record.table, unsure)
-        whole = {name: count for name, count in rows.items() if count is not None}
-        now = {path: store.size(path) for path in record.files}
-        there = [size for path, size in now.items() if size and size == record.files[path].bytes]
-        done = len(whole) + len(there)
-        expected = done if record.expected is None else record.expected
-        found.append(
-            Status(
-                table=record.table,
-                state=record.status,
-                done=done,
-                failed=len(record.failed),
-                missing=max(0, expected - done),
-                rows=sum(whole.values()),
-                bytes=sum(sizes[name] for name in whole) + sum(there),
-                seconds=record.seconds,
-            )
-        )
-    return found

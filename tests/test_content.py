@@ -23,7 +23,7 @@ import pytest
 from pipeline import AigiError
 from pipeline import store as store_module
 from pipeline.intact import Trust
-from pipeline.pixels import png_bytes
+from pipeline.pixels import decode, pixels_sha256, png_bytes
 from pipeline.progress import Progress
 from pipeline.run import run_stages
 from pipeline.stage import Compute
@@ -313,15 +313,30 @@ def again(path: Path, run: Path, *more: str) -> str:
     return done.stderr
 
 
-def blackened(path: Path) -> str:
-    """Exchange the first image of a shard for a black one; its id."""
+def mirrored(path: Path, honest: bool = False) -> str:
+    """Exchange the first image of a shard for its mirror image; its id.
+
+    Args:
+        honest: its row states the hash of its pixels.
+    """
     table = pq.read_table(path)
     rows = table.to_pylist()
     row = next(row for row in rows if row["image"])
-    black = np.zeros((row["height"], row["width"], 3), np.uint8)
-    row["image"]["bytes"] = png_bytes(black)
+    rgb = np.ascontiguousarray(decode(row["image"]["bytes"], 1 << 20).rgb[:, ::-1])
+    row["image"]["bytes"] = png_bytes(rgb)
+    if honest:
+        row["pixels_sha256"] = pixels_sha256(rgb)
     pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
     return str(row["image_id"])
+
+
+def record_as_written(run: Path, table: str, shard: str) -> None:
+    """Make the record say that the stage itself wrote what a shard now is."""
+    store = Store(str(run))
+    record, now = store.record(table), store.look(table, f"{shard}.parquet")
+    assert record is not None and now is not None
+    now = now.model_copy(update={"made_from": record.shards[shard].made_from})
+    store.write_record(record.model_copy(update={"shards": {**record.shards, shard: now}}))
 
 
 def test_an_exchanged_image_never_gets_into_a_release(run: tuple[Path, Path]) -> None:
@@ -330,7 +345,7 @@ def test_an_exchanged_image_never_gets_into_a_release(run: tuple[Path, Path]) ->
     before = {table: times(folder, table) for table in (*TABLES, "release", "characteristics")}
     shard = sorted((folder / "images").glob("sd-train-*.parquet"))[0]
     good = shard.read_bytes()
-    blackened(shard)
+    mirrored(shard)
     said = again(path, folder)
     assert f"images: {shard.stem}" in said and "made again" in said
     assert shard.read_bytes() == good, "the same models make the same bytes"
@@ -339,48 +354,46 @@ def test_an_exchanged_image_never_gets_into_a_release(run: tuple[Path, Path]) ->
     assert after == before, "what follows was made from the same content"
 
 
-def test_an_image_that_really_changed_is_followed_by_all_that_tells_of_it(
-    run: tuple[Path, Path], models: Path, tmp_path: Path
+def test_no_release_is_made_of_pixels_that_their_row_does_not_state(
+    run: tuple[Path, Path],
 ) -> None:
-    """Other weights of the same name: the images of one shard are lost and come out different."""
+    path, folder = run
+    shard = sorted((folder / "images").glob("sd-train-*.parquet"))[0]
+    name = mirrored(shard)
+    record_as_written(folder, "images", shard.stem)
+    done = aigi("run", str(path), "--set", f"run={folder}")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert f"{shard}: row" in line and name in line and "pixels_sha256" in line
+
+
+def test_an_image_that_really_changed_is_followed_by_all_that_tells_of_it(
+    run: tuple[Path, Path],
+) -> None:
     path, folder = run
     again(path, folder)
     tables = ("embeddings", "quality", "selection", "release", "characteristics")
     before = {table: times(folder, table) for table in tables}
     shard = sorted((folder / "images").glob("sd-train-*.parquet"))[0]
-    name = blackened(shard)
-    # As if the run itself had written it.
-    record = folder / "_stages" / "images.json"
-    data = json.loads(record.read_text())
-    now = Store(str(folder)).look("images", shard.name)
-    assert now is not None
-    made_from = data["shards"][shard.stem]["made_from"]
-    data["shards"][shard.stem] = now.model_dump(exclude_defaults=True) | {"made_from": made_from}
-    rows = pq.read_table(shard).to_pylist()
-    black = next(row for row in rows if row["image_id"] == name)
-    record.write_text(json.dumps(data))
-    done = aigi("run", str(path), "--set", f"run={folder}")
-    # Its pixels are not those of its row: no release is made of it.
-    assert done.returncode == 1
-    assert f"{shard.name}: row" in done.stderr and "pixels_sha256" in done.stderr
-    from pipeline.pixels import decode, pixels_sha256
-
-    black["pixels_sha256"] = pixels_sha256(decode(black["image"]["bytes"], 1 << 20).rgb)
-    pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(shard)), shard)
-    now = Store(str(folder)).look("images", shard.name)
-    assert now is not None
-    data["shards"][shard.stem] = now.model_dump(exclude_defaults=True) | {"made_from": made_from}
-    record.write_text(json.dumps(data))
+    name = mirrored(shard, honest=True)
+    record_as_written(folder, "images", shard.stem)
     again(path, folder)
-    store = Store(str(folder))
-    scores = {row["image_id"]: row for row in store.read("quality", shard.stem).to_pylist()}
-    assert scores[name]["black"] == 1.0
     for table in ("embeddings", "quality"):
         after = times(folder, table)
         changed = {one for one in after if after[one] != before[table][one]}
         assert changed == {shard.name}, "and nothing else"
-    after = times(folder, "release")
-    assert len({one for one in after if after[one] != before["release"].get(one)}) == 1
+    for table in ("release", "characteristics"):
+        after = times(folder, table)
+        assert len({one for one in after if after[one] != before[table].get(one)}) == 1
+    store = Store(str(folder))
+    rows = {row["image_id"]: row for row in store.read("images", shard.stem).to_pylist()}
+    released = [
+        row
+        for file in store.shards("release")
+        for row in store.read("release", file).to_pylist()
+        if row["image_id"] == name
+    ]
+    assert [row["pixels_sha256"] for row in released] == [rows[name]["pixels_sha256"]]
     assert aigi("verify", str(folder)).returncode == 0
 
 

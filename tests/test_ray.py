@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import AigiError
-from pipeline.run import status
 from pipeline.stage import Compute
+from pipeline.status import status
 from pipeline.store import Store
 from tests import toy
 from tests.conftest import ROOT

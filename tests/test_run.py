@@ -20,8 +20,9 @@ import pytest
 
 from pipeline import AigiError, parquet
 from pipeline.progress import Progress
-from pipeline.run import run_stages, status
+from pipeline.run import run_stages
 from pipeline.stage import Build, Compute, Files, Map, fingerprint
+from pipeline.status import status
 from pipeline.store import Shard, Store
 from pipeline.tables import IMAGES
 from tests import toy

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.show import Override, Target, explained, show, talk
+from pipeline.cli.show import Override, Quiet, Target, explained, show, talk
 
 if TYPE_CHECKING:
     from pipeline.audit import Remade
@@ -32,27 +32,45 @@ def verify(
         ),
     ] = None,
     overrides: Override = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Decode every image, and compare its pixels.")
+    ] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Compare a release with its manifest, and some of its rows with rows made again.
+    """Check every file of a run and of its release, and what the release states of its rows.
 
-    The exit code is 1 if a file, its rows, its columns or an image differs.
+    The exit code is 1 if a file is not what was written, if the release differs from its manifest
+    or its rows from what they and it state, or if an image that is made again differs.
     """
     with explained():
-        from pipeline.manifest import open_release
+        from pipeline.manifest import find_release, open_release
+        from pipeline.progress import Progress
+        from pipeline.release.claims import digest, wrong_claims
         from pipeline.release.verify import compare
+        from pipeline.status import damage, records
+        from pipeline.store import RECORDS, Store
 
+        progress, run = Progress(quiet=quiet), Store(target)
+        is_run = run.fs.exists(run.path(RECORDS))
+        if is_run:
+            _refuse(damage(run, progress, deep), "files of the run are not right", run.remedy)
+            stages = records(run)
+            files = sum(len(r.shards) + len(r.files) + len(r.beside) for r in stages)
+            print(f"{target}: {len(stages)} stages, {files:,} files, all as they were written")
+        if is_run and find_release(target) is None and run.record("manifest") is None:
+            return
         store, manifest = open_release(target)
         differences = compare(store, manifest)
-        for line in differences:
-            print(line)
-        if differences:
-            print(f"error: {len(differences)} differences from the manifest", file=sys.stderr)
-            raise typer.Exit(1)
+        _refuse(differences, "differences from the manifest", store.remedy)
         rows = sum(file["rows"] for file in manifest["files"])
         print(
             f"{manifest['name']} {manifest['version']}: {len(manifest['files'])} files, "
             f"{rows:,} rows, all equal to the manifest"
         )
+        wrong = wrong_claims(store, manifest, progress, deep)
+        _refuse(wrong, "statements of the release are wrong", "Make the release again.")
+        print("ids, splits, models and licences are what the rows give" + ", pixels too" * deep)
+        print(f"digest: {digest(store, manifest)}")
         if pixels:
             from pipeline import settings
             from pipeline import workflow as workflows
@@ -67,6 +85,15 @@ def verify(
             places = mine.model_dump(mode="json")
             made = audit(store, manifest, places, pixels, seed, talk)
             _print_remade(list(made), min_psnr)
+
+
+def _refuse(lines: list[str], what: str, remedy: str) -> None:
+    """Print what is wrong, and end with exit code 1; with nothing wrong, go on."""
+    for line in lines:
+        print(line)
+    if lines:
+        print(f"error: {len(lines)} {what}. {remedy}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def _print_remade(rows: list[Remade], min_psnr: float | None) -> None:

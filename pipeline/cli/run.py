@@ -126,7 +126,7 @@ def status(
         from dataclasses import asdict
 
         from pipeline.progress import duration
-        from pipeline.run import status as stage_status
+        from pipeline.status import status as stage_status
         from pipeline.store import Store
         from pipeline.training.logs import logs
 

@@ -27,10 +27,10 @@ from pipeline.pages.section import (
 )
 from pipeline.pages.thumbnails import Place, pictures
 from pipeline.release.counts import reject_reasons
-from pipeline.run import Status
 from pipeline.selection.rules import PAIRS, RULES
 from pipeline.selection.sweep import SWEPT
 from pipeline.settings import SPLITS
+from pipeline.status import Status
 from pipeline.store import Store
 
 _READ_BACK = 8  # images of each mark, source and split

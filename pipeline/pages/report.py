@@ -27,8 +27,8 @@ from pipeline.pages.section import Section, Table, counted
 from pipeline.pages.thumbnails import thumbnails
 from pipeline.pages.trained import training
 from pipeline.progress import duration
-from pipeline.run import Status, status
 from pipeline.selection.selection import near_pairs_of
+from pipeline.status import Status, status
 from pipeline.store import RUN_WORKFLOW, Store
 from pipeline.training.logs import logs
 

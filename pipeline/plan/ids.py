@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +21,24 @@ def seed_of(prompt: str, source: str, index: int, salt: int) -> int:
 def image_id_of(fields: dict[str, Any]) -> str:
     text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+GENERATED = (
+    "source", "model", "revision", "steps", "guidance_scale", "negative_prompt", "scheduler",
+    "dtype", "width", "height", "text", "seed", "watermark",
+)  # fmt: skip
+"""What decides the pixels of a generated image, and so its id."""
+
+
+def id_of(row: Mapping[str, Any]) -> str:
+    """The id of an image, from the columns of its row in the plan; those of an import lack a seed.
+
+    The id of an imported image without a watermark is what it was before imports could have one.
+    """
+    if row["seed"] is not None:
+        return image_id_of({name: row[name] for name in GENERATED})
+    names = ("source", "path", "text", *(("watermark",) if row["watermark"] != "none" else ()))
+    return image_id_of({name: row[name] for name in names})
 
 
 def pair_id_of(ids: dict[str, str]) -> str | None:

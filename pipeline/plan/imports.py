@@ -22,7 +22,7 @@ from pipeline.pictures.pictures import (
 )
 from pipeline.pictures.sources import ImportedSource, OriginalSource
 from pipeline.pixels import BadPicture, image_size
-from pipeline.plan.ids import image_id_of, pair_id_of, plan_table, spans
+from pipeline.plan.ids import id_of, pair_id_of, plan_table, spans
 from pipeline.plan.quotas import BYTES_PER_PIXEL, Plan, generations_of
 from pipeline.plan.specification import ImportSpec
 from pipeline.prompts.text import SplitShares, normalise, prompt_id, split_of
@@ -115,10 +115,14 @@ def imported_shards(
         index = seen[picture.prompt_id]
         seen[picture.prompt_id] += 1
         ids = {
-            # Without a watermark the id is what it was before imports could have one.
-            watermark: image_id_of(
-                {"source": name, "path": path, "text": picture.text}
-                | ({} if watermark == "none" else {"watermark": watermark})
+            watermark: id_of(
+                {
+                    "source": name,
+                    "path": path,
+                    "text": picture.text,
+                    "watermark": watermark,
+                    "seed": None,
+                }
             )
             for watermark, path in paths.items()
         }

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipeline import AigiError
 from pipeline.manifest import PLAN_FILE, plan_beside, read_manifest, read_plan
 from pipeline.plan import specification
-from pipeline.plan.ids import image_id_of, pair_id_of, plan_table, rank_of, seed_of, spans
+from pipeline.plan.ids import id_of, pair_id_of, plan_table, rank_of, seed_of, spans
 from pipeline.plan.imports import (
     Import,
     imported_shards,
@@ -92,7 +92,6 @@ def _generated(
         "height": size.height,
         "path": None,
     }
-    deciding = {key: value for key, value in fixed.items() if key not in ("split", "path")}
     each = shard_rows(size.width or 0, size.height or 0, len(size.watermarks), plan.shard_mb)
     rows: list[dict[str, Any]] = []
     for number, first, last in spans([planned, *rounds]):
@@ -101,8 +100,8 @@ def _generated(
             prompt = prompts[at]
             seed = seed_of(prompt.prompt_id, name, index, plan.seed)
             ids = {
-                watermark: image_id_of(
-                    {**deciding, "text": prompt.text, "seed": seed, "watermark": watermark}
+                watermark: id_of(
+                    {**fixed, "text": prompt.text, "seed": seed, "watermark": watermark}
                 )
                 for watermark in size.watermarks
             }

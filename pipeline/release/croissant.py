@@ -111,6 +111,16 @@ def _fields(config: str) -> list[dict[str, Any]]:
     return [split, *found]
 
 
+def _configs(dataset: Dataset, files: list[FileRecord]) -> list[str]:
+    return [name for name in dataset.sources if any(file["config"] == name for file in files)]
+
+
+def licences(dataset: Dataset, files: list[FileRecord]) -> list[str]:
+    """Licences of a dataset and of its sources that have files, each once: URLs, or names."""
+    parts = [dataset, *(dataset.sources[config] for config in _configs(dataset, files))]
+    return list(dict.fromkeys(part.licence_url or plain(part.licence) for part in parts))
+
+
 def croissant(
     dataset: Dataset, version: str, files: list[FileRecord], keywords: list[str]
 ) -> Mapping[str, Any]:
@@ -120,10 +130,8 @@ def croissant(
         dataset: only sources that have files are described.
         files: in the order in which they are listed.
     """
-    configs = [name for name in dataset.sources if any(file["config"] == name for file in files)]
+    configs = _configs(dataset, files)
     splits = [split for split in SPLITS if any(file["split"] == split for file in files)]
-    parts = [dataset, *(dataset.sources[config] for config in configs)]
-    licences = dict.fromkeys(part.licence_url or plain(part.licence) for part in parts)
     distribution: list[dict[str, Any]] = [
         {
             "@type": "cr:FileSet",
@@ -190,7 +198,7 @@ def croissant(
         "alternateName": plain(dataset.title),
         "description": plain(dataset.description or dataset.title),
         "version": version,
-        "license": list(licences),
+        "license": licences(dataset, files),
         **({"citeAs": dataset.citation.strip()} if dataset.citation.strip() else {}),
         **({"inLanguage": list(dataset.language)} if dataset.language else {}),
         "keywords": keywords,

@@ -21,6 +21,7 @@ from pipeline.release.changes import (
     equal_there,
     release_files,
 )
+from pipeline.release.claims import digest
 from pipeline.release.read_back import check_here, read_back
 from pipeline.store import Store
 
@@ -181,7 +182,11 @@ def to_hub(
                 )
         if branch == "main":
             with _explained(to, token):
-                api.create_tag(repo, tag=tag, repo_type="dataset", exist_ok=True)
+                # Whoever has the files can compute it again, and needs to believe no one.
+                message = f"aigi verify: digest {digest(store, manifest)}"
+                api.create_tag(
+                    repo, tag=tag, tag_message=message, repo_type="dataset", exist_ok=True
+                )
                 if wrong := _differences(store, manifest, _listing(api, repo, tag)):
                     raise AigiError(
                         f"{to}: the tag {tag} was created by someone else in the meantime: "

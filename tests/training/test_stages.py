@@ -14,8 +14,9 @@ import pytest
 
 from pipeline import AigiError
 from pipeline.progress import Progress
-from pipeline.run import run_stages, status
+from pipeline.run import run_stages
 from pipeline.stage import Compute
+from pipeline.status import status
 from pipeline.store import Store
 from pipeline.training import stages
 from pipeline.training.settings import Train

@@ -1,0 +1,171 @@
+"""A run in; the state of its stages, and what is wrong with its files, out. Nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import AigiError
+from pipeline.intact import intact, intact_files
+from pipeline.pixels import decode_threads
+from pipeline.progress import Progress
+from pipeline.record import Record, Written
+from pipeline.store import RECORDS, RUN_WORKFLOW, Store
+from pipeline.threads import ahead, workers
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of one stage of a run."""
+
+    table: str
+    state: str
+    done: int
+    failed: int
+    missing: int
+    rows: int
+    bytes: int
+    seconds: float
+
+
+def records(store: Store) -> list[Record]:
+    """The records of a run, in the order in which its stages start; none before the first.
+
+    Raises:
+        AigiError: the folder contains no run.
+        Damaged: a record is not one.
+    """
+    try:
+        files = store.fs.find(store.path(RECORDS))
+    except FileNotFoundError:
+        files = []
+    names = [file.rsplit("/", 1)[-1] for file in files]
+    found = [
+        record
+        for name in names
+        if name.endswith(".json") and not name.startswith(".")
+        if (record := store.record(name.removesuffix(".json"))) is not None
+    ]
+    if not found and store.read_json(RUN_WORKFLOW) is None:
+        raise AigiError(f"{store.url}: no run here (no {RECORDS} folder)")
+    by_name = {record.table: record for record in found}
+
+    def depth(record: Record, above: frozenset[str] = frozenset()) -> int:
+        below = (record.inputs.keys() & by_name.keys()) - above
+        return 1 + max((depth(by_name[name], above | {record.table}) for name in below), default=0)
+
+    return sorted(found, key=lambda record: (depth(record), record.table))
+
+
+def status(store: Store) -> list[Status]:
+    """State of every stage of a run, in the order in which they were started.
+
+    Empty for a run whose workflow is recorded but whose stages have not started.
+
+    Raises:
+        AigiError: as `records`.
+    """
+    found = []
+    for record in records(store):
+        sizes = store.shards(record.table)
+        rows: dict[str, int | None] = {}
+        unsure = []
+        for name, size in sizes.items():
+            known = record.shards.get(name)
+            if known is None or (not known.stamp and known.bytes in (None, size)):
+                unsure.append(name)  # of a stage that runs, or of a record of an earlier version
+            else:
+                rows[name] = known.rows if known.bytes == size else None
+        rows |= store.rows_of(record.table, unsure)
+        whole = {name: count for name, count in rows.items() if count is not None}
+        now = {path: store.size(path) for path in record.files}
+        there = [size for path, size in now.items() if size and size == record.files[path].bytes]
+        done = len(whole) + len(there)
+        expected = done if record.expected is None else record.expected
+        found.append(
+            Status(
+                table=record.table,
+                state=record.status,
+                done=done,
+                failed=len(record.failed),
+                missing=max(0, expected - done),
+                rows=sum(whole.values()),
+                bytes=sum(sizes[name] for name in whole) + sum(there),
+                seconds=record.seconds,
+            )
+        )
+    return found
+
+
+# --- what is wrong -------------------------------------------------------------------------------
+
+
+def damage(store: Store, progress: Progress, deep: bool = False) -> list[str]:
+    """A line for every file of a run that is not what its stage wrote; all files are hashed.
+
+    Args:
+        deep: decode every image of the images table, and compare its pixels with their hash.
+
+    Raises:
+        AigiError: as `records`.
+    """
+    found = []
+    all_records = {record.table: record for record in records(store)}
+    total = sum(len(r.shards) + len(r.files) + len(r.beside) for r in all_records.values())
+    with progress.stage("files", total, 0, 0) as bar:
+        for table, record in all_records.items():
+            if record.status != "done":
+                found.append(f"{table}: {record.status}; its table is not whole")
+            for name, digest in record.inputs.items():
+                if name in all_records and all_records[name].fingerprint != digest:
+                    found.append(f"{table}: made from another {name} table")
+            shards, wrong = intact(store, table, record.shards, rehash=True)
+            files, lost = intact_files(store, {**record.files, **record.beside}, rehash=True)
+            found += [f"{table}/{name}.parquet: {_short(why)}" for name, why in wrong.items()]
+            found += [f"{path}: {_short(why)}" for path, why in lost.items()]
+            found += [
+                f"{table}/{name}.parquet: the {table} stage did not write it"
+                for name in store.shards(table)
+                if name not in record.shards
+            ]
+            unhashed = [name for name, one in _named(record) if one.sha256 == ""]
+            if unhashed:
+                found.append(
+                    f"{unhashed[0]}: its content was not recorded by the version of aigi that made "
+                    f"it ({len(unhashed)} such files of {table}); run the workflow once more"
+                )
+            for name, one in {**shards, **files}.items():
+                if deep and table == "images" and name in shards:
+                    found += _pixels(store, name)
+                bar.advance(one.rows)
+    return found
+
+
+def _short(why: str) -> str:
+    """The reason alone: the file is named already, and the remedy comes once, at the end."""
+    return why.partition("damaged (")[2].partition("). ")[0] or why.partition(". ")[0]
+
+
+def _named(record: Record) -> Iterator[tuple[str, Written]]:
+    for name, one in record.shards.items():
+        yield f"{record.table}/{name}.parquet", one
+    yield from record.files.items()
+
+
+def _pixels(store: Store, shard: str) -> list[str]:
+    """A line for each image of a shard that is not what its row states."""
+    wanted = ["image_id", "image", "width", "height", "pixels_sha256"]
+
+    def compared(item: tuple[int, dict[str, Any]]) -> str | None:
+        try:
+            if item[1]["image"] is not None:
+                store.pixels("images", shard, *item)
+        except AigiError as error:
+            return f"images/{shard}.parquet: {_short(str(error).partition('.parquet: ')[2])}"
+        return None
+
+    rows = store.rows("images", shard) or 0
+    with workers(decode_threads(None), "verify") as pool:
+        lines = ahead(store.rows_at("images", shard, range(rows), wanted), compared, pool, 32)
+        return [line for line in lines if line is not None]
