@@ -168,7 +168,7 @@ def _licences(store: Store, manifest: Mapping[str, Any], dataset: Dataset, found
             data = json.loads(store.fs.cat_file(store.path(CROISSANT)))
             stated_licences, version = sorted(data["license"]), data["version"]
         except (ValueError, KeyError, TypeError):
-            stated_licences = version = None
+            stated_licences, version = [], None
         ours = sorted(licences(dataset, manifest["files"]))
         for name, one, other in (
             ("license", stated_licences, ours),
