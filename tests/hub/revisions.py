@@ -35,6 +35,8 @@ def create_ref(call: Call) -> Answer:
         repo = call.repo(write=True)
         if call.names["what"] == "tag":
             heads, name, start = repo.tags, wish["tag"], unquote(call.names["rev"])
+            if name not in heads:
+                repo.tag_messages[name] = wish.get("message") or ""
         else:
             heads, name = repo.branches, unquote(call.names["rev"])
             start = wish.get("startingPoint") or "main"

@@ -87,6 +87,10 @@ def test_published_private_tagged_and_loaded_back(
     assert done.returncode == 0, done.stderr
     assert hub.repository(REPO).private
     assert hub.tags(REPO) == {"v1.2.3": hub.commits(REPO)[0].id}
+    verified = aigi("verify", f"{TO}@v1.2.3", **hub.environment())
+    assert verified.returncode == 0, verified.stderr
+    (digest,) = re.findall(r"^digest: ([0-9a-f]{64})$", verified.stdout, re.MULTILINE)
+    assert hub.repository(REPO).tag_messages == {"v1.2.3": f"aigi verify: digest {digest}"}
     assert whole(hub, release) and once(hub, release)
     for line in ("sd/train: 24", "sd/test: 2", "sdxl/train: 4", "sdxl/test: 6"):
         assert f"{line} rows loaded" in done.stdout
