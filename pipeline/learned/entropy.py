@@ -117,6 +117,7 @@ def range_model(table: Ints) -> Any:
 
 @lru_cache(maxsize=1)
 def gaussian_models() -> list[Any]:
+    """constriction's model of each of the 64 `gaussian_tables`."""
     return [range_model(table) for table in gaussian_tables()]
 
 

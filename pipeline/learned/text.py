@@ -123,6 +123,6 @@ class TextEncoder:
         return Text(features.double() / STEPS, there).to(self.device, torch.float64)
 
     def state(self) -> dict[str, Tensor]:
-        """Its weights by name, in float64: shapes and values are those of the parameters."""
+        """Its weights by name, in float64: shapes of the parameters, any values."""
         found: dict[str, Tensor] = self.model.state_dict()
         return found
