@@ -189,7 +189,13 @@ class Comparison:
 
 
 def compare(anchor: Curves, test: Curves, metric: str, how: Interpolation) -> Comparison:
-    """BD-rate in per cent with its interval, and BD-quality in dB."""
+    """BD-rate in per cent with its interval, and BD-quality in dB.
+
+    Args:
+        anchor, test: float64, images x qualities, of which the images of both are compared.
+        metric: a name of METRICS.
+        how: the interpolation.
+    """
     ours, theirs = test.points(metric), anchor.points(metric)
     shared = sorted(set(ours) & set(theirs))
     if not shared:
