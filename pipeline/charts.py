@@ -31,7 +31,12 @@ _DASHES = ("", "7 3", "2 2", "9 3 2 3", "4 2", "12 3", "2 5", "6 2 2 2 2 2")
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: points in the order in which they are joined."""
+    """One line of a chart: points in the order in which they are joined.
+
+    Attributes:
+        name: what the legend calls it.
+        x, y: float64, shape (N,), finite, in the units of the axes.
+    """
 
     name: str
     x: Floats

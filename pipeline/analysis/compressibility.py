@@ -20,7 +20,7 @@ def gradient_energy(grey: NDArray[np.uint8]) -> float:
     """Mean squared difference to the right neighbour plus that to the lower one, in levels².
 
     Args:
-        grey: uint8, H x W.
+        grey: uint8, H x W, 0 to 255.
     """
     levels = grey.astype(np.int32)
     found = 0.0
@@ -38,7 +38,7 @@ def spectral_slope(grey: NDArray[np.uint8]) -> float:
     by least squares (after Field 1987, and van der Schaaf and van Hateren 1996).
 
     Args:
-        grey: uint8, H x W.
+        grey: uint8, H x W, 0 to 255.
 
     Returns:
         NaN if fewer than three rings contain a frequency with power, as in a flat image.
@@ -72,7 +72,7 @@ def noise_level(grey: NDArray[np.uint8]) -> float:
     Fine texture counts as noise, so compare only images of the same scene.
 
     Args:
-        grey: uint8, H x W.
+        grey: uint8, H x W, 0 to 255.
 
     Returns:
         NaN for images below 3x3 pixels.

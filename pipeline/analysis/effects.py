@@ -50,7 +50,11 @@ Floats = NDArray[np.float64]
 
 
 def by_source(table: pa.Table, columns: Sequence[str]) -> dict[str, dict[str, Floats]]:
-    """Known values (float64) by column and source; images with a watermark are left out."""
+    """Known values by column and source; images with a watermark are left out.
+
+    Returns:
+        float64, shape (n,), n from 1: those of a column that are not null, in its unit and range.
+    """
     plain = unmarked(table)
     sources = sorted(pc.unique(plain["source"]).to_pylist())
     rows = {source: plain.filter(pc.equal(plain["source"], source)) for source in sources}
@@ -68,6 +72,9 @@ def compare(one: Floats, other: Floats) -> dict[str, float | None]:
     """Means, spreads, effect sizes and the test of two float64 samples, neither of them empty.
 
     A value that is undefined for small or flat samples is None.
+
+    Args:
+        one, other: float64, shapes (n,) and (m,), finite.
     """
     from scipy.stats import ks_2samp, rankdata
 
@@ -114,6 +121,10 @@ def _rows(
 
 def effects(found: Mapping[str, Mapping[str, Floats]], reference: str | None) -> pa.Table:
     """EFFECTS of values by column and source.
+
+    Args:
+        found: float64, shape (n,), n from 1, finite, as `by_source` returns them.
+        reference: the source that all others are compared with; None: each with all others.
 
     Raises:
         AigiError: there is no source with the name of the reference.

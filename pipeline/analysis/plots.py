@@ -53,6 +53,11 @@ def densities(title: str, across: str, values: Mapping[str, Floats]) -> str | No
     The axis goes from the lowest half per cent of any source to the highest. A source with fewer
     than three distinct values has no density; the legend shows that.
 
+    Args:
+        title: above the plot.
+        across: what the number is, with its unit.
+        values: float64, shape (n,), finite, by source.
+
     Returns:
         SVG; None if no source has a density.
     """

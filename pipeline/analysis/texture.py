@@ -38,12 +38,12 @@ def cooccurrences(grey: Grey, distances: Sequence[int], angles: Sequence[float])
     """How often each level is the neighbour of each other one, inside the image.
 
     Args:
-        grey: uint8, H x W.
+        grey: uint8, H x W, 0 to 255.
         distances: in pixels.
         angles: in radians, from the right downwards.
 
     Returns:
-        int64 counts, 256 x 256 x D x A: level of a pixel, of its neighbour, distance, angle.
+        int64 counts from 0, 256 x 256 x D x A: level of a pixel, of its neighbour, distance, angle.
     """
     found = np.empty((len(distances), len(angles), LEVELS * LEVELS), np.int64)
     here = grey.astype(np.uint16) << 8
@@ -74,7 +74,7 @@ def properties(counts: Counts, symmetric: bool = True) -> dict[str, Floats]:
     """Properties of normalised matrices.
 
     Args:
-        counts: 256 x 256 x D x A, as `cooccurrences` returns them.
+        counts: int64, 256 x 256 x D x A, from 0, as `cooccurrences` returns them.
         symmetric: count every pair in both directions.
 
     Returns:
@@ -112,6 +112,6 @@ def _properties(counts: Counts) -> tuple[float, ...]:
 def texture(
     grey: Grey, distances: Sequence[int], angles: Sequence[float], symmetric: bool = True
 ) -> dict[str, float]:
-    """Each of PROPERTIES as the mean over distances and angles; grey is uint8, H x W."""
+    """Each of PROPERTIES as the mean over distances and angles; grey is uint8, H x W, 0 to 255."""
     found = properties(cooccurrences(grey, distances, angles), symmetric)
     return {name: float(values.mean()) for name, values in found.items()}

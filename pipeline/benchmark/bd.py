@@ -44,6 +44,8 @@ class Curve:
     def sorted(self, name: str, least: int) -> tuple[Array, Array]:
         """Logarithms of the rates, and values (float64), both strictly rising.
 
+        Each is of shape (Q,) for Q points, finite: log10 of bits a pixel, and the curve's values.
+
         Raises:
             NoComparison: too few points, values that are no numbers, or a higher rate with a
                 lower or equal quality.
@@ -142,7 +144,7 @@ def _checked(
 
 
 Points = Mapping[str, tuple[Array, Array]]
-"""Rates and values of one codec by image: each an array over the qualities."""
+"""Rates and values of one codec by image: each float64, shape (Q,) over the qualities, finite."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,12 @@ def _curve(rates_and_values: Array) -> Curve:
 
 
 def mean_curve(points: Sequence[tuple[Array, Array]]) -> Curve:
-    """The curve of the means over images, quality by quality."""
+    """The curve of the means over images, quality by quality.
+
+    Args:
+        points: of each image, from 1: rates (bits a pixel, above 0) and values, each float64, shape
+            (Q,), finite.
+    """
     return _curve(np.array(points).mean(0))
 
 
@@ -183,6 +190,13 @@ def bootstrap(
 
     Both codecs get the same images in every resample. None where fewer than two images are shared,
     or fewer than half of the resamples can be compared.
+
+    Args:
+        anchor, test: float64, shape (Q,), finite, by image; rates are in bits a pixel, above 0.
+        how: the interpolation.
+        compare: from the curves of the means to the difference that is resampled.
+        resamples: how many.
+        seed: of the generator that draws them.
     """
     shared = sorted(set(anchor) & set(test))
     if len(shared) < 2:

@@ -85,7 +85,7 @@ def _parameters(codec: Any) -> int:
 def measure(
     given: CodecSettings, quality: float, here: Here, image: RGB, rounds: int
 ) -> dict[str, Any]:
-    """The columns of COMPLEXITY for one image, measured in this process."""
+    """The columns of COMPLEXITY for one image (uint8, H x W x 3), measured in this process."""
     row = row_of(given)
     if row.network:
         import torch

@@ -178,7 +178,7 @@ def pixels_of(row: dict[str, Any]) -> RGB:
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """An image after a codec, with the columns of MEASUREMENTS that follow from it."""
+    """An image after a codec (uint8, H x W x 3), with the columns of MEASUREMENTS of it."""
 
     image: RGB
     columns: dict[str, Any]

@@ -67,7 +67,10 @@ def ms_ssim(one: RGB, other: RGB) -> float | None:
 
 
 def ms_ssim_scales(one: RGB, _: RGB) -> int | None:
-    """How many of the five scales of MS-SSIM such images have room for; None without any."""
+    """How many of the five scales of MS-SSIM such images have room for; None without any.
+
+    Both are uint8, H x W x 3, of one size; 1 to 5 scales.
+    """
     from pipeline.training.distortion import scales_of
 
     return scales_of(*one.shape[:2]) or None
@@ -86,8 +89,8 @@ class Metric(NamedTuple):
         title: what figures and pages call it; empty: the table of measurements alone has it.
         unit: of what tables and figures show; empty: none.
         short: what tables call it, where that is not the title.
-        function: of the original and the decoded image; None where it does not apply. No
-            function: what `needs` names measures it.
+        function: of the original and the decoded image (uint8, H x W x 3, of one size); None
+            where it does not apply. No function: what `needs` names measures it.
         needs: setting of the section `benchmark` that asks for it; empty: it is always measured.
         db: from a mean to dB, which must rise with the rate: it has curves and BD-rates. None: it
             has none, and is shown as it is.

@@ -36,8 +36,8 @@ class Curves:
 
     Attributes:
         qualities: from low to high rate.
-        bpp, encode_s, decode_s: an array over images and qualities.
-        megapixels: of each image.
+        bpp, encode_s, decode_s: float64, images x qualities: bits a pixel, above 0, and seconds.
+        megapixels: float64, one for each image, in 10^6 pixels, above 0.
         images: ids of the images, those that were coded at every quality.
         failed: images that were not.
         values: such arrays of the columns of METRICS that say something of these images, not a
@@ -55,16 +55,21 @@ class Curves:
 
     @property
     def encode_s_per_mp(self) -> Array:
-        """Seconds a megapixel to code (float64, images x qualities)."""
+        """Seconds a megapixel to code (float64, images x qualities, at least 0)."""
         return self.encode_s / self.megapixels[:, None]
 
     @property
     def decode_s_per_mp(self) -> Array:
-        """Seconds a megapixel to decode (float64, images x qualities)."""
+        """Seconds a megapixel to decode (float64, images x qualities, at least 0)."""
         return self.decode_s / self.megapixels[:, None]
 
     def points(self, metric: str) -> dict[str, tuple[Array, Array]]:
-        """Rates and values by image, of those that have a number at every quality."""
+        """Rates and values by image, of those that have a number at every quality.
+
+        Returns:
+            Two of float64, shape (Q,) over the qualities: bits a pixel, above 0, and the metric as
+            it is measured, finite.
+        """
         if metric not in self.values:
             return {}
         rows = zip(self.images, self.bpp, self.values[metric], strict=True)
@@ -184,7 +189,13 @@ class Comparison:
 
 
 def compare(anchor: Curves, test: Curves, metric: str, how: Interpolation) -> Comparison:
-    """BD-rate in per cent with its interval, and BD-quality in dB."""
+    """BD-rate in per cent with its interval, and BD-quality in dB.
+
+    Args:
+        anchor, test: float64, images x qualities, of which the images of both are compared.
+        metric: a name of METRICS.
+        how: the interpolation.
+    """
     ours, theirs = test.points(metric), anchor.points(metric)
     shared = sorted(set(ours) & set(theirs))
     if not shared:

@@ -66,6 +66,11 @@ def strip(original: RGB, others: Sequence[tuple[Sequence[str], RGB]], side: int)
     """PNG: the original and each codec, whole and as a crop of `side` pixels, with lines below.
 
     Tiles stand in rows of at most `PAGE` pixels.
+
+    Args:
+        original: uint8, H x W x 3.
+        others: lines of text and an image, uint8, H x W x 3, of each codec.
+        side: of the crop, in pixels; at most the image's shorter side is taken.
     """
     side = min(side, *original.shape[:2])
     place = busiest(original, side)

@@ -93,7 +93,7 @@ class Codec(Protocol):
         """The bytes of a uint8 image, H x W x 3, of any size from 1 x 1."""
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 image of such bytes."""
+        """The image of such bytes: uint8, H x W x 3."""
 
 
 @dataclass(frozen=True)

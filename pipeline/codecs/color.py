@@ -35,7 +35,7 @@ _TO_RGB = np.linalg.inv(_TO_YCBCR)
 
 
 def to_ycbcr(image: RGB) -> Planes:
-    """BT.709 full range, 10 bits, of a uint8 image H x W x 3."""
+    """BT.709 full range, 10 bits (uint16, 3 x H x W), of a uint8 image H x W x 3."""
     # Plane by plane: a product with an H x W x 3 array takes three times as long.
     red, green, blue = (image[..., i].astype(np.float64) * (PEAK / 255) for i in range(3))
     planes = np.empty((3, *image.shape[:2]), np.uint16)
@@ -46,7 +46,7 @@ def to_ycbcr(image: RGB) -> Planes:
 
 
 def from_bytes(data: bytes, width: int, height: int) -> RGB:
-    """The uint8 image of planes that follow one another in little-endian words.
+    """The image (uint8, H x W x 3) of planes that follow one another in little-endian words.
 
     Raises:
         CodecFailed: they are of another size.
@@ -62,7 +62,14 @@ def to_bytes(image: RGB) -> bytes:
 
 
 def to_rgb(planes: Planes) -> RGB:
-    """The uint8 image of 10-bit planes, values out of range cut to the next that exist."""
+    """The uint8 image of 10-bit planes, values out of range cut to the next that exist.
+
+    Args:
+        planes: uint16, 3 x H x W, 0 to 1023.
+
+    Returns:
+        uint8, H x W x 3.
+    """
     y, cb, cr = (
         (plane.astype(np.float64) - offset) * (255 / PEAK)
         for plane, offset in zip(planes, (0, MIDDLE, MIDDLE), strict=True)

@@ -73,7 +73,7 @@ class Hevc:
     settings: EncoderSettings
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
-        """The image's size and the Annex B stream; the prompt is not used."""
+        """The size of a uint8 H x W x 3 image, and its Annex B stream; the prompt is not used."""
         whole = padded(image, 1, LEAST)
         settings = {"qp": round(self.qp), **self.settings["x265-params"]}
         parameters = ":".join(f"{name}={value}" for name, value in settings.items())
@@ -89,7 +89,7 @@ class Hevc:
         return with_size(image, stream)
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 image of such a stream."""
+        """The image of such a stream: uint8, H x W x 3."""
         width, height, stream = split_size(data)
         wide, high = _padded_size(width, height, 1)
         made = run(
@@ -130,7 +130,7 @@ class Vvc:
         return f"scale={scale},format={made}"
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
-        """The image's size and the Annex B stream; the prompt is not used."""
+        """The size of a uint8 H x W x 3 image, and its Annex B stream; the prompt is not used."""
         whole = padded(image, 2, LEAST)
         stream = run(
             [
@@ -145,7 +145,7 @@ class Vvc:
         return with_size(image, stream)
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 image of such a stream."""
+        """The image of such a stream: uint8, H x W x 3."""
         width, height, stream = split_size(data)
         wide, high = _padded_size(width, height, 2)
         made = run(
@@ -194,7 +194,7 @@ class JpegXl:
         )
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 image of a codestream; its size comes as the header of a PPM file."""
+        """The image (uint8, H x W x 3) of a codestream; its size comes as a PPM file's header."""
         if not data.startswith(JXL_MAGIC):
             raise CodecFailed("no JPEG XL codestream")  # ffmpeg would look for one for ever
         made = run(

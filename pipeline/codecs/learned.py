@@ -36,7 +36,7 @@ class Learned:
         return self.codec.encode(image, prompt if self.prompts else "", self.quality)
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 image of a file."""
+        """The image of a file: uint8, H x W x 3."""
         return self.codec.decode(data)
 
 

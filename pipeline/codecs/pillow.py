@@ -44,7 +44,7 @@ class PillowCodec:
         return out.getvalue()
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 image of a file."""
+        """The image of a file: uint8, H x W x 3."""
         try:
             with Image.open(io.BytesIO(data), formats=(self.format,)) as file:
                 return np.asarray(file.convert("RGB"))

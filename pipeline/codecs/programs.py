@@ -74,7 +74,7 @@ class Vtm:
             return with_size(image, _read(made, self.encoder))
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 image of such a stream."""
+        """The image of such a stream: uint8, H x W x 3."""
         width, height, stream = split_size(data)
         wide, high = max(width, _VTM_LEAST), max(height, _VTM_LEAST)
         with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
@@ -118,7 +118,7 @@ class Bpg:
             return _read(made, self.encoder)
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 image of a file."""
+        """The image of a file: uint8, H x W x 3."""
         with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
             source, made = Path(folder, "in.bpg"), Path(folder, "out.png")
             source.write_bytes(data)

@@ -45,7 +45,7 @@ class ZooCodec:
         return b"".join(packed)
 
     def decode(self, data: bytes) -> RGB:
-        """The uint8 image; values are rounded.
+        """The image (uint8, H x W x 3); values are rounded.
 
         Raises:
             CodecFailed: the bytes are cut short, or more than a file.

@@ -55,7 +55,10 @@ class Vectors(Protocol):
 
 @dataclass(frozen=True)
 class Frame:
-    """How a row becomes a code; any values give valid bounds, good ones give few candidates."""
+    """How a row becomes a code; any values give valid bounds, good ones give few candidates.
+
+    `rotation` and `mean` are float64, of the shapes beside them, within about -1 to 1.
+    """
 
     rotation: Float64  # d x k, orthonormal columns
     mean: Float64  # k + 1
@@ -74,7 +77,7 @@ def pieces(vectors: Vectors) -> list[slice]:
 
 
 def times(a: NDArray[Real], b: NDArray[Real]) -> NDArray[Real]:
-    """Matrix product of n x d and d x m (float32 or float64), n x m of that type.
+    """Matrix product of n x d and d x m (float32 or float64, finite), n x m of that type.
 
     It is torch's, which can be limited to one thread; numpy's cannot.
     """
@@ -85,7 +88,7 @@ def times(a: NDArray[Real], b: NDArray[Real]) -> NDArray[Real]:
 
 
 def floats(rows: NDArray[Any], kind: type[Real]) -> NDArray[Real]:
-    """A copy of n x d floats as float32 or float64, of the same values.
+    """A copy of n x d floats (any values) as float32 or float64, of the same values.
 
     It is torch's, since numpy takes four times as long over float16.
     """
@@ -190,7 +193,7 @@ def digits(q: Float64, offset: Float64 | Int64, columns: int) -> NDArray[np.int8
 
     Args:
         q: whole numbers as float64, n x (k + 1), -127 to 127.
-        offset: whole numbers, n, -`OFFSET` to `OFFSET`.
+        offset: whole numbers as float64 or int64, shape (n,), -`OFFSET` to `OFFSET`.
 
     Returns: int8, n x columns, -127 to 127.
     """
@@ -203,7 +206,10 @@ def digits(q: Float64, offset: Float64 | Int64, columns: int) -> NDArray[np.int8
 
 
 def swapped(columns: int) -> Int64:
-    """Order (int64) of columns that puts the digits of one code on the weights of the other."""
+    """Order of columns that puts the digits of one code on the weights of the other.
+
+    Returns: int64, shape (columns,), each of 0 to columns - 1 once.
+    """
     order = np.arange(columns)
     order[-4:] = order[[-2, -1, -4, -3]]
     return order

@@ -40,7 +40,7 @@ from pipeline.duplicates.pairs import Pairs, check, check_norms, gathered, near_
 from pipeline.models.device import pick_device
 
 Arguments = tuple[NDArray[Any], float, Int64, NDArray[np.bool_], int, str]
-"""Of `part_pairs`."""
+"""Of `part_pairs`, which says what they are."""
 
 ROUNDS = 10
 SAMPLE = 256  # rows of the sample for each cluster
@@ -52,8 +52,8 @@ class Clusters:
     """Where the rows are.
 
     Attributes:
-        home: int32, cluster of each row.
-        halo: int64, cluster x n + row of every row of a halo, ascending.
+        home: int32, shape (n,), cluster of each row, 0 to count - 1.
+        halo: int64, shape (H,), cluster x n + row of every row of a halo, ascending.
         count: number of clusters.
     """
 
@@ -62,14 +62,21 @@ class Clusters:
     count: int
 
     def near(self, cluster: int) -> Int64:
-        """Rows of the halo of a cluster, ascending (int64)."""
+        """Rows of the halo of a cluster, ascending: int64, shape (h,), 0 to n - 1."""
         n = len(self.home)
         start, stop = np.searchsorted(self.halo, (cluster * n, (cluster + 1) * n))
         rows: Int64 = self.halo[start:stop] - cluster * n
         return rows
 
     def is_near(self, rows: Int64, clusters: Int64) -> NDArray[np.bool_]:
-        """Whether each of n rows (int64) is in the halo of the cluster (int64) beside it."""
+        """Whether each of some rows is in the halo of the cluster beside it.
+
+        Args:
+            rows: int64, shape (m,), 0 to n - 1.
+            clusters: int64, shape (m,), 0 to count - 1.
+
+        Returns: bool, shape (m,).
+        """
         keys = clusters * len(self.home) + rows
         at = np.searchsorted(self.halo, keys)
         found = np.zeros(len(keys), np.bool_)
@@ -157,7 +164,13 @@ def _centres(vectors: Vectors, count: int, where: Any) -> Any:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that are joined: the first `old` of them with the others, not with one another."""
+    """Rows that are joined: the first `old` of them with the others, not with one another.
+
+    Attributes:
+        cluster: whose part it is.
+        rows: int64, shape (m,), row numbers of all vectors, 0 to n - 1, each once.
+        old: how many of them are not joined with one another.
+    """
 
     cluster: int
     rows: Int64
@@ -181,7 +194,14 @@ def parts(clusters: Clusters, old: int = 0) -> Iterator[Part]:
 
 
 def own_pairs(clusters: Clusters, part: Part, found: Pairs, old: int = 0) -> Pairs:
-    """What the cluster keeps of the pairs of a part: rows of all, no pair that another keeps."""
+    """What the cluster keeps of the pairs of a part: rows of all, no pair that another keeps.
+
+    Args:
+        clusters: as `divide` returned them.
+        part: one of `parts`.
+        found: its pairs by its own row numbers, 0 to m - 1.
+        old: as for `parts`.
+    """
     pairs = Pairs.ordered(part.rows[found.first], part.rows[found.second], found.measure)
     one, other = (clusters.home[rows].astype(np.int64) for rows in (pairs.first, pairs.second))
     here, there = one == part.cluster, other == part.cluster
@@ -207,7 +227,10 @@ def clustered_pairs(
     """The pairs of `near_pairs`, each once, cluster by cluster.
 
     Args:
-        vectors, tau, scopes, held, old, device: as for `near_pairs`.
+        vectors: n x d, float16 or float32, rows of norm 1 (within 0.01).
+        scopes: int64 of n; None: one scope.
+        held: bool of n; None: none is held out.
+        tau, old, device: as for `near_pairs`.
         clusters: of the same vectors and tau.
         join: how `part_pairs` is called with its arguments; the answers come in order. None: here,
             one after the other.
@@ -242,7 +265,7 @@ def part_pairs(
     """The pairs of one part, by its own row numbers; needs nothing else, so it runs anywhere.
 
     Args:
-        vectors: n x d, float16 or float32, the rows of the part.
+        vectors: n x d, float16 or float32, the rows of the part, of norm 1 (within 0.01).
         scopes, held: int64 and booleans of n.
         tau, old, device: as for `near_pairs`.
     """

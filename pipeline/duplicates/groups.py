@@ -22,7 +22,7 @@ def components(n: int, pairs: Iterable[Pairs]) -> Int64:
         n: number of rows.
         pairs: as they come; they are not kept.
 
-    Returns: int64 of n, the least row that is connected with each row.
+    Returns: int64, shape (n,), the least row (0 to n - 1) that is connected with each row.
     """
     parent = np.arange(n)
     for some in pairs:
@@ -51,7 +51,7 @@ def _roots(parent: Int64, rows: Int64) -> Int64:
 def equal_pairs(keys: Sequence[Hashable | None]) -> Iterator[Pairs]:
     """Every pair of rows with one key, for example the sha256 of pixels, once each; measure 1.
 
-    A row whose key is None is alone.
+    A row whose key is None is alone. Rows are int64, 0 to n - 1 for n keys; measures are float64.
     """
     seen: dict[Hashable, int] = {}
     group = np.array([-1 if key is None else seen.setdefault(key, len(seen)) for key in keys], int)
@@ -70,12 +70,12 @@ def kept(groups: NDArray[Any], keys: Sequence[NDArray[Any]]) -> NDArray[np.bool_
     """Which rows stay: of each group, the one with the least keys.
 
     Args:
-        groups: n labels.
-        keys: arrays of n, the first one decides first; NaN is greater than any number. For
-            images: `SPLIT_RANK` of the split, minus the CLIP score, the id. Where all are
-            equal, the first row stays.
+        groups: n labels, shape (n,), of any dtype that can be sorted.
+        keys: arrays of n, as sortable, the first one decides first; NaN is greater than any
+            number. For images: `SPLIT_RANK` of the split, minus the CLIP score, the id. Where all
+            are equal, the first row stays.
 
-    Returns: booleans of n, true once in each group.
+    Returns: bool, shape (n,), true once in each group.
     """
     ranks = [np.unique(key, return_inverse=True)[1] for key in reversed(keys)]
     order = np.lexsort([*ranks, groups])

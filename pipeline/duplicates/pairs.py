@@ -72,13 +72,13 @@ _BATCH = 1 << 15
 
 @dataclass(frozen=True)
 class Pairs:
-    """Some pairs of rows.
+    """Some pairs of rows: three arrays of shape (P,) for P pairs.
 
     Attributes:
-        first: int64, row of the one.
+        first: int64, row of the one, 0 to n - 1.
         second: int64, row of the other; greater than `first`.
-        measure: float64, the cosine (`near_pairs`) or the number of bits that differ
-            (`hashes.hash_pairs`).
+        measure: float64, the cosine (`near_pairs`), from tau, or the number of bits that differ
+            (`hashes.hash_pairs`), 0 to 64.
     """
 
     first: Int64
@@ -90,7 +90,12 @@ class Pairs:
 
     @classmethod
     def ordered(cls, one: Int64, other: Int64, measure: Float64) -> Pairs:
-        """Pairs whose rows (int64 of n) are in any order, with their measures (float64 of n)."""
+        """Pairs whose rows are in any order, with their measures.
+
+        Args:
+            one, other: int64, shape (P,), rows from 0; those of a pair differ.
+            measure: float64, shape (P,).
+        """
         return cls(np.minimum(one, other), np.maximum(one, other), measure)
 
 
@@ -107,7 +112,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Join:
-    """All that a unit of work needs; made by `prepare`."""
+    """All that a unit of work needs; made by `prepare`.
+
+    `vectors`, `scopes` (int64 of n) and `held` (bool of n) are those of `near_pairs`; `codes` are
+    positions x columns, -127 to 127, and `order` gives the row of each position.
+    """
 
     vectors: Vectors
     tau: float
@@ -146,7 +155,7 @@ def near_pairs(
     Args:
         vectors: n x d, float16 or float32, rows of norm 1 (within 0.01).
         tau: above 0, at most 1.
-        scopes: n integers; None: one scope, all pairs count.
+        scopes: n integers (int64); None: one scope, all pairs count.
         held: n booleans; None: none is held out. To join only a set with another one, give
             `scopes=np.arange(n)` and the other one here.
         old: so many first rows were joined before: pairs of two of them are left out.
@@ -199,7 +208,7 @@ def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def gathered(pairs: Iterable[Pairs]) -> Pairs:
-    """All pairs in one, by first and second row."""
+    """All pairs in one, by first and second row; empty arrays of shape (0,) for none."""
     parts = list(pairs)
     first = np.concatenate([part.first for part in parts] or [np.empty(0, np.int64)])
     second = np.concatenate([part.second for part in parts] or [np.empty(0, np.int64)])
@@ -222,7 +231,14 @@ def prepare(
     block: int | None = None,
     threads: int = 1,
 ) -> Join:
-    """Read the vectors once and code them; arguments and errors as for `near_pairs`."""
+    """Read the vectors once and code them; arguments and errors as for `near_pairs`.
+
+    Args:
+        vectors: n x d, float16 or float32, rows of norm 1 (within 0.01).
+        scopes: int64 of n; None: one scope.
+        held: bool of n; None: none is held out.
+        tau, old, device, block, threads: as for `near_pairs`.
+    """
     import torch
 
     n = check(vectors, tau, scopes, held, old, block)
@@ -274,7 +290,16 @@ def check(
     old: int = 0,
     block: int | None = None,
 ) -> int:
-    """The number of rows, once the arguments of `near_pairs` fit one another."""
+    """The number of rows, once the arguments of `near_pairs` fit one another.
+
+    Args:
+        vectors: n x d, float16 or float32; norms are not looked at.
+        scopes, held: int64 and bool, shape (n,), or None.
+        tau, old, block: as for `near_pairs`.
+
+    Raises:
+        AigiError: a shape, dtype or number is another one.
+    """
     if len(vectors.shape) != 2 or vectors.dtype not in (np.float16, np.float32):
         raise AigiError(
             f"near pairs: vectors are {vectors.dtype} of shape {vectors.shape}; expected n x d of "
@@ -294,7 +319,15 @@ def check(
 
 
 def check_norms(lengths: Float64, start: int) -> float:
-    """The greatest squared norm (float64 of n) of the rows from `start` on, once all are near 1."""
+    """The greatest squared norm of the rows from `start` on, once all are near 1.
+
+    Args:
+        lengths: float64, shape (n,), n from 1: squared norms.
+        start: number of the first row, for messages.
+
+    Raises:
+        AigiError: a norm is not within 0.01 of 1, or no number.
+    """
     wrong = np.flatnonzero(~(np.abs(np.sqrt(lengths) - 1) <= _NORM_SLACK))
     if len(wrong):
         raise AigiError(
@@ -390,7 +423,12 @@ def _partners(join: Join, unit: int) -> list[int]:
 
 
 def unit_pairs(join: Join, unit: int) -> Iterator[Pairs]:
-    """The pairs of one block with itself and with later blocks, in batches."""
+    """The pairs of one block with itself and with later blocks, in batches.
+
+    Args:
+        join: as `prepare` returned it.
+        unit: number of the block, 0 to len(join) - 1.
+    """
     import torch
 
     partners = _partners(join, unit)

@@ -216,7 +216,7 @@ class Diffuser:
         }
 
     def generate(self, rows: list[dict[str, Any]]) -> list[_Picture]:
-        """Make one image per row, in one batch.
+        """Make one image (uint8, H x W x 3, size of its row) or an error per row, in one batch.
 
         A batch that runs out of memory is halved, and the rows record the smaller size.
 

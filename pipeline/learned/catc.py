@@ -58,7 +58,11 @@ def _width(sizes: CatcSizes) -> int | None:
 
 
 class Analysis(nn.Module):
-    """g_a: x and t in, y out."""
+    """g_a: x and t in, y out.
+
+    x is float32, B x 3 x H x W, 0 to 1; y is float32, B x M x H/16 x W/16, any finite values. The
+    text is that of the B images, in float32; None for a network without.
+    """
 
     def __init__(self, sizes: CatcSizes) -> None:
         super().__init__()
@@ -77,7 +81,11 @@ class Analysis(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """g_s: y_bar and t in, x_hat out."""
+    """g_s: y_bar and t in, x_hat out.
+
+    y_bar is float32, B x M x h x w, any finite values; x_hat is float32, B x 3 x 16h x 16w, about
+    0 to 1, not clamped. The text is as for g_a.
+    """
 
     def __init__(self, sizes: CatcSizes) -> None:
         super().__init__()
@@ -96,7 +104,10 @@ class Synthesis(nn.Module):
 
 
 class HyperAnalysis(nn.Module):
-    """h_a: y in, z out."""
+    """h_a: y in, z out.
+
+    y is float32, B x M x h x w, and z float32, B x N x h/4 x w/4; any finite values.
+    """
 
     def __init__(self, sizes: CatcSizes) -> None:
         super().__init__()
@@ -111,7 +122,11 @@ class HyperAnalysis(nn.Module):
 
 
 class EntropyModel(nn.Module):
-    """z_hat and t in, distributions of y to `step` slice by slice, y_bar out."""
+    """z_hat and t in, distributions of y to `step` slice by slice, y_bar out.
+
+    z_hat is B x N x h x w, y_bar B x M x 4h x 4w. They and the text are float32 in training,
+    float64 once frozen; any finite values.
+    """
 
     def __init__(self, sizes: CatcSizes) -> None:
         super().__init__()

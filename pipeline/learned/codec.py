@@ -114,7 +114,7 @@ class LearnedCodec:
     def encode_and_reconstruct(
         self, image: RGB, prompt: str = "", quality: int | None = None
     ) -> Encoded:
-        """Code an image, and decode it without reading it back.
+        """Code an image (uint8, H x W x 3), and decode it without reading it back.
 
         Raises:
             AigiError: as `encode`.

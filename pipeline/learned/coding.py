@@ -42,7 +42,10 @@ MOST = (1 << 15) - 1
 ESCAPES = 4 << 15
 Indices = npt.NDArray[np.uint8]
 Step = Callable[[slice, Tensor, Tensor], Tensor]
-"""Channels of y, their mean and scale (B x C x H x W) in, their y_hat out."""
+"""Channels of y, their mean and scale (B x C x H x W) in, their y_hat out.
+
+float32 in training, float64 once frozen; any finite values, a scale below 0.11 counts as 0.11.
+"""
 
 
 class DamagedStream(AigiError):
@@ -60,12 +63,20 @@ def _z_checksum(symbols: Ints) -> int:
 
 
 def words_to_bytes(words: npt.NDArray[np.uint32]) -> bytes:
-    """What a range encoder wrote, big-endian, without the zeros at its end."""
+    """What a range encoder wrote, big-endian, without the zeros at its end.
+
+    Args:
+        words: uint32, shape (W,), of any values.
+    """
     return words.astype(">u4").tobytes().rstrip(b"\0")
 
 
 def bytes_to_words(data: bytes) -> npt.NDArray[np.uint32]:
-    """The words again, for a range decoder: it takes what is missing at the end for zeros."""
+    """The words again, for a range decoder: it takes what is missing at the end for zeros.
+
+    Returns:
+        uint32, shape (W,): W is a quarter of the bytes, rounded up.
+    """
     return np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
 
 
@@ -79,7 +90,13 @@ class RangeWriter:
         self.coder = constriction.stream.queue.RangeEncoder()
 
     def write(self, symbols: Ints, model: Any, reach: int) -> None:
-        """Code symbols of one table, those beyond +-reach by the escape and 17 bits more."""
+        """Code symbols of one table, those beyond +-reach by the escape and 17 bits more.
+
+        Args:
+            symbols: int64, shape (P,), -32767 to 32767.
+            model: of the table, as `range_model` makes it.
+            reach: K of the table's symbols -K … K.
+        """
         inside = np.abs(symbols) <= reach
         indices = np.where(inside, symbols + reach, 2 * reach + 1)
         self.coder.encode(indices.astype(np.int32), model)
@@ -104,6 +121,10 @@ class RangeReader:
 
     def read(self, count: int, model: Any, reach: int) -> Ints:
         """Decode `count` symbols of one table.
+
+        Returns:
+            int64, shape (count,): -32767 to 32767 if `RangeWriter` made the bytes, else any within
+            +-(reach + 65536).
 
         Raises:
             DamagedStream: no encoder has written this.
@@ -132,7 +153,12 @@ def _groups(indices: Indices) -> Iterator[tuple[int, Ints]]:
 
 
 def write_gaussian(writer: RangeWriter, symbols: Ints, indices: Indices) -> None:
-    """Code symbols, shape (P,), each with the Gaussian of `SCALES[index]` around 0."""
+    """Code symbols, shape (P,), each with the Gaussian of `SCALES[index]` around 0.
+
+    Args:
+        symbols: int64, shape (P,), -32767 to 32767.
+        indices: uint8, shape (P,), 0 to 63.
+    """
     models, tables = gaussian_models(), gaussian_tables()
     for index, places in _groups(indices):
         writer.write(symbols[places], models[index], len(tables[index]) // 2 - 1)
@@ -140,6 +166,12 @@ def write_gaussian(writer: RangeWriter, symbols: Ints, indices: Indices) -> None
 
 def read_gaussian(reader: RangeReader, indices: Indices) -> Ints:
     """The symbols that `write_gaussian` was given.
+
+    Args:
+        indices: uint8, shape (P,), 0 to 63, the same as then.
+
+    Returns:
+        int64, shape (P,), -32767 to 32767.
 
     Raises:
         DamagedStream: no encoder has written this.
@@ -186,11 +218,11 @@ class Estimate:
     """y in, y_hat and the likelihoods of y out: no bits are made.
 
     Args:
-        y: B x M x H x W.
+        y: B x M x H x W, any finite values; float64, or a float that is taken as float32.
         training: likelihoods of y with noise, else of rounded y.
 
     Attributes:
-        likelihoods: of each part in turn.
+        likelihoods: of each part in turn, like it, 1e-9 to 1.
     """
 
     def __init__(self, y: Tensor, training: bool) -> None:
@@ -210,8 +242,10 @@ class Estimate:
 class Write:
     """z and y in, a stream out; called part by part it returns y_hat.
 
+    Means and scales are float64, any finite values; y_hat is float64, multiples of 1/256.
+
     Args:
-        y: 1 x M x H x W.
+        y: float32, 1 x M x H x W, any finite values.
 
     Attributes:
         writer: gets the bits.
@@ -222,7 +256,15 @@ class Write:
         self.z_checksum = 0
 
     def z(self, z: Tensor, prior: Factorized) -> Tensor:
-        """Code z, 1 x N x H x W; returns z_hat in float64."""
+        """Code z, 1 x N x H x W; returns z_hat in float64.
+
+        Args:
+            z: float32, 1 x N x H x W; within 32767 of the median, else cut to that.
+            prior: with tables.
+
+        Returns:
+            float64, 1 x N x H x W: whole steps from the median of each channel.
+        """
         median = prior.median.detach().double()[:, None, None]
         symbols = torch.round(z.double() - median).clamp(-MOST, MOST)
         flat = symbols.long()[0].flatten(1).cpu().numpy()
@@ -249,6 +291,9 @@ class Write:
 class Read:
     """A stream in, z_hat and y_hat out: the counterpart of `Write`.
 
+    Called with the same float64 means and scales, 1 x C x H x W, any finite values, it returns the
+    same y_hat: float64, multiples of 1/256.
+
     Args:
         data: what `Write.bytes` returned.
 
@@ -264,7 +309,7 @@ class Read:
         self.reader, self.checksum = RangeReader(data[6:]), _Checksum()
 
     def z(self, height: int, width: int, prior: Factorized) -> Tensor:
-        """z_hat, 1 x N x height x width, in float64.
+        """z_hat, 1 x N x height x width, in float64: any whole steps from the median.
 
         Raises:
             DamagedStream: it is not what was written.

@@ -66,11 +66,11 @@ def integer_table(probabilities: npt.NDArray[np.float64], escape: float) -> Ints
     """Frequencies that add up to 2^24, none of them 0.
 
     Args:
-        probabilities: of symbols that follow each other, shape (S,).
+        probabilities: of symbols that follow each other, float64, shape (S,), 0 to 1.
         escape: probability of all other symbols.
 
     Returns:
-        int64, shape (S + 1,): the symbols', and the escape's at the end.
+        int64, shape (S + 1,), from 1: the symbols', and the escape's at the end.
     """
     all_of_them = np.append(np.clip(probabilities, 0.0, None), max(escape, 0.0))
     free = (1 << PRECISION) - len(all_of_them)
@@ -85,6 +85,9 @@ def gaussian_tables() -> list[Ints]:
     """A table for each of `SCALES`: symbols -K … K around 0, then the escape.
 
     K is at least 5.5 standard deviations, so that an escape is as rare as 1 / 2^24.
+
+    Returns:
+        64 of int64, shape (2K + 2,) with a K for each: frequencies from 1 that add up to 2^24.
     """
     tables = []
     for scale in SCALES:
@@ -103,6 +106,9 @@ def range_model(table: Ints) -> Any:
 
     It gives each symbol 1 and shares the rest by weight; weights that add up to the rest are
     taken as they are (tested against the states of its ANS coder).
+
+    Args:
+        table: int64, shape (S,), frequencies from 1 that add up to 2^24.
     """
     import constriction
 
@@ -111,6 +117,7 @@ def range_model(table: Ints) -> Any:
 
 @lru_cache(maxsize=1)
 def gaussian_models() -> list[Any]:
+    """constriction's model of each of the 64 `gaussian_tables`."""
     return [range_model(table) for table in gaussian_tables()]
 
 
@@ -118,8 +125,12 @@ def gaussian_likelihood(distance: Tensor, scale: Tensor) -> Tensor:
     """Probability that a Gaussian falls within +-0.5 of where it is `distance` from its mean.
 
     Args:
-        distance: y minus the mean, any shape.
+        distance: y minus the mean, any shape, any finite values; float64, or a float that is taken
+            as float32.
         scale: standard deviation, the same shape; below 0.11 it counts as 0.11.
+
+    Returns:
+        float64 or float32 of that shape, 1e-9 to 1.
     """
     if distance.dtype != torch.float64:
         distance, scale = distance.float(), scale.float()
@@ -130,12 +141,18 @@ def gaussian_likelihood(distance: Tensor, scale: Tensor) -> Tensor:
 
 
 def noise(x: Tensor) -> Tensor:
-    """x with uniform noise of the width of a quantisation step: what training sees of rounding."""
+    """x with uniform noise of the width of a quantisation step: what training sees of rounding.
+
+    float32 or float64, any shape, any finite values, in and out; they differ by at most 0.5.
+    """
     return x + torch.rand_like(x) - 0.5
 
 
 def straight_through(x: Tensor) -> Tensor:
-    """round(x) with the gradient of x."""
+    """round(x) with the gradient of x.
+
+    float32 or float64, any shape, any finite values in; the same out, whole numbers.
+    """
     return x + (torch.round(x) - x).detach()
 
 
@@ -144,6 +161,11 @@ class Factorized(nn.Module):
 
     Args:
         channels: C of z, B x C x H x W.
+
+    Attributes:
+        median: float32, shape (C,), any finite values; z is rounded to whole steps from it.
+        table: int32, C x 130, frequencies of -64 … 64 around the median, then the escape's; each
+            row is from 1 and adds up to 2^24. All 0 until `update`.
     """
 
     WIDTHS = (1, 3, 3, 3, 3, 1)
@@ -178,7 +200,10 @@ class Factorized(nn.Module):
         return x
 
     def likelihood(self, z: Tensor) -> Tensor:
-        """Probability of each number within +-0.5: B x C x H x W in, the same out."""
+        """Probability of each number within +-0.5: B x C x H x W in, the same out.
+
+        float32 or float64, any finite values in; the same, 1e-9 to 1, out.
+        """
         flat = z.transpose(0, 1).reshape(self.channels, 1, -1)
         lower, upper = self._logits(flat - 0.5), self._logits(flat + 0.5)
         # On the side where a sigmoid is not next to 1, its difference keeps its digits.
@@ -188,7 +213,15 @@ class Factorized(nn.Module):
         return lower_bound(found.reshape(shape).transpose(0, 1), LEAST_LIKELIHOOD)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z_hat (rounded, gradient straight through), and the likelihoods of z."""
+        """z_hat (rounded, gradient straight through), and the likelihoods of z.
+
+        Args:
+            z: B x C x H x W, any finite values; float64, or a float that is taken as float32.
+
+        Returns:
+            Two of float64 or float32, B x C x H x W: whole steps from the median, and 1e-9 to 1;
+            in training the likelihoods are those of z with noise.
+        """
         # Cumulatives of bfloat16 would have no tails.
         with torch.autocast(z.device.type, enabled=False):
             z = z if z.dtype == torch.float64 else z.float()
@@ -197,7 +230,11 @@ class Factorized(nn.Module):
             return z_hat, self.likelihood(noise(z) if self.training else z_hat)
 
     def aux_loss(self) -> Tensor:
-        """How far `median` is from the median; its gradient goes to `median` alone."""
+        """How far `median` is from the median; its gradient goes to `median` alone.
+
+        Returns:
+            float32, a scalar, at least 0: the sum over channels of the logit's distance from 0.
+        """
         return self._logits(self.median[:, None, None], fixed=True).abs().sum()
 
     @torch.no_grad()

@@ -26,7 +26,10 @@ from pipeline.learned.sizes import HyperpriorSizes
 
 
 class Analysis(nn.Module):
-    """g_a: x in, y out. The text is not looked at."""
+    """g_a: x in, y out. The text is not looked at.
+
+    x is float32, B x 3 x H x W, 0 to 1; y is float32, B x M x H/16 x W/16, any finite values.
+    """
 
     def __init__(self, sizes: HyperpriorSizes) -> None:
         super().__init__()
@@ -42,7 +45,11 @@ class Analysis(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """g_s: y_hat in, x_hat out. The text is not looked at."""
+    """g_s: y_hat in, x_hat out. The text is not looked at.
+
+    y_hat is float32, B x M x h x w, any finite values; x_hat is float32, B x 3 x 16h x 16w, about
+    0 to 1, not clamped.
+    """
 
     def __init__(self, sizes: HyperpriorSizes) -> None:
         super().__init__()
@@ -58,7 +65,10 @@ class Synthesis(nn.Module):
 
 
 class HyperAnalysis(nn.Module):
-    """h_a: y in, z out."""
+    """h_a: y in, z out.
+
+    y is float32, B x M x h x w, and z float32, B x N x h/4 x w/4; any finite values.
+    """
 
     def __init__(self, sizes: HyperpriorSizes) -> None:
         super().__init__()
@@ -75,7 +85,11 @@ class HyperAnalysis(nn.Module):
 
 
 class EntropyModel(nn.Module):
-    """h_s: z_hat in, distributions of y to `step`, y_hat out."""
+    """h_s: z_hat in, distributions of y to `step`, y_hat out.
+
+    z_hat is B x N x h x w, y_hat B x M x 4h x 4w; float32 in training, float64 once frozen; any
+    finite values. The text is not looked at.
+    """
 
     def __init__(self, sizes: HyperpriorSizes) -> None:
         super().__init__()

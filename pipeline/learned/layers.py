@@ -1,4 +1,8 @@
-"""Feature maps (B x C x H x W) in, feature maps out: the blocks that the networks are made of."""
+"""Feature maps (B x C x H x W) in, feature maps out: the blocks that the networks are made of.
+
+Maps are float32; float64 in the entropy model of a frozen network, bfloat16 under autocast. Their
+values are any finite ones, unless a block says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ class Text(NamedTuple):
     """Features of the prompts of a batch.
 
     Attributes:
-        features: float, B x T x D.
+        features: float32, or float64 for coding, B x T x D, finite; 0 where it is filled up.
         there: bool, B x T; false where a shorter prompt is filled up.
     """
 
@@ -46,13 +50,23 @@ class _LowerBound(torch.autograd.Function):
 
 
 def lower_bound(x: Tensor, bound: float) -> Tensor:
-    """max(x, bound) with a gradient that leads back above the bound."""
+    """max(x, bound) with a gradient that leads back above the bound.
+
+    Args:
+        x: float32 or float64, any shape, any values.
+        bound: the least value of the result.
+
+    Returns:
+        Shape and dtype of x, at least `bound`.
+    """
     bounded: Tensor = _LowerBound.apply(x, bound)
     return bounded
 
 
 class Gdn(nn.Module):
     """Generalised divisive normalisation (Ballé 2016): x / sqrt(beta + gamma * x^2).
+
+    float32 or float64, B x C x H x W in, the same out; any finite values.
 
     Args:
         channels: C of the input and the output.
@@ -89,17 +103,37 @@ class Gains(nn.Module):
         self.log_inverse = nn.Parameter(torch.zeros(qualities, channels))
 
     def begin(self, logarithms: Tensor) -> None:
-        """Set all gains of a quality to one value, given by its logarithm, and their inverses."""
+        """Set all gains of a quality to one value, given by its logarithm, and their inverses.
+
+        Args:
+            logarithms: float32, one for each quality (shape (Q,)), natural, any finite values.
+        """
         with torch.no_grad():
             self.log_gain.copy_(logarithms[:, None])
             self.log_inverse.copy_(-logarithms[:, None])
 
     def scale(self, y: Tensor, quality: Tensor | None) -> Tensor:
-        """y as it is coded, B x M x h x w, at B qualities; None: the highest."""
+        """y as it is coded, B x M x h x w, at B qualities; None: the highest.
+
+        Args:
+            y: float32, B x M x h x w, any finite values.
+            quality: int64, B, from 1.
+
+        Returns:
+            float32, B x M x h x w: y times the gains, which are above 0.
+        """
         return y * _factors(self.log_gain, quality)
 
     def restore(self, y_bar: Tensor, quality: Tensor | None) -> Tensor:
-        """What was coded at these qualities as the synthesis wants it."""
+        """What was coded at these qualities as the synthesis wants it.
+
+        Args:
+            y_bar: float32 or float64, B x M x h x w, any finite values.
+            quality: int64, B, from 1; None: the highest.
+
+        Returns:
+            Shape and dtype of y_bar: it times the inverse gains, which are above 0.
+        """
         return y_bar * _factors(self.log_inverse, quality)
 
 
@@ -124,7 +158,10 @@ def subpixel(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class ResidualDown(nn.Module):
-    """RBS: a residual block to half the size."""
+    """RBS: a residual block to half the size.
+
+    float32, B x inputs x H x W in, B x outputs x H/2 x W/2 (rounded up) out; any finite values.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -142,7 +179,10 @@ class ResidualDown(nn.Module):
 
 
 class ResidualUp(nn.Module):
-    """RBU: a residual block to twice the size."""
+    """RBU: a residual block to twice the size.
+
+    float32, B x inputs x H x W in, B x outputs x 2H x 2W out; any finite values.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -163,7 +203,8 @@ class CrossAttention(nn.Module):
     """Every position asks the text: B x L x C and B x T x D in, B x L x C out.
 
     A learned token stands beside those of the text. So a position can look away, a prompt of one
-    vector is a choice and not a constant, and a network can be told nothing.
+    vector is a choice and not a constant, and a network can be told nothing. Both are float32, or
+    float64 in a frozen entropy model; any finite values.
 
     Args:
         channels: C.
@@ -201,7 +242,7 @@ class CrossAttention(nn.Module):
 class WindowAttention(nn.Module):
     """Self-attention in windows of 8x8 with a bias for each offset (Liu 2021).
 
-    ... x 64 x C in, the same out.
+    ... x 64 x C in, the same out: float32, any finite values.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -266,7 +307,7 @@ class CatBlock(nn.Module):
         return out
 
     def forward(self, x: Tensor, text: Text | None) -> Tensor:
-        """B x C x H x W in and out; 8 divides H and W."""
+        """B x C x H x W in and out; 8 divides H and W. float32, any finite values."""
         batch, channels, height, width = x.shape
         rows, columns = height // WINDOW, width // WINDOW
         windows = x.view(batch, channels, rows, WINDOW, columns, WINDOW)
@@ -286,6 +327,9 @@ class CatBlock(nn.Module):
 
 class ConvGru(nn.Module):
     """A gated recurrent unit whose state is a feature map (Cho 2014, Ballas 2016).
+
+    x, B x inputs x H x W, and the state, B x hidden x H x W, in, the next state out; float32, or
+    float64 in a frozen network. A state that begins within -1 to 1 stays there.
 
     Args:
         inputs: channels of what comes in.

@@ -35,8 +35,9 @@ class Output(NamedTuple):
     """What `forward` returns.
 
     Attributes:
-        x_hat: B x 3 x H x W, about 0 to 1.
-        y_likelihoods, z_likelihoods: of every latent, in (0, 1].
+        x_hat: float32, B x 3 x H x W, about 0 to 1.
+        y_likelihoods, z_likelihoods: of every latent, in (0, 1]: B x M x H/16 x W/16 and
+            B x N x H/64 x W/64, float32; the first float64 once frozen.
     """
 
     x_hat: Tensor
@@ -44,7 +45,7 @@ class Output(NamedTuple):
     z_likelihoods: Tensor
 
     def bits(self) -> Tensor:
-        """Estimated bits of the whole batch, a scalar."""
+        """Estimated bits of the whole batch, a scalar: dtype of the likelihoods, at least 0."""
         return -self.y_likelihoods.log2().sum() - self.z_likelihoods.log2().sum()
 
 
@@ -79,7 +80,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
         """Pass pictures through, with noise in place of rounding where it trains.
 
         Args:
-            x: B x 3 x H x W, 0 to 1; 64 divides H and W.
+            x: float32, B x 3 x H x W, 0 to 1; 64 divides H and W.
             text: features of the B prompts, for networks with text.
             quality: int64, B, from 1, for networks of several; None: the highest.
         """
@@ -96,7 +97,13 @@ class Network(nn.Module, PyTorchModelHubMixin):
         )
 
     def compress(self, x: Tensor, text: Text | None = None, quality: int | None = None) -> bytes:
-        """Code one picture, 1 x 3 x H x W, of a frozen network."""
+        """Code one picture, 1 x 3 x H x W, of a frozen network.
+
+        Args:
+            x: float32, 1 x 3 x H x W, 0 to 1; 64 divides H and W.
+            text: features of its prompt, for networks with text.
+            quality: from 1, for networks of several; None: the highest.
+        """
         return self.write(self.analyse(x, text, quality), text)[0]
 
     def decompress(
@@ -107,7 +114,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
         text: Text | None = None,
         quality: int | None = None,
     ) -> Tensor:
-        """The picture, 1 x 3 x height x width, about 0 to 1, that `compress` coded.
+        """The picture (float32, 1 x 3 x height x width, about 0 to 1) that `compress` coded.
 
         Raises:
             DamagedStream: the data are not what `compress` made.
@@ -116,13 +123,24 @@ class Network(nn.Module, PyTorchModelHubMixin):
 
     @torch.no_grad()
     def analyse(self, x: Tensor, text: Text | None, quality: int | None = None) -> Tensor:
-        """g_a: 1 x 3 x H x W in, y out as it is coded at a quality (None: the highest)."""
+        """g_a: 1 x 3 x H x W in, y out as it is coded at a quality (None: the highest).
+
+        Args:
+            x: float32, 1 x 3 x H x W, 0 to 1; 64 divides H and W.
+            text: features of its prompt, for networks with text.
+
+        Returns:
+            float32, 1 x M x H/16 x W/16, any finite values.
+        """
         y: Tensor = self.g_a(x, _single(text))
         return y if self.gains is None else self.gains.scale(y, _one(quality, y))
 
     @torch.no_grad()
     def write(self, y: Tensor, text: Text | None) -> tuple[bytes, Tensor]:
-        """Code y, 1 x M x H/16 x W/16; the data, and the y_bar that `read` will return."""
+        """Code y, 1 x M x H/16 x W/16; the data, and the y_bar that `read` will return.
+
+        Both are float32, any finite values; y_bar is of y's shape.
+        """
         step = Write(y)
         z_hat = step.z(self.h_a(y), self.prior)
         y_bar = self.entropy(*self._exact(z_hat, text), step).float()
@@ -130,7 +148,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
 
     @torch.no_grad()
     def read(self, data: bytes, height: int, width: int, text: Text | None) -> Tensor:
-        """y_bar of a picture of that size, float32.
+        """y_bar of a picture of that size: float32, 1 x M x height/16 x width/16.
 
         Raises:
             DamagedStream: the data are not what `write` made.
@@ -143,7 +161,15 @@ class Network(nn.Module, PyTorchModelHubMixin):
 
     @torch.no_grad()
     def synthesise(self, y_bar: Tensor, text: Text | None, quality: int | None = None) -> Tensor:
-        """g_s: y_bar that was coded at a quality (None: the highest) in, the picture out."""
+        """g_s: y_bar that was coded at a quality (None: the highest) in, the picture out.
+
+        Args:
+            y_bar: float32, 1 x M x h x w, any finite values.
+            text: features of its prompt, for networks with text.
+
+        Returns:
+            float32, 1 x 3 x 16h x 16w, about 0 to 1, not clamped.
+        """
         if self.gains is not None:
             y_bar = self.gains.restore(y_bar, _one(quality, y_bar))
         x_hat: Tensor = self.g_s(y_bar, _single(text))
@@ -161,7 +187,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
                 part.silence()
 
     def aux_loss(self) -> Tensor:
-        """Loss of `prior.median` alone, for an optimiser of its own."""
+        """Loss of `prior.median` alone, for an optimiser of its own: float32, a scalar from 0."""
         return self.prior.aux_loss()
 
     def freeze(self) -> Network:
@@ -188,14 +214,25 @@ class Network(nn.Module, PyTorchModelHubMixin):
         self.prior.update()
 
     def weights(self) -> dict[str, Tensor]:
-        """All weights by name, as they are stored: float32, and int32 tables."""
+        """All weights by name, as they are stored: float32, and int32 tables.
+
+        Shapes and values are those of the parameters and buffers, on the CPU.
+        """
         return {
             name: (value.float() if value.is_floating_point() else value).contiguous().cpu()
             for name, value in self.state_dict().items()
         }
 
     def fingerprint(self, text_weights: dict[str, Tensor] | None = None) -> bytes:
-        """sha256 of all that decides what bits mean: weights, the text encoder's, and sizes."""
+        """sha256 of all that decides what bits mean: weights, the text encoder's, and sizes.
+
+        Args:
+            text_weights: of the text encoder by name, any shapes and values; floats are taken as
+                float32.
+
+        Returns:
+            32 bytes.
+        """
         sizes = self.sizes.model_dump(mode="json", exclude={"name", "text"})
         if sizes["qualities"] == 1:
             del sizes["qualities"]  # as it was before there were networks of several

@@ -106,7 +106,8 @@ class TextEncoder:
         """Features of prompts: float64, B x T x D, multiples of 1/1024, root mean square 1.
 
         T is the longest prompt's number of tokens, begin and end included, or 1 for `pooled`. What
-        is longer than the encoder reads is cut off.
+        is longer than the encoder reads is cut off. All numbers are within +-32; those that fill a
+        shorter prompt up are 0.
         """
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
         if new:
@@ -122,6 +123,6 @@ class TextEncoder:
         return Text(features.double() / STEPS, there).to(self.device, torch.float64)
 
     def state(self) -> dict[str, Tensor]:
-        """Its weights by name, in float64."""
+        """Its weights by name, in float64: shapes of the parameters, any values."""
         found: dict[str, Tensor] = self.model.state_dict()
         return found

@@ -33,7 +33,7 @@ _AT_ONCE = 1 << 16
 
 
 def message_bits(message: int = SDXL_MESSAGE, length: int = BITS) -> Bits:
-    """The message as `length` bits, most significant first (uint8, 0 or 1)."""
+    """The message as bits, most significant first: uint8, shape (length,), 0 or 1."""
     return np.array([message >> (length - 1 - i) & 1 for i in range(length)], np.uint8)
 
 
@@ -311,7 +311,8 @@ def _read_bits(rgb: RGB, length: int, read: Callable[[Floats], Floats]) -> Float
 def embed_dwt_dct(rgb: RGB, bits: Bits | None = None) -> RGB:
     """Embed a message (default: the 48 bits of SDXL) in an HxWx3 uint8 RGB image.
 
-    Images below 8x8 pixels hold no bit and come back with their colours rounded only.
+    The bits are uint8, shape (L,), 0 or 1. Images below 8x8 pixels hold no bit and come back with
+    their colours rounded only.
     """
     return _embed_bits(rgb, bits, _mark_largest)
 
@@ -326,13 +327,13 @@ def read_dwt_dct(rgb: RGB, length: int = BITS) -> Floats:
 
     Args:
         rgb: uint8, H x W x 3.
-        length: bits of the message.
+        length: bits of the message, and shares that are returned.
     """
     return _read_bits(rgb, length, _read_largest)
 
 
 def read_dwt_dct_svd(rgb: RGB, length: int = BITS) -> Floats:
-    """The same for `dwt-dct-svd`: uint8, H x W x 3 in, float64, `length` out."""
+    """The same for `dwt-dct-svd`: uint8, H x W x 3 in, float64, `length` shares out."""
     return _read_bits(rgb, length, _read_svd)
 
 

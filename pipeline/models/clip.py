@@ -191,7 +191,14 @@ def identity(settings: Embeddings, where: str = SECTION) -> dict[str, Any]:
 
 
 def cosine(one: Vectors, other: Vectors) -> float:
-    """Of two vectors of length 1, D numbers each; rounding does not take it over 1."""
+    """Of two vectors of length 1, D numbers each; rounding does not take it over 1.
+
+    Args:
+        one, other: float32, shape (D,).
+
+    Returns:
+        -1 to 1.
+    """
     return min(1.0, max(-1.0, float(np.dot(one.astype(np.float64), other.astype(np.float64)))))
 
 
@@ -276,7 +283,14 @@ class Clip:
         return prepared
 
     def prepared_vectors(self, pictures: Sequence[torch.Tensor]) -> Vectors:
-        """Vectors (float32, N x D, length 1) of images that went through `prepare`."""
+        """Vectors (float32, N x D, length 1) of images that went through `prepare`.
+
+        Args:
+            pictures: float32, 3 x S x S each, any finite values.
+
+        Raises:
+            AigiError: out of memory, or a vector is no number.
+        """
         import torch
 
         return self._in_batches(
@@ -284,7 +298,7 @@ class Clip:
         )
 
     def image_vectors(self, pictures: Sequence[RGB]) -> Vectors:
-        """Vectors of images: uint8, H x W x 3, of any sizes."""
+        """Vectors (float32, N x D, length 1) of images: uint8, H x W x 3, of any sizes."""
         size = self.settings.batch_size
         parts = [
             self.prepared_vectors([self.prepare(rgb) for rgb in pictures[start : start + size]])
@@ -293,7 +307,11 @@ class Clip:
         return np.concatenate(parts) if parts else self.prepared_vectors([])
 
     def text_vectors(self, texts: Sequence[str]) -> Vectors:
-        """Vectors of sentences; what is longer than the model reads is cut off."""
+        """Vectors of sentences; what is longer than the model reads is cut off.
+
+        Returns:
+            float32, N x D, length 1, so each number is within -1 to 1.
+        """
         return self._in_batches(
             texts, lambda part: self.model.encode_text(self.tokenizer(part).to(self.device))
         )

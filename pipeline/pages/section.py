@@ -22,7 +22,7 @@ def share_of(part: int, whole: int) -> str:
 
 
 def floats_of(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    """The finite values of a column, as float64."""
+    """The finite values of a column, as float64, shape (n,), in their order."""
     values: NDArray[np.float64] = column.drop_null().cast(pa.float64()).to_numpy()
     return values[np.isfinite(values)]
 

@@ -75,7 +75,10 @@ def _column(vectors: Vectors, there: npt.NDArray[np.bool_]) -> pa.Array:
 
 
 def column_vectors(column: pa.ChunkedArray | pa.Array) -> Vectors:
-    """A vector column of the embeddings table: float32, N x D, length 1; nulls are rows of NaN."""
+    """A vector column of the embeddings table: float32, N x D, length 1; nulls are rows of NaN.
+
+    The table holds float16, so lengths are 1 but for rounding, and numbers within -1 to 1.
+    """
     there = np.asarray(column.is_valid())
     vectors = np.full((len(column), column.type.list_size), np.nan, np.float32)
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]

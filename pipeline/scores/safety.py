@@ -84,7 +84,10 @@ class SafetyScorer:
         added, as there.
 
         Args:
-            pictures: float32, 3 x S x S each, as `prepare` returns them.
+            pictures: float32, 3 x S x S each, normalised, as `prepare` returns them.
+
+        Returns:
+            A cosine less its threshold for each, rounded to three decimals: about -1 to 1.
 
         Raises:
             AigiError: the device has too little memory for the batch.

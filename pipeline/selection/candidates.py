@@ -16,11 +16,11 @@ from pipeline.store import Store
 
 @dataclass(frozen=True)
 class Candidates:
-    """All planned images in plan order: arrays of equal length, one value for each image.
+    """All planned images in plan order: arrays of shape (n,), one value for each image.
 
-    `unit` (int64) numbers the generations: variants of one generation share it. `failed` is bool.
-    `scores` contains the columns that rules compare, `concepts` a probability of 0 to 1 for each
-    concept, both as float64 with NaN for what is not known.
+    `unit` (int64, from 0) numbers the generations: variants of one generation share it. `failed` is
+    bool. `scores` contains the columns that rules compare, `concepts` a probability of 0 to 1 for
+    each concept, both as float64 with NaN for what is not known.
     """
 
     image_id: list[str]
@@ -38,7 +38,7 @@ _MORE = {"embeddings": [], "quality": ["concepts"]}
 
 
 def candidates(store: Store) -> Candidates:
-    """Read plan, errors and scores of a run; missing tables give NaN.
+    """Read plan, errors and scores of a run: n images; missing tables give NaN (float64).
 
     Raises:
         AigiError: a shard has other rows than the plan.

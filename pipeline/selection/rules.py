@@ -103,7 +103,7 @@ def flags(known: Candidates, rules: Selection) -> dict[str, NDArray[np.bool_]]:
     A missing score drops nothing.
 
     Returns:
-        bool, one value for each image, by reason.
+        bool, shape (n,), one value for each image, by reason.
     """
     nothing = np.zeros(len(known.image_id), np.bool_)
     scored = [rule for rule in RULES if rule in THRESHOLDS or rule.reason in ("size", "concept")]

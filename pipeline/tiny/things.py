@@ -58,7 +58,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Light:
-    """How the hour and the weather color things and land, both RGB factors; `side` is -1 or 1."""
+    """How the hour and the weather color things and land, both RGB factors; `side` is -1 or 1.
+
+    The factors are float32, shape (3,), above 0, 1 in plain light.
+    """
 
     things: F
     land: F
@@ -72,7 +75,10 @@ class Light:
 
 @dataclass(frozen=True)
 class Look:
-    """Colors in the light of the hour; `breed` is one for all things of a group."""
+    """Colors in the light of the hour; `breed` is one for all things of a group.
+
+    Colors are float32, shape (3,), RGB from 0, 1 is white.
+    """
 
     thing: Thing
     color: F
@@ -82,7 +88,7 @@ class Look:
     breed: int
 
     def rgb(self, red: int, green: int, blue: int) -> F:
-        """A color of a part, in the same light."""
+        """A color (3 numbers, 0 to 255) of a part, in the same light: float32, shape (3,)."""
         return to_rgb((red, green, blue)) * self.light.things
 
 
@@ -268,6 +274,7 @@ def trim_color(thing: Thing) -> Rgb:
 
 
 def draw_thing(image: F, place: Place, light: Light, seed: int, breed: int) -> None:
+    """Paint a thing in its place, over the image (float32, H x W x 3, RGB from 0, 1 is white)."""
     thing = place.thing
     color, trim = to_rgb(COLORS[thing.color]), to_rgb(trim_color(thing))
     if thing.name == "tree" and thing.color == "green":
@@ -279,7 +286,11 @@ def draw_thing(image: F, place: Place, light: Light, seed: int, breed: int) -> N
 
 
 def draw_shadow(image: F, place: Place, light: Light, strength: float) -> None:
-    """A soft shadow on the ground, away from the light."""
+    """A soft shadow on the ground, away from the light.
+
+    The image is float32, H x W x 3, RGB from 0, 1 is white, and is painted in place; the strength
+    is 0 to 1.
+    """
     wide = {"flower": 0.22, "tree": 0.5}.get(place.thing.name, 0.66)
     pen = Pen(image, place.x, place.base, place.size, (-1.3, 1.3, -0.3, 0.5), light.side)
     dark = pen.soft(0.24, 0.04, wide + 0.1, 0.16) * strength
@@ -287,7 +298,10 @@ def draw_shadow(image: F, place: Place, light: Light, strength: float) -> None:
 
 
 def draw_mirror(image: F, place: Place, seed: int) -> None:
-    """A boat's reflection: what is above its foot, upside down, broken by ripples."""
+    """A boat's reflection: what is above its foot, upside down, broken by ripples.
+
+    The image is float32, H x W x 3, RGB from 0, 1 is white, and is painted in place.
+    """
     pen = Pen(image, place.x, place.base, place.size, (-0.62, 0.62, -0.55, 0.0))
     height = pen.patch.shape[0]
     if not height:

@@ -171,7 +171,7 @@ def encode_pictures(work: Path, scenes: int, kinds: Sequence[str]) -> None:
 
 
 def crop_corners(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Top and left (int64, N each) of each crop of a large image, multiples of 8 pixels."""
+    """Top and left (int64, N each) of crops of large images: 0 to 64 pixels, multiples of 8."""
     rng = np.random.default_rng(0)
     steps = (LARGE - SMALL) // 8 + 1
     return 8 * rng.integers(0, steps, count), 8 * rng.integers(0, steps, count)

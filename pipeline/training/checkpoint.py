@@ -33,7 +33,11 @@ def found(folder: Path) -> list[Path]:
 
 
 def flatten(optimizer: torch.optim.Optimizer, names: list[str], prefix: str) -> dict[str, Tensor]:
-    """State tensors of an optimiser (float32, as the parameters), by prefix, key and name."""
+    """State tensors of an optimiser (float32, as the parameters), by prefix, key and name.
+
+    Each has the shape of its parameter, but the numbers of steps, which are scalars; any finite
+    values.
+    """
     state = optimizer.state_dict()["state"]
     return {
         f"{prefix}.{key}.{names[index]}": value
@@ -45,7 +49,12 @@ def flatten(optimizer: torch.optim.Optimizer, names: list[str], prefix: str) -> 
 def restore(
     optimizer: torch.optim.Optimizer, names: list[str], prefix: str, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Give an optimiser the state that `flatten` returned."""
+    """Give an optimiser the state that `flatten` returned.
+
+    Args:
+        tensors: float32, shape of each parameter or scalar, finite, by `PREFIX.KEY.NAME`; those of
+            other prefixes are left alone.
+    """
     number = {name: index for index, name in enumerate(names)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -57,7 +66,12 @@ def restore(
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write a checkpoint, then remove all but the newest `KEPT`."""
+    """Write a checkpoint, then remove all but the newest `KEPT`.
+
+    Args:
+        tensors: by name, of any shape, any dtype and any values: kept bit by bit.
+        facts: all else, as JSON knows it.
+    """
     from safetensors.torch import save_file
 
     final = path_of(folder, step)
@@ -70,6 +84,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and facts that `save` was given, and the step.
+
+    Tensors are on the CPU, of any shape, any dtype and any values: those that they had.
 
     Raises:
         AigiError: the file is damaged.

@@ -244,6 +244,11 @@ def accelerator_of(settings: Train, device: str, folder: Path) -> Any:
 
 
 def validation_of(settings: Train, data: Pictures) -> list[tuple[RGB, str]]:
+    """The images to validate with (uint8, H x W x 3) and their prompts; none if none are wanted.
+
+    Raises:
+        AigiError: there are none, or all are too small for MS-SSIM where it is the distortion.
+    """
     if not settings.validation_pictures:
         return []
     data = data.model_copy(
