@@ -362,7 +362,7 @@ def _run_files(
     files, wrong = intact_files(store, record.files, trust.rehash)
     source = built_from(stage, store, record.fingerprint)
     unchanged = _unchanged(stage, store, record, source)
-    if unchanged and not wrong:
+    if unchanged and not wrong and files:
         if first:
             kept = {"files": files, "made_from": source, "seen": None}
             if (now := record.model_copy(update=kept)) != store.record(stage.table):

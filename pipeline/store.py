@@ -202,6 +202,11 @@ class Store:
             self.write_record(record.model_copy(update={"beside": {**record.beside, path: now}}))
         self.write_bytes(data, path)
 
+    def _forget(self, path: str) -> None:
+        """Ask the record again, where it changes by another way than `write_record`."""
+        if posixpath.basename(posixpath.dirname(path)) == RECORDS or path.endswith(RECORDS):
+            self._records.clear()
+
     def written(self, table: str, shard: str) -> Written | None:
         """What is known of a shard as it was written; None: nothing."""
         if (mine := self._mine.get((table, shard))) is not None:
@@ -608,11 +613,13 @@ class Store:
     def remove(self, *parts: str) -> None:
         """Remove a file or folder; one that does not exist is no error."""
         path = self.path(*parts)
+        self._forget(path)
         if self.fs.exists(path):
             self.fs.rm(path, recursive=True)
 
     def _replace(self, path: str, fill: Any) -> Any:
         """Let `fill` write a temporary file, then make it visible as `path` in one step."""
+        self._forget(path)
         if self._log is not None:
             self._log.add(posixpath.relpath(path, self.root))
         with _space(path):

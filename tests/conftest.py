@@ -15,6 +15,9 @@ import hypothesis
 import pytest
 import yaml
 
+from pipeline.record import Record
+from pipeline.store import Store
+
 # Tests assert no timings, and a machine with other work may take seconds for an example.
 hypothesis.settings.register_profile(
     "steady", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -127,6 +130,27 @@ def make_workflow(tmp_path: Path, models: Path) -> WorkflowMaker:
         return path
 
     return make
+
+
+def record_table(store: Store, table: str, settings: dict[str, Any] | None = None) -> None:
+    """Record that a stage wrote the shards of a table, which a test wrote itself."""
+    shards = {}
+    for name in store.shards(table):
+        found = store.look(table, f"{name}.parquet")
+        assert found is not None
+        shards[name] = found
+    store.write_record(
+        Record(
+            table=table,
+            version=1,
+            settings=settings or {},
+            fingerprint=table,
+            status="done",
+            expected=len(shards),
+            shards=shards,
+            seconds=1,
+        )
+    )
 
 
 def aigi(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

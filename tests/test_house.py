@@ -12,7 +12,8 @@ from tests.conftest import ROOT
 
 ORDER = [
     "complaints", "settings", "files", "pixels", "markdown", "progress", "charts", "threads",
-    "tables", "store", "stage", "cluster", "run", "manifest", "pictures", "collection",
+    "tables", "parquet", "record", "store", "intact", "stage", "cluster", "run", "status",
+    "manifest", "pictures", "collection",
     "models", "marks",
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist

@@ -373,7 +373,7 @@ def test_a_file_that_was_promised_and_not_made_is_named(tmp_path: Path) -> None:
     assert status(store)[0].state == "stopped"
 
 
-def test_files_of_a_record_without_their_names_are_believed(tmp_path: Path) -> None:
+def test_files_of_a_record_without_their_names_are_made_once_more(tmp_path: Path) -> None:
     """The manifest of a run that was made before the record named files."""
     store = Store(str(tmp_path))
     run_stages([documents(tmp_path)], store, Compute(), Progress(quiet=True))
@@ -381,8 +381,10 @@ def test_files_of_a_record_without_their_names_are_believed(tmp_path: Path) -> N
     assert record is not None
     del record["files"]
     store.write_json(record, "_stages", "papers.json")
-    run_stages([documents(tmp_path)], store, Compute(), Progress(quiet=True))
-    assert written(tmp_path) == ["one"]
+    (tmp_path / "papers" / "b.txt").unlink()
+    for _ in range(2):
+        run_stages([documents(tmp_path)], store, Compute(), Progress(quiet=True))
+    assert written(tmp_path) == ["one"] * 2 and (tmp_path / "papers" / "b.txt").exists()
 
 
 def test_a_table_that_could_not_be_built_is_recorded_as_stopped(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pipeline.pages.thumbnails import Place, thumbnails
 from pipeline.pixels import png_bytes
 from pipeline.store import Store
 from pipeline.tables import IMAGES, PLAN, QUALITY, SELECTION
-from tests.conftest import aigi
+from tests.conftest import aigi, record_table
 from tests.pages.conftest import PICTURES, Visit
 
 
@@ -208,8 +208,7 @@ def large_run(root: Path, count: int, shards: int) -> Store:
             ]
             store.write(table, name, pa.Table.from_arrays(arrays, schema=schema), schema)
     for table in ("plan", "images", "quality", "selection"):
-        record = {"table": table, "status": "done", "expected": shards, "inputs": {}, "seconds": 1}
-        store.write_json(record, "_stages", f"{table}.json")
+        record_table(store, table)
     return store
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tests.conftest import record_table
 from tests.perf.report import Measurement, peak_gib
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,13 +80,7 @@ def write_run(folder: Path, shards: int) -> int:
         store.write("plan", name, pa.Table.from_pylist(plan, schema=PLAN), PLAN)
         store.write("images", name, pa.Table.from_pylist(images, schema=IMAGES), IMAGES)
     for table in ("plan", "images"):
-        record: dict[str, Any] = {
-            "table": table,
-            "status": "done",
-            "fingerprint": table,
-            "settings": {},
-        }
-        store.write_json(record, "_stages", f"{table}.json")
+        record_table(store, table)
     return total
 
 

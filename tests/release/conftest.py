@@ -28,6 +28,7 @@ from pipeline.stage import Compute, Stage
 from pipeline.store import Store
 from pipeline.tables import IMAGES, PLAN, PROMPTS, REJECTS
 from pipeline.workflow import Workflow
+from tests.conftest import record_table
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 NAUGHTY = (
@@ -156,8 +157,7 @@ def made(folder: Path, **changes: Any) -> tuple[Workflow, Store]:
         ]
         store.write("rejects", table, pa.Table.from_pylist(found, schema=REJECTS), REJECTS)
     for table in ("plan", "images"):
-        record = {"table": table, "fingerprint": table, "status": "done"}
-        store.write_json(record, "_stages", f"{table}.json")
+        record_table(store, table)
     return workflow, store
 
 
