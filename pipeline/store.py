@@ -173,16 +173,20 @@ class Store:
             path = self.path(RECORDS, f"{table}.json")
             try:
                 data = self.read_json(RECORDS, f"{table}.json")
+                if data is not None and not isinstance(data, dict):
+                    raise AigiError(f"{path}: not a JSON object")
                 found = None if data is None else check(Record, data, path)
                 if found is not None and found.table != table:
                     raise AigiError(f"{path}: table: the record of another stage, {found.table}")
-                self._records[table] = found
-            except AigiError as error:
+            except (AigiError, RecursionError) as error:
+                deep = f"{path}: not JSON of ours: objects or lists in one another, too deep"
+                why = str(error).splitlines()[0] if isinstance(error, AigiError) else deep
                 raise Damaged(
-                    f"{str(error).splitlines()[0]}. This is the record of the {table} stage: put "
-                    "back a copy of it; or delete it, and run the workflow with --adopt to take "
-                    "up the files that it described."
+                    f"{why}. This is the record of the {table} stage: put back a copy of it; or "
+                    "delete it, and run the workflow with --adopt to take up the files that it "
+                    "described."
                 ) from None
+            self._records[table] = found
         return self._records[table]
 
     def write_record(self, record: Record) -> None:

@@ -26,7 +26,7 @@ from pipeline.intact import Trust
 from pipeline.pixels import decode, pixels_sha256, png_bytes
 from pipeline.progress import Progress
 from pipeline.run import run_stages
-from pipeline.stage import Compute
+from pipeline.stage import Build, Compute
 from pipeline.store import Damaged, Store
 from tests import toy
 from tests.conftest import aigi
@@ -107,6 +107,7 @@ def test_what_was_made_from_a_changed_shard_is_made_again_and_nothing_else(tmp_p
     made(tmp_path)
     before = times(tmp_path, "squares")
     numbers = stages[0]
+    assert isinstance(numbers, Build)
 
     def other(store: Store, progress: Progress) -> list[Any]:
         shards = toy.numbers(store, progress)
@@ -117,7 +118,7 @@ def test_what_was_made_from_a_changed_shard_is_made_again_and_nothing_else(tmp_p
     out = io.StringIO()
     (tmp_path / "numbers" / "part-00001.parquet").unlink()
     run_stages(
-        [replace(numbers, build=other), stages[1]],  # type: ignore[type-var]
+        [replace(numbers, build=other), stages[1]],
         Store(str(tmp_path)),
         Compute(),
         Progress(out),
@@ -166,7 +167,7 @@ def test_adopted_shards_must_have_the_rows_of_what_they_are_made_from(tmp_path: 
     assert squares(tmp_path) == good
 
 
-EARLIER = {
+EARLIER: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "numbers": lambda record: {
         **{k: record[k] for k in ("table", "version", "settings", "fingerprint", "status")},
         "inputs": {},
@@ -235,7 +236,7 @@ def test_runs_of_earlier_versions_are_taken_up_and_then_watched(tmp_path: Path) 
             '{"table": "squares", "version": 1, "fingerprint": "", "shards": {"a": {"bytes": -1}}}',
             "shards.a.bytes",
         ),
-        ("[" * 100_000, "not JSON"),
+        ("[" * 100_000, "too deep"),
         ("\udcff", "not JSON"),
     ],
 )

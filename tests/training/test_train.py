@@ -30,8 +30,7 @@ from pipeline.learned.network import Network
 from pipeline.learned.text import TextEncoder
 from pipeline.pages.report import report
 from pipeline.progress import Progress
-from pipeline.run import RUN_WORKFLOW
-from pipeline.store import Store
+from pipeline.store import RUN_WORKFLOW, Store
 from pipeline.training import checkpoint, fit, trainer
 from pipeline.training.logs import logs
 from pipeline.training.settings import Train
