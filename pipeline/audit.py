@@ -20,9 +20,10 @@ import pyarrow as pa
 
 from pipeline import AigiError
 from pipeline.benchmark.metrics import psnr
-from pipeline.manifest import MANIFEST, read_plan
+from pipeline.manifest import MANIFEST
 from pipeline.pixels import RGB
 from pipeline.plan import specification
+from pipeline.plan.copied import read_plan
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.release import regenerate
 from pipeline.run import RUN_WORKFLOW
@@ -173,13 +174,13 @@ def audit(
     drawn = draw(store, manifest, sources, count, seed)
     wanted = {row["image_id"]: row for row in drawn}
     found: dict[str, list[tuple[dict[str, Any], pa.Table]]] = defaultdict(list)
-    for shard in read_plan(location, manifest):
+    for _, shard in read_plan(location, manifest):
         if wanted.keys().isdisjoint(shard["image_id"].to_pylist()):
             continue
         source = shard["source"][0].as_py()
         made_here = isinstance(dataset.sources[source], DiffusersSpec)
         size = local_diffusers(workflow.sources, source).batch_size if made_here else 1
-        for batch in _batches(shard.drop_columns(["shard"]), size):
+        for batch in _batches(shard, size):
             for image in batch["image_id"].to_pylist():
                 if image in wanted:
                     row = wanted[image]

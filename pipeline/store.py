@@ -14,6 +14,7 @@ import io
 import json
 import os
 import posixpath
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,7 @@ import pyarrow.parquet as pq
 from pipeline import AigiError
 from pipeline.files import replaced, sweep
 from pipeline.pixels import RGB, BadPicture, decode
+from pipeline.records import parse
 from pipeline.tables import IMAGE
 
 # Small row groups let a reader skip to one image; narrow tables need long ones.
@@ -182,6 +184,25 @@ def _write_parquet(sink: _Hashing, chunks: Iterable[pa.Table], schema: pa.Schema
     return rows
 
 
+_DRIVE = re.compile(r"[A-Za-z]:")
+_NAME_BYTES = 255 - len(".parquet")  # of a file's name, with the ending that a shard's may get
+
+
+def _stays_below(name: str) -> bool:
+    """Whether a name, with `/` between folders, can only mean a file below the folder it is in."""
+    try:
+        short = all(0 < len(part.encode()) <= _NAME_BYTES for part in name.split("/"))
+    except UnicodeEncodeError:
+        return False
+    return (
+        short
+        and not _DRIVE.match(name)
+        and "\\" not in name
+        and all(part not in (".", "..") for part in name.split("/"))
+        and all(ord(character) >= 32 for character in name)
+    )
+
+
 class Store:
     """A run directory, on local disk or at any fsspec URL: `ROOT/<table>/<shard>.parquet`.
 
@@ -201,8 +222,35 @@ class Store:
         )
 
     def path(self, *parts: str) -> str:
-        """Path of a file or folder below the root, for `self.fs`."""
+        """Path of a file or folder below the root, for `self.fs`; "" as the first part is the root.
+
+        Raises:
+            AigiError: a part leads out of the root, or is no name that every store can have.
+        """
+        if parts[:1] == ("",):
+            parts = parts[1:]
+        for part in parts:
+            if not _stays_below(part):
+                raise AigiError(
+                    f"{self.url}: {part!r} is not the name of a file in this folder. Names have "
+                    "no empty part, no .., no backslash and no control character. If it is from "
+                    "a file that you were given, get that file again; else choose another name."
+                )
         return posixpath.join(self.root, *parts)
+
+    def _inside(self, path: str) -> None:
+        """Refuse to change a file behind a link to a folder elsewhere.
+
+        Files may be links, as in the cache of the Hub: they are replaced, never written through.
+        """
+        if not self.local:
+            return
+        root, folder = os.path.realpath(self.root), os.path.realpath(os.path.dirname(path))
+        if path != self.root and os.path.commonpath([root, folder]) != root:
+            raise AigiError(
+                f"{path}: a link leads out of {self.root} to {folder}, where nothing is written or "
+                "removed. Put a folder in the place of the link, or use a run directory there."
+            )
 
     def shards(self, table: str) -> dict[str, int]:
         """Names of the table's shards, sorted, each with its size in bytes."""
@@ -433,17 +481,22 @@ class Store:
                 digest.update(block)
         return digest.hexdigest()
 
-    def read_json(self, *parts: str) -> dict[str, Any] | None:
-        """Read a JSON object; None where the file does not exist."""
+    def read_json(
+        self, *parts: str, remedy: str = "Delete it, and run the workflow again."
+    ) -> dict[str, Any] | None:
+        """Read a JSON object; None where the file does not exist.
+
+        Args:
+            remedy: what to do where it is damaged: a sentence.
+
+        Raises:
+            AigiError: it is damaged, or no object.
+        """
         try:
             data = self.fs.cat_file(self.path(*parts))
         except FileNotFoundError:
             return None
-        try:
-            value: dict[str, Any] = json.loads(data)
-        except ValueError as error:
-            raise AigiError(f"{self.path(*parts)}: not JSON ({error}); delete it") from error
-        return value
+        return parse(data, self.path(*parts), remedy)
 
     def read_csv(self, *parts: str) -> list[dict[str, str]]:
         """Read the rows of a CSV file with a header; none where it does not exist.
@@ -465,11 +518,13 @@ class Store:
     def remove(self, *parts: str) -> None:
         """Remove a file or folder; one that does not exist is no error."""
         path = self.path(*parts)
+        self._inside(path)
         if self.fs.exists(path):
             self.fs.rm(path, recursive=True)
 
     def _replace(self, path: str, fill: Any) -> Any:
         """Let `fill` write a temporary file, then make it visible as `path` in one step."""
+        self._inside(path)
         with _space(path):
             if not self.local:
                 with tempfile.TemporaryDirectory(prefix="aigi-") as folder:

@@ -13,20 +13,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline import AigiError
+from pipeline import AigiError, records
 from pipeline.cluster import with_ray
 from pipeline.duplicates.clusters import clustered_pairs, divide, part_pairs
 from pipeline.duplicates.groups import equal_pairs
 from pipeline.duplicates.hashes import hash_pairs
 from pipeline.duplicates.pairs import Pairs, gathered, near_pairs
 from pipeline.progress import Progress
+from pipeline.records import Number, Record, Sha256
 from pipeline.settings import Count, Settings
 from pipeline.stage import Build, Compute
 from pipeline.store import Shard, Store
@@ -59,6 +60,23 @@ class Duplicates(Settings):
 
 VERSION = 2
 COVERED = "_covered.json"
+REMEDY = "Delete it: the pairs are then found again."
+
+
+class _Made(Record):
+    name: Annotated[str, Field(pattern=r"^pairs-\d{5,}$")]
+    rows: Number
+    bytes: Number
+    sha256: Sha256
+
+
+class _Covered(Record):
+    """Plan shards that were compared, and the shards that hold their pairs."""
+
+    shards: list[str]
+    made: list[_Made]
+
+
 HASH_BITS = 64
 _AT_ONCE = 1 << 16  # pairs of a chunk
 
@@ -228,7 +246,10 @@ def _find(
 
 def _build(settings: Duplicates, compute: Compute, store: Store, progress: Progress) -> list[Shard]:
     now = sorted(store.shards("plan"))
-    before = store.read_json("duplicates", COVERED) or {"shards": [], "made": []}
+    before: dict[str, Any] = {"shards": [], "made": []}
+    if (found := store.read_json("duplicates", COVERED, remedy=REMEDY)) is not None:
+        records.check(_Covered, found, store.path("duplicates", COVERED), REMEDY)
+        before = found
     kept = [Shard(**made) for made in before["made"]]
     present = store.shards("duplicates")
     whole = all(present.get(shard.name) == shard.bytes for shard in kept)

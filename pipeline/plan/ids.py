@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,24 @@ def seed_of(prompt: str, source: str, index: int, salt: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def image_id_of(fields: dict[str, Any]) -> str:
+_GENERATED = (
+    "text", "source", "model", "revision", "seed", "steps", "guidance_scale", "negative_prompt",
+    "scheduler", "dtype", "width", "height", "watermark",
+)  # fmt: skip
+_IMPORTED = ("text", "source", "path")
+
+
+def image_id_of(row: Mapping[str, Any]) -> str:
+    """The id of a row of the plan: a hash of every field that decides its pixels.
+
+    Args:
+        row: with a `path`, it is that of an imported image.
+    """
+    deciding = _GENERATED if row["path"] is None else _IMPORTED
+    fields = {name: row[name] for name in deciding}
+    if row["path"] is not None and row["watermark"] != "none":
+        # Without a watermark the id is what it was before imports could have one.
+        fields["watermark"] = row["watermark"]
     text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

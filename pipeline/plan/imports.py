@@ -96,7 +96,11 @@ def imported_shards(
     wanted = generations_of(size, plan, len(pictures))
     first = min(len(pictures), math.ceil(wanted * (1 + plan.margin)))
     planned = min(len(pictures), first + sum(rounds))
-    round_of = [number for number, start, end in spans([first, *rounds]) for _ in range(start, end)]
+    round_of = [
+        number
+        for number, start, end in spans([first, *rounds])
+        for _ in range(start, min(end, planned))
+    ]
     width, height = (None, None) if source.fit == "keep" else (size.width, size.height)
     pixels = _pixels(source, [picture.path for picture in pictures[:planned]], width, height)
     seen: dict[str, int] = defaultdict(int)
@@ -115,10 +119,8 @@ def imported_shards(
         index = seen[picture.prompt_id]
         seen[picture.prompt_id] += 1
         ids = {
-            # Without a watermark the id is what it was before imports could have one.
             watermark: image_id_of(
-                {"source": name, "path": path, "text": picture.text}
-                | ({} if watermark == "none" else {"watermark": watermark})
+                {"source": name, "path": path, "text": picture.text, "watermark": watermark}
             )
             for watermark, path in paths.items()
         }
