@@ -26,6 +26,7 @@ from pipeline.plan import specification
 from pipeline.plan.copied import read_plan
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.release import regenerate
+from pipeline.release.trust import confirm
 from pipeline.run import RUN_WORKFLOW
 from pipeline.settings import check
 from pipeline.store import Store
@@ -111,7 +112,12 @@ def _decoded(row: Mapping[str, Any]) -> RGB:
 
 
 def places_of(target: str) -> dict[str, Any]:
-    """The unchecked workflow of the run that a release folder is in; empty if it is in none."""
+    """The unchecked workflow of the run that a release folder is in; empty if it is in none.
+
+    Only of a run on this machine: elsewhere, anybody could have written it.
+    """
+    if "://" in target:
+        return {}
     for url in (target, os.path.dirname(target.rstrip("/"))):
         found = Store(url).read_json(RUN_WORKFLOW) if url else None
         if found is not None:
@@ -126,6 +132,7 @@ def audit(
     count: int,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
+    trusted: bool = False,
 ) -> Iterator[Remade]:
     """Make rows of a release again and compare.
 
@@ -135,6 +142,7 @@ def audit(
             whose images it does not name are left out.
         count: number of rows, drawn at random by `seed`.
         say: is called with a line about what is left out.
+        trusted: models may be loaded because the manifest names them, see `pipeline.release.trust`.
 
     Raises:
         AigiError: a model is missing or has changed, or nothing can be made again.
@@ -170,6 +178,7 @@ def audit(
         location, {**mine, "run": os.path.dirname(location), "plan": plan}, sections
     )
     workflow = check(Workflow, data, location)
+    confirm(workflow, trusted)
     check_sources(workflow.planned("images"), workflow.sources)
     drawn = draw(store, manifest, sources, count, seed)
     wanted = {row["image_id"]: row for row in drawn}

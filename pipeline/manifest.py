@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypedDict
 
 from pydantic import Field, model_validator
 
 from pipeline import AigiError, records
-from pipeline.records import Number, Record, Sha256
+from pipeline.complaints import shown
+from pipeline.records import Number, Record, Sha256, matching
 from pipeline.settings import Split, read_yaml
 from pipeline.store import Store
 
@@ -46,14 +48,15 @@ class DocumentRecord(TypedDict):
 # --- What a manifest contains --------------------------------------------------------------------
 
 REMEDY = "Fetch the release again, or make it again."
-_Config = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-_Beside = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
-Cell = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/(train|validation|test)$")]
+_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_Config = Annotated[str, matching(_NAME, "the name of a source")]
+_Beside = Annotated[str, matching(_NAME, "the name of a file in the release's folder")]
+Cell = Annotated[str, matching(f"{_NAME}/(train|validation|test)", "SOURCE/SPLIT")]
 """A source and a split."""
 
 
 class _File(Record):
-    path: Annotated[str, Field(max_length=240)]
+    path: str
     config: _Config
     split: Split
     rows: Number = 0
@@ -62,11 +65,10 @@ class _File(Record):
 
     @model_validator(mode="after")
     def _is_named_for_its_rows(self) -> _File:
-        head = f"{self.config}/{self.split}-"
-        name = self.path.removeprefix(head).removesuffix(".parquet")
-        safe = name and name.replace("-", "").replace(".", "").replace("_", "").isalnum()
-        if self.path != f"{head}{name}.parquet" or not safe or not name.isascii():
-            raise ValueError(f"{self.path!r} is not the name of a release file, {head}….parquet")
+        name = rf"{re.escape(self.config)}/{self.split}-[A-Za-z0-9._-]{{1,100}}\.parquet"
+        if re.fullmatch(name, self.path) is None:
+            expected = f"{self.config}/{self.split}-….parquet"
+            raise ValueError(f"path: expected {expected}, found {shown(self.path)}")
         return self
 
 
@@ -108,27 +110,29 @@ class Manifest(Record):
     specification and of the sections.
     """
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)] = ""
-    version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$", max_length=40)] = ""
+    name: Annotated[str, matching("[a-z0-9][a-z0-9-]{0,99}", "the name of a dataset")] = ""
+    version: Annotated[str, matching(r"\d{1,9}\.\d{1,9}\.\d{1,9}", "a version, 1.0.0")] = ""
     files: list[_File]
-    documents: list[_Document] = []
-    columns: Annotated[list[str], Field(alias="schema")] = []
-    specification: dict[str, Any] = {}
+    documents: list[_Document] = Field(default_factory=list)
+    columns: list[str] = Field(default_factory=list, alias="schema")
+    specification: dict[str, Any] = Field(default_factory=dict)
     plan: _Plan | None = None
-    workflow: dict[str, Any] = {}
-    captions: list[_Captions] = []
-    wanted: dict[Cell, Number] = {}
-    tables: dict[str, Annotated[str, Field(pattern="^[0-9a-z]{1,64}$")]] = {}
+    workflow: dict[str, Any] = Field(default_factory=dict)
+    captions: list[_Captions] = Field(default_factory=list)
+    wanted: dict[Cell, Number] = Field(default_factory=dict)
+    tables: dict[str, Annotated[str, matching("[0-9a-z]{1,64}", "a fingerprint")]] = Field(
+        default_factory=dict
+    )
     aigi: _Maker | None = None
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _lists_each_file_once(self) -> Manifest:
         seen: set[str] = set()
-        for record in [*self.files, *self.documents]:
-            if record.path in seen or record.path == MANIFEST:
-                raise ValueError(f"{record.path} is listed twice, or is this file")
-            seen.add(record.path)
+        for path in [*(f.path for f in self.files), *(d.path for d in self.documents)]:
+            if path in seen or path == MANIFEST:
+                raise ValueError(f"{path}: listed twice, or this file itself")
+            seen.add(path)
         return self
 
 
@@ -136,24 +140,30 @@ ENTRIES = tuple(field.alias or name for name, field in Manifest.model_fields.ite
 """All entries of a whole manifest; `files` suffices to read images."""
 
 
-def checked(data: dict[str, Any], where: str, entries: tuple[str, ...] = ENTRIES) -> dict[str, Any]:
+def checked(
+    data: dict[str, Any],
+    where: str,
+    entries: tuple[str, ...] = ENTRIES,
+    remedy: str = REMEDY,
+) -> dict[str, Any]:
     """The manifest itself, once it is known that it is one.
 
     Args:
         where: its location, for messages.
         entries: those that it must have.
+        remedy: what to do if it is not one: a sentence.
 
     Raises:
         AigiError: in one line, with the entry that is wrong.
     """
-    manifest = records.check(Manifest, data, where, REMEDY)
+    manifest = records.check(Manifest, data, where, remedy)
     for entry in entries:
         if data.get(entry) is None:
-            raise records.refused(where, entry, "needed, but not given", REMEDY)
+            raise records.refused(where, entry, "needed, but not given", remedy)
     if entries == ENTRIES:
         for number, file in enumerate(manifest.files):
             for entry in {"rows", "bytes"} - file.model_fields_set:
-                raise records.refused(where, f"files.{number}.{entry}", "needed", REMEDY)
+                raise records.refused(where, f"files.{number}.{entry}", "needed", remedy)
     return data
 
 

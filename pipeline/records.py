@@ -1,17 +1,18 @@
 """JSON that others may have written in, checked records out; or one line: file, field, what to do.
 
-A manifest, the state files of a run and the configuration of a codec come from other machines, other
-versions and other people. None of them is believed before it has been parsed and checked here.
+A manifest, the state files of a run and the configuration of a codec come from other machines,
+other versions and other people. None of them is believed before it is parsed and checked here.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline import AigiError, complaints
 
@@ -19,8 +20,20 @@ DEEPEST = 40
 """Levels of objects and lists; no file of ours has ten."""
 _LONGEST = 120, 400  # characters of a field's name in a message, and of a message
 
+
+def matching(pattern: str, meaning: str) -> AfterValidator:
+    """A check that a whole text is of a pattern; `meaning` is what a person would call it."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise ValueError(f"expected {meaning}, found {complaints.shown(text)}")
+        return text
+
+    return AfterValidator(check)
+
+
 Number = Annotated[int, Field(ge=0, le=2**63 - 1)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, matching("[0-9a-f]{64}", "a sha256, 64 digits 0-9 and a-f")]
 
 
 class Record(BaseModel):
@@ -111,7 +124,7 @@ def _encodes(text: str) -> bool:
 
 def check(
     model: type[R],
-    data: Mapping[str, Any],
+    data: object,
     where: str,
     remedy: str,
     within: str = "",

@@ -47,7 +47,10 @@ def located(value: str, base: Path | None) -> str:
     if "://" in value:
         return value
     start = Path.cwd() if base is None or isinstance(value, _FromCommandLine) else base
-    return str((start / Path(value).expanduser()).resolve())
+    try:
+        return str((start / Path(value).expanduser()).resolve())
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{value}: no such place: {error}") from None
 
 
 def _locate(value: object, info: ValidationInfo) -> object:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.show import Override, Target, explained, show, talk
+from pipeline.cli.show import Override, Target, Trust, explained, show, talk
 
 if TYPE_CHECKING:
     from pipeline.audit import Remade
@@ -32,16 +32,17 @@ def verify(
         ),
     ] = None,
     overrides: Override = None,
+    trust: Trust = False,
 ) -> None:
     """Compare a release with its manifest, and some of its rows with rows made again.
 
     The exit code is 1 if a file, its rows, its columns or an image differs.
     """
     with explained():
-        from pipeline.manifest import open_release
+        from pipeline.manifest import ENTRIES, open_release
         from pipeline.release.verify import compare
 
-        store, manifest = open_release(target)
+        store, manifest = open_release(target, ENTRIES)
         differences = compare(store, manifest)
         for line in differences:
             print(line)
@@ -65,7 +66,7 @@ def verify(
                 known = settings.overridden(known, overrides or ())
                 mine = settings.check(workflows.Workflow, known, target)
             places = mine.model_dump(mode="json")
-            made = audit(store, manifest, places, pixels, seed, talk)
+            made = audit(store, manifest, places, pixels, seed, talk, trust)
             _print_remade(list(made), min_psnr)
 
 

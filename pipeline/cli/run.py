@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import AigiError
-from pipeline.cli.show import Override, Quiet, explained, show
+from pipeline.cli.show import Override, Quiet, Trust, explained, show
 
 if TYPE_CHECKING:
     from pipeline.workflow import Workflow
@@ -71,10 +71,12 @@ def run(
         bool, typer.Option("--dry-run", help="Print counts, disk and GPU-hours, then stop.")
     ] = False,
     quiet: Quiet = False,
+    trust: Trust = False,
 ) -> None:
     """Run the stages of a workflow. Finished work is kept, so the same command resumes."""
     with explained():
         from pipeline import workflow as workflows
+        from pipeline.release.trust import asked, confirm
 
         workflow = workflows.load(workflow_file, overrides or ())
         if dry_run:
@@ -82,7 +84,10 @@ def run(
 
             for part in parts(workflow):
                 print(part, flush=True) if isinstance(part, str) else show(part)
+            for line in asked(workflow):
+                print(f"--trust would be needed for: {line}")
             return
+        confirm(workflow, trust)
         _execute(workflow, quiet)
         if workflow.release is not None:
             folder = workflow.run.rstrip("/") + "/release"

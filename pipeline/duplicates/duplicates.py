@@ -27,7 +27,7 @@ from pipeline.duplicates.groups import equal_pairs
 from pipeline.duplicates.hashes import hash_pairs
 from pipeline.duplicates.pairs import Pairs, gathered, near_pairs
 from pipeline.progress import Progress
-from pipeline.records import Number, Record, Sha256
+from pipeline.records import Number, Record, Sha256, matching
 from pipeline.settings import Count, Settings
 from pipeline.stage import Build, Compute
 from pipeline.store import Shard, Store
@@ -64,7 +64,7 @@ REMEDY = "Delete it: the pairs are then found again."
 
 
 class _Made(Record):
-    name: Annotated[str, Field(pattern=r"^pairs-\d{5,}$")]
+    name: Annotated[str, matching(r"pairs-\d{5,}", "the name of a shard of pairs")]
     rows: Number
     bytes: Number
     sha256: Sha256

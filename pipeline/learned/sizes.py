@@ -139,8 +139,10 @@ def parse(given: dict[str, Any], where: str = "codec configuration") -> Sizes:
     kind = given.get("kind")
     model = _KINDS.get(kind) if isinstance(kind, str) else None
     if model is None:
-        problem = f"needed; there are {', '.join(_KINDS)}" if kind is None else (
-            f"no {kind!r}; {near(kind, _KINDS)}"
+        problem = (
+            f"needed; there are {', '.join(_KINDS)}"
+            if kind is None
+            else (f"no {kind!r}; {near(kind, _KINDS)}")
         )
         raise records.refused(where, "kind", problem, REMEDY)
     return records.check(model, given, where, REMEDY)

@@ -102,6 +102,13 @@ def read_logo(path: Path) -> str:
     return digest
 
 
+def logo_of(name: str) -> str | None:
+    """The logo file that a checked variant names; None: it has none."""
+    return (
+        None if not name.startswith(KIND) else parse_visible(name.removeprefix(KIND)).logo or None
+    )
+
+
 def _thousandths(key: str, value: str) -> int:
     try:
         number = Decimal(value) * 1000

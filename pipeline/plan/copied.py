@@ -1,7 +1,8 @@
 """A manifest and the plan beside it in, the shards of that plan out, once it is known to be one.
 
-The rows say what this machine will load and make, and they may be anybody's. So a row is used only
-if it is what the manifest specifies and its id is the hash of its fields; names of shards are built.
+The rows say what this machine will load and make, and they may be anybody's. So a row is used
+only if it is what the manifest specifies and its id is the hash of its fields. Names of shards are
+built, never taken from the file.
 """
 
 from __future__ import annotations
@@ -32,7 +33,15 @@ _ALWAYS = (
     "index", "rank", "round",
 )  # fmt: skip
 _GENERATED = ("seed", "steps", "guidance_scale", "negative_prompt", "scheduler", "dtype")
-_SPECIFIED = ("model", "revision", "steps", "guidance_scale", "negative_prompt", "scheduler", "dtype")
+_SPECIFIED = (
+    "model",
+    "revision",
+    "steps",
+    "guidance_scale",
+    "negative_prompt",
+    "scheduler",
+    "dtype",
+)
 _ONE = ("source", "split", "round")
 """All rows of a shard have one value of each of these."""
 
@@ -97,7 +106,7 @@ def _check_shard(table: pa.Table, dataset: Dataset, seen: Counter[tuple[str, str
         except _Wrong as wrong:
             column, problem = wrong.args
             raise _Wrong(f"row {number}: {column}", problem) from None
-    key = tuple(rows[0][column] for column in _ONE)
+    key = (rows[0]["source"], rows[0]["split"], rows[0]["round"])
     name = shard_name(*key, seen[key])
     seen[key] += 1
     if any(row["shard"] != name for row in rows):

@@ -18,13 +18,14 @@ from pipeline.manifest import REMEDY, read_manifest
 from pipeline.marks import names as watermark
 from pipeline.marks import visible
 from pipeline.plan.families import FAMILIES, SCHEDULERS
-from pipeline.records import Sha256
+from pipeline.records import Sha256, matching
 from pipeline.settings import Settings, Split, check, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$", description="ISO 639 code")]
-Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*$")]
-File = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)*$")]
+_STEPS = "[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)*"  # so never ..
+Revision = Annotated[str, matching(_STEPS, "a commit, tag or branch")]
+File = Annotated[str, matching(_STEPS, "a file in the model's folder")]
 # Columns of the plan have 32 bits.
 Number = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Side = Annotated[int, Field(ge=1, le=1 << 15)]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
-
 from pipeline import AigiError, records
-from pipeline.records import Record, Sha256
+from pipeline.records import Record, Sha256, matching
 from pipeline.store import Store
 
 FILES = "_files.json"
 REMEDY = "Delete the run's folder selection, and run the workflow again."
 _Release = Annotated[
-    str, Field(pattern=r"^[a-z0-9][a-z0-9-]*/(train|validation|test)-\d{5,}-of-\d{5,}$")
+    str,
+    matching(
+        r"[a-z0-9][a-z0-9-]*/(train|validation|test)-\d{5,}-of-\d{5,}", "a release file's name"
+    ),
 ]
-_Shard = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+_Shard = Annotated[str, matching("[a-z0-9][a-z0-9-]*", "the name of an image shard")]
 
 
 class _Files(Record):
