@@ -98,7 +98,8 @@ def _prompts(recipe: Recipe) -> Iterator[tuple[str, Place]]:
                 yield "model", Place.of(where, source.folder, source.model, source.revision)
         if isinstance(source, BlipCaptions | HubCaptions) and source.dataset is not None:
             revision = source.revision if isinstance(source, HubCaptions) else None
-            yield "dataset", Place.of(where, None, source.dataset, revision)
+            key = f"{where}.dataset"
+            yield "dataset", Place(key, key, None, source.dataset, revision)
 
 
 def _logos(recipe: Recipe) -> Iterator[str]:

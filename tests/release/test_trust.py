@@ -79,7 +79,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "another run": (lambda m: m["workflow"].update(run="/home/me"), "workflow.run: no such"),
     "a cluster": (
         lambda m: m["workflow"]["compute"].update(ray="ray://there:10001"),
-        "workflow.compute.ray: no such entry; did you mean|workflow.compute.ray: no such entry",
+        "workflow.compute.ray: no such entry; there are threads",
     ),
     "many threads": (
         lambda m: m["workflow"]["compute"].update(threads=10**6),
@@ -176,7 +176,7 @@ ASKED: dict[str, tuple[Change, str]] = {
         lambda m: m["workflow"]["prompts"].update(
             sources=[{"kind": "hub", "dataset": "evil/captions", "column": "text"}]
         ),
-        "dataset evil/captions@main (prompts.sources.0.model)",
+        "dataset evil/captions@main (prompts.sources.0.dataset)",
     ),
 }  # fmt: skip
 
