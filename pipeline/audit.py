@@ -20,11 +20,13 @@ import pyarrow as pa
 
 from pipeline import AigiError
 from pipeline.benchmark.metrics import psnr
-from pipeline.manifest import MANIFEST, read_plan
+from pipeline.manifest import MANIFEST
 from pipeline.pixels import RGB
 from pipeline.plan import specification
+from pipeline.plan.copied import read_plan
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.release import regenerate
+from pipeline.release.trust import confirm
 from pipeline.settings import check
 from pipeline.store import RUN_WORKFLOW, Store
 from pipeline.workflow import Workflow
@@ -109,7 +111,12 @@ def _decoded(row: Mapping[str, Any]) -> RGB:
 
 
 def places_of(target: str) -> dict[str, Any]:
-    """The unchecked workflow of the run that a release folder is in; empty if it is in none."""
+    """The unchecked workflow of the run that a release folder is in; empty if it is in none.
+
+    Only of a run on this machine: elsewhere, anybody could have written it.
+    """
+    if "://" in target:
+        return {}
     for url in (target, os.path.dirname(target.rstrip("/"))):
         found = Store(url).read_json(RUN_WORKFLOW) if url else None
         if found is not None:
@@ -124,6 +131,7 @@ def audit(
     count: int,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
+    trusted: bool = False,
 ) -> Iterator[Remade]:
     """Make rows of a release again and compare.
 
@@ -133,6 +141,7 @@ def audit(
             whose images it does not name are left out.
         count: number of rows, drawn at random by `seed`.
         say: is called with a line about what is left out.
+        trusted: models may be loaded because the manifest names them, see `pipeline.release.trust`.
 
     Raises:
         AigiError: a model is missing or has changed, or nothing can be made again.
@@ -168,17 +177,18 @@ def audit(
         location, {**mine, "run": os.path.dirname(location), "plan": plan}, sections
     )
     workflow = check(Workflow, data, location)
+    confirm(workflow, trusted)
     check_sources(workflow.planned("images"), workflow.sources)
     drawn = draw(store, manifest, sources, count, seed)
     wanted = {row["image_id"]: row for row in drawn}
     found: dict[str, list[tuple[dict[str, Any], pa.Table]]] = defaultdict(list)
-    for shard in read_plan(location, manifest):
+    for _, shard in read_plan(location, manifest):
         if wanted.keys().isdisjoint(shard["image_id"].to_pylist()):
             continue
         source = shard["source"][0].as_py()
         made_here = isinstance(dataset.sources[source], DiffusersSpec)
         size = local_diffusers(workflow.sources, source).batch_size if made_here else 1
-        for batch in _batches(shard.drop_columns(["shard"]), size):
+        for batch in _batches(shard, size):
             for image in batch["image_id"].to_pylist():
                 if image in wanted:
                     row = wanted[image]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline import AigiError
-from pipeline.intact import BELIEVING, Trust
+from pipeline.intact import USUAL, Checks
 from pipeline.plan.rounds import rounds_made, top_up
 from pipeline.progress import Progress
 from pipeline.run import run_stages
@@ -75,7 +75,7 @@ def readers(workflow: Workflow) -> list[Stage]:
     return found
 
 
-def make(workflow: Workflow, store: Store, progress: Progress, trust: Trust = BELIEVING) -> None:
+def make(workflow: Workflow, store: Store, progress: Progress, checks: Checks = USUAL) -> None:
     """Run all stages, with as many top-up rounds before the release as the quotas need.
 
     A round plans new generations (or further images of an import) for what the selection
@@ -90,7 +90,7 @@ def make(workflow: Workflow, store: Store, progress: Progress, trust: Trust = BE
     store.write_json(workflow.model_dump(mode="json"), RUN_WORKFLOW)
     tables = [stage.table for stage in found]
     cut = tables.index("selection") + 1 if "selection" in tables else len(found)
-    run_stages(found[:cut], store, workflow.compute, progress, trust)
+    run_stages(found[:cut], store, workflow.compute, progress, checks)
     rounds = workflow.selection.rounds if workflow.selection is not None else 0
     while rounds_made(store) < rounds:
         short = selection.shortage(workflow.planned("selection"), store)
@@ -101,8 +101,8 @@ def make(workflow: Workflow, store: Store, progress: Progress, trust: Trust = BE
             f"round {rounds_made(store)}: "
             + ", ".join(f"{count:,} more of {name}" for name, count in short.items())
         )
-        run_stages(found[:cut], store, workflow.compute, progress, trust)
-    run_stages(found[cut:], store, workflow.compute, progress, trust)
+        run_stages(found[:cut], store, workflow.compute, progress, checks)
+    run_stages(found[cut:], store, workflow.compute, progress, checks)
 
 
 @dataclass(frozen=True)

@@ -52,13 +52,17 @@ def near(name: object, names: Iterable[object]) -> str:
     )
 
 
-def lines(model: type[BaseModel], error: ValidationError) -> list[str]:
-    """`SETTING: what is wrong`, one line for each wrong setting."""
+def lines(model: type[BaseModel], error: ValidationError, noun: str = "setting") -> list[str]:
+    """`SETTING: what is wrong`, one line for each wrong setting.
+
+    Args:
+        noun: what an unknown key is called.
+    """
     found: dict[str, list[str]] = {}
     for item in error.errors():
         # A list with a wrong entry is also called too short.
         if item["type"] != "too_short" or not item["input"]:
-            place, text = _complaint(model, dict(item))
+            place, text = _complaint(model, dict(item), noun)
             found.setdefault(place, []).append(text)
     return [
         f"{place}: {_joined(texts)}" if place else _joined(texts) for place, texts in found.items()
@@ -73,12 +77,12 @@ def _joined(texts: list[str]) -> str:
     return f"expected {' or '.join(head for head, _, _ in wanted)}, found {wanted[0][2]}"
 
 
-def _complaint(model: type[BaseModel], item: dict[str, Any]) -> tuple[str, str]:
+def _complaint(model: type[BaseModel], item: dict[str, Any], noun: str) -> tuple[str, str]:
     place, owner, kinds = _walk(model, item["loc"])
     kind, context = item["type"], item.get("ctx", {})
     if kind == "extra_forbidden":
         fields = owner.model_fields if owner else ()
-        text = f"no such setting; {near(place[-1], fields)}"
+        text = f"no such {noun}; {near(place[-1], fields)}"
     elif kind == "literal_error":
         choices = [one for literal in kinds for one in get_args(literal)]
         text = _choice(item["input"], choices)
@@ -90,25 +94,26 @@ def _complaint(model: type[BaseModel], item: dict[str, Any]) -> tuple[str, str]:
         values = {
             key: f"{one:g}" if isinstance(one, float) else one for key, one in context.items()
         }
-        text = SENTENCES[kind].format(found=_shown(item["input"]), **values)
+        text = SENTENCES[kind].format(found=shown(item["input"]), **values)
     else:
         text = re.sub("^(Value error|Assertion failed), ", "", item["msg"])
         text = re.sub("^(Input|Value|[A-Z][a-z]+) should (be|have) ", "expected ", text)
-        text = f"{text}, found {_shown(item['input'])}"
+        text = f"{text}, found {shown(item['input'])}"
     return ".".join(place), text
 
 
 def _choice(value: object, choices: list[Any]) -> str:
     if isinstance(value, str):
         return f'no "{value}"; {near(value, choices)}'
-    return f"expected one of {', '.join(map(str, choices))}, found {_shown(value)}"
+    return f"expected one of {', '.join(map(str, choices))}, found {shown(value)}"
 
 
 def _needed(choices: list[Any]) -> str:
     return f"needed, but not given; there are {', '.join(map(str, choices))}"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A wrong value in a message: short, and in one line."""
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, list | tuple):
@@ -172,5 +177,5 @@ def _walk(
         elif mapping is not None:
             kinds = _members(get_args(mapping)[1])
         else:
-            kinds = _members(get_args(kind)[0]) if get_origin(kind) is tuple else []
+            kinds = _members(get_args(kind)[0]) if get_origin(kind) in (tuple, list) else []
     return place, owner, [one for one in kinds if get_origin(one) is Literal or _is_model(one)]

@@ -11,8 +11,8 @@ from pipeline.store import Damaged, Store
 
 
 @dataclass(frozen=True)
-class Trust:
-    """How far a run believes what it finds.
+class Checks:
+    """How a run looks at what it finds.
 
     Attributes:
         rehash: hash every file, also those whose size and time of change are as recorded.
@@ -23,7 +23,7 @@ class Trust:
     adopt: bool = False
 
 
-BELIEVING = Trust()
+USUAL = Checks()
 
 
 def _same(

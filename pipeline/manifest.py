@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping
-from typing import Any, TypedDict
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, TypedDict
 
-import pyarrow as pa
+from pydantic import Field, model_validator
 
-from pipeline import AigiError
-from pipeline.settings import read_yaml
+from pipeline import AigiError, gate
+from pipeline.complaints import shown
+from pipeline.gate import Checked, Number, Sha256, matching
+from pipeline.settings import Split, read_yaml
 from pipeline.store import Store
 
 MANIFEST = "manifest.json"
@@ -42,36 +45,164 @@ class DocumentRecord(TypedDict):
     sha256: str
 
 
-def find_release(target: str) -> tuple[Store, dict[str, Any]] | None:
+# --- What a manifest contains --------------------------------------------------------------------
+
+REMEDY = "Fetch the release again, or make it again."
+_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_Config = Annotated[str, matching(_NAME, "the name of a source")]
+_Beside = Annotated[str, matching(_NAME, "the name of a file in the release's folder")]
+Cell = Annotated[str, matching(f"{_NAME}/(train|validation|test)", "SOURCE/SPLIT")]
+"""A source and a split."""
+
+
+class _File(Checked):
+    path: str
+    config: _Config
+    split: Split
+    rows: Number = 0
+    bytes: Number = 0
+    sha256: Sha256
+
+    @model_validator(mode="after")
+    def _is_named_for_its_rows(self) -> _File:
+        name = rf"{re.escape(self.config)}/{self.split}-[A-Za-z0-9._-]{{1,100}}\.parquet"
+        if re.fullmatch(name, self.path) is None:
+            expected = f"{self.config}/{self.split}-….parquet"
+            raise ValueError(f"path: expected {expected}, found {shown(self.path)}")
+        return self
+
+
+class _Document(Checked):
+    path: _Beside
+    bytes: Number
+    sha256: Sha256
+
+
+class _Content(Checked):
+    """As `pipeline.files.signature` returns it."""
+
+    bytes: Number | None = None
+    files: Number | None = None
+    sha256: Sha256
+
+
+class _Captions(Checked):
+    file: str
+    content: _Content | None
+
+
+class _Plan(Checked):
+    shards: Number
+    rows: Number
+    sha256: Sha256
+    rounds: list[dict[Cell, Number]]
+
+
+class _Maker(Checked):
+    version: str
+    commit: str | None
+
+
+class Manifest(Checked):
+    """The entries of a manifest, for those who read images; who makes a release again needs all.
+
+    What `specification` and `workflow` contain is checked where they are used, by the models of a
+    specification and of the sections.
+    """
+
+    name: Annotated[str, matching("[a-z0-9][a-z0-9-]{0,99}", "the name of a dataset")] = ""
+    version: Annotated[str, matching(r"\d{1,9}\.\d{1,9}\.\d{1,9}", "a version, 1.0.0")] = ""
+    files: list[_File]
+    documents: list[_Document] = Field(default_factory=list)
+    columns: list[str] = Field(default_factory=list, alias="schema")
+    specification: dict[str, Any] = Field(default_factory=dict)
+    plan: _Plan | None = None
+    workflow: dict[str, Any] = Field(default_factory=dict)
+    captions: list[_Captions] = Field(default_factory=list)
+    wanted: dict[Cell, Number] = Field(default_factory=dict)
+    tables: dict[str, Annotated[str, matching("[0-9a-z]{1,64}", "a fingerprint")]] = Field(
+        default_factory=dict
+    )
+    aigi: _Maker | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _lists_each_file_once(self) -> Manifest:
+        seen: set[str] = set()
+        for path in [*(f.path for f in self.files), *(d.path for d in self.documents)]:
+            if path in seen or path == MANIFEST:
+                raise ValueError(f"{path}: listed twice, or this file itself")
+            seen.add(path)
+        return self
+
+
+ENTRIES = tuple(field.alias or name for name, field in Manifest.model_fields.items())
+"""All entries of a whole manifest; `files` suffices to read images."""
+
+
+def checked(
+    data: dict[str, Any],
+    where: str,
+    entries: tuple[str, ...] = ENTRIES,
+    remedy: str = REMEDY,
+) -> dict[str, Any]:
+    """The manifest itself, once it is known that it is one.
+
+    Args:
+        where: its location, for messages.
+        entries: those that it must have.
+        remedy: what to do if it is not one: a sentence.
+
+    Raises:
+        AigiError: in one line, with the entry that is wrong.
+    """
+    manifest = gate.check(Manifest, data, where, remedy)
+    for entry in entries:
+        if data.get(entry) is None:
+            raise gate.refused(where, entry, "needed, but not given", remedy)
+    if entries == ENTRIES:
+        for number, file in enumerate(manifest.files):
+            for entry in {"rows", "bytes"} - file.model_fields_set:
+                raise gate.refused(where, f"files.{number}.{entry}", "needed", remedy)
+    return data
+
+
+def find_release(
+    target: str, entries: tuple[str, ...] = ("files",)
+) -> tuple[Store, dict[str, Any]] | None:
     """The files and the manifest of a release; None where there is no manifest.
 
     Args:
         target: a release folder, the run directory above it, or an fsspec URL of one; a Hub
             dataset is `hf://datasets/ORG/NAME@REVISION`.
+        entries: those that the manifest must have.
 
     Raises:
-        AigiError: it cannot be read.
+        AigiError: it cannot be read, or the manifest is damaged.
     """
     for url in (target, target.rstrip("/") + "/release"):
         store = Store(url)
         try:
-            manifest = store.read_json(MANIFEST)
+            manifest = store.read_json(MANIFEST, remedy=REMEDY)
         except OSError as error:
             raise AigiError(f"{target}: cannot be read: {error}") from error
         if manifest is not None:
-            for record in manifest.get("files", ()):
-                store.expect(record["path"], record["bytes"], record["sha256"])
+            checked(manifest, store.path(MANIFEST), entries)
+            for record in manifest["files"]:
+                store.expect(record["path"], record.get("bytes"), record["sha256"])
             return store, manifest
     return None
 
 
-def open_release(target: str) -> tuple[Store, dict[str, Any]]:
+def open_release(
+    target: str, entries: tuple[str, ...] = ("files",)
+) -> tuple[Store, dict[str, Any]]:
     """The files and the manifest of a release, as `find_release`.
 
     Raises:
         AigiError: there is no manifest.
     """
-    if (found := find_release(target)) is not None:
+    if (found := find_release(target, entries)) is not None:
         return found
     raise AigiError(
         f"{target}: no {MANIFEST}: not a release. Give a release folder, a run, or "
@@ -80,16 +211,15 @@ def open_release(target: str) -> tuple[Store, dict[str, Any]]:
 
 
 def read_manifest(location: str) -> dict[str, Any]:
-    """Read a manifest.
+    """Read a whole manifest.
 
     Raises:
         AigiError: no such file, or not a manifest of this version of aigi.
     """
     data = dict(read_yaml(location))
-    for key in ("workflow", "specification", "plan"):
-        if not isinstance(data.get(key), dict):
-            raise AigiError(f"{location}: {key}: missing; this is not a manifest of a release")
-    return data
+    if "specification" not in data and "files" not in data:
+        raise AigiError(f"{location}: specification: missing; this is not a manifest of a release")
+    return checked(data, location)
 
 
 def plan_beside(location: str, manifest: Mapping[str, Any]) -> tuple[Store, str] | None:
@@ -97,21 +227,3 @@ def plan_beside(location: str, manifest: Mapping[str, Any]) -> tuple[Store, str]
     store = Store(posixpath.dirname(location))
     listed = any(document["path"] == PLAN_FILE for document in manifest["documents"])
     return (store, PLAN_FILE) if listed and store.fs.exists(store.path(PLAN_FILE)) else None
-
-
-def read_plan(location: str, manifest: Mapping[str, Any]) -> Iterator[pa.Table]:
-    """The plan beside a manifest, one table per shard: PLAN and the name of the `shard`.
-
-    Raises:
-        AigiError: it is missing, or not the plan of the manifest.
-    """
-    beside = plan_beside(location, manifest)
-    if beside is None:
-        raise AigiError(f"{location}: no {PLAN_FILE} beside it")
-    store, name = beside
-    expected = next(d["sha256"] for d in manifest["documents"] if d["path"] == PLAN_FILE)
-    if store.sha256(name) != expected:
-        raise AigiError(f"{store.path(name)}: changed since the release; fetch it again")
-    with store.fs.open(store.path(name), "rb") as file, pa.ipc.open_file(file) as reader:
-        for number in range(reader.num_record_batches):
-            yield pa.Table.from_batches([reader.get_batch(number)])

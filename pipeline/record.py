@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.settings import Settings
+from pipeline.gate import Checked, Number
 
 
-class Written(Settings):
+class Written(Checked):
     """One file as it was written. Records of earlier versions do not have all of it.
 
     Attributes:
@@ -26,16 +26,16 @@ class Written(Settings):
         text: a copy of a small file that cannot be made again.
     """
 
-    bytes: int | None = Field(None, ge=0)
+    bytes: Number | None = None
     sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
     footer: str = ""
-    rows: int = Field(0, ge=0)
+    rows: Number = 0
     stamp: str = ""
     made_from: str | None = None
     text: str | None = None
 
 
-class Record(Settings):
+class Record(Checked):
     """The record of a stage.
 
     Attributes:
@@ -55,7 +55,7 @@ class Record(Settings):
     inputs: dict[str, str] = Field(default_factory=dict)
     fingerprint: str
     status: Literal["running", "stopped", "failed", "done"] = "running"
-    expected: int | None = Field(None, ge=0)
+    expected: Number | None = None
     failed: dict[str, str] = Field(default_factory=dict)
     seconds: float = Field(0.0, ge=0)
     shards: dict[str, Written] = Field(default_factory=dict)

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline import AigiError
 from pipeline.cluster import shards_with_ray
-from pipeline.intact import BELIEVING, Trust, intact, intact_files
+from pipeline.intact import USUAL, Checks, intact, intact_files
 from pipeline.progress import Progress
 from pipeline.record import Record, Written
 from pipeline.stage import (
@@ -164,12 +164,12 @@ def _up_to_date(
     store: Store,
     record: Record,
     wanted: Mapping[str, str | None],
-    trust: Trust,
+    checks: Checks,
     progress: Progress,
 ) -> dict[str, Written]:
     """Shards that need not be made, by name; reports why others are made again."""
     mine = {name: one for name, one in record.shards.items() if name in wanted}
-    found, wrong = intact(store, stage.table, mine, trust.rehash)
+    found, wrong = intact(store, stage.table, mine, checks.rehash)
     wrong = {name: why for name, why in wrong.items() if why != "missing"}
     fresh, early = {}, 0
     for name, one in found.items():
@@ -181,7 +181,7 @@ def _up_to_date(
         else:
             wrong[name] = "what it was made from has changed"
     others = [name for name in store.shards(stage.table) if name in wanted and name not in mine]
-    fresh |= _unrecorded(stage, store, others, wanted, trust.adopt)
+    fresh |= _unrecorded(stage, store, others, wanted, checks.adopt)
     if early:
         progress.say(
             f"{stage.table}: {early} shards of an earlier version of aigi; from now on, their "
@@ -204,13 +204,13 @@ def _run_map(
     record: Record,
     compute: Compute,
     progress: Progress,
-    trust: Trust,
+    checks: Checks,
 ) -> None:
     wanted = {
         name: made_from(stage, store, name, record.fingerprint) for name in stage.names(store)
     }
     before = store.record(stage.table)
-    whole = _up_to_date(stage, store, record, wanted, trust, progress)
+    whole = _up_to_date(stage, store, record, wanted, checks, progress)
     missing = {name: made for name, made in wanted.items() if made and name not in whole}
     if not missing and record.status == "done":
         record = record.model_copy(update={"shards": whole, "expected": len(wanted)})
@@ -323,10 +323,10 @@ def _noted(record: Record, store: Store) -> Iterator[dict[str, Any]]:
 
 
 def _run_build(
-    stage: Build, store: Store, record: Record, progress: Progress, trust: Trust
+    stage: Build, store: Store, record: Record, progress: Progress, checks: Checks
 ) -> None:
-    shards, wrong = intact(store, stage.table, record.shards, trust.rehash)
-    beside, lost = intact_files(store, record.beside, trust.rehash)
+    shards, wrong = intact(store, stage.table, record.shards, checks.rehash)
+    beside, lost = intact_files(store, record.beside, checks.rehash)
     _put_back(store, record, lost, progress)
     lost = {path: why for path, why in lost.items() if record.beside[path].text is None}
     present = store.shards(stage.table)
@@ -356,10 +356,10 @@ def _run_build(
 
 
 def _run_files(
-    stage: Files, store: Store, record: Record, progress: Progress, trust: Trust
+    stage: Files, store: Store, record: Record, progress: Progress, checks: Checks
 ) -> None:
     first = first_process()
-    files, wrong = intact_files(store, record.files, trust.rehash)
+    files, wrong = intact_files(store, record.files, checks.rehash)
     source = built_from(stage, store, record.fingerprint)
     unchanged = _unchanged(stage, store, record, source)
     if unchanged and not wrong and files:
@@ -387,7 +387,7 @@ def _run_files(
 
 
 def _begun(
-    stage: Stage, store: Store, inputs: Mapping[str, str], progress: Progress, trust: Trust
+    stage: Stage, store: Store, inputs: Mapping[str, str], progress: Progress, checks: Checks
 ) -> Record:
     """The record that a stage begins with: what it made so far with the same settings.
 
@@ -405,7 +405,7 @@ def _begun(
     record = store.record(stage.table)
     if record is None:
         present = [] if isinstance(stage, Files) else list(store.shards(stage.table))
-        if present and not trust.adopt and isinstance(stage, Map):
+        if present and not checks.adopt and isinstance(stage, Map):
             raise AigiError(
                 f"{stage.table}: {len(present)} shards in {store.path(stage.table)}, but no record "
                 f"of how they were made ({store.path(RECORDS, stage.table + '.json')} is missing). "
@@ -436,7 +436,7 @@ def run_stages(
     store: Store,
     compute: Compute,
     progress: Progress,
-    trust: Trust = BELIEVING,
+    checks: Checks = USUAL,
 ) -> None:
     """Run the stages in order; finished ones are skipped, half-done ones are completed.
 
@@ -457,14 +457,14 @@ def run_stages(
                 )
             inputs[name] = record.fingerprint
             if name not in made:
-                _check_input(store, name, stage.table, trust.rehash)
+                _check_input(store, name, stage.table, checks.rehash)
                 made.add(name)
         store.sweep(stage.table)
-        begun = _begun(stage, store, inputs, progress, trust)
+        begun = _begun(stage, store, inputs, progress, checks)
         if isinstance(stage, Map):
-            _run_map(stage, store, begun, compute, progress, trust)
+            _run_map(stage, store, begun, compute, progress, checks)
         elif isinstance(stage, Build):
-            _run_build(stage, store, begun, progress, trust)
+            _run_build(stage, store, begun, progress, checks)
         else:
-            _run_files(stage, store, begun, progress, trust)
+            _run_files(stage, store, begun, progress, checks)
         made.add(stage.table)

@@ -7,7 +7,6 @@ current folder, as a shell user expects.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -22,7 +21,7 @@ from pydantic import (
     ValidationInfo,
 )
 
-from pipeline import AigiError, complaints
+from pipeline import AigiError, complaints, gate
 
 Split = Literal["train", "validation", "test"]
 
@@ -48,7 +47,10 @@ def located(value: str, base: Path | None) -> str:
     if "://" in value:
         return value
     start = Path.cwd() if base is None or isinstance(value, _FromCommandLine) else base
-    return str((start / Path(value).expanduser()).resolve())
+    try:
+        return str((start / Path(value).expanduser()).resolve())
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{value}: no such place: {error}") from None
 
 
 def _locate(value: object, info: ValidationInfo) -> object:
@@ -89,11 +91,16 @@ def read_yaml(path: str) -> Mapping[str, Any]:
     import fsspec
 
     try:
-        with fsspec.open(path, "rt", encoding="utf-8") as file:
+        with fsspec.open(path, "rb") as file:
+            content: bytes = file.read()
+        if path.endswith(".json"):
             # A manifest is JSON, and of a size for which YAML takes seconds.
-            data = json.load(file) if path.endswith(".json") else yaml.load(file, _Loader)
+            return gate.parse(content, path, "Get this file again, or correct it.")
+        data = yaml.load(content.decode(), _Loader)
     except FileNotFoundError:
         raise AigiError(f"{path}: no such file") from None
+    except RecursionError:
+        raise AigiError(f"{path}: mappings or lists in one another, too deep") from None
     except (yaml.YAMLError, ValueError) as error:
         raise AigiError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(data, dict):

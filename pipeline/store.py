@@ -15,6 +15,7 @@ import io
 import json
 import os
 import posixpath
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,10 +30,10 @@ import pyarrow.parquet as pq
 
 from pipeline import AigiError
 from pipeline.files import replaced, sweep
+from pipeline.gate import check, parse, refused
 from pipeline.parquet import MADE_FROM, Hashing, footer_sha256, write_parquet
 from pipeline.pixels import RGB, BadPicture, decode, pixels_sha256
 from pipeline.record import Record, Written
-from pipeline.settings import check
 
 WHOLE = 16 << 20
 """Files of up to this many bytes are hashed whole when they are read, and others where all or
@@ -112,6 +113,25 @@ def _have(parquet: pq.ParquetFile, columns: Sequence[str] | None) -> None:
             raise pa.ArrowInvalid(f"it has no column {name}")
 
 
+_DRIVE = re.compile(r"[A-Za-z]:")
+_NAME_BYTES = 255 - len(".parquet")  # of a file's name, with the ending that a shard's may get
+
+
+def _stays_below(name: str) -> bool:
+    """Whether a name, with `/` between folders, can only mean a file below the folder it is in."""
+    try:
+        short = all(0 < len(part.encode()) <= _NAME_BYTES for part in name.split("/"))
+    except UnicodeEncodeError:
+        return False
+    return (
+        short
+        and not _DRIVE.match(name)
+        and "\\" not in name
+        and all(part not in (".", "..") for part in name.split("/"))
+        and all(ord(character) >= 32 for character in name)
+    )
+
+
 class Store:
     """A run directory, on local disk or at any fsspec URL: `ROOT/<table>/<shard>.parquet`.
 
@@ -139,8 +159,35 @@ class Store:
         return {**self.__dict__, "_records": {}, "_mine": {}, "_log": None}
 
     def path(self, *parts: str) -> str:
-        """Path of a file or folder below the root, for `self.fs`."""
+        """Path of a file or folder below the root, for `self.fs`; "" as the first part is the root.
+
+        Raises:
+            AigiError: a part leads out of the root, or is no name that every store can have.
+        """
+        if parts[:1] == ("",):
+            parts = parts[1:]
+        for part in parts:
+            if not _stays_below(part):
+                raise AigiError(
+                    f"{self.url}: {part!r} is not the name of a file in this folder. Names have "
+                    "no empty part, no .., no backslash and no control character. If it is from "
+                    "a file that you were given, get that file again; else choose another name."
+                )
         return posixpath.join(self.root, *parts)
+
+    def _inside(self, path: str) -> None:
+        """Refuse to change a file behind a link to a folder elsewhere.
+
+        Files may be links, as in the cache of the Hub: they are replaced, never written through.
+        """
+        if not self.local:
+            return
+        root, folder = os.path.realpath(self.root), os.path.realpath(os.path.dirname(path))
+        if path != self.root and os.path.commonpath([root, folder]) != root:
+            raise AigiError(
+                f"{path}: a link leads out of {self.root} to {folder}, where nothing is written or "
+                "removed. Put a folder in the place of the link, or use a run directory there."
+            )
 
     def listing(self, table: str) -> dict[str, tuple[int, str]]:
         """Names of the table's shards, sorted, each with its bytes and when it changed."""
@@ -171,21 +218,17 @@ class Store:
         """
         if table not in self._records:
             path = self.path(RECORDS, f"{table}.json")
+            remedy = (
+                f"This is the record of the {table} stage: put back a copy of it; or delete it, "
+                "and run the workflow with --adopt to take up the files that it described."
+            )
             try:
-                data = self.read_json(RECORDS, f"{table}.json")
-                if data is not None and not isinstance(data, dict):
-                    raise AigiError(f"{path}: not a JSON object")
-                found = None if data is None else check(Record, data, path)
+                data = self.read_json(RECORDS, f"{table}.json", remedy=remedy)
+                found = None if data is None else check(Record, data, path, remedy)
                 if found is not None and found.table != table:
-                    raise AigiError(f"{path}: table: the record of another stage, {found.table}")
-            except (AigiError, RecursionError) as error:
-                deep = f"{path}: not JSON of ours: objects or lists in one another, too deep"
-                why = str(error).splitlines()[0] if isinstance(error, AigiError) else deep
-                raise Damaged(
-                    f"{why}. This is the record of the {table} stage: put back a copy of it; or "
-                    "delete it, and run the workflow with --adopt to take up the files that it "
-                    "described."
-                ) from None
+                    raise refused(path, "table", f"the record of {found.table}", remedy)
+            except AigiError as error:
+                raise Damaged(str(error)) from None
             self._records[table] = found
         return self._records[table]
 
@@ -586,17 +629,22 @@ class Store:
                 digest.update(block)
         return digest.hexdigest()
 
-    def read_json(self, *parts: str) -> dict[str, Any] | None:
-        """Read a JSON object; None where the file does not exist."""
+    def read_json(
+        self, *parts: str, remedy: str = "Delete it, and run the workflow again."
+    ) -> dict[str, Any] | None:
+        """Read a JSON object; None where the file does not exist.
+
+        Args:
+            remedy: what to do where it is damaged: a sentence.
+
+        Raises:
+            AigiError: it is damaged, or no object.
+        """
         try:
             data = self.fs.cat_file(self.path(*parts))
         except FileNotFoundError:
             return None
-        try:
-            value: dict[str, Any] = json.loads(data)
-        except ValueError as error:
-            raise AigiError(f"{self.path(*parts)}: not JSON ({error}); delete it") from error
-        return value
+        return parse(data, self.path(*parts), remedy)
 
     def read_csv(self, *parts: str) -> list[dict[str, str]]:
         """Read the rows of a CSV file with a header; none where it does not exist.
@@ -617,12 +665,14 @@ class Store:
     def remove(self, *parts: str) -> None:
         """Remove a file or folder; one that does not exist is no error."""
         path = self.path(*parts)
+        self._inside(path)
         self._forget(path)
         if self.fs.exists(path):
             self.fs.rm(path, recursive=True)
 
     def _replace(self, path: str, fill: Any) -> Any:
         """Let `fill` write a temporary file, then make it visible as `path` in one step."""
+        self._inside(path)
         self._forget(path)
         if self._log is not None:
             self._log.add(posixpath.relpath(path, self.root))

@@ -122,10 +122,9 @@ def test_what_is_no_collection_says_so(tmp_path: Path) -> None:
         Collection(Pictures(place=str(tmp_path / "nowhere")))
     with pytest.raises(AigiError, match="no images"):
         Collection(Pictures(place=str(tmp_path)))
-    (tmp_path / "manifest.json").write_text(
-        '{"files": [{"path": "../x.parquet", "config": "a", "split": "test", "sha256": ""}]}'
-    )
-    with pytest.raises(AigiError, match="is not the name of a release file"):
+    record = {"path": "../x.parquet", "config": "a", "split": "test", "sha256": "0" * 64}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": [record]}))
+    with pytest.raises(AigiError, match=r"files\.0: path: expected a/test-….parquet, found"):
         Collection(Pictures(place=str(tmp_path)))
 
 

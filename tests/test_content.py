@@ -22,7 +22,7 @@ import pytest
 
 from pipeline import AigiError
 from pipeline import store as store_module
-from pipeline.intact import Trust
+from pipeline.intact import Checks
 from pipeline.pixels import decode, pixels_sha256, png_bytes
 from pipeline.progress import Progress
 from pipeline.run import run_stages
@@ -34,11 +34,11 @@ from tests.conftest import aigi
 TABLES = ("prompts", "plan", "images", "embeddings", "quality", "duplicates", "selection")
 
 
-def made(root: Path, trust: Trust | None = None, **options: Any) -> str:
+def made(root: Path, checks: Checks | None = None, **options: Any) -> str:
     """What the toy stages say."""
     out = io.StringIO()
     stages = toy.stages(**options)
-    run_stages(stages, Store(str(root)), Compute(), Progress(out), trust or Trust())
+    run_stages(stages, Store(str(root)), Compute(), Progress(out), checks or Checks())
     return out.getvalue()
 
 
@@ -98,7 +98,7 @@ def test_damage_that_left_no_trace_is_found_by_rehash(tmp_path: Path) -> None:
     assert "squares: 12 shards, already made" in made(tmp_path)
     with pytest.raises(Damaged, match=r"part-00002\.parquet: damaged .*--rehash"):
         Store(str(tmp_path)).read("squares", "part-00002")
-    made(tmp_path, Trust(rehash=True))
+    made(tmp_path, Checks(rehash=True))
     assert squares(tmp_path) == good
 
 
@@ -153,7 +153,7 @@ def test_shards_without_a_record_are_refused_or_adopted(tmp_path: Path) -> None:
     (tmp_path / "_stages" / "squares.json").unlink()
     with pytest.raises(AigiError, match=r"squares: 12 shards in .*no record .*--adopt"):
         made(tmp_path)
-    made(tmp_path, Trust(adopt=True))
+    made(tmp_path, Checks(adopt=True))
     assert times(tmp_path, "squares") == before and squares(tmp_path) == good
 
 
@@ -163,7 +163,7 @@ def test_adopted_shards_must_have_the_rows_of_what_they_are_made_from(tmp_path: 
     (tmp_path / "_stages" / "squares.json").unlink()
     path = tmp_path / "squares" / "part-00006.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)
-    made(tmp_path, Trust(adopt=True))
+    made(tmp_path, Checks(adopt=True))
     assert squares(tmp_path) == good
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -248,3 +249,90 @@ def test_an_image_that_is_not_the_one_of_its_row_is_named(tmp_path: Path) -> Non
     store.write("images", "a", pa.Table.from_pylist([row], schema), schema)
     with pytest.raises(Damaged, match=r"a\.parquet: row 1 \(id\): other pixels than its pixels_"):
         list(store.images("images", "a", [0]))
+
+
+OUT_OF_THE_RUN = [
+    "..", "../x", "a/../../x", "a/..", "/etc/passwd", "//x", "a//b", "a/", ".", "./x", "a\\..\\x",
+    "C:x", "C:/x", "a\0b", "a\nb", "\x1b[1m", "\udcff", "x" * 300, "a/" + "é" * 200, "memory://x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUT_OF_THE_RUN)
+def test_no_name_leads_out_of_a_run(store: Store, name: str) -> None:
+    """Whatever is done with it, and whichever part of the path it is."""
+    inside, outside = Store(store.url + "/run"), store
+    outside.write("", "x", images([3]), IMAGES)
+    before = outside.shards("")
+    for parts in ([name], ["images", name], [name, "x"], ["", name]):
+        with pytest.raises(AigiError, match="is not the name of a file in this folder"):
+            inside.path(*parts)
+    doing: list[Callable[[], object]] = [
+        lambda: inside.write(name, "x", images([1]), IMAGES),
+        lambda: inside.write_json({}, "images", name),
+        lambda: inside.write_bytes(b"", name),
+        lambda: inside.copy(io.BytesIO(b"x"), name),
+        lambda: inside.remove("images", name),
+        lambda: inside.read_json(name),
+        lambda: inside.size(name),
+        lambda: inside.sha256(name),
+    ]
+    if not name.endswith((".", "/")):  # with the ending of a shard, these mean nothing else
+        doing += [
+            lambda: inside.write("images", name, images([1]), IMAGES),
+            lambda: inside.read("images", name),
+            lambda: inside.rows("images", name),
+            lambda: list(inside.rows_at("images", name, [0])),
+        ]
+    for do in doing:
+        with pytest.raises(AigiError, match="is not the name of a file in this folder"):
+            do()
+    assert outside.shards("") == before
+
+
+def test_an_empty_last_name_is_not_the_folder(store: Store) -> None:
+    store.write("images", "x", images([3]), IMAGES)
+    with pytest.raises(AigiError, match="is not the name"):
+        store.remove("images", "")
+    assert list(store.shards("")) == ["images/x"]
+
+
+def test_nothing_is_written_or_removed_behind_a_link(tmp_path: Path) -> None:
+    """A run from elsewhere may contain a link to a folder of the user."""
+    mine = Store(str(tmp_path / "mine"))
+    mine.write("", "x", images([3]), IMAGES)
+    before = (tmp_path / "mine" / "x.parquet").read_bytes()
+    run = Store(str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "plan").symlink_to(tmp_path / "mine")
+    for do in (
+        lambda: run.write("plan", "x", images([5]), IMAGES),
+        lambda: run.remove("plan", "x.parquet"),
+        lambda: run.write_json({}, "plan", "_rounds.json"),
+    ):
+        with pytest.raises(AigiError, match=r"a link leads out of .*run to .*mine, where nothing"):
+            do()
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["x.parquet"]
+    assert (tmp_path / "mine" / "x.parquet").read_bytes() == before
+
+
+def test_links_to_files_are_read_and_replaced(tmp_path: Path) -> None:
+    """As in the cache of the Hub, whose files are links; a run may itself be one."""
+    elsewhere = Store(str(tmp_path / "blobs"))
+    elsewhere.write("", "x", images([3]), IMAGES)
+    before = (tmp_path / "blobs" / "x.parquet").read_bytes()
+    (tmp_path / "real" / "images").mkdir(parents=True)
+    (tmp_path / "run").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "images" / "a.parquet").symlink_to(tmp_path / "blobs" / "x.parquet")
+    run = Store(str(tmp_path / "run"))
+    assert run.read("images", "a").num_rows == 1
+    run.write("images", "a", images([7, 7]), IMAGES)
+    assert run.read("images", "a").num_rows == 2
+    assert (tmp_path / "blobs" / "x.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("data", [b"[1]", b'{"a": NaN}', b'{"a": "\xff"}', b"[" * 10**5, b"{"])
+def test_a_damaged_record_is_one_line_with_its_remedy(store: Store, data: bytes) -> None:
+    store.write_bytes(data, "plan", "_rounds.json")
+    with pytest.raises(AigiError, match=r"plan/_rounds\.json: .*\. Start again\.$") as caught:
+        store.read_json("plan", "_rounds.json", remedy="Start again.")
+    assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ from pipeline.benchmark.settings import Benchmark
 from pipeline.benchmark.versions import at_hand
 from pipeline.codecs.table import qualities
 from pipeline.collection import Collection
-from pipeline.intact import BELIEVING, Trust
+from pipeline.intact import USUAL, Checks
 from pipeline.progress import Progress
 from pipeline.run import run_stages
 from pipeline.stage import Compute, Stage
@@ -20,7 +20,7 @@ def make(
     compute: Compute,
     store: Store,
     progress: Progress,
-    trust: Trust = BELIEVING,
+    checks: Checks = USUAL,
 ) -> str:
     """Run the stages of the benchmark, and write the report; the path of its page.
 
@@ -38,7 +38,7 @@ def make(
         stages.append(comparisons.stage(benchmark, benchmark.strips, compute, collection))
     if benchmark.complexity is not None:
         stages.append(complexity.stage(benchmark, benchmark.complexity, compute, collection))
-    run_stages(stages, store, compute, progress, trust)
+    run_stages(stages, store, compute, progress, checks)
     return Report(benchmark, compute, store, collection).write()
 
 

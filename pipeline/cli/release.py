@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.show import Override, Quiet, Target, explained, show, talk
+from pipeline.cli.show import Override, Quiet, Target, Trust, explained, show, talk
 
 if TYPE_CHECKING:
     from pipeline.audit import Remade
@@ -32,6 +32,7 @@ def verify(
         ),
     ] = None,
     overrides: Override = None,
+    trust: Trust = False,
     deep: Annotated[
         bool, typer.Option("--deep", help="Decode every image, and compare its pixels.")
     ] = False,
@@ -43,7 +44,7 @@ def verify(
     or its rows from what they and it state, or if an image that is made again differs.
     """
     with explained():
-        from pipeline.manifest import find_release, open_release
+        from pipeline.manifest import ENTRIES, find_release, open_release
         from pipeline.progress import Progress
         from pipeline.release.claims import digest, wrong_claims
         from pipeline.release.verify import compare
@@ -59,7 +60,7 @@ def verify(
             print(f"{target}: {len(stages)} stages, {files:,} files, all as they were written")
         if is_run and find_release(target) is None and run.record("manifest") is None:
             return
-        store, manifest = open_release(target)
+        store, manifest = open_release(target, ENTRIES)
         differences = compare(store, manifest)
         _refuse(differences, "differences from the manifest", store.remedy)
         rows = sum(file["rows"] for file in manifest["files"])
@@ -83,7 +84,7 @@ def verify(
                 known = settings.overridden(known, overrides or ())
                 mine = settings.check(workflows.Workflow, known, target)
             places = mine.model_dump(mode="json")
-            made = audit(store, manifest, places, pixels, seed, talk)
+            made = audit(store, manifest, places, pixels, seed, talk, trust)
             _print_remade(list(made), min_psnr)
 
 

@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import AigiError
-from pipeline.cli.show import Override, Quiet, explained, show
+from pipeline.cli.show import Override, Quiet, Trust, explained, show
 
 if TYPE_CHECKING:
-    from pipeline.intact import Trust
+    from pipeline.intact import Checks
     from pipeline.workflow import Workflow
 
 
-def _execute(workflow: Workflow, quiet: bool, trust: Trust | None = None) -> None:
-    from pipeline.intact import BELIEVING
+def _execute(workflow: Workflow, quiet: bool, checks: Checks | None = None) -> None:
+    from pipeline.intact import USUAL
     from pipeline.run import alone, first_process
 
     # Of several processes that train together, the first holds the directory for all.
     with alone(workflow.run) if first_process() else nullcontext():
-        _make(workflow, quiet, trust or BELIEVING)
+        _make(workflow, quiet, checks or USUAL)
 
 
-def _make(workflow: Workflow, quiet: bool, trust: Trust) -> None:
+def _make(workflow: Workflow, quiet: bool, checks: Checks) -> None:
     from pipeline.build import make, readers, stages
     from pipeline.progress import Progress
     from pipeline.run import first_process, run_stages
@@ -46,14 +46,14 @@ def _make(workflow: Workflow, quiet: bool, trust: Trust) -> None:
             "Run the other sections in a workflow of their own, without the launcher."
         )
     if building:
-        make(workflow, store, progress, trust)
+        make(workflow, store, progress, checks)
     elif first_process():
         _record(workflow)
-    run_stages(reading, store, workflow.compute, progress, trust)
+    run_stages(reading, store, workflow.compute, progress, checks)
     if benchmark is not None:
         from pipeline.benchmark.stages import make as measure
 
-        page = measure(benchmark, workflow.compute, store, progress, trust)
+        page = measure(benchmark, workflow.compute, store, progress, checks)
         print(f"benchmark: {page}")
 
 
@@ -82,11 +82,13 @@ def run(
         bool, typer.Option("--adopt", help="Take up shards of which the run has no record.")
     ] = False,
     quiet: Quiet = False,
+    trust: Trust = False,
 ) -> None:
     """Run the stages of a workflow. Finished work is kept, so the same command resumes."""
     with explained():
         from pipeline import workflow as workflows
-        from pipeline.intact import Trust
+        from pipeline.intact import Checks
+        from pipeline.release.trust import asked, confirm
 
         workflow = workflows.load(workflow_file, overrides or ())
         if dry_run:
@@ -94,8 +96,11 @@ def run(
 
             for part in parts(workflow):
                 print(part, flush=True) if isinstance(part, str) else show(part)
+            for line in asked(workflow):
+                print(f"--trust would be needed for: {line}")
             return
-        _execute(workflow, quiet, Trust(rehash, adopt))
+        confirm(workflow, trust)
+        _execute(workflow, quiet, Checks(rehash, adopt))
         if workflow.release is not None:
             folder = workflow.run.rstrip("/") + "/release"
             print(f"release: {folder}", flush=True)

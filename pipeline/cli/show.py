@@ -48,6 +48,12 @@ def show(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True).print(table)
 
 
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Load the models, datasets and logos that a manifest asks for."),
+]
+
+
 Target = Annotated[
     str,
     typer.Argument(

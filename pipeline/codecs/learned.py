@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -55,14 +54,14 @@ def _place(model: str) -> tuple[str, str | None]:
 
 @lru_cache(maxsize=64)
 def _qualities(model: str) -> int:
-    from pipeline.learned.sizes import parse
+    from pipeline.learned.sizes import read
 
     name, revision = _place(model)
     folder = name if Path(name).is_dir() else None
     try:
         path = Path(Place("codec", "models", folder, name, revision).file("config.json"))
-        return parse(json.loads(path.read_text(encoding="utf-8"))).qualities
-    except (OSError, ValueError, AigiError):
+        return read(path).qualities
+    except AigiError:
         return 1  # where it is loaded, it is said what is wrong
 
 

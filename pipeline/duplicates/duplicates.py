@@ -13,19 +13,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline import AigiError
+from pipeline import AigiError, gate
 from pipeline.cluster import with_ray
 from pipeline.duplicates.clusters import clustered_pairs, divide, part_pairs
 from pipeline.duplicates.groups import equal_pairs
 from pipeline.duplicates.hashes import hash_pairs
 from pipeline.duplicates.pairs import Pairs, gathered, near_pairs
+from pipeline.gate import Checked, Number, Sha256, matching
 from pipeline.progress import Progress
 from pipeline.record import digest
 from pipeline.settings import Count, Settings
@@ -60,6 +61,25 @@ class Duplicates(Settings):
 
 VERSION = 2
 COVERED = "_covered.json"
+REMEDY = "Delete it: the pairs are then found again."
+
+
+class _Made(Checked):
+    name: Annotated[str, matching(r"pairs-\d{5,}", "the name of a shard of pairs")]
+    rows: Number
+    bytes: Number
+    sha256: Sha256
+    footer: str = ""
+    stamp: str = ""
+
+
+class _Covered(Checked):
+    """Plan shards that were compared, and the shards that hold their pairs."""
+
+    shards: dict[str, str] | list[str]
+    made: list[_Made]
+
+
 HASH_BITS = 64
 _AT_ONCE = 1 << 16  # pairs of a chunk
 
@@ -235,7 +255,10 @@ def _content(settings: Duplicates, store: Store, shard: str) -> str:
 
 def _covered(store: Store, now: Mapping[str, str]) -> tuple[list[str], list[Shard]]:
     """Shards that were joined before, and the pairs of them; none where one has changed."""
-    before = store.read_json("duplicates", COVERED) or {"shards": {}, "made": []}
+    before: dict[str, Any] = {"shards": {}, "made": []}
+    if (found := store.read_json("duplicates", COVERED, remedy=REMEDY)) is not None:
+        gate.check(_Covered, found, store.path("duplicates", COVERED), REMEDY)
+        before = found
     kept = [Shard(**made) for made in before["made"]]
     shards = before["shards"]
     if isinstance(shards, list):  # as an earlier version wrote it, without their content

@@ -11,7 +11,6 @@ tiles leave no seams; the entropy model sees each tile alone. What is promised:
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from pipeline.learned.coding import DamagedStream
 from pipeline.learned.layers import Text
 from pipeline.learned.network import CONFIG, WEIGHTS, Y_STRIDE, Network
 from pipeline.learned.shipped import shipped
-from pipeline.learned.sizes import parse
+from pipeline.learned.sizes import read
 from pipeline.learned.text import TextEncoder
 from pipeline.models.device import pick_device
 from pipeline.models.hub import Place
@@ -279,11 +278,6 @@ def load_network(model: str | os.PathLike[str], revision: str | None = None) -> 
     instead = f"--model FOLDER, or name one of {', '.join(shipped())}"
     place = Place("codec", instead, None if known is None else str(known), str(model), revision)
     folder = Path(place.fetch(CONFIG, WEIGHTS))
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        sizes = parse(config)
-    except (OSError, ValueError) as error:
-        raise AigiError(f"codec: {folder / CONFIG}: not JSON: {error}. Copy it anew.") from error
-    network = Network(**sizes.model_dump())
+    network = Network(**read(folder / CONFIG).model_dump())
     network.load_weights(folder / WEIGHTS)
     return network

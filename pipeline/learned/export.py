@@ -114,16 +114,14 @@ def write_card(name: str, measurements: list[Path]) -> None:
     Raises:
         AigiError: as `rate_points`.
     """
-    import json
-
     from pipeline.learned.card import card
     from pipeline.learned.network import CONFIG, WEIGHTS
-    from pipeline.learned.sizes import parse
+    from pipeline.learned.sizes import read
 
     folder = shipped()[name]
     training = (folder / "TRAINING.md").read_text(encoding="utf-8").strip()
     text = card(
-        parse(json.loads((folder / CONFIG).read_text())),
+        read(folder / CONFIG),
         [point for path in measurements for point in rate_points(path)],
         training=f"{training}\n\nsha256 of `{WEIGHTS}`: `{file_sha256(str(folder / WEIGHTS))}`",
         model=name,

@@ -5,23 +5,20 @@ No torch here, so that a command can list and check networks before anything hea
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from pipeline import AigiError
+from pipeline import gate
+from pipeline.complaints import near
+from pipeline.gate import Checked
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 REPOSITORY = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$"
 
 
-class Strict(BaseModel):
-    """A frozen part of a configuration; an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TextSizes(Strict):
+class TextSizes(Checked):
     """The frozen CLIP text encoder, and what is taken from it.
 
     Attributes:
@@ -34,13 +31,20 @@ class TextSizes(Strict):
     """
 
     tower: str = Field("timm/vit_base_patch32_clip_224.openai", pattern=REPOSITORY)
-    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,99}$")] | None = None
+    revision: (
+        Annotated[
+            str,
+            # Without .., as it becomes the name of a file in the cache of the Hub.
+            Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*$", max_length=100),
+        ]
+        | None
+    ) = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     features: Literal["tokens", "pooled"] = "tokens"
     width: int = Field(512, ge=1, le=4096)
 
 
-class HyperpriorSizes(Strict):
+class HyperpriorSizes(Checked):
     """Ballé 2018 (`hyperprior`) or Minnen 2018 without autoregression (`mean-scale`).
 
     Attributes:
@@ -57,7 +61,7 @@ class HyperpriorSizes(Strict):
     text: None = None
 
 
-class CatcSizes(Strict):
+class CatcSizes(Checked):
     """The cross-attention transformer codec.
 
     Attributes:
@@ -92,7 +96,9 @@ class CatcSizes(Strict):
 
 
 Sizes = HyperpriorSizes | CatcSizes
-_ANY: TypeAdapter[Sizes] = TypeAdapter(Annotated[Sizes, Field(discriminator="kind")])
+_KINDS: dict[str, type[HyperpriorSizes] | type[CatcSizes]] = {
+    "hyperprior": HyperpriorSizes, "mean-scale": HyperpriorSizes, "catc": CatcSizes,
+}  # fmt: skip
 
 _FULL = CatcSizes(kind="catc", name="catc", n=128, m=320, hidden=192, text=TextSizes())
 _SMALL = CatcSizes(
@@ -118,18 +124,38 @@ NETWORKS: dict[str, Sizes] = {
 }
 
 
-def parse(given: dict[str, Any]) -> Sizes:
+REMEDY = "Copy the model anew; pipeline/learned/sizes.py describes all sizes."
+
+
+def parse(given: dict[str, Any], where: str = "codec configuration") -> Sizes:
     """Check the content of a `config.json`.
+
+    Args:
+        where: the file, for messages.
 
     Raises:
         AigiError: a key is unknown, missing or out of range.
     """
+    kind = given.get("kind")
+    model = _KINDS.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        problem = (
+            f"needed; there are {', '.join(_KINDS)}"
+            if kind is None
+            else (f"no {kind!r}; {near(kind, _KINDS)}")
+        )
+        raise gate.refused(where, "kind", problem, REMEDY)
+    return gate.check(model, given, where, REMEDY)
+
+
+def read(path: Path) -> Sizes:
+    """The sizes in a `config.json`.
+
+    Raises:
+        AigiError: it cannot be read, or is no configuration of a network.
+    """
     try:
-        return _ANY.validate_python(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise AigiError(
-            f"codec configuration: {where or 'kind'}: {first['msg']}. The networks are "
-            f"{', '.join(NETWORKS)}; see pipeline/learned/sizes.py."
-        ) from None
+        data = path.read_bytes()
+    except OSError as error:
+        raise gate.refused(str(path), "", f"cannot be read: {error.strerror}", REMEDY) from None
+    return parse(gate.parse(data, str(path), REMEDY), str(path))

@@ -21,11 +21,12 @@ EMBED: dict[str, Callable[[RGB], RGB]] = {
 """Variants without settings: uint8 HxWx3 in, the variant out."""
 
 
-def parse(name: str, folder: Path | None = None) -> str | Visible:
+def parse(name: str, folder: Path | None = None, beside: bool = False) -> str | Visible:
     """Check the name of a variant.
 
     Args:
         folder: where a relative logo file is; None: the logo must be known already.
+        beside: a logo is in that folder itself, and named with its hash: others wrote the name.
 
     Returns:
         The name, or what is to be drawn.
@@ -40,7 +41,7 @@ def parse(name: str, folder: Path | None = None) -> str | Visible:
         raise ValueError(
             f"{name!r} is no watermark; use {', '.join(EMBED)} or visible:text=… or visible:logo=…"
         )
-    return parse_visible(rest, folder)
+    return parse_visible(rest, folder, beside)
 
 
 def embed(rgb: RGB, name: str) -> RGB:

@@ -102,6 +102,13 @@ def read_logo(path: Path) -> str:
     return digest
 
 
+def logo_of(name: str) -> str | None:
+    """The logo file that a checked variant names; None: it has none."""
+    return (
+        None if not name.startswith(KIND) else parse_visible(name.removeprefix(KIND)).logo or None
+    )
+
+
 def _thousandths(key: str, value: str) -> int:
     try:
         number = Decimal(value) * 1000
@@ -112,7 +119,7 @@ def _thousandths(key: str, value: str) -> int:
     return int(number)
 
 
-def parse_visible(wanted: str, folder: Path | None = None) -> Visible:
+def parse_visible(wanted: str, folder: Path | None = None, beside: bool = False) -> Visible:
     """Check what follows `visible:`; arguments and errors as for `names.parse`."""
     defaults = {"text": "", "logo": "", "sha256": "", "position": "bottom-right"}
     values = defaults | {"opacity": "0.5", "scale": "0.2"}
@@ -137,6 +144,11 @@ def parse_visible(wanted: str, folder: Path | None = None) -> Visible:
     if text:
         _check_text(text)
     else:
+        if beside and (not digest or Path(logo).name != logo):
+            raise ValueError(
+                f"logo={logo}: only the name of a file in the same folder, with its sha256=, may "
+                "be here"
+            )
         digest = _check_logo(logo, digest, folder)
         logo = Path(logo).name
     return Visible(

@@ -7,6 +7,7 @@ pickle files can run code, and are not read.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,6 +62,20 @@ class Place:
             if not any(path.is_file() for path in Path(found).glob(file)):
                 raise self.lacking(file)
         return found
+
+    def held(self) -> bool:
+        """Whether it is on this machine: a folder, or a commit in the cache of the Hub."""
+        if self.folder is not None:
+            return True
+        if re.fullmatch(r"[0-9a-f]{40}", self.revision or "") is None:
+            return False  # where a name points to, only the Hub knows
+        from huggingface_hub import snapshot_download
+
+        try:
+            snapshot_download(self.repository, revision=self.revision, local_files_only=True)
+        except (OSError, ValueError):
+            return False
+        return True
 
     def lacking(self, file: str) -> AigiError:
         """The error that a file is not there."""

@@ -18,27 +18,26 @@ def seed_of(prompt: str, source: str, index: int, salt: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def image_id_of(fields: dict[str, Any]) -> str:
+_GENERATED = (
+    "text", "source", "model", "revision", "seed", "steps", "guidance_scale", "negative_prompt",
+    "scheduler", "dtype", "width", "height", "watermark",
+)  # fmt: skip
+_IMPORTED = ("text", "source", "path")
+
+
+def image_id_of(row: Mapping[str, Any]) -> str:
+    """The id of a row of the plan: a hash of every field that decides its pixels.
+
+    Args:
+        row: with a `path`, it is that of an imported image.
+    """
+    deciding = _GENERATED if row["path"] is None else _IMPORTED
+    fields = {name: row[name] for name in deciding}
+    if row["path"] is not None and row["watermark"] != "none":
+        # Without a watermark the id is what it was before imports could have one.
+        fields["watermark"] = row["watermark"]
     text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-GENERATED = (
-    "source", "model", "revision", "steps", "guidance_scale", "negative_prompt", "scheduler",
-    "dtype", "width", "height", "text", "seed", "watermark",
-)  # fmt: skip
-"""What decides the pixels of a generated image, and so its id."""
-
-
-def id_of(row: Mapping[str, Any]) -> str:
-    """The id of an image, from the columns of its row in the plan; those of an import lack a seed.
-
-    The id of an imported image without a watermark is what it was before imports could have one.
-    """
-    if row["seed"] is not None:
-        return image_id_of({name: row[name] for name in GENERATED})
-    names = ("source", "path", "text", *(("watermark",) if row["watermark"] != "none" else ()))
-    return image_id_of({name: row[name] for name in names})
 
 
 def pair_id_of(ids: dict[str, str]) -> str | None:

@@ -22,7 +22,7 @@ from pipeline.pictures.pictures import (
 )
 from pipeline.pictures.sources import ImportedSource, OriginalSource
 from pipeline.pixels import BadPicture, image_size
-from pipeline.plan.ids import id_of, pair_id_of, plan_table, spans
+from pipeline.plan.ids import image_id_of, pair_id_of, plan_table, spans
 from pipeline.plan.quotas import BYTES_PER_PIXEL, Plan, generations_of
 from pipeline.plan.specification import ImportSpec
 from pipeline.prompts.text import SplitShares, normalise, prompt_id, split_of
@@ -96,7 +96,11 @@ def imported_shards(
     wanted = generations_of(size, plan, len(pictures))
     first = min(len(pictures), math.ceil(wanted * (1 + plan.margin)))
     planned = min(len(pictures), first + sum(rounds))
-    round_of = [number for number, start, end in spans([first, *rounds]) for _ in range(start, end)]
+    round_of = [
+        number
+        for number, start, end in spans([first, *rounds])
+        for _ in range(start, min(end, planned))
+    ]
     width, height = (None, None) if source.fit == "keep" else (size.width, size.height)
     pixels = _pixels(source, [picture.path for picture in pictures[:planned]], width, height)
     seen: dict[str, int] = defaultdict(int)
@@ -115,14 +119,8 @@ def imported_shards(
         index = seen[picture.prompt_id]
         seen[picture.prompt_id] += 1
         ids = {
-            watermark: id_of(
-                {
-                    "source": name,
-                    "path": path,
-                    "text": picture.text,
-                    "watermark": watermark,
-                    "seed": None,
-                }
+            watermark: image_id_of(
+                {"source": name, "path": path, "text": picture.text, "watermark": watermark}
             )
             for watermark, path in paths.items()
         }

@@ -17,9 +17,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import AigiError
-from pipeline.manifest import PLAN_FILE, plan_beside, read_manifest, read_plan
+from pipeline.manifest import PLAN_FILE, plan_beside, read_manifest
 from pipeline.plan import specification
-from pipeline.plan.ids import id_of, pair_id_of, plan_table, rank_of, seed_of, spans
+from pipeline.plan.copied import read_plan
+from pipeline.plan.ids import image_id_of, pair_id_of, plan_table, rank_of, seed_of, spans
 from pipeline.plan.imports import (
     Import,
     imported_shards,
@@ -100,7 +101,7 @@ def _generated(
             prompt = prompts[at]
             seed = seed_of(prompt.prompt_id, name, index, plan.seed)
             ids = {
-                watermark: id_of(
+                watermark: image_id_of(
                     {**fixed, "text": prompt.text, "seed": seed, "watermark": watermark}
                 )
                 for watermark in size.watermarks
@@ -171,7 +172,8 @@ def _build(
             _Prompt(p.prompt_id, p.text, p.source, stated.get(p.prompt_id, p.split))
             for p in _read_prompts(store)
         ]
-    made = []
+    made: list[Shard] = []
+    rows = 0
     manifest = None if plan.manifest is None else read_manifest(plan.manifest)
     extra = extra_of(store, [] if manifest is None else manifest["plan"]["rounds"])
     for name in names:
@@ -207,6 +209,9 @@ def _build(
                 shard = shard_name(name, split, number, numbers[number])
                 made.append(store.write("plan", shard, table, PLAN))
                 numbers[number] += 1
+                rows += table.num_rows
+                if manifest is not None and rows > manifest["plan"]["rows"]:
+                    _check_same(store, manifest)  # however many more there would be
     store.write_json(extra, "plan", ROUNDS)
     if not made:
         raise AigiError("plan: nothing to make; check plan.sources, plan.limit and the rejects")
@@ -249,11 +254,11 @@ def _copy(
 ) -> list[Shard]:
     """Copy the plan beside a manifest, for these sources or for all."""
     manifest = read_manifest(location)
-    made = []
-    for table in read_plan(location, manifest):
-        source, name = table["source"][0].as_py(), table["shard"][0].as_py()
-        if sources is None or source in sources:
-            made.append(store.write("plan", name, table.drop_columns(["shard"]), PLAN))
+    made = [
+        store.write("plan", name, table, PLAN)
+        for name, table in read_plan(location, manifest)
+        if sources is None or table["source"][0].as_py() in sources
+    ]
     if not made:
         raise AigiError(f"plan.sources: {location} has no image of these sources")
     store.write_json(extra_of(store, manifest["plan"]["rounds"]), "plan", ROUNDS)

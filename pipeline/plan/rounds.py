@@ -8,10 +8,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.plan.specification import Dataset
+from pipeline import gate
+from pipeline.gate import Checked
+from pipeline.manifest import Cell
+from pipeline.plan.specification import Dataset, Name, Number, Revision
 from pipeline.store import Store
 
 ROUNDS = "_rounds.json"
+REMEDY = "Delete the run's folder plan, and run the workflow again."
+
+
+class _Rounds(Checked):
+    pins: dict[Name, Revision]
+    rounds: list[dict[Cell, Number]]
 
 
 def extra_of(store: Store, rounds: Iterable[Mapping[str, int]] = ()) -> dict[str, Any]:
@@ -19,8 +28,15 @@ def extra_of(store: Store, rounds: Iterable[Mapping[str, int]] = ()) -> dict[str
 
     Args:
         rounds: rounds that the plan begins with (for the plan of a manifest).
+
+    Raises:
+        AigiError: they are recorded, but the record is damaged.
     """
-    return store.read_json("plan", ROUNDS) or {"pins": {}, "rounds": list(rounds)}
+    found = store.read_json("plan", ROUNDS, remedy=REMEDY)
+    if found is None:
+        return {"pins": {}, "rounds": list(rounds)}
+    gate.check(_Rounds, found, store.path("plan", ROUNDS), REMEDY)
+    return found
 
 
 def added(store: Store) -> list[dict[str, int]]:

@@ -12,20 +12,33 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
+from pipeline import gate
 from pipeline.complaints import near
+from pipeline.gate import Sha256, matching
+from pipeline.manifest import REMEDY, read_manifest
 from pipeline.marks import names as watermark
 from pipeline.marks import visible
 from pipeline.plan.families import FAMILIES, SCHEDULERS
-from pipeline.settings import Count, Settings, Split, check, read_yaml
+from pipeline.settings import Settings, Split, check, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$", description="ISO 639 code")]
+_STEPS = "[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)*"  # so never ..
+Revision = Annotated[str, matching(_STEPS, "a commit, tag or branch")]
+File = Annotated[str, matching(_STEPS, "a file in the model's folder")]
+# Columns of the plan have 32 bits.
+Number = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Side = Annotated[int, Field(ge=1, le=1 << 15)]
 Url = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9][\w.~:/?#@!$&*+,;=%-]*$")]
 
 
 def _watermark(name: str, info: ValidationInfo) -> str:
     """The one spelling of a variant; a logo file is stored beside the specification."""
-    return str(watermark.parse(name, Path((info.context or {}).get("base") or Path.cwd())))
+    context = info.context or {}
+    base, recorded = context.get("base"), context.get("recorded", False)
+    # A manifest at a URL has nothing beside it that could be read here.
+    folder = None if recorded and base is None else Path(base or Path.cwd())
+    return str(watermark.parse(name, folder, beside=recorded))
 
 
 Watermark = Annotated[str, AfterValidator(_watermark)]
@@ -48,9 +61,11 @@ class SplitSpec(Settings):
     `count` is the number of generations; each gives one image for every entry of `watermarks`.
     """
 
-    count: int | None = Field(None, ge=0, description="null: as many as there are (imports)")
-    width: Count | None = None
-    height: Count | None = None
+    count: int | None = Field(
+        None, ge=0, le=2**31 - 1, description="null: as many as there are (imports)"
+    )
+    width: Side | None = None
+    height: Side | None = None
     watermarks: tuple[Watermark, ...] = Field(
         ("none",), min_length=1, description="none, dwt-dct, dwt-dct-svd, visible:…"
     )
@@ -94,16 +109,18 @@ class DiffusersSpec(_SourceSpec):
     kind: Literal["diffusers"]
     pipeline: Annotated[str, _among(FAMILIES)]
     model: str = Field(description="Hub id; names the model even where a local copy is used")
-    revision: str = Field(description="commit of the model repository, or a name for local ones")
-    sha256: dict[str, str] = Field(
+    revision: Revision = Field(
+        description="commit of the model repository, or a name for local ones"
+    )
+    sha256: dict[File, Sha256] = Field(
         default_factory=dict, description="sha256 by weight file; checked before any work"
     )
     scheduler: Annotated[str, _among(SCHEDULERS)]
-    steps: Count
-    guidance_scale: Annotated[float, Field(ge=0)]
+    steps: Number
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     negative_prompt: str = ""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    images_per_prompt: Count = 1
+    images_per_prompt: Number = 1
 
     @model_validator(mode="after")
     def _fits_the_family(self) -> DiffusersSpec:
@@ -151,8 +168,12 @@ def load(path: str) -> Dataset:
     """Read and check a dataset specification, or the one that a manifest contains.
 
     Raises:
-        AigiError: names the file and every wrong field.
+        AigiError: names the file and every wrong field; of a manifest, the first one.
     """
     data = read_yaml(path)
-    recorded = data.get("specification") if path.endswith(".json") else None
-    return check(Dataset, recorded if isinstance(recorded, dict) else data, path)
+    if not path.endswith(".json") or "specification" not in data:
+        return check(Dataset, data, path)
+    base = None if "://" in path else Path(path).resolve().parent
+    context = {"base": base, "recorded": True}
+    recorded = read_manifest(path)["specification"]
+    return gate.check(Dataset, recorded, path, REMEDY, "specification", context)

@@ -8,14 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.manifest import MANIFEST
-from pipeline.pictures.pictures import escapes
+from pipeline.manifest import MANIFEST, checked
 from pipeline.store import Store
 
 Say = Callable[[str], None]
 
 
 RETRY = "Run the same command again: it keeps what has arrived and sends the rest."
+
+
+BEFORE = "Delete this file there, and publish again; the other files of that version stay there."
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,19 @@ def equal_there(store: Store, path: str, here: File, there: File) -> bool:
     return there.blob is not None and _blob(store, path) == there.blob
 
 
+def published_before(found: dict[str, Any], where: str) -> dict[str, Any]:
+    """The manifest that is there already.
+
+    Raises:
+        AigiError: it is damaged, so that nobody knows which files are the release's.
+    """
+    return checked(found, where, ("files", "documents"), BEFORE)
+
+
 def owned_by(before: Mapping[str, Any] | None) -> set[str]:
-    """Files that a manifest lists; names that lead out of its folder are ignored."""
+    """Files that a manifest lists."""
     records = [] if before is None else [*before["files"], *before["documents"]]
-    return {record["path"] for record in records if not escapes(record["path"])}
+    return {record["path"] for record in records}
 
 
 def changes(

@@ -18,7 +18,7 @@ import yaml
 from pipeline import AigiError
 from pipeline.manifest import CARD, MANIFEST, PLAN_FILE
 from pipeline.pixels import decode_threads
-from pipeline.plan.ids import id_of
+from pipeline.plan.ids import image_id_of
 from pipeline.plan.specification import Dataset, DiffusersSpec
 from pipeline.progress import Progress
 from pipeline.prompts.text import prompt_id
@@ -114,8 +114,10 @@ def _row(
                 found.add(name, f"{where} ({image}): {name} {row[name]!r}; planned {plan[name]!r}")
     sized = plan if plan is not None else row
     facts = {**row, "width": sized["width"], "height": sized["height"]}
-    if id_of(facts) != image:
-        found.add("image_id", f"{where}: image_id {image}, but its columns give {id_of(facts)}")
+    if image_id_of(facts) != image:
+        found.add(
+            "image_id", f"{where}: image_id {image}, but its columns give {image_id_of(facts)}"
+        )
     if prompt_id(row["text"]) != row["prompt_id"]:
         expected = prompt_id(row["text"])
         found.add(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import AigiError
+from pipeline.gate import parse
 from pipeline.manifest import MANIFEST
 from pipeline.release.changes import (
+    BEFORE,
     RETRY,
     Change,
     File,
@@ -19,6 +21,7 @@ from pipeline.release.changes import (
     Say,
     changes,
     equal_there,
+    published_before,
     release_files,
 )
 from pipeline.release.claims import digest
@@ -81,9 +84,9 @@ def _check_token(api: HfApi, to: str, token: str | None) -> None:
 
 
 def _remote_manifest(api: HfApi, repo: str, revision: str) -> dict[str, Any]:
-    with open(api.hf_hub_download(repo, MANIFEST, revision=revision, repo_type="dataset")) as file:
-        found: dict[str, Any] = json.load(file)
-    return found
+    path = api.hf_hub_download(repo, MANIFEST, revision=revision, repo_type="dataset")
+    where = f"hf://datasets/{repo}@{revision}/{MANIFEST}"
+    return published_before(parse(Path(path).read_bytes(), where, BEFORE), where)
 
 
 def _differences(store: Store, manifest: Mapping[str, Any], there: Mapping[str, File]) -> list[str]:

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline import AigiError
-from pipeline.manifest import MANIFEST, open_release
+from pipeline.manifest import ENTRIES, MANIFEST, open_release
 from pipeline.release.changes import (
+    BEFORE,
     RETRY,
     Change,
     File,
@@ -20,6 +21,7 @@ from pipeline.release.changes import (
     Say,
     changes,
     owned_by,
+    published_before,
     release_files,
 )
 from pipeline.release.hub import to_hub
@@ -33,7 +35,9 @@ def _to_folder(
     store: Store, manifest: Mapping[str, Any], url: str, dry_run: bool, say: Say
 ) -> tuple[list[Change], Published | None]:
     target = Store(url)
-    before = target.read_json(MANIFEST)
+    before = target.read_json(MANIFEST, remedy=BEFORE)
+    if before is not None:
+        published_before(before, target.path(MANIFEST))
     files = release_files(store, manifest)
     paths = [f"{name}.parquet" for name in target.shards("")]
     paths += [path for path in files if not path.endswith(".parquet")]
@@ -97,7 +101,7 @@ def publish(
             content, files here or there that differ from the manifest, or a lost connection.
             Each message says what to do.
     """
-    store, manifest = open_release(run)
+    store, manifest = open_release(run, ENTRIES)
     if to.startswith("hf://"):
         return to_hub(store, manifest, to, dry_run, public, pull_request, revision, say)
     if pull_request or revision is not None or public:

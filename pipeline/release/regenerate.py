@@ -11,19 +11,26 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from pipeline import AigiError
-from pipeline.manifest import PLAN_FILE, plan_beside, read_manifest
+from pipeline.gate import Checked, check, refused
+from pipeline.manifest import PLAN_FILE, REMEDY, plan_beside, read_manifest
+from pipeline.plan import specification
 from pipeline.release.recipe import Recipe
 from pipeline.stage import flat
 
 _PLACE = re.compile(
-    r"prompts\.sources\.\d+\.(path|photos|folder)|prompts\.filters\.blocklist"
+    r"prompts\.sources\.\d+\.(path|photos|folder|dataset)|prompts\.filters\.blocklist"
     r"|sources\.[^.]+\.(folder|path|captions|vae)"
     r"|embeddings\.folder|quality\.safety_checker\.folder|selection\.review"
 )
 """Settings that name a place on a machine; the manifest decides what must be there."""
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+DECIDING = tuple(name for name in Recipe.model_fields if name not in ("run", "compute", "release"))
+"""Sections that a manifest has, beside the threads of `compute`."""
 _OPTIONAL = {
     # The specification names a model on the Hub, too; a plan that is copied has its captions.
     False: re.compile(r"sources\.[^.]+\.folder"),
@@ -42,8 +49,46 @@ def is_place(dotted: str, value: object) -> bool:
     """Whether a setting of a workflow names a folder or file of a machine."""
     if _PLACE.fullmatch(dotted) is None or not isinstance(value, str):
         return False
-    # Another VAE may also be a Hub id, which is the same everywhere.
-    return not dotted.endswith(".vae") or posixpath.isabs(value) or "://" in value
+    # Another VAE and a dataset may also be a Hub id, which is the same everywhere.
+    if dotted.endswith((".vae", ".dataset")):
+        return HUB_ID.fullmatch(value) is None
+    return True
+
+
+def sections_of(location: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a manifest, checked: sections that decide a byte, and no places.
+
+    Raises:
+        AigiError: in one line, with the setting that is wrong.
+    """
+    found = {name: each for name, each in manifest["workflow"].items() if each is not None}
+    for name in found:
+        if name not in (*DECIDING, "compute"):
+            problem = f"no such section of a manifest; there are {', '.join(DECIDING)}, compute"
+            raise refused(location, f"workflow.{name}", problem, REMEDY)
+    compute = check(_Compute, found.get("compute"), location, REMEDY, "workflow.compute")
+    plan = found.get("plan")
+    plan = {**plan, "dataset": location} if isinstance(plan, dict) else plan
+    # Names of places are looked for nowhere: what they mean here, this machine's workflow says.
+    whole = {**found, "compute": compute.model_dump(), "run": location, "plan": plan}
+    recipe = check(Recipe, whole, location, REMEDY, "workflow", {"base": None})
+    known = set(manifest["specification"].get("sources") or ())
+    for field, names in (
+        ("workflow.plan.sources", recipe.planned("plan").sources),
+        ("workflow.sources", recipe.sources),
+    ):
+        if names is None:
+            raise refused(location, field, "needed, but not given", REMEDY)
+        if strangers := sorted(set(names) - known):
+            problem = f"{strangers[0]!r} is no source of the specification"
+            raise refused(location, field, problem, REMEDY)
+    return found
+
+
+class _Compute(Checked):
+    """All that a manifest may say of the machine that works: the one number that changes bytes."""
+
+    threads: Annotated[int, Field(ge=1, le=1024)]
 
 
 def recorded(recipe: Recipe, sources: list[str]) -> dict[str, Any]:
@@ -53,8 +98,7 @@ def recorded(recipe: Recipe, sources: list[str]) -> dict[str, Any]:
         sources: those that the plan has.
     """
     # A workflow has more sections, which only read a release and decide no byte of it.
-    deciding = Recipe.model_fields.keys() - {"run", "compute", "release"}
-    data = recipe.model_dump(mode="json", include=set(deciding))
+    data = recipe.model_dump(mode="json", include=set(DECIDING))
     data["compute"] = {"threads": recipe.compute.threads}
     data["sources"] = {name: data["sources"][name] for name in sources if name in data["sources"]}
     data["plan"] = {**data["plan"], "sources": sorted(sources)}
@@ -81,9 +125,10 @@ def merged(
         AigiError: this is no manifest, or a place that the settings need is not given.
     """
     manifest = read_manifest(location)
+    specification.load(location)
     data = {
         name: section
-        for name, section in manifest["workflow"].items()
+        for name, section in sections_of(location, manifest).items()
         if sections is None or name in (*sections, "plan", "compute")
     }
     copied = plan_beside(location, manifest) is not None
@@ -110,7 +155,7 @@ def merged(
             continue
         if given.get(dotted) is not None:
             _put(data, dotted, given[dotted])
-        elif isinstance(value, str) and not dotted.endswith(".vae"):
+        elif isinstance(value, str) and (is_place(dotted, value) or dotted.endswith(".vae")):
             if _OPTIONAL[copied].fullmatch(dotted):
                 _put(data, dotted, None)
             else:

@@ -18,6 +18,7 @@ from pipeline import AigiError, __version__
 from pipeline.manifest import MANIFEST, PLAN_FILE, FileRecord, read_manifest
 from pipeline.pixels import decode_threads
 from pipeline.plan import specification
+from pipeline.plan.copied import SCHEMA
 from pipeline.plan.quotas import chosen, quotas
 from pipeline.plan.rounds import added, pinned, summary
 from pipeline.plan.rounds import shards as plan_shards
@@ -26,9 +27,10 @@ from pipeline.release import card
 from pipeline.release.recipe import Recipe, Release
 from pipeline.release.regenerate import recorded
 from pipeline.release.verify import git_commit, library_versions
+from pipeline.selection.kept import digest_of, files_of
 from pipeline.stage import Files, Map
 from pipeline.store import Store
-from pipeline.tables import PLAN, RELEASE
+from pipeline.tables import RELEASE
 from pipeline.threads import ahead, workers
 
 VERSION = 1
@@ -54,27 +56,12 @@ def release_schema() -> pa.Schema:
     return RELEASE.with_metadata({"huggingface": json.dumps(info)})
 
 
-def _files(store: Store) -> dict[str, str]:
-    files = store.read_json("selection", "_files.json")
-    if files is None:
-        raise AigiError(
-            f"{store.path('selection', '_files.json')}: missing. Delete the run's folder "
-            "selection, and run the workflow again."
-        )
-    return dict(files["files"])
-
-
-def _state(store: Store) -> str | None:
-    files = store.read_json("selection", "_files.json")
-    return None if files is None else str(files["sha256"])
-
-
 def _names(store: Store) -> list[str]:
-    return list(_files(store))
+    return list(files_of(store))
 
 
 def _sources(store: Store, name: str) -> list[tuple[str, str]]:
-    shard = _files(store)[name]
+    shard = files_of(store)[name]
     return [(table, shard) for table in ("plan", "images", "selection")]
 
 
@@ -84,7 +71,7 @@ def _read(store: Store, name: str) -> pa.Table:
     Raises:
         Damaged: an image has other pixels than its row states.
     """
-    shard = _files(store)[name]
+    shard = files_of(store)[name]
     found = store.aligned(shard, {"plan": None, "images": None, "selection": ["keep"]})
     plan, images = found["plan"], found["images"]
     columns = [
@@ -127,7 +114,7 @@ def stage() -> Map:
         read=_read,
         make_worker=_worker,
         sources=_sources,
-        state=_state,
+        state=digest_of,
         remake=True,  # a copy of what is kept: another selection asks for another one
         published=True,
     )
@@ -189,8 +176,7 @@ def _make_manifest(
         )
     names_made = chosen(dataset, plan)
     documents = card.write(recipe, settings.version, dataset, store, files, progress)
-    schema = PLAN.append(pa.field("shard", pa.string()))
-    size, digest = store.write_arrow(plan_shards(store), schema, "release", PLAN_FILE)
+    size, digest = store.write_arrow(plan_shards(store), SCHEMA, "release", PLAN_FILE)
     documents.append({"path": PLAN_FILE, "bytes": size, "sha256": digest})
     manifest = {
         "name": dataset.name,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import posixpath
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipeline.manifest import MANIFEST, FileRecord
+from pipeline.manifest import CARD, PLAN_FILE, FileRecord
+from pipeline.release.croissant import CROISSANT
+from pipeline.release.sheet import SHEET
 from pipeline.store import Store
 
 LIBRARIES = (
@@ -104,11 +105,17 @@ def compare(store: Store, manifest: dict[str, Any]) -> list[str]:
     listed = {record["path"] for record in manifest["files"]}
     found += [f"{path}: not in the manifest" for path in sizes if path not in listed]
     for record in manifest["documents"]:
-        path = record["path"]
-        if posixpath.basename(path) != path or path in ("", ".", ".."):
-            found.append(f"{path}: not a file beside {MANIFEST}")
-        elif not store.fs.exists(store.path(path)):
+        path, size = record["path"], store.size(record["path"])
+        if size is None:
             found.append(f"{path}: missing")
+        elif size != record["bytes"]:
+            found.append(f"{path}: {size:,} bytes, expected {record['bytes']:,}")
         elif (digest := store.sha256(path)) != record["sha256"]:
             found.append(f"{path}: sha256 {digest}, expected {record['sha256']}")
+    documents = {record["path"] for record in manifest["documents"]}
+    found += [
+        f"{path}: not in the manifest"
+        for path in (CARD, CROISSANT, SHEET, PLAN_FILE)
+        if path not in documents and store.size(path) is not None
+    ]
     return found

@@ -34,6 +34,7 @@ from pipeline.plan.rounds import exhausted, rounds_made
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.progress import Progress
 from pipeline.selection.candidates import Candidates, candidates
+from pipeline.selection.kept import record, release_name
 from pipeline.selection.review import read_review
 from pipeline.selection.rules import PAIRS, REASONS, Scored, Selection, check_rules, flags
 from pipeline.stage import Build
@@ -41,11 +42,6 @@ from pipeline.store import Shard, Store
 from pipeline.tables import REJECTS, SELECTION
 
 VERSION = 3
-
-
-def release_name(source: str, split: str, number: int, total: int) -> str:
-    """Name of a release file, as the Hub writes them: `sdxl/test-00000-of-00001`."""
-    return f"{source}/{split}-{number:05d}-of-{total:05d}"
 
 
 # --- What is known of every image --------------------------------------------------------------
@@ -305,7 +301,7 @@ def _build(rules: Selection, plan: Plan, store: Store, progress: Progress) -> li
         for number, shard in enumerate(shards)
     }
     digest = hashlib.sha256(repr([(shard.name, shard.sha256) for shard in made]).encode())
-    store.write_json({"files": names, "sha256": digest.hexdigest()}, "selection", "_files.json")
+    record(store, names, digest.hexdigest())
     reasons = Counter(why for why in chosen.reason if why is not None)
     progress.say(
         f"selection: {chosen.reason.count(None):,} of {len(chosen.reason):,} images kept"

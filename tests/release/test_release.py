@@ -17,6 +17,7 @@ from pipeline import workflow as workflows
 from pipeline.progress import Progress
 from pipeline.release import release
 from pipeline.selection import selection
+from pipeline.selection.kept import release_name
 from pipeline.settings import check
 from pipeline.store import Store
 from pipeline.tables import IMAGES, PLAN, RELEASE
@@ -155,7 +156,7 @@ def test_a_prompt_in_two_splits_is_refused(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     for split, prompts in (("test", ["a", "b"]), ("train", ["c", "b"])):
         rows = [{"image_id": f"{split}{p}", "prompt_id": p} for p in prompts]
-        name = selection.release_name("sd", split, 0, 1)
+        name = release_name("sd", split, 0, 1)
         store.write("release", name, pa.Table.from_pylist(rows, schema=RELEASE), RELEASE)
     names = ["sd/test-00000-of-00001", "sd/train-00000-of-00001"]
     release._check_splits(store, names[:1])

@@ -1,0 +1,181 @@
+"""A manifest and the plan beside it in, the shards of that plan out, once it is known to be one.
+
+The rows say what this machine will load and make, and they may be anybody's. So a row is used
+only if it is what the manifest specifies and its id is the hash of its fields. Names of shards are
+built, never taken from the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import AigiError
+from pipeline.gate import refused
+from pipeline.manifest import PLAN_FILE, plan_beside
+from pipeline.pictures.pictures import escapes
+from pipeline.plan import specification
+from pipeline.plan.ids import image_id_of
+from pipeline.plan.rounds import shard_name
+from pipeline.plan.specification import Dataset, DiffusersSpec, SplitSpec
+from pipeline.prompts.text import prompt_id
+from pipeline.tables import PLAN
+
+REMEDY = "Fetch the release again."
+SCHEMA = PLAN.append(pa.field("shard", pa.string()))
+_ALWAYS = (
+    "image_id", "prompt_id", "text", "split", "source", "model", "revision", "watermark",
+    "index", "rank", "round",
+)  # fmt: skip
+_GENERATED = ("seed", "steps", "guidance_scale", "negative_prompt", "scheduler", "dtype")
+_SPECIFIED = (
+    "model",
+    "revision",
+    "steps",
+    "guidance_scale",
+    "negative_prompt",
+    "scheduler",
+    "dtype",
+)
+_ONE = ("source", "split", "round")
+"""All rows of a shard have one value of each of these."""
+
+
+class _Wrong(Exception):
+    """A column of a row, and what is wrong with it."""
+
+
+def _check_row(row: Mapping[str, Any], dataset: Dataset) -> None:
+    spec = dataset.sources.get(row["source"])
+    if spec is None:
+        raise _Wrong("source", f"the manifest specifies no source {row['source']!r}")
+    size: SplitSpec | None = spec.splits.get(row["split"])
+    if size is None:
+        raise _Wrong("split", f"the manifest specifies no split {row['split']!r} of it")
+    generated = isinstance(spec, DiffusersSpec)
+    for column in _GENERATED:
+        if (row[column] is not None) != generated:
+            raise _Wrong(column, "needed" if generated else "an imported image has none")
+    if (row["path"] is None) != generated:
+        raise _Wrong("path", "a generated image has none" if generated else "needed")
+    for column in _SPECIFIED if generated else ("model", "revision"):
+        if row[column] != getattr(spec, column):
+            raise _Wrong(column, f"{row[column]!r}, specified is {getattr(spec, column)!r}")
+    for column, side in (("width", size.width), ("height", size.height)):
+        if row[column] != side and (generated or row[column] is not None):
+            raise _Wrong(column, f"{row[column]}, specified is {side}")
+    if generated and row["watermark"] not in size.watermarks:
+        raise _Wrong("watermark", f"{row['watermark']!r} is not specified")
+    for column in ("seed", "index", "rank", "round"):
+        if row[column] is not None and row[column] < 0:
+            raise _Wrong(column, f"expected 0 or more, found {row[column]}")
+    if row["path"] is not None and escapes(row["path"]):
+        raise _Wrong("path", f"{row['path']!r} leads out of the folder of the images")
+    if row["prompt_id"] != prompt_id(row["text"]):
+        raise _Wrong("prompt_id", "is not the hash of the text")
+    if row["image_id"] != image_id_of(row):
+        raise _Wrong("image_id", "is not the hash of the row")
+
+
+def _check_shard(table: pa.Table, dataset: Dataset, seen: Counter[tuple[str, str, int]]) -> str:
+    """The name of a shard whose rows are all what is specified.
+
+    Args:
+        seen: how many shards of each source, split and round came before; this one is added.
+    """
+    if not table.num_rows:
+        raise _Wrong("", "it has no rows")
+    for column in _ALWAYS:
+        if table[column].null_count:
+            raise _Wrong(column, "a value is missing")
+    rows = table.to_pylist()
+    known = {row["image_id"] for row in rows}
+    for number, row in enumerate(rows, 1):
+        try:
+            _check_row(row, dataset)
+            for column in _ONE:
+                if row[column] != rows[0][column]:
+                    raise _Wrong(column, "differs from that of the first row of its shard")
+            if row["pair_id"] is not None and row["pair_id"] not in known:
+                raise _Wrong("pair_id", "is no image of its shard")
+        except _Wrong as wrong:
+            column, problem = wrong.args
+            raise _Wrong(f"row {number}: {column}", problem) from None
+    key = (rows[0]["source"], rows[0]["split"], rows[0]["round"])
+    name = shard_name(*key, seen[key])
+    seen[key] += 1
+    if any(row["shard"] != name for row in rows):
+        raise _Wrong("shard", f"another name than {name}, which its rows and its place give")
+    return name
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError, ValueError, OverflowError, MemoryError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise refused(where, "", f"not readable as an Arrow file ({why})", REMEDY) from error
+
+
+def _shards(where: str, file: Any) -> Iterator[pa.Table]:
+    with _readable(where), pa.ipc.open_file(file) as reader:
+        if not reader.schema.equals(SCHEMA):
+            found = {field.name: str(field.type) for field in reader.schema}
+            wrong = [f.name for f in SCHEMA if found.pop(f.name, None) != str(f.type)]
+            name = [*wrong, *found, "the order of its columns"][0]
+            raise refused(where, name, "a plan has other columns", REMEDY)
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            batch.validate(full=True)
+            yield pa.Table.from_batches([batch])
+
+
+def read_plan(location: str, manifest: Mapping[str, Any]) -> Iterator[tuple[str, pa.Table]]:
+    """The plan beside a manifest: names of its shards, and their rows (PLAN).
+
+    All of it is checked before the first shard.
+
+    Raises:
+        AigiError: it is missing, damaged, or not the plan of the manifest.
+    """
+    beside = plan_beside(location, manifest)
+    if beside is None:
+        raise AigiError(f"{location}: no {PLAN_FILE} beside it")
+    store, file_name = beside
+    where, expected = store.path(file_name), manifest["plan"]
+    recorded = next(d["sha256"] for d in manifest["documents"] if d["path"] == PLAN_FILE)
+    if store.sha256(file_name) != recorded:
+        raise AigiError(f"{where}: changed since the release; fetch it again")
+    dataset = specification.load(location)
+    seen: Counter[tuple[str, str, int]] = Counter()
+    names: list[str] = []
+    images: set[str] = set()
+    digest, rows = hashlib.sha256(), 0
+    with store.fs.open(where, "rb") as file:
+        for number, table in enumerate(_shards(where, file)):
+            try:
+                names.append(_check_shard(table, dataset, seen))
+            except _Wrong as wrong:
+                place, problem = wrong.args
+                field = f"shard {number}: {place}" if place else f"shard {number}"
+                raise refused(where, field, problem, REMEDY) from None
+            ids = table["image_id"].to_pylist()
+            digest.update(f"{names[-1]}:{','.join(ids)}\n".encode())
+            images.update(ids)
+            rows += len(ids)
+    if len(images) != rows:
+        raise refused(where, "image_id", "an image is planned twice", REMEDY)
+    found = {"shards": len(names), "rows": rows, "sha256": digest.hexdigest()}
+    for key, value in found.items():
+        if value != expected[key]:
+            problem = f"{value}, the manifest states {expected[key]}"
+            raise refused(where, f"plan.{key}", problem, REMEDY)
+    with store.fs.open(where, "rb") as file:
+        for name, table in zip(names, _shards(where, file), strict=True):
+            yield name, table.drop_columns(["shard"])

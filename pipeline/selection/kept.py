@@ -1,0 +1,62 @@
+"""Image shards with kept rows in, the release files that hold them out: by name, and recorded."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pipeline import AigiError, gate
+from pipeline.gate import Checked, Sha256, matching
+from pipeline.store import Store
+
+FILES = "_files.json"
+REMEDY = "Delete the run's folder selection, and run the workflow again."
+_Release = Annotated[
+    str,
+    matching(
+        r"[a-z0-9][a-z0-9-]*/(train|validation|test)-\d{5,}-of-\d{5,}", "a release file's name"
+    ),
+]
+_Shard = Annotated[str, matching("[a-z0-9][a-z0-9-]*", "the name of an image shard")]
+
+
+class _Files(Checked):
+    files: dict[_Release, _Shard]
+    sha256: Sha256
+
+
+def release_name(source: str, split: str, number: int, total: int) -> str:
+    """Name of a release file, as the Hub writes them: `sdxl/test-00000-of-00001`."""
+    return f"{source}/{split}-{number:05d}-of-{total:05d}"
+
+
+def record(store: Store, files: dict[str, str], sha256: str) -> None:
+    """Record the image shard of every release file, and a digest of the selection."""
+    store.write_json({"files": files, "sha256": sha256}, "selection", FILES)
+
+
+def _read(store: Store) -> _Files | None:
+    found = store.read_json("selection", FILES, remedy=REMEDY)
+    if found is None:
+        return None
+    return gate.check(_Files, found, store.path("selection", FILES), REMEDY)
+
+
+def files_of(store: Store) -> dict[str, str]:
+    """The image shard of every release file.
+
+    Raises:
+        AigiError: they are not recorded, or the record is damaged.
+    """
+    if (found := _read(store)) is None:
+        raise AigiError(f"{store.path('selection', FILES)}: missing. {REMEDY}")
+    return found.files
+
+
+def digest_of(store: Store) -> str | None:
+    """The digest of the selection; None without one.
+
+    Raises:
+        AigiError: its record is damaged.
+    """
+    found = _read(store)
+    return None if found is None else found.sha256
