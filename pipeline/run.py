@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline import AigiError
 from pipeline.cluster import shards_with_ray
+from pipeline.outside import created, reached
 from pipeline.progress import Progress
 from pipeline.stage import (
     Build,
@@ -57,8 +58,9 @@ def alone(run: str) -> Iterator[None]:
         return
     import fcntl
 
-    Path(run).mkdir(parents=True, exist_ok=True)
-    with open(Path(run) / LOCK, "w") as file:
+    with reached(run):
+        Path(run).mkdir(parents=True, exist_ok=True)
+    with created(os.path.join(run, LOCK)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -252,6 +254,7 @@ def run_stages(stages: Iterable[Stage], store: Store, compute: Compute, progress
         AigiError: settings differ from those that a table was made with, or shards failed.
         DiskFull: no space; everything finished is kept.
     """
+    store.sweep()
     for stage in stages:
         inputs = {}
         for name in stage.inputs:
@@ -281,7 +284,6 @@ def run_stages(stages: Iterable[Stage], store: Store, compute: Compute, progress
             "inputs": inputs,
             "fingerprint": digest,
         }
-        store.sweep(stage.table)
         if isinstance(stage, Map):
             _run_map(stage, store, record, compute, progress)
         elif isinstance(stage, Build):

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from pipeline import AigiError, complaints
+from pipeline.outside import opened
 
 Split = Literal["train", "validation", "test"]
 
@@ -84,12 +85,11 @@ def read_yaml(path: str) -> Mapping[str, Any]:
     """Read a YAML mapping from a local path or fsspec URL.
 
     Raises:
-        AigiError: no such file, not YAML, not a mapping, or a key that is given twice.
+        AigiError: no such file, not readable, not YAML, not a mapping, or a key that is given
+            twice.
     """
-    import fsspec
-
     try:
-        with fsspec.open(path, "rt", encoding="utf-8") as file:
+        with opened(path, encoding="utf-8") as file:
             # A manifest is JSON, and of a size for which YAML takes seconds.
             data = json.load(file) if path.endswith(".json") else yaml.load(file, _Loader)
     except FileNotFoundError:

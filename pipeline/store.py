@@ -14,7 +14,6 @@ import io
 import json
 import os
 import posixpath
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,12 +21,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import AigiError
-from pipeline.files import replaced, sweep
+from pipeline.files import replaced, scratch, sweep
+from pipeline.outside import created, file_system, reached
 from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.tables import IMAGE
 
@@ -190,11 +189,7 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            # Other processes write here too: a remembered listing would hide their shards.
-            self.fs, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise AigiError(f"run: {url}: {error}") from error
+        self.fs, self.root = file_system(url)
         self.url = url
         self.local = "file" in (
             self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
@@ -472,19 +467,28 @@ class Store:
         """Let `fill` write a temporary file, then make it visible as `path` in one step."""
         with _space(path):
             if not self.local:
-                with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
+                with scratch("shard") as folder:
                     name = os.path.join(folder, "shard")
                     with open(name, "wb") as file:
                         result = fill(file)
-                    self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
-                    self.fs.put_file(name, path)
+                    with reached(self.url):
+                        self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
+                        self.fs.put_file(name, path)
                 return result
-            os.makedirs(posixpath.dirname(path), exist_ok=True)
-            with replaced(path) as name, open(name, "wb") as file:
+            with reached(path):
+                os.makedirs(posixpath.dirname(path), exist_ok=True)
+            with replaced(path) as name, created(name) as file:
                 result = fill(file)
             return result
 
-    def sweep(self, table: str) -> None:
-        """Remove temporary files that a killed process left in a local table."""
+    def sweep(self, table: str = "") -> int:
+        """Remove what killed processes left in a table, or in the whole run.
+
+        These are temporary files on this machine's disks, and unfinished uploads on S3.
+
+        Returns: how many temporary files are left, of other processes that may be alive.
+        """
         if self.local:
-            sweep(self.path(table))
+            return sweep(self.path(table))
+        self.fs.sweep_uploads(self.path(table))
+        return 0

@@ -19,11 +19,33 @@ if TYPE_CHECKING:
 
 
 def _execute(workflow: Workflow, quiet: bool) -> None:
+    from pipeline.files import sweep_scratch
     from pipeline.run import alone, first_process
 
     # Of several processes that train together, the first holds the directory for all.
     with alone(workflow.run) if first_process() else nullcontext():
-        _make(workflow, quiet)
+        sweep_scratch()
+        try:
+            _make(workflow, quiet)
+        except (KeyboardInterrupt, SystemExit):
+            _tidy(workflow.run)
+            raise
+
+
+def _tidy(run: str) -> None:
+    """End workers and remove their half-written files."""
+    import time
+
+    from pipeline.cluster import disconnect
+    from pipeline.files import sweep_scratch
+    from pipeline.store import Store
+
+    disconnect()
+    for _ in range(50):  # workers notice after a moment that Ray has gone
+        if "://" in run or not Store(run).sweep():
+            break
+        time.sleep(0.1)
+    sweep_scratch()
 
 
 def _make(workflow: Workflow, quiet: bool) -> None:

@@ -14,6 +14,15 @@ from pathlib import Path
 
 from pipeline import AigiError
 from pipeline.files import file_sha256
+from pipeline.outside import in_short
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the Hub's client raises: for refusals, silence, no network, and names that are none."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError, httpx2.HTTPError, OSError, ValueError
 
 
 @dataclass(frozen=True)
@@ -85,10 +94,10 @@ class Place:
             return str(
                 snapshot_download(self.repository, revision=self.revision, allow_patterns=patterns)
             )
-        except (OSError, ValueError) as error:
+        except hub_errors() as error:
             raise AigiError(
                 f"{self.where}: cannot get {self}, and it is not in the cache: "
-                f"{_in_short(error)}\nCorrect the name, or download the model elsewhere and give "
+                f"{in_short(error)}\nCorrect the name, or download the model elsewhere and give "
                 f"its folder as {self.instead}."
             ) from error
 
@@ -104,11 +113,10 @@ class Place:
             paths = {file: os.path.join(self.folder, file) for file in files}
             return {file: file_sha256(path) for file, path in paths.items() if os.path.isfile(path)}
         from huggingface_hub import HfApi, try_to_load_from_cache
-        from huggingface_hub.errors import HfHubHTTPError
 
         try:
             infos = HfApi().get_paths_info(self.repository, list(files), revision=self.revision)
-        except (HfHubHTTPError, OSError) as error:
+        except hub_errors() as error:
             cached = {
                 file: try_to_load_from_cache(self.repository, file, revision=self.revision)
                 for file in files
@@ -116,7 +124,7 @@ class Place:
             if not isinstance(cached[files[0]], str):
                 raise AigiError(
                     f"{self.where}: cannot look up {self}, and it is not in the cache: "
-                    f"{_in_short(error)}\nCorrect the name, or download the model elsewhere and "
+                    f"{in_short(error)}\nCorrect the name, or download the model elsewhere and "
                     f"give its folder as {self.instead}."
                 ) from error
             return {file: file_sha256(p) for file, p in cached.items() if isinstance(p, str)}
@@ -158,9 +166,5 @@ def loading(where: str, model: object) -> Iterator[None]:
     ) as error:
         raise AigiError(
             f"{where}: {model}: the model cannot be loaded: {type(error).__name__}: "
-            f"{_in_short(error)}\nCopy or download it anew, or set another one."
+            f"{in_short(error)}\nCopy or download it anew, or set another one."
         ) from error
-
-
-def _in_short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
