@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import AigiError
-from pipeline.outside import file_system, reached
+from pipeline.outside import file_system, on_this_machine, reached
 
 
 def file_sha256(path: str) -> str:
@@ -69,7 +69,7 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     Raises:
         AigiError: it cannot be written there.
     """
-    folder, base = os.path.split(os.fspath(path))
+    folder, base = os.path.split(on_this_machine(path))
     with reached(os.fspath(path)):
         _sweep_files(
             folder or ".", (n for n in os.listdir(folder or ".") if n[1:].startswith(base[:_NAME]))

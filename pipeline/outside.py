@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -43,7 +44,7 @@ class Unreachable(AigiError):
 
 def in_short(error: BaseException) -> str:
     """The text of an error in one line; of one without a text, its kind."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
 
 
 def _absent(error: BaseException) -> bool:
@@ -92,9 +93,10 @@ def unreachable(location: str, error: Exception) -> Exception:
     """The error to raise where `location` gave `error`: that itself, if it is not the outside's."""
     if isinstance(error, _OURS) or getattr(error, "errno", None) in _FULL:
         return error
-    # An error of this machine's disks names its own file, which is nearer to the fault.
-    if "://" not in location and isinstance(error, OSError) and isinstance(error.filename, str):
-        location = error.filename
+    # The file at fault may lie deep below the location.
+    file = str(getattr(error, "filename", None) or "")
+    if file.startswith(location):
+        location = file
     return Unreachable(f"{location}: {_said(location, error)}")
 
 
@@ -111,6 +113,21 @@ def reached(location: str) -> Iterator[None]:
         raise unreachable(location, error) from error
 
 
+def on_this_machine(path: str | os.PathLike[str]) -> str:
+    """The path, if it is one of this machine.
+
+    Raises:
+        Unreachable: it is a URL; as a path it would mean a folder named for the protocol.
+    """
+    found = os.fspath(path)
+    if url := re.match(r"([A-Za-z][A-Za-z0-9+]+):/+", found):
+        raise Unreachable(
+            f"{url[1]}://{found[url.end() :]}: a URL, but only a path on this machine can be given "
+            "here."
+        )
+    return found
+
+
 def created(path: str) -> IO[bytes]:
     """A new local file, open for writing.
 
@@ -124,23 +141,19 @@ def created(path: str) -> IO[bytes]:
 class _Explained:
     """An object of fsspec whose methods raise `Unreachable`, or FileNotFoundError."""
 
-    def __init__(self, inner: Any, location: str, root: str) -> None:
-        self._inner, self._location, self._root = inner, location, root
+    def __init__(self, inner: Any, location: str, root: str, local: bool) -> None:
+        self._inner, self._location, self._root, self._local = inner, location, root, local
 
     def _call(self, method: Callable[..., Any], location: str, *given: Any, **more: Any) -> Any:
         try:
             return method(*given, **more)
         except Exception as error:
-            if _absent(error) or (self._is_local and not isinstance(error, OSError)):
+            if _absent(error) or (self._local and not isinstance(error, OSError)):
                 raise
             found = unreachable(location, error)
             if found is error:
                 raise
             raise found from error
-
-    @property
-    def _is_local(self) -> bool:
-        return "://" not in self._location
 
     def _where(self, given: tuple[Any, ...]) -> str:
         return self._location
@@ -176,19 +189,21 @@ class _FileSystem(_Explained):
     """A file system. Paths are its own, as `url_to_fs` returns them."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _FileSystem, (self._inner, self._location, self._root)
+        return _FileSystem, (self._inner, self._location, self._root, self._local)
 
     def _where(self, given: tuple[Any, ...]) -> str:
-        path = given[0] if given and isinstance(given[0], str) else self._root
-        if self._is_local or not path.startswith(self._root):
-            return path
-        return self._location.rstrip("/") + path[len(self._root) :]
+        # `put_file` has a path of this machine before its own.
+        paths = [path for path in given if isinstance(path, str)]
+        mine = next((path for path in paths if path.startswith(self._root)), None)
+        if self._local:
+            return paths[0] if paths else self._root
+        return self._location.rstrip("/") + ("" if mine is None else mine[len(self._root) :])
 
     def open(self, path: str, *given: Any, **more: Any) -> Any:
         """An open file. Raises FileNotFoundError, Unreachable."""
         where = self._where((path,))
         file = self._call(self._inner.open, where, path, *given, **more)
-        return file if self._is_local else _File(file, where, path)
+        return file if self._local else _File(file, where, path, self._local)
 
     def makedirs(self, path: str, **more: Any) -> None:
         """Make a folder, where there are folders. Raises Unreachable."""
@@ -280,7 +295,7 @@ def file_system(location: str) -> tuple[Any, str]:
     except Exception as error:  # ftp, sftp and others connect here
         raise unreachable(location, error) from error
     local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
-    return _FileSystem(fs, root if local else location, root), root
+    return _FileSystem(fs, root if local else location, root, local), root
 
 
 @contextmanager

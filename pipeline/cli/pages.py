@@ -11,6 +11,7 @@ import typer
 from pipeline import AigiError
 from pipeline.cli.show import explained
 from pipeline.files import write_file
+from pipeline.outside import on_this_machine, reached
 
 
 def report(
@@ -32,7 +33,8 @@ def report(
         print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
         if figures is not None:
             files = charts(sections)
-            figures.mkdir(parents=True, exist_ok=True)
+            with reached(on_this_machine(figures)):
+                figures.mkdir(parents=True, exist_ok=True)
             for name, svg in files.items():
                 write(svg, figures / name)
             print(f"{figures}: {len(files):,} charts")

@@ -120,7 +120,9 @@ def demo(
     """Make a small dataset with embedded models in a few minutes, without network and GPU."""
     with explained():
         from pipeline.demo import run_demo
+        from pipeline.outside import on_this_machine
 
+        on_this_machine(out)
         run_demo(out, overrides or (), lambda workflow: _execute(workflow, quiet), show)
 
 

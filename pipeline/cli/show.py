@@ -124,7 +124,7 @@ def talk(text: str) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    try:
+    from pipeline.outside import on_this_machine, reached
+
+    with reached(on_this_machine(path)):
         return path.read_bytes()
-    except OSError as error:
-        raise AigiError(f"{path}: cannot be read: {error.strerror}") from error

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline import AigiError
 from pipeline.files import file_sha256
-from pipeline.outside import in_short
+from pipeline.outside import Unreachable, in_short, on_this_machine
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
@@ -59,11 +59,15 @@ class Place:
             beside: patterns of what else a repository may have for the model.
 
         Raises:
-            AigiError: no such folder, repository, revision or file, or no way to get it.
+            Unreachable: no such folder, repository, revision or file, or no way to get it.
         """
-        found = self._downloaded([*files, *beside]) if self.folder is None else self.folder
+        found = (
+            self._downloaded([*files, *beside])
+            if self.folder is None
+            else on_this_machine(self.folder)
+        )
         if not os.path.isdir(found):
-            raise AigiError(
+            raise Unreachable(
                 f"{self.where}: {found}: no such folder. Copy the model there, or correct the path."
             )
         for file in files:
@@ -71,10 +75,10 @@ class Place:
                 raise self.lacking(file)
         return found
 
-    def lacking(self, file: str) -> AigiError:
+    def lacking(self, file: str) -> Unreachable:
         """The error that a file is not there."""
         pickled = "; weights in pickle files are not read" if "safetensors" in file else ""
-        return AigiError(
+        return Unreachable(
             f"{self.where}: {self} has no {file}{pickled}. Get the model anew, or give a copy of "
             f"it, its weights saved as safetensors, as {self.instead}."
         )
@@ -83,7 +87,7 @@ class Place:
         """Path of one file.
 
         Raises:
-            AigiError: as `fetch`.
+            Unreachable: as `fetch`.
         """
         return os.path.join(self.fetch(name), name)
 
@@ -95,9 +99,9 @@ class Place:
                 snapshot_download(self.repository, revision=self.revision, allow_patterns=patterns)
             )
         except hub_errors() as error:
-            raise AigiError(
+            raise Unreachable(
                 f"{self.where}: cannot get {self}, and it is not in the cache: "
-                f"{in_short(error)}\nCorrect the name, or download the model elsewhere and give "
+                f"{in_short(error)}. Correct the name, or download the model elsewhere and give "
                 f"its folder as {self.instead}."
             ) from error
 
@@ -107,7 +111,7 @@ class Place:
         Of a repository, they are what the Hub says; without the Hub, those of the cached files.
 
         Raises:
-            AigiError: the Hub does not answer, and the first of the files is not in the cache.
+            Unreachable: the Hub does not answer, and the first of the files is not in the cache.
         """
         if self.folder is not None:
             paths = {file: os.path.join(self.folder, file) for file in files}
@@ -122,9 +126,9 @@ class Place:
                 for file in files
             }
             if not isinstance(cached[files[0]], str):
-                raise AigiError(
+                raise Unreachable(
                     f"{self.where}: cannot look up {self}, and it is not in the cache: "
-                    f"{in_short(error)}\nCorrect the name, or download the model elsewhere and "
+                    f"{in_short(error)}. Correct the name, or download the model elsewhere and "
                     f"give its folder as {self.instead}."
                 ) from error
             return {file: file_sha256(p) for file, p in cached.items() if isinstance(p, str)}
@@ -166,5 +170,5 @@ def loading(where: str, model: object) -> Iterator[None]:
     ) as error:
         raise AigiError(
             f"{where}: {model}: the model cannot be loaded: {type(error).__name__}: "
-            f"{in_short(error)}\nCopy or download it anew, or set another one."
+            f"{in_short(error)}. Copy or download it anew, or set another one."
         ) from error

@@ -144,7 +144,7 @@ def _pinned(name: str, spec: DiffusersSpec, source: object) -> str:
     except hub_errors() as error:
         raise AigiError(
             f"sources.{name}: cannot look up revision {spec.revision!r} of {spec.model}: "
-            f"{in_short(error)}\n"
+            f"{in_short(error)}. "
             f"Give a commit hash in the specification, or a local copy: sources.{name}.folder"
         ) from error
     if not commit:
