@@ -92,16 +92,13 @@ def _alive(pid: int) -> bool:
         return True
 
 
-def sweep(folder: str) -> int:
-    """Remove what `replaced` could not, because its process was killed, at any depth.
-
-    Returns: how many temporary files of others are left, who may be alive.
-    """
-    return sum(_sweep_files(where, names) for where, _, names in os.walk(folder))
+def sweep(folder: str) -> None:
+    """Remove what `replaced` could not, because its process was killed, at any depth."""
+    for where, _, names in os.walk(folder):
+        _sweep_files(where, names)
 
 
-def _sweep_files(folder: str, names: Iterable[str]) -> int:
-    left = 0
+def _sweep_files(folder: str, names: Iterable[str]) -> None:
     for name in names:
         writer = _TEMPORARY.search(name)
         if writer is None:
@@ -112,9 +109,6 @@ def _sweep_files(folder: str, names: Iterable[str]) -> int:
             # Of another machine's writer only the age is known; a live one is younger.
             if dead or time.time() - os.path.getmtime(path) > 86_400:
                 os.unlink(path)
-            else:
-                left += int(writer["pid"]) != os.getpid()
-    return left
 
 
 _SCRATCH = re.compile(r"^aigi-[a-z]+-(?P<pid>\d+)@(?P<host>.+)-[^-]+$")

@@ -18,18 +18,7 @@ from typing import IO, Any
 
 from pipeline import AigiError
 
-
-def _seconds(text: str) -> float:
-    try:
-        if (seconds := float(text)) > 0:
-            return seconds
-    except ValueError:
-        pass
-    raise AigiError(f"AIGI_TIMEOUT: {text}: expected seconds above 0, for example 15")
-
-
-SILENCE = _seconds(os.environ.get("AIGI_TIMEOUT") or "15")
-"""Seconds that a server may say nothing, for each of a few attempts (`AIGI_TIMEOUT`)."""
+_S3 = ("s3", "s3a")
 ABANDONED = timedelta(days=2)
 """An upload to S3 has no owner whose life could be asked for; one this old has none."""
 _OURS = (AigiError, MemoryError, UnicodeError, TypeError, AttributeError, NameError, AssertionError)
@@ -38,8 +27,26 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _AGAIN = "Check the address, the network and the credentials, then run the same command again."
 
 
+def silence() -> float:
+    """Seconds that a server may say nothing, for each of a few attempts.
+
+    Raises:
+        AigiError: `AIGI_TIMEOUT` is no number of seconds.
+    """
+    text = os.environ.get("AIGI_TIMEOUT") or "15"
+    with suppress(ValueError):
+        if (seconds := float(text)) > 0:
+            return seconds
+    raise AigiError(f"AIGI_TIMEOUT: {text}: expected seconds above 0, for example 15")
+
+
 class Unreachable(AigiError):
     """A location that cannot be read or written, and what to do about it."""
+
+
+def protocol_of(location: str) -> str:
+    """`s3` of `s3://…`; empty for a path of this machine."""
+    return location.partition("://")[0] if "://" in location else ""
 
 
 def in_short(error: BaseException) -> str:
@@ -84,7 +91,7 @@ def _said(location: str, error: Exception) -> str:
     if local and isinstance(error, OSError):
         return f"cannot be read or written: {error.strerror or in_short(error)}. Check the disk."
     if isinstance(error, TimeoutError) or "timeout" in type(error).__name__.lower():
-        return f"no answer within {SILENCE:g} seconds ({in_short(error)}). {_AGAIN}"
+        return f"no answer within {silence():g} seconds ({in_short(error)}). {_AGAIN}"
     cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
     return f"cannot be reached: {in_short(cause or error)}. {_AGAIN}"
 
@@ -189,7 +196,7 @@ class _FileSystem(_Explained):
     """A file system. Paths are its own, as `url_to_fs` returns them."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _FileSystem, (self._inner, self._location, self._root, self._local)
+        return _same, (self._location,)
 
     def _where(self, given: tuple[Any, ...]) -> str:
         # `put_file` has a path of this machine before its own.
@@ -207,16 +214,15 @@ class _FileSystem(_Explained):
 
     def makedirs(self, path: str, **more: Any) -> None:
         """Make a folder, where there are folders. Raises Unreachable."""
-        protocol = self._location.partition("://")[0]
         # Where there are none, a bucket would be made, of a name with a mistake in it.
-        if protocol not in ("s3", "s3a", "gs", "gcs", "abfs", "az"):
+        if protocol_of(self._location) not in (*_S3, "gs", "gcs", "abfs", "az"):
             self._call(self._inner.makedirs, self._where((path,)), path, **more)
 
     def sweep_uploads(self, path: str) -> None:
         """Abort uploads below a folder that were begun on S3 days ago and never ended."""
-        if self._location.partition("://")[0] not in ("s3", "s3a"):
+        if protocol_of(self._location) not in _S3:
             return
-        bucket, _, prefix = path.partition("/")
+        bucket, _, prefix = path.rstrip("/").partition("/")
         before = datetime.now(UTC) - ABANDONED
         # Nobody else depends on it, and not everybody may list uploads.
         with suppress(Unreachable, FileNotFoundError):
@@ -257,18 +263,31 @@ def _walks(fs: Any) -> bool:
 
 def _limits(protocol: str) -> dict[str, Any]:
     """Arguments of a file system that bound how long it waits for an answer."""
-    if protocol in ("s3", "s3a"):
+    if protocol in _S3:
         # s3fs itself tries five times.
         retries = {"mode": "standard", "total_max_attempts": 2}
-        times = {"connect_timeout": SILENCE, "read_timeout": SILENCE}
+        times = {"connect_timeout": silence(), "read_timeout": silence()}
         return {"config_kwargs": {**times, "retries": retries}}
     if protocol in ("http", "https"):
         import aiohttp
 
         # Without this, a file that takes longer than five minutes is cut off.
-        limit = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=silence(), sock_read=silence())
         return {"client_kwargs": {"timeout": limit}}
-    return {"timeout": SILENCE} if protocol == "ftp" else {}
+    return {"timeout": silence()} if protocol == "ftp" else {}
+
+
+def _without_expecting(fs: Any) -> None:
+    """Send files to S3 at once: where it is silent, the wait for `100 Continue` has no limit."""
+    from aiobotocore.session import AioSession
+    from botocore.handlers import add_expect_header
+
+    fs.session = AioSession(**fs.kwargs)
+    fs.session.unregister("before-call.s3", add_expect_header)
+
+
+def _same(location: str) -> Any:
+    return file_system(location)[0]
 
 
 def file_system(location: str) -> tuple[Any, str]:
@@ -282,7 +301,7 @@ def file_system(location: str) -> tuple[Any, str]:
     # Other processes write there too: a remembered listing would hide their files.
     options: dict[str, Any] = {"use_listings_cache": False}
     for part in location.split("::"):
-        protocol = part.partition("://")[0]
+        protocol = protocol_of(part)
         set_by_user = fsspec.config.conf.get(protocol, {})
         mine = {name: v for name, v in _limits(protocol).items() if name not in set_by_user}
         if mine:
@@ -294,6 +313,8 @@ def file_system(location: str) -> tuple[Any, str]:
         raise Unreachable(f"{location}: {in_short(error)}{hint}") from error
     except Exception as error:  # ftp, sftp and others connect here
         raise unreachable(location, error) from error
+    if getattr(fs, "session", fs) is None and protocol_of(location) in _S3:
+        _without_expecting(fs)
     local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
     return _FileSystem(fs, root if local else location, root, local), root
 

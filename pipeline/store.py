@@ -481,14 +481,12 @@ class Store:
                 result = fill(file)
             return result
 
-    def sweep(self, table: str = "") -> int:
+    def sweep(self, table: str = "") -> None:
         """Remove what killed processes left in a table, or in the whole run.
 
         These are temporary files on this machine's disks, and unfinished uploads on S3.
-
-        Returns: how many temporary files are left, of other processes that may be alive.
         """
         if self.local:
-            return sweep(self.path(table))
-        self.fs.sweep_uploads(self.path(table))
-        return 0
+            sweep(self.path(table))
+        else:
+            self.fs.sweep_uploads(self.path(table))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import yaml
@@ -22,6 +23,7 @@ from pipeline.store import Store
 from tests import toy
 from tests.conftest import ROOT, WorkflowMaker
 from tests.test_outside import DRAWN
+from tests.training.release import write_release
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
@@ -109,8 +111,15 @@ def test_a_signal_ends_the_workers_of_ray(
 def test_a_signal_ends_training(tmp_path: Path, temporary: Path) -> None:
 
     run, path = tmp_path / "run", tmp_path / "train.yaml"
-    data = {"place": str(DRAWN)}
-    settings = {"data": data, "steps": 100_000, "crop": 64, "batch": 1, "log_every": 1}
+    picture = np.full((64, 64, 3), 90, np.uint8)
+    data = {"place": str(write_release(tmp_path / "release", {("a", "train"): [picture]}))}
+    settings: dict[str, Any] = {
+        "data": data,
+        "steps": 100_000,
+        "crop": 64,
+        "batch": 1,
+        "log_every": 1,
+    }
     settings |= {"lambdas": [0.01], "network": "catc-small-no-text", "validation_pictures": 0}
     path.write_text(yaml.safe_dump({"run": str(run), "train": settings}))
     process = start("run", str(path))
@@ -216,7 +225,8 @@ def test_the_next_run_removes_temporary_files_wherever_they_are(
     toy.make(str(run))
     for name in ("_stages/squares.json", "_workflow.json", "release/a/x.parquet", "train/a/b.csv"):
         killed(run / name)
-    assert len(leftovers(run, temporary)) == 8
+    assert len(list(run.rglob("*.tmp"))) == 4
+    assert list(temporary.glob("aigi-test-*"))
     toy.make(str(run))
     sweep_scratch()
     assert not leftovers(run, temporary)

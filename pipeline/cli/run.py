@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,18 +33,22 @@ def _execute(workflow: Workflow, quiet: bool) -> None:
 
 
 def _tidy(run: str) -> None:
-    """End workers and remove their half-written files."""
-    import time
+    """End what this process has started, and remove half-written files of it."""
+    import psutil
 
     from pipeline.cluster import disconnect
-    from pipeline.files import sweep_scratch
-    from pipeline.store import Store
+    from pipeline.files import sweep, sweep_scratch
 
+    started = psutil.Process().children(recursive=True)
     disconnect()
-    for _ in range(50):  # workers notice after a moment that Ray has gone
-        if "://" in run or not Store(run).sweep():
-            break
-        time.sleep(0.1)
+    # Workers notice after a moment that Ray has gone; programs that they have started may not.
+    _, alive = psutil.wait_procs(started, timeout=5)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
+    if "://" not in run:
+        sweep(run)
     sweep_scratch()
 
 
