@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
+import sys
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -56,6 +59,7 @@ def connect(compute: Compute) -> float:
     _check_address(str(compute.ray))
     if not ray.is_initialized():
         local = compute.ray == "local"
+        stop = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
                 address=compute.ray,  # `local` starts a cluster of its own, whatever runs here
@@ -67,10 +71,20 @@ def connect(compute: Compute) -> float:
             )
         except (ConnectionError, ValueError) as error:
             raise AigiError(f"compute.ray: {compute.ray}: {error}") from error
+        finally:
+            # Ray's own handler would end this process without a word.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, stop)
     gpus = compute.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU") and compute.device != "cpu" else 0.0
     return gpus
+
+
+def disconnect() -> None:
+    """End what this process has of Ray: its workers, and a cluster that it started."""
+    if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
+        ray.shutdown()
 
 
 def with_ray(

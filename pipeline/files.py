@@ -6,15 +6,19 @@ import codecs
 import hashlib
 import os
 import re
+import shutil
 import socket
+import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pipeline import AigiError
+from pipeline.outside import file_system, on_this_machine, reached
 
 
 def file_sha256(path: str) -> str:
@@ -60,14 +64,18 @@ def replaced(path: str | os.PathLike[str]) -> Iterator[str]:
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a whole file or none.
 
+    What a killed process left beside the file, of another try to write it, is removed.
+
     Raises:
         AigiError: it cannot be written there.
     """
-    try:
+    folder, base = os.path.split(on_this_machine(path))
+    with reached(os.fspath(path)):
+        _sweep_files(
+            folder or ".", (n for n in os.listdir(folder or ".") if n[1:].startswith(base[:_NAME]))
+        )
         with replaced(path) as name:
             Path(name).write_bytes(data)
-    except OSError as error:
-        raise AigiError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _alive(pid: int) -> bool:
@@ -77,22 +85,86 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        # A dead child that nobody has asked for still has its number.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return True
 
 
 def sweep(folder: str) -> None:
     """Remove what `replaced` could not, because its process was killed, at any depth."""
     for where, _, names in os.walk(folder):
-        for name in names:
-            writer = _TEMPORARY.search(name)
-            if writer is None:
-                continue
-            path = os.path.join(where, name)
-            dead = writer["host"] == socket.gethostname() and not _alive(int(writer["pid"]))
+        _sweep_files(where, names)
+
+
+def _sweep_files(folder: str, names: Iterable[str]) -> None:
+    for name in names:
+        writer = _TEMPORARY.search(name)
+        if writer is None:
+            continue
+        path = os.path.join(folder, name)
+        dead = writer["host"] == socket.gethostname() and not _alive(int(writer["pid"]))
+        with suppress(FileNotFoundError):
+            # Of another machine's writer only the age is known; a live one is younger.
+            if dead or time.time() - os.path.getmtime(path) > 86_400:
+                os.unlink(path)
+
+
+_SCRATCH = re.compile(r"^aigi-[a-z]+-(?P<pid>\d+)@(?P<host>.+)-[^-]+$")
+
+
+@contextmanager
+def scratch(purpose: str) -> Iterator[str]:
+    """A folder on this machine's own disk, for the time of a block.
+
+    Its name has its owner, so that `sweep_scratch` finds it if the owner is killed.
+
+    Args:
+        purpose: a word of small letters, for who finds the folder.
+
+    Raises:
+        AigiError: there is no place for temporary files.
+    """
+    _sweep_scratch_once()
+    owner = f"{os.getpid()}@{socket.gethostname()}"
+    with reached(tempfile.gettempdir()):
+        folder = tempfile.mkdtemp("", f"aigi-{purpose}-{owner}-")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_scratch() -> None:
+    """Remove folders of `scratch` whose owners were killed."""
+    try:
+        names = os.listdir(tempfile.gettempdir())
+    except OSError:
+        return
+    for name in names:
+        owner = _SCRATCH.search(name)
+        if owner is None:
+            continue
+        folder = os.path.join(tempfile.gettempdir(), name)
+        # Who lives on another machine is not known here, and may be silent for long.
+        mine = owner["host"] == socket.gethostname()
+        if not _alive(int(owner["pid"])) if mine else _untouched(folder) > _DAYS * 86_400:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+_sweep_scratch_once = cache(sweep_scratch)
+_DAYS = 7
+
+
+def _untouched(folder: str) -> float:
+    """Seconds since something in a folder was written."""
+    times = [0.0]
+    for where, _, names in os.walk(folder):
+        for path in (where, *(os.path.join(where, name) for name in names)):
             with suppress(FileNotFoundError):
-                # Of another machine's writer only the age is known; a live one is younger.
-                if dead or time.time() - os.path.getmtime(path) > 86_400:
-                    os.unlink(path)
+                times.append(os.path.getmtime(path))
+    return time.time() - max(times)
 
 
 INVALID = "invalid UTF-8"
@@ -130,11 +202,9 @@ def signature(path: str) -> dict[str, Any]:
     """Size of a file and a hash of its content: of all up to 64 MiB, of three samples beyond.
 
     Raises:
-        AigiError: no such file.
+        AigiError: no such file, or it cannot be read.
     """
-    import fsspec
-
-    fs, name = fsspec.core.url_to_fs(path)
+    fs, name = file_system(path)
     try:
         info = fs.info(name)
     except FileNotFoundError:
@@ -145,9 +215,9 @@ def signature(path: str) -> dict[str, Any]:
             (file[len(name) :], int(item["size"] or 0)) for file, item in files.items()
         )
         return {"files": len(listing), "sha256": hashlib.sha256(repr(listing).encode()).hexdigest()}
-    size, sample = int(info["size"]), 1 << 20
+    size, sample = int(info["size"] or 0), 1 << 20
     digest = hashlib.sha256()
-    with fs.open(name, "rb") as file:
+    with reached(path), fs.open(name, "rb") as file:
         if size <= 64 * sample:
             digest.update(file.read())
         else:

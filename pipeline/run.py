@@ -19,6 +19,7 @@ from typing import Any
 from pipeline import AigiError
 from pipeline.cluster import shards_with_ray
 from pipeline.intact import USUAL, Checks, intact, intact_files
+from pipeline.outside import created, reached
 from pipeline.progress import Progress
 from pipeline.record import Record, Written
 from pipeline.stage import (
@@ -61,8 +62,9 @@ def alone(run: str) -> Iterator[None]:
         return
     import fcntl
 
-    Path(run).mkdir(parents=True, exist_ok=True)
-    with open(Path(run) / LOCK, "w") as file:
+    with reached(run):
+        Path(run).mkdir(parents=True, exist_ok=True)
+    with created(os.path.join(run, LOCK)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -445,6 +447,7 @@ def run_stages(
         Damaged: a table that no stage of these makes is not what was written.
         DiskFull: no space; everything finished is kept.
     """
+    store.sweep()
     made = set()
     for stage in stages:
         inputs = {}
@@ -459,7 +462,6 @@ def run_stages(
             if name not in made:
                 _check_input(store, name, stage.table, checks.rehash)
                 made.add(name)
-        store.sweep(stage.table)
         begun = _begun(stage, store, inputs, progress, checks)
         if isinstance(stage, Map):
             _run_map(stage, store, begun, compute, progress, checks)

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from pipeline import AigiError, complaints, gate
+from pipeline.outside import opened
 
 Split = Literal["train", "validation", "test"]
 
@@ -86,12 +87,11 @@ def read_yaml(path: str) -> Mapping[str, Any]:
     """Read a YAML mapping from a local path or fsspec URL.
 
     Raises:
-        AigiError: no such file, not YAML, not a mapping, or a key that is given twice.
+        AigiError: no such file, not readable, not YAML, not a mapping, or a key that is given
+            twice.
     """
-    import fsspec
-
     try:
-        with fsspec.open(path, "rb") as file:
+        with opened(path) as file:
             content: bytes = file.read()
         if path.endswith(".json"):
             # A manifest is JSON, and of a size for which YAML takes seconds.

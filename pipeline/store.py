@@ -16,7 +16,6 @@ import json
 import os
 import posixpath
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -24,13 +23,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any, cast
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import AigiError
-from pipeline.files import replaced, sweep
+from pipeline.files import replaced, scratch, sweep
 from pipeline.gate import check, parse, refused
+from pipeline.outside import created, file_system, reached
 from pipeline.parquet import MADE_FROM, Hashing, footer_sha256, write_parquet
 from pipeline.pixels import RGB, BadPicture, decode, pixels_sha256
 from pipeline.record import Record, Written
@@ -140,11 +139,7 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            # Other processes write here too: a remembered listing would hide their shards.
-            self.fs, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise AigiError(f"run: {url}: {error}") from error
+        self.fs, self.root = file_system(url)
         self.url = url
         self.local = "file" in (
             self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
@@ -678,19 +673,26 @@ class Store:
             self._log.add(posixpath.relpath(path, self.root))
         with _space(path):
             if not self.local:
-                with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
+                with scratch("shard") as folder:
                     name = os.path.join(folder, "shard")
                     with open(name, "w+b") as file:
                         result = fill(file)
-                    self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
-                    self.fs.put_file(name, path)
+                    with reached(self.url):
+                        self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
+                        self.fs.put_file(name, path)
                 return result
-            os.makedirs(posixpath.dirname(path), exist_ok=True)
-            with replaced(path) as name, open(name, "w+b") as file:
+            with reached(path):
+                os.makedirs(posixpath.dirname(path), exist_ok=True)
+            with replaced(path) as name, created(name) as file:
                 result = fill(file)
             return result
 
-    def sweep(self, table: str) -> None:
-        """Remove temporary files that a killed process left in a local table."""
+    def sweep(self, table: str = "") -> None:
+        """Remove what killed processes left in a table, or in the whole run.
+
+        These are temporary files on this machine's disks, and unfinished uploads on S3.
+        """
         if self.local:
             sweep(self.path(table))
+        else:
+            self.fs.sweep_uploads(self.path(table))

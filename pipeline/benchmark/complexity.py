@@ -26,7 +26,7 @@ from pipeline.benchmark.measurements import pixels_of
 from pipeline.benchmark.settings import Benchmark, Complexity
 from pipeline.benchmark.versions import Shards, agreed, at_hand, here_of
 from pipeline.codecs.codec import CodecSettings, Here
-from pipeline.codecs.command import CodecFailed, peak_mib
+from pipeline.codecs.command import CodecFailed, finished, peak_mib
 from pipeline.codecs.table import digest, opened, qualities, row_of
 from pipeline.collection import Collection
 from pipeline.pixels import RGB, decode, png_bytes
@@ -159,12 +159,11 @@ class Weigher:
         # Where the package lies, also in a worker of Ray that runs elsewhere.
         root = str(Path(__file__).resolve().parents[2])
         try:
-            done = subprocess.run(
+            done = finished(
                 [sys.executable, "-m", "pipeline.benchmark.complexity"],
-                input=json.dumps(request).encode(),
-                capture_output=True,
-                timeout=SECONDS,
-                cwd=root,
+                json.dumps(request).encode(),
+                SECONDS,
+                root,
             )
         except subprocess.TimeoutExpired:
             return {"error": f"ended after {SECONDS} s"}

@@ -32,6 +32,7 @@ from pipeline.codecs.table import digest, opened, qualities, row_of
 from pipeline.collection import Collection, Part
 from pipeline.marks.dwt_dct import bit_accuracy
 from pipeline.models.clip import Clip, Embeddings, cosine, identity
+from pipeline.outside import Unreachable
 from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.stage import Compute, Map, no_check
 from pipeline.store import Store
@@ -315,7 +316,7 @@ class Measurer:
         try:
             coded = self.bench.measure(given, row["quality"], image, row["text"])
             return facts | coded.columns | self._content(row, image, coded.image)
-        except Missing:
+        except (Missing, Unreachable):  # of this machine, not of the image
             raise
         except Exception as error:  # whatever a codec does to this picture, the others go on
             failed = {"error": f"{type(error).__name__}: {error}"}

@@ -11,6 +11,7 @@ import typer
 from pipeline import AigiError
 from pipeline.cli.show import explained
 from pipeline.files import write_file
+from pipeline.outside import on_this_machine, reached
 
 
 def report(
@@ -32,7 +33,8 @@ def report(
         print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
         if figures is not None:
             files = charts(sections)
-            figures.mkdir(parents=True, exist_ok=True)
+            with reached(on_this_machine(figures)):
+                figures.mkdir(parents=True, exist_ok=True)
             for name, svg in files.items():
                 write(svg, figures / name)
             print(f"{figures}: {len(files):,} charts")
@@ -69,7 +71,7 @@ def review(
 
 def merge_reviews(
     files: Annotated[
-        list[Path], typer.Argument(help="CSV files, each with the decisions of one person.")
+        list[str], typer.Argument(help="CSV files, each with the decisions of one person.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="CSV file.")] = Path("decisions.csv"),
 ) -> None:
@@ -81,10 +83,9 @@ def merge_reviews(
         from pipeline.selection.agreement import as_csv, merge
         from pipeline.selection.review import read_review
 
-        names = [str(file) for file in files]
-        if len(set(names)) < 2:
+        if len(set(files)) < 2:
             raise AigiError("merge-reviews: give the files of at least two people")
-        found = merge({name: read_review(name) for name in names})
+        found = merge({name: read_review(name) for name in files})
         for image, said in found.disagreements.items():
             print(image + "".join(f"  {name}: {what}" for name, what in said.items() if what))
         write_file(out, as_csv(found.decisions).encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,12 +20,38 @@ if TYPE_CHECKING:
 
 
 def _execute(workflow: Workflow, quiet: bool, checks: Checks | None = None) -> None:
+    from pipeline.files import sweep_scratch
     from pipeline.intact import USUAL
     from pipeline.run import alone, first_process
 
     # Of several processes that train together, the first holds the directory for all.
     with alone(workflow.run) if first_process() else nullcontext():
-        _make(workflow, quiet, checks or USUAL)
+        sweep_scratch()
+        try:
+            _make(workflow, quiet, checks or USUAL)
+        except (KeyboardInterrupt, SystemExit):
+            _tidy(workflow.run)
+            raise
+
+
+def _tidy(run: str) -> None:
+    """End what this process has started, and remove half-written files of it."""
+    import psutil
+
+    from pipeline.cluster import disconnect
+    from pipeline.files import sweep, sweep_scratch
+
+    started = psutil.Process().children(recursive=True)
+    disconnect()
+    # Workers notice after a moment that Ray has gone; programs that they have started may not.
+    _, alive = psutil.wait_procs(started, timeout=5)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
+    if "://" not in run:
+        sweep(run)
+    sweep_scratch()
 
 
 def _make(workflow: Workflow, quiet: bool, checks: Checks) -> None:
@@ -115,7 +141,9 @@ def demo(
     """Make a small dataset with embedded models in a few minutes, without network and GPU."""
     with explained():
         from pipeline.demo import run_demo
+        from pipeline.outside import on_this_machine
 
+        on_this_machine(out)
         run_demo(out, overrides or (), lambda workflow: _execute(workflow, quiet), show)
 
 

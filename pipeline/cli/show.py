@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,20 +28,79 @@ Override = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")]
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal asks this process to end; `number` says which."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+REPEATED = 10.0
+"""Seconds in which a second signal is the first one again: Slurm and launchers send several."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Raise `Stopped` where schedulers and closed terminals ask this process to end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    last = -REPEATED
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal last
+        # While things are put in order, this must not be interrupted.
+        if time.monotonic() - last >= REPEATED:
+            last = time.monotonic()
+            raise Stopped(number)
+
+    # Under nohup SIGHUP is ignored, and stays so.
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, stop)
+    ends = False
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        ends = True  # and while it does, another signal must not cut that short
+        raise
+    finally:
+        for number in () if ends else numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def explained() -> Iterator[None]:
     """Print errors that users can act on, without a traceback."""
     try:
-        yield
+        with stoppable():
+            yield
     except AigiError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            sys.stdout.flush()  # raises it again if our own reader has gone, which typer knows
+        # The outside again: disks and networks have more ways to fail than any list.
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt as error:
+        raise _end(error.number if isinstance(error, Stopped) else signal.SIGINT) from None
+    except SystemExit as error:
+        # Ray's handler, while Ray starts.
+        if error.code != signal.SIGTERM:
+            raise
+        raise _end(signal.SIGTERM) from None
+
+
+def _end(number: int) -> typer.Exit:
+    name = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    with suppress(OSError):  # a closed terminal takes no more text
         print(
-            "\nstopped. Finished shards are kept; run the same command again to resume.",
+            f"\nstopped{name}. Finished shards are kept; run the same command again to resume.",
             file=sys.stderr,
         )
-        raise typer.Exit(130) from None
+    return typer.Exit(128 + number)
 
 
 def show(table: Table) -> None:
@@ -68,7 +130,7 @@ def talk(text: str) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    try:
+    from pipeline.outside import on_this_machine, reached
+
+    with reached(on_this_machine(path)):
         return path.read_bytes()
-    except OSError as error:
-        raise AigiError(f"{path}: cannot be read: {error.strerror}") from error

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import AigiError
+from pipeline.files import scratch
 from pipeline.pixels import RGB
 
 SECONDS, DECODE_SECONDS = 3600, 300
@@ -101,6 +104,34 @@ def find_ffmpeg(encoder: str, programs: Mapping[str, str]) -> str:
     return path
 
 
+def finished(
+    arguments: Sequence[str], data: bytes, seconds: float, folder: str | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """A program that has ended, given `data` on its standard input, and what it wrote.
+
+    If this process is stopped meanwhile, or loses patience, the program is ended with all that it
+    has started.
+
+    Args:
+        folder: its current folder; None: ours.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer than `seconds`.
+        OSError: it cannot be started.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        arguments, stdin=pipe, stdout=pipe, stderr=pipe, cwd=folder, process_group=0
+    ) as process:
+        try:
+            out, said = process.communicate(data, timeout=seconds)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(arguments, process.returncode, out, said)
+
+
 def run(arguments: Sequence[str], data: bytes = b"", seconds: float = SECONDS) -> bytes:
     """What a program writes to its standard output, given `data` on its standard input.
 
@@ -109,9 +140,7 @@ def run(arguments: Sequence[str], data: bytes = b"", seconds: float = SECONDS) -
     """
     name = os.path.basename(arguments[0])
     try:
-        done = subprocess.run(
-            [*_before.get(), *arguments], input=data, capture_output=True, timeout=seconds
-        )
+        done = finished([*_before.get(), *arguments], data, seconds)
     except subprocess.TimeoutExpired:
         raise CodecFailed(f"{name}: ended after {seconds:g} s") from None
     except OSError as error:
@@ -128,13 +157,14 @@ def peak_mib(work: Callable[[], object]) -> float:
     Linux counts what a process shares with its parent before it becomes another program as its
     own, so not this process but a bare Python starts them.
     """
-    with tempfile.NamedTemporaryFile("r", prefix="aigi-") as report:
-        token = _before.set((sys.executable, "-I", "-S", "-c", _LAUNCHER, report.name))
+    with scratch("peak") as folder:
+        report = Path(folder, "kib.txt")
+        token = _before.set((sys.executable, "-I", "-S", "-c", _LAUNCHER, str(report)))
         try:
             work()
         finally:
             _before.reset(token)
-        return max(int(line) for line in report) / 1024
+        return max(map(int, report.read_text().split())) / 1024
 
 
 def padded(image: RGB, multiple: int, least: int) -> RGB:

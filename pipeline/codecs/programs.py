@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from pipeline.codecs.command import (
     split_size,
     with_size,
 )
+from pipeline.files import scratch
 from pipeline.pixels import RGB, BadPicture, decode, png_bytes
 
 VTM_HINT = (
@@ -60,7 +60,7 @@ class Vtm:
         """The size of a uint8 H x W x 3 image, and VTM's stream; the prompt is not used."""
         whole = padded(image, 1, _VTM_LEAST)
         high, wide = whole.shape[:2]
-        with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
+        with scratch("codec") as folder:
             source, made = Path(folder, "in.yuv"), Path(folder, "out.bin")
             source.write_bytes(color.to_bytes(whole))
             run(
@@ -77,7 +77,7 @@ class Vtm:
         """The image of such a stream: uint8, H x W x 3."""
         width, height, stream = split_size(data)
         wide, high = max(width, _VTM_LEAST), max(height, _VTM_LEAST)
-        with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
+        with scratch("codec") as folder:
             source, made = Path(folder, "in.bin"), Path(folder, "out.yuv")
             source.write_bytes(stream)
             run(
@@ -107,7 +107,7 @@ class Bpg:
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
         """The whole file of a uint8 H x W x 3 image; the prompt is not used."""
-        with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
+        with scratch("codec") as folder:
             source, made = Path(folder, "in.png"), Path(folder, "out.bpg")
             source.write_bytes(png_bytes(image))
             settings = {**self.settings, "q": round(self.qp)}
@@ -119,7 +119,7 @@ class Bpg:
 
     def decode(self, data: bytes) -> RGB:
         """The image of a file: uint8, H x W x 3."""
-        with tempfile.TemporaryDirectory(prefix="aigi-") as folder:
+        with scratch("codec") as folder:
             source, made = Path(folder, "in.bpg"), Path(folder, "out.png")
             source.write_bytes(data)
             run([self.decoder, "-o", str(made), str(source)], seconds=DECODE_SECONDS)

@@ -8,7 +8,6 @@ ones; what was joined before is not joined again.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from pipeline.duplicates.clusters import clustered_pairs, divide, part_pairs
 from pipeline.duplicates.groups import equal_pairs
 from pipeline.duplicates.hashes import hash_pairs
 from pipeline.duplicates.pairs import Pairs, gathered, near_pairs
+from pipeline.files import scratch
 from pipeline.gate import Checked, Number, Sha256, matching
 from pipeline.progress import Progress
 from pipeline.record import digest
@@ -282,7 +282,7 @@ def _build(settings: Duplicates, compute: Compute, store: Store, progress: Progr
     if not new and kept:
         return kept
     name = f"pairs-{len(kept):05d}"
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch("duplicates") as folder:
         tables = _find(
             settings,
             compute,

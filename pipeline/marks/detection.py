@@ -28,6 +28,7 @@ from pipeline import AigiError
 from pipeline.marks.dwt_dct import BITS, READ, Floats, read_message, rightly_read
 from pipeline.marks.names import embed, parse
 from pipeline.marks.visible import Visible, layer, place
+from pipeline.outside import opened
 from pipeline.pictures.pictures import (
     Escapes,
     FolderPictures,
@@ -175,9 +176,7 @@ class Found:
 
 def _stated(path: str, count: int) -> list[str]:
     """The `watermark` column of a parquet file; empty strings where it has none."""
-    import fsspec
-
-    with fsspec.open(path, "rb") as file:
+    with opened(path) as file:
         parquet = pq.ParquetFile(file)
         if "watermark" not in parquet.schema_arrow.names:
             return [""] * count

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.outside import on_this_machine
 from pipeline.pixels import RGB
 
 Floats = NDArray[np.float64]
@@ -89,6 +90,7 @@ def read_logo(path: Path) -> str:
     Raises:
         ValueError: missing, too large or not a PNG; states what to do.
     """
+    on_this_machine(path)
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -15,6 +15,15 @@ from pathlib import Path
 
 from pipeline import AigiError
 from pipeline.files import file_sha256
+from pipeline.outside import Unreachable, in_short, on_this_machine
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the Hub's client raises: for refusals, silence, no network, and names that are none."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError, httpx2.HTTPError, OSError, ValueError
 
 
 @dataclass(frozen=True)
@@ -51,11 +60,15 @@ class Place:
             beside: patterns of what else a repository may have for the model.
 
         Raises:
-            AigiError: no such folder, repository, revision or file, or no way to get it.
+            Unreachable: no such folder, repository, revision or file, or no way to get it.
         """
-        found = self._downloaded([*files, *beside]) if self.folder is None else self.folder
+        found = (
+            self._downloaded([*files, *beside])
+            if self.folder is None
+            else on_this_machine(self.folder)
+        )
         if not os.path.isdir(found):
-            raise AigiError(
+            raise Unreachable(
                 f"{self.where}: {found}: no such folder. Copy the model there, or correct the path."
             )
         for file in files:
@@ -77,10 +90,10 @@ class Place:
             return False
         return True
 
-    def lacking(self, file: str) -> AigiError:
+    def lacking(self, file: str) -> Unreachable:
         """The error that a file is not there."""
         pickled = "; weights in pickle files are not read" if "safetensors" in file else ""
-        return AigiError(
+        return Unreachable(
             f"{self.where}: {self} has no {file}{pickled}. Get the model anew, or give a copy of "
             f"it, its weights saved as safetensors, as {self.instead}."
         )
@@ -89,7 +102,7 @@ class Place:
         """Path of one file.
 
         Raises:
-            AigiError: as `fetch`.
+            Unreachable: as `fetch`.
         """
         return os.path.join(self.fetch(name), name)
 
@@ -100,10 +113,10 @@ class Place:
             return str(
                 snapshot_download(self.repository, revision=self.revision, allow_patterns=patterns)
             )
-        except (OSError, ValueError) as error:
-            raise AigiError(
+        except hub_errors() as error:
+            raise Unreachable(
                 f"{self.where}: cannot get {self}, and it is not in the cache: "
-                f"{_in_short(error)}\nCorrect the name, or download the model elsewhere and give "
+                f"{in_short(error)}. Correct the name, or download the model elsewhere and give "
                 f"its folder as {self.instead}."
             ) from error
 
@@ -113,25 +126,24 @@ class Place:
         Of a repository, they are what the Hub says; without the Hub, those of the cached files.
 
         Raises:
-            AigiError: the Hub does not answer, and the first of the files is not in the cache.
+            Unreachable: the Hub does not answer, and the first of the files is not in the cache.
         """
         if self.folder is not None:
             paths = {file: os.path.join(self.folder, file) for file in files}
             return {file: file_sha256(path) for file, path in paths.items() if os.path.isfile(path)}
         from huggingface_hub import HfApi, try_to_load_from_cache
-        from huggingface_hub.errors import HfHubHTTPError
 
         try:
             infos = HfApi().get_paths_info(self.repository, list(files), revision=self.revision)
-        except (HfHubHTTPError, OSError) as error:
+        except hub_errors() as error:
             cached = {
                 file: try_to_load_from_cache(self.repository, file, revision=self.revision)
                 for file in files
             }
             if not isinstance(cached[files[0]], str):
-                raise AigiError(
+                raise Unreachable(
                     f"{self.where}: cannot look up {self}, and it is not in the cache: "
-                    f"{_in_short(error)}\nCorrect the name, or download the model elsewhere and "
+                    f"{in_short(error)}. Correct the name, or download the model elsewhere and "
                     f"give its folder as {self.instead}."
                 ) from error
             return {file: file_sha256(p) for file, p in cached.items() if isinstance(p, str)}
@@ -173,9 +185,5 @@ def loading(where: str, model: object) -> Iterator[None]:
     ) as error:
         raise AigiError(
             f"{where}: {model}: the model cannot be loaded: {type(error).__name__}: "
-            f"{_in_short(error)}\nCopy or download it anew, or set another one."
+            f"{in_short(error)}. Copy or download it anew, or set another one."
         ) from error
-
-
-def _in_short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from pipeline import AigiError
+from pipeline.outside import opened
 from pipeline.pictures.pictures import Caption, escapes
 
 
@@ -98,15 +99,13 @@ def _no_column(
 
 def _rows(table: CaptionTable) -> list[tuple[int, str, str | None, str | None]]:
     """(line, file, caption, split) of every row, in order."""
-    import fsspec
-
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
     suffix = os.path.splitext(table.path)[1].lower()
     if suffix not in readers:
         raise AigiError(f"{table.path}: captions are read from a .csv or .jsonl file")
     rows: list[tuple[int, str, str | None, str | None]] = []
     try:
-        with fsspec.open(table.path, "rt", encoding="utf-8-sig", newline="") as file:
+        with opened(table.path, encoding="utf-8-sig", newline="") as file:
             for line, row in readers[suffix](file, table):
                 name, text = row[table.file_column], row.get(table.text_column)
                 split = row.get(table.split_column) if table.split_column else None
@@ -126,8 +125,6 @@ def _rows(table: CaptionTable) -> list[tuple[int, str, str | None, str | None]]:
         raise AigiError(
             f"{table.path}: row {len(rows) + 1}: not readable as UTF-8 {suffix[1:]}: {error}"
         ) from error
-    except OSError as error:
-        raise AigiError(f"{table.path}: cannot be read: {error}") from error
     return rows
 
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import AigiError
+from pipeline.outside import file_system, unreachable
 from pipeline.pictures.volumes import open_file, open_zip
 from pipeline.pixels import BadPicture, open_at_once
 
@@ -194,11 +195,8 @@ class UrlPictures(_LooseFiles):
     """Images in a folder at an fsspec URL and its subfolders; names are relative, with `/`."""
 
     def __init__(self, location: str) -> None:
-        import fsspec
-
         self.location = location
-        # Others may write there: a remembered listing would hide their files.
-        self._fs, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
+        self._fs, root = file_system(location)
         self._root = root.rstrip("/") + "/"
         found = self._fs.find(root, detail=True)
         self._sizes = {
@@ -544,6 +542,6 @@ def open_pictures(location: str, column: str | None = None) -> Pictures:
             raise FileNotFoundError
     except FileNotFoundError:
         raise AigiError(f"{location}: no such file or folder") from None
-    except (ImportError, ValueError, OSError) as error:  # no such protocol, no answer
-        raise AigiError(f"{location}: cannot be opened: {error}") from error
+    except OSError as error:
+        raise unreachable(location, error) from error
     raise AigiError(f"{location}: expected a folder, a .zip or a .parquet of images")

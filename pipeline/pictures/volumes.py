@@ -16,6 +16,7 @@ import struct
 from typing import IO
 
 from pipeline import AigiError
+from pipeline.outside import file_system
 
 _ENTRY = struct.Struct("<4s6H3L5H2L")  # of the central directory
 _END = struct.Struct("<4s4H2LH")
@@ -38,9 +39,8 @@ def open_file(location: str) -> IO[bytes]:
     """
     if "://" not in location:
         return open(location, "rb")
-    import fsspec
-
-    opened: IO[bytes] = fsspec.open(location, "rb").open()
+    fs, path = file_system(location)
+    opened: IO[bytes] = fs.open(path, "rb")
     return opened
 
 

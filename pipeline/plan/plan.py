@@ -18,6 +18,8 @@ import pyarrow as pa
 
 from pipeline import AigiError
 from pipeline.manifest import PLAN_FILE, plan_beside, read_manifest
+from pipeline.models.hub import hub_errors
+from pipeline.outside import in_short
 from pipeline.plan import specification
 from pipeline.plan.copied import read_plan
 from pipeline.plan.ids import image_id_of, pair_id_of, plan_table, rank_of, seed_of, spans
@@ -136,13 +138,13 @@ def _pinned(name: str, spec: DiffusersSpec, source: object) -> str:
     if local or re.fullmatch(r"[0-9a-f]{40}", spec.revision):
         return spec.revision
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         commit = HfApi().model_info(spec.model, revision=spec.revision).sha
-    except (HfHubHTTPError, OSError) as error:
+    except hub_errors() as error:
         raise AigiError(
-            f"sources.{name}: cannot look up revision {spec.revision!r} of {spec.model}: {error}\n"
+            f"sources.{name}: cannot look up revision {spec.revision!r} of {spec.model}: "
+            f"{in_short(error)}. "
             f"Give a commit hash in the specification, or a local copy: sources.{name}.folder"
         ) from error
     if not commit:

@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from pipeline import AigiError
 from pipeline.files import ESCAPED, INVALID, decode_lines
+from pipeline.outside import opened
 from pipeline.settings import Count, Location, Settings
 
 
@@ -163,15 +164,11 @@ def read(source: CaptionSource) -> Iterator[Row]:
 
 @contextmanager
 def _opened(path: str) -> Iterator[Any]:
-    import fsspec
-
     try:
-        with fsspec.open(path, "rb", compression="infer") as file:
+        with opened(path, compression="infer") as file:
             yield file
     except FileNotFoundError:
         raise AigiError(f"{path}: no such file; correct `path` of this caption source") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise AigiError(f"{path}: {error.strerror}; expected a readable file") from None
 
 
 def _blocks(path: str) -> Iterator[tuple[int, list[str], dict[int, str]]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -20,7 +19,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline import AigiError
-from pipeline.files import signature
+from pipeline.files import scratch, signature
 from pipeline.progress import Progress
 from pipeline.prompts.captions import BlipCaptions, CaptionSource
 from pipeline.prompts.captions import read as read_captions
@@ -252,7 +251,7 @@ def _chosen(accepted: Spool, count: int) -> Iterator[pa.Table]:
 
 def _build(settings: Prompts, shares: SplitShares, store: Store, progress: Progress) -> list[Shard]:
     select = settings.select
-    with tempfile.TemporaryDirectory(prefix="aigi-prompts-") as folder:
+    with scratch("prompts") as folder:
         buckets, rejects = _gather(settings, store, folder, progress)
         limit = select.count
         if limit is not None and select.method == "diverse":

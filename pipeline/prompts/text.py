@@ -12,6 +12,7 @@ from html.entities import html5
 from pydantic import Field, model_validator
 
 from pipeline import AigiError
+from pipeline.outside import opened
 from pipeline.settings import Count, Location, Settings, Share
 
 
@@ -142,15 +143,12 @@ def _is_noise(word: str) -> bool:
 
 def _read_blocklist(path: str) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     """Return `(entry, pattern)` by the first word of the entry ('' for one of signs alone)."""
-    import fsspec
-
     try:
-        with fsspec.open(path, "rb") as file:
+        with opened(path) as file:
             lines = file.read().decode("utf-8-sig").splitlines()
-    except OSError as error:
-        cause = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+    except FileNotFoundError:
         remedy = "correct `prompts.filters.blocklist` or leave it out"
-        raise AigiError(f"{path}: {cause}; {remedy}") from error
+        raise AigiError(f"{path}: no such file; {remedy}") from None
     except UnicodeDecodeError as error:
         raise AigiError(f"{path}: {error}; save the blocklist as UTF-8") from None
     entries: dict[str, list[tuple[str, re.Pattern[str]]]] = {}

@@ -7,9 +7,11 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline import AigiError
+from pipeline.outside import opened
 
 DECISIONS = ("keep", "drop", "unsure")
 
@@ -22,17 +24,21 @@ def read_review(path: str) -> dict[str, str]:
             different decisions; names file and row.
     """
     try:
-        with fsspec.open(path, "rb") as file:
+        with opened(path) as file:
             data = file.read()
     except FileNotFoundError:
         raise AigiError(f"selection.review: {path}: no such file") from None
     rows: Iterable[Mapping[str, Any]]
-    if path.endswith(".parquet"):
-        import pyarrow.parquet as pq
-
-        rows = pq.read_table(io.BytesIO(data)).to_pylist()
-    else:
-        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+    packed = path.endswith(".parquet")
+    try:
+        if packed:
+            rows = pq.read_table(io.BytesIO(data)).to_pylist()
+        else:
+            rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
+    except (pa.ArrowException, OSError, csv.Error, UnicodeDecodeError) as error:
+        raise AigiError(
+            f"selection.review: {path}: not readable as {'parquet' if packed else 'CSV'}: {error}"
+        ) from error
     found: dict[str, str] = {}
     for line, row in enumerate(rows, start=2):
         image, decision = row.get("image_id"), row.get("decision")

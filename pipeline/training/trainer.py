@@ -24,6 +24,7 @@ from pipeline.learned.layers import Text
 from pipeline.learned.network import Network, Output
 from pipeline.learned.sizes import NETWORKS, Sizes, parse
 from pipeline.learned.text import TextEncoder
+from pipeline.outside import opened
 from pipeline.pixels import RGB
 from pipeline.stage import flat
 from pipeline.training import checkpoint
@@ -391,10 +392,11 @@ def init_of(place: str, name: str) -> str:
 def _foreign_prompts(settings: Train) -> list[str] | None:
     if settings.foreign_prompts is None:
         return None
-    path = Path(settings.foreign_prompts)
+    path = settings.foreign_prompts
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        with opened(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except (FileNotFoundError, UnicodeDecodeError) as error:
         raise AigiError(f"train.foreign_prompts: {path}: cannot be read: {error}") from error
     found = [line.strip() for line in lines if line.strip()]
     if not found:
