@@ -18,11 +18,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline import AigiError
+from pipeline.folder import DiskFull
 from pipeline.parquet import row_group_limits
 from pipeline.progress import Progress
 from pipeline.record import digest
 from pipeline.settings import Count, Settings
-from pipeline.store import DiskFull, Shard, Store
+from pipeline.store import Shard, Store
 
 Worker = Callable[[pa.Table], Iterable[pa.Table]]
 """Rows of one shard in, chunks of output rows out. Chunks are written while it goes on."""

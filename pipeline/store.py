@@ -1,21 +1,14 @@
 """A run directory: shards of tables in and out, each written whole or not at all.
 
-A table is a folder of parquet shards. A shard appears under its name only when it is whole:
-local files are written to a temporary name, flushed to disk and renamed; on object stores the
-one upload call makes the file visible at its end. What is read is compared with what the record
+A table is a folder of parquet shards. What is read is compared with what the record
 of its stage says was written.
 """
 
 from __future__ import annotations
 
-import csv
-import errno
 import hashlib
-import io
-import json
 import os
 import posixpath
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -27,9 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import AigiError
-from pipeline.files import replaced, scratch, sweep
-from pipeline.gate import check, parse, refused
-from pipeline.outside import created, file_system, reached
+from pipeline.folder import Folder, as_json, stamp_of
+from pipeline.gate import check, refused
 from pipeline.parquet import MADE_FROM, Hashing, footer_sha256, write_parquet
 from pipeline.pixels import RGB, BadPicture, decode, pixels_sha256
 from pipeline.record import Record, Written
@@ -72,36 +64,6 @@ class Damaged(AigiError):
     """A file is not what was written, or cannot be read as what it is."""
 
 
-class DiskFull(AigiError):
-    """No space left where a shard was being written; the finished shards are kept."""
-
-
-@contextmanager
-def _space(where: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"{where}: no space left on the device. Finished shards are kept; "
-                "free some space and run the same command again."
-            ) from error
-        raise
-
-
-def _stamp(info: Mapping[str, Any]) -> str:
-    """What a file system tells of a file's last change; empty: nothing."""
-    for name in ("ETag", "mtime", "LastModified", "last_modified", "created"):
-        if info.get(name):
-            return str(info[name])
-    return ""
-
-
-def as_json(value: object) -> bytes:
-    """JSON as it is written: keys in order, UTF-8, a line break at the end."""
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
-
-
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -112,26 +74,7 @@ def _have(parquet: pq.ParquetFile, columns: Sequence[str] | None) -> None:
             raise pa.ArrowInvalid(f"it has no column {name}")
 
 
-_DRIVE = re.compile(r"[A-Za-z]:")
-_NAME_BYTES = 255 - len(".parquet")  # of a file's name, with the ending that a shard's may get
-
-
-def _stays_below(name: str) -> bool:
-    """Whether a name, with `/` between folders, can only mean a file below the folder it is in."""
-    try:
-        short = all(0 < len(part.encode()) <= _NAME_BYTES for part in name.split("/"))
-    except UnicodeEncodeError:
-        return False
-    return (
-        short
-        and not _DRIVE.match(name)
-        and "\\" not in name
-        and all(part not in (".", "..") for part in name.split("/"))
-        and all(ord(character) >= 32 for character in name)
-    )
-
-
-class Store:
+class Store(Folder):
     """A run directory, on local disk or at any fsspec URL: `ROOT/<table>/<shard>.parquet`.
 
     Args:
@@ -139,11 +82,7 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self.fs, self.root = file_system(url)
-        self.url = url
-        self.local = "file" in (
-            self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
-        )
+        super().__init__(url)
         self._records: dict[str, Record | None] = {}
         self._mine: dict[tuple[str, str], Written] = {}
         self._expected: dict[str, Written] = {}
@@ -152,37 +91,6 @@ class Store:
     def __getstate__(self) -> dict[str, Any]:
         """Without what it remembers: a worker asks the records themselves."""
         return {**self.__dict__, "_records": {}, "_mine": {}, "_log": None}
-
-    def path(self, *parts: str) -> str:
-        """Path of a file or folder below the root, for `self.fs`; "" as the first part is the root.
-
-        Raises:
-            AigiError: a part leads out of the root, or is no name that every store can have.
-        """
-        if parts[:1] == ("",):
-            parts = parts[1:]
-        for part in parts:
-            if not _stays_below(part):
-                raise AigiError(
-                    f"{self.url}: {part!r} is not the name of a file in this folder. Names have "
-                    "no empty part, no .., no backslash and no control character. If it is from "
-                    "a file that you were given, get that file again; else choose another name."
-                )
-        return posixpath.join(self.root, *parts)
-
-    def _inside(self, path: str) -> None:
-        """Refuse to change a file behind a link to a folder elsewhere.
-
-        Files may be links, as in the cache of the Hub: they are replaced, never written through.
-        """
-        if not self.local:
-            return
-        root, folder = os.path.realpath(self.root), os.path.realpath(os.path.dirname(path))
-        if path != self.root and os.path.commonpath([root, folder]) != root:
-            raise AigiError(
-                f"{path}: a link leads out of {self.root} to {folder}, where nothing is written or "
-                "removed. Put a folder in the place of the link, or use a run directory there."
-            )
 
     def listing(self, table: str) -> dict[str, tuple[int, str]]:
         """Names of the table's shards, sorted, each with its bytes and when it changed."""
@@ -196,7 +104,7 @@ class Store:
         for path, info in sorted(found.items()):
             name = path[len(base) :] if path.startswith(base) else posixpath.basename(path)
             if name.endswith(".parquet") and not posixpath.basename(name).startswith("."):
-                listed[name.removesuffix(".parquet")] = int(info["size"] or 0), _stamp(info)
+                listed[name.removesuffix(".parquet")] = int(info["size"] or 0), stamp_of(info)
         return listed
 
     def shards(self, table: str) -> dict[str, int]:
@@ -244,8 +152,10 @@ class Store:
             self.write_record(record.model_copy(update={"beside": {**record.beside, path: now}}))
         self.write_bytes(data, path)
 
-    def _forget(self, path: str) -> None:
-        """Ask the record again, where it changes by another way than `write_record`."""
+    def _changes(self, path: str) -> None:
+        if self._log is not None:
+            self._log.add(posixpath.relpath(path, self.root))
+        # A record that changes by another way than `write_record` is asked again.
         if posixpath.basename(posixpath.dirname(path)) == RECORDS or path.endswith(RECORDS):
             self._records.clear()
 
@@ -297,7 +207,7 @@ class Store:
         except FileNotFoundError:
             return None
         sha256 = self.sha256(*parts)
-        found = Written(bytes=int(info["size"]), sha256=sha256, stamp=_stamp(info))
+        found = Written(bytes=int(info["size"]), sha256=sha256, stamp=stamp_of(info))
         if not path.endswith(".parquet"):
             small = path.endswith(".json") and info["size"] <= _TEXT_KEPT
             if not small:
@@ -378,21 +288,6 @@ class Store:
             # interpreter ends, which ends the process with SIGABRT.
             parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
             yield stack.enter_context(parquet)
-
-    def size(self, *parts: str) -> int | None:
-        """Bytes of a file; None without it."""
-        try:
-            return int(self.fs.info(self.path(*parts))["size"])
-        except FileNotFoundError:
-            return None
-
-    def stat(self, *parts: str) -> tuple[int, str] | None:
-        """Bytes of a file, and when it changed; None without it."""
-        try:
-            info = self.fs.info(self.path(*parts))
-        except FileNotFoundError:
-            return None
-        return int(info["size"]), _stamp(info)
 
     def _hashed(self, table: str, shard: str, file: IO[bytes], known: Written) -> Written:
         """What is known of a file, and its footer, once its whole content has been compared."""
@@ -567,7 +462,7 @@ class Store:
 
         path = self.path(table, f"{shard}.parquet")
         sink = self._replace(path, fill)
-        stamp = _stamp(self.fs.info(path))
+        stamp = stamp_of(self.fs.info(path))
         made = Shard(shard, rows, sink.bytes, sink.sha.hexdigest(), footer, stamp)
         self._mine[table, shard] = made.written(made_from)
         return made
@@ -592,107 +487,3 @@ class Store:
 
         sink = self._replace(self.path(*parts), fill)
         return sink.bytes, sink.sha.hexdigest()
-
-    def write_bytes(self, data: bytes, *parts: str) -> None:
-        """Write a small file whole or not at all."""
-
-        def fill(file: IO[bytes]) -> Hashing:
-            sink = Hashing(file)
-            sink.write(data)
-            sink.check()
-            return sink
-
-        self._replace(self.path(*parts), fill)
-
-    def copy(self, source: IO[bytes], *parts: str) -> None:
-        """Write all that is left of an open file, block by block, whole or not at all."""
-
-        def fill(file: IO[bytes]) -> None:
-            while block := source.read(1 << 22):
-                file.write(block)
-
-        self._replace(self.path(*parts), fill)
-
-    def sha256(self, *parts: str) -> str:
-        """sha256 of a file, in hex; for large files on the Hub, as the Hub states it."""
-        digest = hashlib.sha256()
-        stated = getattr(self.fs.info(self.path(*parts)).get("lfs"), "sha256", None)
-        if stated is not None:
-            return str(stated)
-        with self.fs.open(self.path(*parts), "rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-        return digest.hexdigest()
-
-    def read_json(
-        self, *parts: str, remedy: str = "Delete it, and run the workflow again."
-    ) -> dict[str, Any] | None:
-        """Read a JSON object; None where the file does not exist.
-
-        Args:
-            remedy: what to do where it is damaged: a sentence.
-
-        Raises:
-            AigiError: it is damaged, or no object.
-        """
-        try:
-            data = self.fs.cat_file(self.path(*parts))
-        except FileNotFoundError:
-            return None
-        return parse(data, self.path(*parts), remedy)
-
-    def read_csv(self, *parts: str) -> list[dict[str, str]]:
-        """Read the rows of a CSV file with a header; none where it does not exist.
-
-        A last line that is still being written, without its line break, is left out.
-        """
-        try:
-            text = self.fs.cat_file(self.path(*parts)).decode()
-        except FileNotFoundError:
-            return []
-        whole = text[: text.rfind("\n") + 1]
-        return list(csv.DictReader(io.StringIO(whole, newline="")))
-
-    def write_json(self, value: object, *parts: str) -> None:
-        """Write a JSON object, keys in order, whole or not at all."""
-        self.write_bytes(as_json(value), *parts)
-
-    def remove(self, *parts: str) -> None:
-        """Remove a file or folder; one that does not exist is no error."""
-        path = self.path(*parts)
-        self._inside(path)
-        self._forget(path)
-        if self.fs.exists(path):
-            self.fs.rm(path, recursive=True)
-
-    def _replace(self, path: str, fill: Any) -> Any:
-        """Let `fill` write a temporary file, then make it visible as `path` in one step."""
-        self._inside(path)
-        self._forget(path)
-        if self._log is not None:
-            self._log.add(posixpath.relpath(path, self.root))
-        with _space(path):
-            if not self.local:
-                with scratch("shard") as folder:
-                    name = os.path.join(folder, "shard")
-                    with open(name, "w+b") as file:
-                        result = fill(file)
-                    with reached(self.url):
-                        self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
-                        self.fs.put_file(name, path)
-                return result
-            with reached(path):
-                os.makedirs(posixpath.dirname(path), exist_ok=True)
-            with replaced(path) as name, created(name) as file:
-                result = fill(file)
-            return result
-
-    def sweep(self, table: str = "") -> None:
-        """Remove what killed processes left in a table, or in the whole run.
-
-        These are temporary files on this machine's disks, and unfinished uploads on S3.
-        """
-        if self.local:
-            sweep(self.path(table))
-        else:
-            self.fs.sweep_uploads(self.path(table))

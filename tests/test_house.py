@@ -12,8 +12,8 @@ from tests.conftest import ROOT
 
 ORDER = [
     "complaints", "gate", "outside", "settings", "files", "pixels", "markdown", "progress",
-    "charts", "threads", "tables", "parquet", "record", "store", "intact", "stage", "cluster",
-    "run", "status", "manifest", "pictures", "collection",
+    "charts", "threads", "tables", "parquet", "record", "folder", "store", "intact", "stage",
+    "cluster", "run", "status", "manifest", "pictures", "collection",
     "models", "marks",
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist
