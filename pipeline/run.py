@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline import AigiError
 from pipeline.cluster import shards_with_ray
+from pipeline.folder import DiskFull
 from pipeline.intact import USUAL, Checks, intact, intact_files
 from pipeline.outside import created, reached
 from pipeline.progress import Progress
@@ -34,7 +35,7 @@ from pipeline.stage import (
     made_from,
     make_shard,
 )
-from pipeline.store import RECORDS, Damaged, DiskFull, Store
+from pipeline.store import RECORDS, Damaged, Store
 
 # A model that cannot load fails every shard; there is no use in trying thousands.
 FAILURES_IN_A_ROW = 8
