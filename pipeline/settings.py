@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from pipeline import AigiError, complaints
+from pipeline.shown import public_url
 
 Split = Literal["train", "validation", "test"]
 
@@ -91,7 +92,8 @@ def read_yaml(path: str) -> Mapping[str, Any]:
     try:
         with fsspec.open(path, "rt", encoding="utf-8") as file:
             # A manifest is JSON, and of a size for which YAML takes seconds.
-            data = json.load(file) if path.endswith(".json") else yaml.load(file, _Loader)
+            is_json = public_url(path).endswith(".json")
+            data = json.load(file) if is_json else yaml.load(file, _Loader)
     except FileNotFoundError:
         raise AigiError(f"{path}: no such file") from None
     except (yaml.YAMLError, ValueError) as error:

@@ -20,6 +20,7 @@ from pydantic import Field
 from pipeline import AigiError
 from pipeline.progress import Progress
 from pipeline.settings import Count, Settings
+from pipeline.shown import public, redacted
 from pipeline.store import DiskFull, Shard, Store, row_group_limits
 
 Worker = Callable[[pa.Table], Iterable[pa.Table]]
@@ -40,8 +41,20 @@ def none_outdated(store: Store, names: Sequence[str], progress: Progress) -> set
     return set()
 
 
+class _Recorded:
+    """What all stages share: their settings are recorded, so locations in them hold no secret.
+
+    Nor do fingerprints depend on one: a link that was signed anew is the same link.
+    """
+
+    settings: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", public(self.settings))
+
+
 @dataclass(frozen=True)
-class Build:
+class Build(_Recorded):
     """A stage that writes its whole table: `build` gets the store, and returns the shards.
 
     It is built again when the shards of an input table or `state` have changed.
@@ -63,7 +76,7 @@ class Build:
 
 
 @dataclass(frozen=True)
-class Map:
+class Map(_Recorded):
     """A stage that makes one shard from one shard.
 
     Attributes:
@@ -93,7 +106,7 @@ class Map:
 
 
 @dataclass(frozen=True)
-class Files:
+class Files(_Recorded):
     """A stage whose files contain no rows of a table: the documents of a release, trained codecs.
 
     It is made again when settings, an input table or `state` have changed, and when one of its
@@ -175,7 +188,7 @@ def make_shard(stage: Map, store: Store, worker: Worker, name: str) -> dict[str,
     except DiskFull as error:
         result = {"name": name, "error": "", "fatal": str(error)}
     except Exception as error:  # whatever broke this shard, the others go on
-        text = str(error) if isinstance(error, AigiError) else traceback.format_exc()
+        text = str(error) if isinstance(error, AigiError) else redacted(traceback.format_exc())
         result = {"name": name, "error": text, "fatal": ""}
     empty = {"rows": 0, "bytes": 0, "sha256": ""}
     return {**empty, **result, "seconds": time.perf_counter() - started}

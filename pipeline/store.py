@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from pipeline import AigiError
 from pipeline.files import replaced, sweep
 from pipeline.pixels import RGB, BadPicture, decode
+from pipeline.shown import redacted
 from pipeline.tables import IMAGE
 
 # Small row groups let a reader skip to one image; narrow tables need long ones.
@@ -458,9 +459,12 @@ class Store:
         return list(csv.DictReader(io.StringIO(whole, newline="")))
 
     def write_json(self, value: object, *parts: str) -> None:
-        """Write a JSON object, keys in order, whole or not at all."""
+        """Write a JSON object, keys in order, whole or not at all, and without known secrets.
+
+        Who records a location gives its `public_url`; this is the net below.
+        """
         text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
-        self.write_bytes(text.encode() + b"\n", *parts)
+        self.write_bytes(redacted(text, queries=False).encode() + b"\n", *parts)
 
     def remove(self, *parts: str) -> None:
         """Remove a file or folder; one that does not exist is no error."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import AigiError
-from pipeline.cli.show import Override, Quiet, explained, show
+from pipeline.cli.show import Override, Quiet, dump, explained, show, talk, tell
 
 if TYPE_CHECKING:
     from pipeline.workflow import Workflow
@@ -51,17 +49,18 @@ def _make(workflow: Workflow, quiet: bool) -> None:
     if benchmark is not None:
         from pipeline.benchmark.stages import make as measure
 
-        print(f"benchmark: {measure(benchmark, workflow.compute, store, progress)}")
+        tell(f"benchmark: {measure(benchmark, workflow.compute, store, progress)}")
 
 
 def _record(workflow: Workflow) -> None:
     """Record a workflow that only reads in its run, unless the one that built the run is there."""
     from pipeline.run import RUN_WORKFLOW
+    from pipeline.shown import public
     from pipeline.store import Store
 
     store = Store(workflow.run)
     if (store.read_json(RUN_WORKFLOW) or {}).get("plan") is None:
-        store.write_json(workflow.model_dump(mode="json"), RUN_WORKFLOW)
+        store.write_json(public(workflow.model_dump(mode="json")), RUN_WORKFLOW)
 
 
 def run(
@@ -81,13 +80,13 @@ def run(
             from pipeline.dry_run import parts
 
             for part in parts(workflow):
-                print(part, flush=True) if isinstance(part, str) else show(part)
+                show(part)
             return
         _execute(workflow, quiet)
         if workflow.release is not None:
             folder = workflow.run.rstrip("/") + "/release"
-            print(f"release: {folder}", flush=True)
-            print(f"next: aigi verify {folder}", file=sys.stderr)
+            tell(f"release: {folder}")
+            talk(f"next: aigi verify {folder}")
 
 
 def demo(
@@ -127,9 +126,8 @@ def status(
                  "seconds": log.seconds}
                 for log in codecs
             ]  # fmt: skip
-            print(json.dumps(rows, indent=1))
+            dump(rows)
             return
-        from rich.markup import escape
         from rich.table import Table
 
         table = Table("stage", "state")
@@ -157,7 +155,7 @@ def status(
                 f"{last[name]:{form}}" if name in last else ""
                 for name, form in (("loss", ".4g"), ("bpp", ".4f"), ("psnr", ".2f"))
             )
-            table.add_row(escape(log.name), log.progress, *numbers, duration(log.seconds))
+            table.add_row(log.name, log.progress, *numbers, duration(log.seconds))
         if codecs:
             show(table)
 
@@ -174,7 +172,6 @@ def sweep(
 ) -> None:
     """Show how many images each threshold of the selection would drop, with examples."""
     with explained():
-        from rich.markup import escape
         from rich.table import Table
 
         from pipeline import workflow as workflows
@@ -182,7 +179,7 @@ def sweep(
         from pipeline.store import Store
 
         loaded = workflows.load(workflow_file, overrides or ())
-        table = Table("setting", title=f"Images that thresholds would drop in {escape(loaded.run)}")
+        table = Table("setting", title=f"Images that thresholds would drop in {loaded.run}")
         table.add_column("threshold", justify="right")
         table.add_column("dropped", justify="right")
         for heading in ("by source", "nearest to the threshold"):
@@ -190,7 +187,7 @@ def sweep(
         lines = list(sweep_run(loaded.rules, Store(loaded.run), examples))
         for line in lines:
             table.add_row(
-                escape(line.setting),
+                line.setting,
                 f"{line.threshold:.4g}" + (" (now)" if line.current else ""),
                 f"{line.dropped:,} of {line.scored:,}",
                 ", ".join(f"{name} {count:,}" for name, count in line.sources.items()),
@@ -201,11 +198,11 @@ def sweep(
             from pipeline.selection.sweep_sheet import draw
 
             draw(Store(loaded.run), lines, sheet)
-            print(f"sheet: {sheet}")
+            tell(f"sheet: {sheet}")
 
 
 def schema() -> None:
     """Print the JSON schema of a workflow file, for editors."""
     from pipeline.workflow import Workflow
 
-    print(json.dumps(Workflow.model_json_schema(), indent=1))
+    dump(Workflow.model_json_schema())

@@ -17,6 +17,7 @@ from pipeline.marks import names as watermark
 from pipeline.marks import visible
 from pipeline.plan.families import FAMILIES, SCHEDULERS
 from pipeline.settings import Count, Settings, Split, check, read_yaml
+from pipeline.shown import public_url
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$", description="ISO 639 code")]
@@ -154,5 +155,5 @@ def load(path: str) -> Dataset:
         AigiError: names the file and every wrong field.
     """
     data = read_yaml(path)
-    recorded = data.get("specification") if path.endswith(".json") else None
+    recorded = data.get("specification") if public_url(path).endswith(".json") else None
     return check(Dataset, recorded if isinstance(recorded, dict) else data, path)

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from pipeline import AigiError
 from pipeline.files import ESCAPED, INVALID, decode_lines
 from pipeline.settings import Count, Location, Settings
+from pipeline.shown import public_url
 
 
 class _Captions(Settings):
@@ -164,9 +165,12 @@ def read(source: CaptionSource) -> Iterator[Row]:
 @contextmanager
 def _opened(path: str) -> Iterator[Any]:
     import fsspec
+    from fsspec.utils import infer_compression
 
     try:
-        with fsspec.open(path, "rb", compression="infer") as file:
+        # The ending of a signed link is in front of its signature.
+        packed = infer_compression(public_url(path))
+        with fsspec.open(path, "rb", compression=packed) as file:
             yield file
     except FileNotFoundError:
         raise AigiError(f"{path}: no such file; correct `path` of this caption source") from None

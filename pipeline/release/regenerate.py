@@ -16,6 +16,7 @@ from typing import Any
 from pipeline import AigiError
 from pipeline.manifest import PLAN_FILE, plan_beside, read_manifest
 from pipeline.release.recipe import Recipe
+from pipeline.shown import public
 from pipeline.stage import flat
 
 _PLACE = re.compile(
@@ -54,7 +55,7 @@ def recorded(recipe: Recipe, sources: list[str]) -> dict[str, Any]:
     """
     # A workflow has more sections, which only read a release and decide no byte of it.
     deciding = Recipe.model_fields.keys() - {"run", "compute", "release"}
-    data = recipe.model_dump(mode="json", include=set(deciding))
+    data: dict[str, Any] = public(recipe.model_dump(mode="json", include=set(deciding)))
     data["compute"] = {"threads": recipe.compute.threads}
     data["sources"] = {name: data["sources"][name] for name in sources if name in data["sources"]}
     data["plan"] = {**data["plan"], "sources": sorted(sources)}
