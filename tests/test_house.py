@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 ORDER = [
-    "shown", "complaints", "settings", "files", "pixels", "markdown", "progress", "charts", "threads",
+    "shown", "complaints", "settings", "files", "pixels", "metadata", "markdown", "progress", "charts", "threads",
     "tables", "store", "stage", "cluster", "run", "manifest", "pictures", "collection",
     "models", "marks",
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side

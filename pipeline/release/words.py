@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.models.clip import Embeddings
@@ -70,6 +71,11 @@ def base_words(path: str) -> str:
     """The last part of a path: where a file lay is nobody's business."""
     place = public_url(path)
     return posixpath.basename(place.rstrip("/")) or place
+
+
+def left_out_words(kinds: Mapping[str, int]) -> str:
+    """Kinds of metadata, and of how many images each was left out."""
+    return ", ".join(f"{kind} {many:,}" for kind, many in sorted(kinds.items()) if kind)
 
 
 def embedder_words(settings: Embeddings) -> str:
