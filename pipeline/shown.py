@@ -22,7 +22,7 @@ _WEB = ("http", "https", "ftp", "ftps")  # the schemes with fragments; elsewhere
 # Azure writes CONTAINER@ACCOUNT: what is in front of the @ is no user.
 _CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")
 
-_QUOTED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s<>\"'`]+")
+_QUOTED = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]*://[^\s<>\"'`]+")
 _END = re.compile(r"[.,:;!)\]}]*$")  # of a sentence around a location, not of the location
 _TARGET = re.compile(r"(\burl: */[^\s?]*)\?\S+")  # urllib3 quotes the path and the query alone
 _PARAMETER = re.compile(

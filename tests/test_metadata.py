@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageCms
+from typer.testing import CliRunner
 
+from pipeline.benchmark.strips import strip
+from pipeline.cli import app
+from pipeline.images.importer import Importer
 from pipeline.metadata import bare_png, bare_profile, beside_pixels, kinds_of, noted
+from pipeline.pages.thumbnails import _small
+from pipeline.pictures.sources import ImportSource
 from pipeline.pixels import PNG_MAGIC, decode, png_bytes, png_chunks
+from pipeline.tables import PLAN
 from tests.conftest import WorkflowMaker, aigi
 
 RGB = np.random.default_rng(3).integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -238,6 +248,45 @@ def test_a_source_that_keeps_metadata(tmp_path: Path, make_workflow: WorkflowMak
     assert rows["c.jpg"]["note"] == "left out: comment, EXIF"
     assert SECRET not in rows["c.jpg"]["image"]["bytes"]
     assert "metadata of 2 imported images" in said
+
+
+def test_archives_and_tables_of_images_too(tmp_path: Path) -> None:
+    dirty = png_with(*DIRTY["text"], *DIRTY["EXIF"])
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", dirty)
+        archive.comment = SECRET
+    table = pa.table({"image": [{"bytes": dirty, "path": "a.png"}]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    plan = pa.Table.from_pylist([{"image_id": "a", "path": "a.png"}], schema=PLAN)
+    for name in ("a.zip", "a.parquet"):
+        given = ImportSource(kind="import", path=str(tmp_path / name))
+        (row,) = pa.concat_tables(Importer(given)(plan)).to_pylist()
+        assert row["image"]["bytes"] == png_bytes(RGB)
+        assert row["note"] == "left out: EXIF, text" and bare_png(row["image"]["bytes"])[1] == ()
+
+
+def test_a_marked_image_and_a_coded_one_have_pixels_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png_with(*DIRTY["text"], *DIRTY["EXIF"]))
+    plan = pa.Table.from_pylist(
+        [{"image_id": "a", "path": "a.png", "watermark": "dwt-dct"}], schema=PLAN
+    )
+    given = ImportSource(kind="import", path=str(tmp_path), keep_metadata=True)
+    (row,) = pa.concat_tables(Importer(given)(plan)).to_pylist()
+    assert beside_pixels(row["image"]["bytes"]) == () and SECRET not in row["image"]["bytes"]
+    assert row["note"] == "left out: EXIF, text"
+    coded, decoded = tmp_path / "a.aigi", tmp_path / "decoded.png"
+    for arguments in (
+        ["encode", str(tmp_path / "a.png"), "-m", "mean-scale-small", "-o", str(coded)],
+        ["decode", str(coded), "-o", str(decoded)],
+    ):
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+    assert SECRET not in coded.read_bytes()
+    assert {kind for kind, _ in png_chunks(decoded.read_bytes(), check=True)} == {
+        b"IHDR", b"IDAT", b"IEND"
+    }  # fmt: skip
+    assert beside_pixels(base64.b64decode(_small(RGB, 16, 80).address.partition(",")[2])) == ()
+    assert beside_pixels(strip(RGB, [(["jpeg"], RGB)], 16)) == ()
 
 
 def test_images_that_aigi_makes_have_pixels_alone() -> None:
