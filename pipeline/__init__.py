@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from pipeline.shown import redacted
+
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
@@ -15,8 +17,12 @@ class AigiError(Exception):
     """An error that the user can act on: what failed, where, and what to do next.
 
     Raised for bad input, refused settings and failed shards. The command line prints its
-    text without a traceback; every other exception is a defect and keeps its traceback.
+    text without a traceback; every other exception is a defect and keeps its traceback. What it
+    quotes comes from anywhere, so it holds no secret of a URL from the beginning.
     """
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(redacted(part) if isinstance(part, str) else part for part in parts))
 
 
 def load(

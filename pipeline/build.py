@@ -9,6 +9,7 @@ from pipeline.intact import USUAL, Checks
 from pipeline.plan.rounds import rounds_made, top_up
 from pipeline.progress import Progress
 from pipeline.run import run_stages
+from pipeline.shown import public
 from pipeline.stage import Stage
 from pipeline.store import RUN_WORKFLOW, Store
 from pipeline.workflow import Workflow
@@ -87,7 +88,7 @@ def make(workflow: Workflow, store: Store, progress: Progress, checks: Checks = 
     from pipeline.selection import selection
 
     found = stages(workflow)
-    store.write_json(workflow.model_dump(mode="json"), RUN_WORKFLOW)
+    store.write_json(public(workflow.model_dump(mode="json")), RUN_WORKFLOW)
     tables = [stage.table for stage in found]
     cut = tables.index("selection") + 1 if "selection" in tables else len(found)
     run_stages(found[:cut], store, workflow.compute, progress, checks)

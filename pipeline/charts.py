@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.shown import one_line
+
 Floats = NDArray[np.float64]
 
 WIDTH, HEIGHT = 420, 250  # pixels of the plot with its axes, legend not counted
@@ -130,7 +132,7 @@ def _text(
     weight = ";font-weight:600" if bold else ""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turn} '
-        f'style="fill:var(--ink,#16191f);font-size:{size}px{weight}">{html.escape(text)}</text>'
+        f'style="fill:var(--ink,#16191f);font-size:{size}px{weight}">{html.escape(one_line(text))}</text>'
     )
 
 
@@ -160,7 +162,8 @@ def _legend(names: Sequence[str], top: float, filled: bool) -> tuple[list[str], 
 def _svg(parts: Sequence[str], height: float, said: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" '
-        f'width="{WIDTH}" height="{height:.0f}" role="img" aria-label="{html.escape(said)}" '
+        f'width="{WIDTH}" height="{height:.0f}" role="img" '
+        f'aria-label="{html.escape(one_line(said))}" '
         f'font-family="system-ui, sans-serif">{"".join(parts)}</svg>'
     )
 

@@ -23,6 +23,7 @@ from pipeline.pictures.caption_table import CaptionTable, match
 from pipeline.pictures.pictures import ParquetPictures, open_pictures, packed
 from pipeline.pixels import BadPicture, decode_threads, image_size
 from pipeline.settings import Count, Location, Settings, Split
+from pipeline.shown import public_url
 from pipeline.store import Store
 from pipeline.tables import IMAGE
 from pipeline.threads import ahead, workers
@@ -296,7 +297,8 @@ class Collection:
 
 def _source_of(root: str) -> str:
     """The name of a folder, or of an archive without its ending."""
-    return re.sub(r"(?i)\.(zip|parquet)$", "", posixpath.basename(root.rstrip("/")))
+    name = posixpath.basename(public_url(root).rstrip("/"))
+    return re.sub(r"(?i)\.(zip|parquet)$", "", name)
 
 
 def _parts(path: str, source: str, split: str, metadata: Any) -> Iterator[Part]:

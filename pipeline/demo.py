@@ -153,14 +153,13 @@ def run_demo(
     out: Path,
     overrides: Iterable[str],
     execute: Callable[[Workflow], None],
-    show: Callable[[Table], None],
+    show: Callable[[Table | str], None],
 ) -> None:
     """Run every stage, load the release back, code some of its images, and print the results.
 
     Raises:
         AigiError: a stage failed, or an image differs after loading.
     """
-    from rich.markup import escape
     from rich.table import Table
 
     from pipeline.learned.shipped import DEFAULT
@@ -184,7 +183,7 @@ def run_demo(
     counts, files = findings(out)
     dropped = Table("reason", "images", "imported files", title="Dropped images and reasons")
     for reason, count in counts.items():
-        names = ", ".join(escape(name) for name, why in files if why == reason)
+        names = ", ".join(name for name, why in files if why == reason)
         dropped.add_row(reason, str(count), names)
     show(dropped)
     if not all(line["same"] for line in lines):
@@ -194,8 +193,8 @@ def run_demo(
     for heading in ("images", "bpp", "prompt bpp", "PSNR, dB"):
         coded.add_column(heading, justify="right")
     for name, count, bpp, prompt, decibels in code_pictures(out, trained | {DEFAULT: DEFAULT}):
-        coded.add_row(escape(name), f"{count}", f"{bpp:.3f}", f"{prompt:.3f}", f"{decibels:.2f}")
+        coded.add_row(name, f"{count}", f"{bpp:.3f}", f"{prompt:.3f}", f"{decibels:.2f}")
     show(coded)
     images = sum(line["images"] for line in lines)
-    print(f"{images} images in {time.perf_counter() - started:.0f} s: {release}")
-    print(f"next: aigi status {out}; aigi verify {release}; aigi report {out}")
+    show(f"{images} images in {time.perf_counter() - started:.0f} s: {release}")
+    show(f"next: aigi status {out}; aigi verify {release}; aigi report {out}")

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
 
 from pipeline import AigiError
@@ -87,14 +86,12 @@ def _counted(pictures: Pictures, workflow: Workflow) -> dict[str, int | None]:
 
 
 def _reading_table(workflow: Workflow) -> Table:
-    table = Table("section", "place", "source", title=f"What {escape(workflow.run)} would read")
+    table = Table("section", "place", "source", title=f"What {workflow.run} would read")
     table.add_column("images", justify="right")
     table.add_column("work")
     for section, pictures, work in _reading(workflow):
         for source, count in _counted(pictures, workflow).items():
-            table.add_row(
-                section, escape(pictures.place), escape(source), _number(count), escape(work)
-            )
+            table.add_row(section, pictures.place, source, _number(count), work)
             work = ""  # shown once
     return table
 
@@ -114,8 +111,8 @@ def _benchmark_table(benchmark: Benchmark, workflow: Workflow) -> Table:
     table.add_column("")
     for label, count, why in planned(benchmark, workflow.compute):
         total = None if pictures is None else 0 if why else count * pictures
-        said = escape(f"skipped: {why}" if why else "")
-        table.add_row(escape(label), f"{count}", _number(pictures), _number(total), said)
+        said = f"skipped: {why}" if why else ""
+        table.add_row(label, f"{count}", _number(pictures), _number(total), said)
     return table
 
 
@@ -125,7 +122,7 @@ def _plan_table(lines: list[Estimate], workflow: Workflow) -> Table:
         table.add_column(heading, justify="right")
     for line in lines:
         table.add_row(
-            escape(line.title),
+            line.title,
             line.split,
             line.size,
             f"{line.images:,}" if line.counted else "all",

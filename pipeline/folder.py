@@ -22,6 +22,7 @@ from pipeline import AigiError
 from pipeline.files import replaced, scratch, sweep
 from pipeline.gate import parse
 from pipeline.outside import created, file_system, reached
+from pipeline.shown import redacted
 
 R = TypeVar("R")
 
@@ -52,8 +53,9 @@ def stamp_of(info: Mapping[str, Any]) -> str:
 
 
 def as_json(value: object) -> bytes:
-    """JSON as it is written: keys in order, UTF-8, a line break at the end."""
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+    """JSON as it is written: keys in order, UTF-8, a line break at the end, no known secret."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+    return redacted(text, queries=False).encode() + b"\n"
 
 
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -183,7 +185,10 @@ class Folder:
         self._replace(self.path(*parts), lambda file: file.write(data))
 
     def write_json(self, value: object, *parts: str) -> None:
-        """Write a JSON object, keys in order, whole or not at all."""
+        """Write a JSON object, keys in order, whole or not at all, and without known secrets.
+
+        Who records a location gives its `public_url`; this is the net below.
+        """
         self.write_bytes(as_json(value), *parts)
 
     def copy(self, source: IO[bytes], *parts: str) -> None:

@@ -101,6 +101,11 @@ def _kind(data: bytes) -> str:
     raise BadPicture("not a picture")
 
 
+def opened(data: bytes) -> ImageFile.ImageFile:
+    """A file opened by its class, its header read and no pixel; raises what `decode` explains."""
+    return _OPENERS[_kind(data)](io.BytesIO(data))
+
+
 def _check_pixels(size: tuple[int, int] | None, most: int) -> None:
     if size is not None and size[0] * size[1] > most:
         raise BadPicture(f"too large: {size[0]}x{size[1]} pixels > {most}")

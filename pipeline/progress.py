@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
+from pipeline.shown import one_line
+
 _EVERY = 10.0  # seconds between lines where the output is no terminal
 
 
@@ -40,7 +42,7 @@ class Bar:
 
     def note(self, text: str) -> None:
         """Print a line above the progress line."""
-        print(("\r\x1b[2K" if self.live else "") + f"{self.table}: {text}", file=self.out)
+        print(("\r\x1b[2K" if self.live else "") + one_line(f"{self.table}: {text}"), file=self.out)
         self._show(force=self.live)
 
     def fail(self, name: str, error: str) -> None:
@@ -74,7 +76,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print one line."""
         if not self.quiet:
-            print(text, file=self.out, flush=True)
+            print(one_line(text), file=self.out, flush=True)
 
     def skip(self, table: str, count: int, what: str = "shards") -> None:
         """Report that a stage is already finished."""

@@ -23,6 +23,7 @@ from pydantic import (
 
 from pipeline import AigiError, complaints, gate
 from pipeline.outside import opened
+from pipeline.shown import public_url
 
 Split = Literal["train", "validation", "test"]
 
@@ -93,7 +94,7 @@ def read_yaml(path: str) -> Mapping[str, Any]:
     try:
         with opened(path) as file:
             content: bytes = file.read()
-        if path.endswith(".json"):
+        if public_url(path).endswith(".json"):
             # A manifest is JSON, and of a size for which YAML takes seconds.
             return gate.parse(content, path, "Get this file again, or correct it.")
         data = yaml.load(content.decode(), _Loader)

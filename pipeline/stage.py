@@ -23,6 +23,7 @@ from pipeline.parquet import row_group_limits
 from pipeline.progress import Progress
 from pipeline.record import digest
 from pipeline.settings import Count, Settings
+from pipeline.shown import public, redacted
 from pipeline.store import Shard, Store
 
 Worker = Callable[[pa.Table], Iterable[pa.Table]]
@@ -48,8 +49,20 @@ def none_outdated(store: Store, names: Sequence[str], progress: Progress) -> set
     return set()
 
 
+class _Recorded:
+    """What all stages share: their settings are recorded, so locations in them hold no secret.
+
+    Nor do fingerprints depend on one: a link that was signed anew is the same link.
+    """
+
+    settings: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", public(self.settings))
+
+
 @dataclass(frozen=True)
-class Build:
+class Build(_Recorded):
     """A stage that writes its whole table: `build` gets the store, and returns the shards.
 
     It is built again when the content of an input table or `state` has changed, or when a shard
@@ -72,7 +85,7 @@ class Build:
 
 
 @dataclass(frozen=True)
-class Map:
+class Map(_Recorded):
     """A stage that makes one shard from one shard.
 
     Attributes:
@@ -110,7 +123,7 @@ class Map:
 
 
 @dataclass(frozen=True)
-class Files:
+class Files(_Recorded):
     """A stage whose files contain no rows of a table: the documents of a release, trained codecs.
 
     It is made again when settings, the content of an input table or `state` have changed, and when
@@ -226,7 +239,7 @@ def make_shard(stage: Map, store: Store, worker: Worker, name: str, source: str)
     except DiskFull as error:
         result = {"name": name, "error": "", "fatal": str(error)}
     except Exception as error:  # whatever broke this shard, the others go on
-        text = str(error) if isinstance(error, AigiError) else traceback.format_exc()
+        text = str(error) if isinstance(error, AigiError) else redacted(traceback.format_exc())
         result = {"name": name, "error": text, "fatal": ""}
     empty = {"rows": 0, "bytes": 0, "sha256": "", "footer": "", "stamp": ""}
     return {**empty, **result, "seconds": time.perf_counter() - started}

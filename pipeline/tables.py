@@ -73,7 +73,7 @@ IMAGES = pa.schema(
         ("device", pa.string()),
         ("versions", pa.string()),  # JSON object of library versions
         ("original_sha256", pa.string()),  # imported pictures: of the file as it came
-        ("note", pa.string()),  # imported pictures: what the conversion to RGB changed
+        ("note", pa.string()),  # imported pictures: what changed, and what was left out
     ]
 )
 QUALITY = pa.schema(
@@ -171,7 +171,8 @@ RELEASE_MEANING = {
     "path": "imported pictures: name of the file that it came from",
     "pixels_sha256": "sha256 of the uint8 RGB array, height x width x 3, row by row",
     "original_sha256": "imported pictures: sha256 of the file as it came",
-    "note": "imported pictures: what the conversion to 8-bit RGB changed; null: nothing",
+    "note": "imported pictures: what the conversion to 8-bit RGB changed, and which metadata was "
+    "left out; null: nothing",
     "batch_size": "pictures drawn at once, which moves the last bit of some pixels; null: imported",
     "device": "what drew the picture, or decoded an imported one",
     "versions": "JSON object: versions of the libraries that made the pixels",

@@ -11,9 +11,9 @@ import pytest
 from tests.conftest import ROOT
 
 ORDER = [
-    "complaints", "gate", "outside", "settings", "files", "pixels", "markdown", "progress",
-    "charts", "threads", "tables", "parquet", "record", "folder", "store", "intact", "stage",
-    "cluster", "run", "status", "manifest", "pictures", "collection",
+    "shown", "complaints", "gate", "outside", "settings", "files", "pixels", "metadata",
+    "markdown", "progress", "charts", "threads", "tables", "parquet", "record", "folder",
+    "store", "intact", "stage", "cluster", "run", "status", "manifest", "pictures", "collection",
     "models", "marks",
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist

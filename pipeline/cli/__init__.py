@@ -11,6 +11,7 @@ from pipeline.cli.codec import decode, encode
 from pipeline.cli.pages import merge_reviews, report, review
 from pipeline.cli.release import diff, publish, verify
 from pipeline.cli.run import demo, run, schema, status, sweep
+from pipeline.cli.show import guard, tell
 from pipeline.cli.watermark import watermarks
 
 app = typer.Typer(
@@ -31,7 +32,7 @@ app.add_typer(watermarks, name="watermark")
 
 def _version(value: bool) -> None:
     if value:
-        print(f"aigi {__version__}")
+        tell(f"aigi {__version__}")
         raise typer.Exit
 
 
@@ -42,3 +43,4 @@ def main(
     ] = False,
 ) -> None:
     """Build, publish and measure datasets of AI-generated images."""
+    guard()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline import AigiError
-from pipeline.cli.show import explained, read_file
+from pipeline.cli.show import explained, read_file, talk, tell
 from pipeline.files import write_file
 
 Codec = Annotated[
@@ -67,18 +66,16 @@ def encode(
         write_file(out, data)
         found = rates(data)
         note = f" ({picture.note})" if picture.note else ""
-        print(
+        tell(
             f"{out}: {len(data):,} bytes, {found.bpp:.4f} bpp, "
             f"{found.bpp_without_prompt:.4f} without the prompt{note}"
         )
         if prompt and codec.text is None:
-            print(
-                f"{codec.name} does not use prompts, so the prompt is not stored", file=sys.stderr
-            )
+            talk(f"{codec.name} does not use prompts, so the prompt is not stored")
         which = "" if model is None or model in shipped() else f" --model {model}"
         # Not the name of the picture itself, which may lie beside the file.
         decoded = out.with_name(f"{out.stem}-decoded.png")
-        print(f"next: aigi decode {out}{which} -o {decoded}", file=sys.stderr)
+        talk(f"next: aigi decode {out}{which} -o {decoded}")
 
 
 def decode(
@@ -107,4 +104,4 @@ def decode(
             )
         picture = load(model, revision, device, text_folder).decode(data)
         write_file(out, png_bytes(picture))
-        print(f"{out}: {header.width}x{header.height}")
+        tell(f"{out}: {header.width}x{header.height}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline import AigiError
-from pipeline.cli.show import explained
+from pipeline.cli.show import explained, talk, tell
 from pipeline.files import write_file
 from pipeline.outside import on_this_machine, reached
 
@@ -30,14 +29,14 @@ def report(
 
         page, sections = build(Store(run_folder))
         write(page, out)
-        print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+        tell(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
         if figures is not None:
             files = charts(sections)
             with reached(on_this_machine(figures)):
                 figures.mkdir(parents=True, exist_ok=True)
             for name, svg in files.items():
                 write(svg, figures / name)
-            print(f"{figures}: {len(files):,} charts")
+            tell(f"{figures}: {len(files):,} charts")
 
 
 def review(
@@ -61,11 +60,10 @@ def review(
         reasons = [name.strip() for name in reason.split(",") if name.strip()]
         page, images = build(Store(run_folder), reasons, sample, seed)
         write(page, out)
-        print(f"{out}: {images:,} images, {out.stat().st_size / 1e6:.1f} MB")
-        print(
+        tell(f"{out}: {images:,} images, {out.stat().st_size / 1e6:.1f} MB")
+        talk(
             "next: open it in a browser, export decisions.csv, then "
-            "aigi run WORKFLOW --set selection.review=decisions.csv",
-            file=sys.stderr,
+            "aigi run WORKFLOW --set selection.review=decisions.csv"
         )
 
 
@@ -87,15 +85,15 @@ def merge_reviews(
             raise AigiError("merge-reviews: give the files of at least two people")
         found = merge({name: read_review(name) for name in files})
         for image, said in found.disagreements.items():
-            print(image + "".join(f"  {name}: {what}" for name, what in said.items() if what))
+            tell(image + "".join(f"  {name}: {what}" for name, what in said.items() if what))
         write_file(out, as_csv(found.decisions).encode())
         for pair in found.pairs:
             kappa = "undefined" if pair.kappa is None else f"{pair.kappa:.3f}"
-            print(
+            tell(
                 f"{pair.one}, {pair.other}: {pair.same:,} of {pair.both:,} decisions agree, "
                 f"Cohen's kappa {kappa}"
             )
-        print(
+        tell(
             f"{out}: {len(found.decisions):,} images, {len(found.disagreements):,} unsure "
             "because people disagree"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.show import Override, Quiet, Target, Trust, explained, show, talk
+from pipeline.cli.show import Override, Quiet, Target, Trust, explained, show, talk, tell
 
 if TYPE_CHECKING:
     from pipeline.audit import Remade
@@ -57,21 +57,21 @@ def verify(
             _refuse(damage(run, progress, deep), "files of the run are not right", run.remedy)
             stages = records(run)
             files = sum(len(r.shards) + len(r.files) + len(r.beside) for r in stages)
-            print(f"{target}: {len(stages)} stages, {files:,} files, all as they were written")
+            tell(f"{target}: {len(stages)} stages, {files:,} files, all as they were written")
         if is_run and find_release(target) is None and run.record("manifest") is None:
             return
         store, manifest = open_release(target, ENTRIES)
         differences = compare(store, manifest)
         _refuse(differences, "differences from the manifest", store.remedy)
         rows = sum(file["rows"] for file in manifest["files"])
-        print(
+        tell(
             f"{manifest['name']} {manifest['version']}: {len(manifest['files'])} files, "
             f"{rows:,} rows, all equal to the manifest"
         )
         wrong = wrong_claims(store, manifest, progress, deep)
         _refuse(wrong, "statements of the release are wrong", "Make the release again.")
-        print("ids, splits, models and licences are what the rows give" + ", pixels too" * deep)
-        print(f"digest: {digest(store, manifest)}")
+        tell("ids, splits, models and licences are what the rows give" + ", pixels too" * deep)
+        tell(f"digest: {digest(store, manifest)}")
         if pixels:
             from pipeline import settings
             from pipeline import workflow as workflows
@@ -91,14 +91,13 @@ def verify(
 def _refuse(lines: list[str], what: str, remedy: str) -> None:
     """Print what is wrong, and end with exit code 1; with nothing wrong, go on."""
     for line in lines:
-        print(line)
+        tell(line)
     if lines:
-        print(f"error: {len(lines)} {what}. {remedy}", file=sys.stderr)
+        talk(f"error: {len(lines)} {what}. {remedy}")
         raise typer.Exit(1)
 
 
 def _print_remade(rows: list[Remade], min_psnr: float | None) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("image", "source", "made again")
@@ -109,19 +108,20 @@ def _print_remade(rows: list[Remade], min_psnr: float | None) -> None:
         table.add_row(
             row.image_id,
             row.source,
-            escape(row.error or said[row.same]),
+            row.error or said[row.same],
             "" if row.psnr is None else f"{row.psnr:.2f}",
             "" if row.clip_similarity is None else f"{row.clip_similarity:.4f}",
         )
     show(table)
     for there, here in dict.fromkeys((row.there, row.here) for row in rows):
-        print(f"made with:       {there}\nmade again with: {here}")
+        tell(f"made with:       {there}")
+        tell(f"made again with: {here}")
     least = float("inf") if min_psnr is None else min_psnr
     bad = [row for row in rows if row.same == "different" and (row.psnr or 0.0) < least]
     if bad:
-        print(f"error: {len(bad)} of {len(rows)} images differ", file=sys.stderr)
+        talk(f"error: {len(bad)} of {len(rows)} images differ")
         raise typer.Exit(1)
-    print(f"{len(rows)} images made again, none differs" + (" by more" if min_psnr else ""))
+    tell(f"{len(rows)} images made again, none differs" + (" by more" if min_psnr else ""))
 
 
 def publish(
@@ -165,19 +165,18 @@ def publish(
             table.add_row(what, f"{len(mine):,}", f"{size:,.1f}", mine[0].path if mine else "")
         show(table)
         if published is None:
-            print("nothing was sent", file=sys.stderr)
+            talk("nothing was sent")
             return
         for (config, split), rows in published.rows.items():
-            print(f"{config}/{split}: {rows:,} rows loaded")
-        print(published.page or published.url)
+            tell(f"{config}/{split}: {rows:,} rows loaded")
+        tell(published.page or published.url)
         if published.revision is not None and not published.rows:
-            print(
+            talk(
                 "next: merge it, then run the same command without --pull-request and --revision: "
-                "it only tags the version",
-                file=sys.stderr,
+                "it only tags the version"
             )
         else:
-            print(f"next: aigi verify {published.url}", file=sys.stderr)
+            talk(f"next: aigi verify {published.url}")
 
 
 def diff(
@@ -212,9 +211,9 @@ def diff(
             for found in counted():
                 if named[found.what] <= limit:
                     what = f": {found.columns}" if found.columns else ""
-                    print(f"{found.what} {found.config}/{found.split} {found.image_id}{what}")
+                    tell(f"{found.what} {found.config}/{found.split} {found.image_id}{what}")
         for (what, config, split), count in sorted(counts.items()):
-            print(f"{config}/{split}: {count:,} {what}", file=sys.stderr)
+            talk(f"{config}/{split}: {count:,} {what}")
         if counts:
             raise typer.Exit(1)
-        print("no row differs", file=sys.stderr)
+        talk("no row differs")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import AigiError
-from pipeline.cli.show import Override, Quiet, Trust, explained, show
+from pipeline.cli.show import Override, Quiet, Trust, dump, explained, show, talk, tell
 
 if TYPE_CHECKING:
     from pipeline.intact import Checks
@@ -80,16 +78,17 @@ def _make(workflow: Workflow, quiet: bool, checks: Checks) -> None:
         from pipeline.benchmark.stages import make as measure
 
         page = measure(benchmark, workflow.compute, store, progress, checks)
-        print(f"benchmark: {page}")
+        tell(f"benchmark: {page}")
 
 
 def _record(workflow: Workflow) -> None:
     """Record a workflow that only reads in its run, unless the one that built the run is there."""
+    from pipeline.shown import public
     from pipeline.store import RUN_WORKFLOW, Store
 
     store = Store(workflow.run)
     if (store.read_json(RUN_WORKFLOW) or {}).get("plan") is None:
-        store.write_json(workflow.model_dump(mode="json"), RUN_WORKFLOW)
+        store.write_json(public(workflow.model_dump(mode="json")), RUN_WORKFLOW)
 
 
 def run(
@@ -121,16 +120,16 @@ def run(
             from pipeline.dry_run import parts
 
             for part in parts(workflow):
-                print(part, flush=True) if isinstance(part, str) else show(part)
+                show(part)
             for line in asked(workflow):
-                print(f"--trust would be needed for: {line}")
+                tell(f"--trust would be needed for: {line}")
             return
         confirm(workflow, trust)
         _execute(workflow, quiet, Checks(rehash, adopt))
         if workflow.release is not None:
             folder = workflow.run.rstrip("/") + "/release"
-            print(f"release: {folder}", flush=True)
-            print(f"next: aigi verify {folder}", file=sys.stderr)
+            tell(f"release: {folder}")
+            talk(f"next: aigi verify {folder}")
 
 
 def demo(
@@ -172,9 +171,8 @@ def status(
                  "seconds": log.seconds}
                 for log in codecs
             ]  # fmt: skip
-            print(json.dumps(rows, indent=1))
+            dump(rows)
             return
-        from rich.markup import escape
         from rich.table import Table
 
         table = Table("stage", "state")
@@ -202,7 +200,7 @@ def status(
                 f"{last[name]:{form}}" if name in last else ""
                 for name, form in (("loss", ".4g"), ("bpp", ".4f"), ("psnr", ".2f"))
             )
-            table.add_row(escape(log.name), log.progress, *numbers, duration(log.seconds))
+            table.add_row(log.name, log.progress, *numbers, duration(log.seconds))
         if codecs:
             show(table)
 
@@ -219,7 +217,6 @@ def sweep(
 ) -> None:
     """Show how many images each threshold of the selection would drop, with examples."""
     with explained():
-        from rich.markup import escape
         from rich.table import Table
 
         from pipeline import workflow as workflows
@@ -227,7 +224,7 @@ def sweep(
         from pipeline.store import Store
 
         loaded = workflows.load(workflow_file, overrides or ())
-        table = Table("setting", title=f"Images that thresholds would drop in {escape(loaded.run)}")
+        table = Table("setting", title=f"Images that thresholds would drop in {loaded.run}")
         table.add_column("threshold", justify="right")
         table.add_column("dropped", justify="right")
         for heading in ("by source", "nearest to the threshold"):
@@ -235,7 +232,7 @@ def sweep(
         lines = list(sweep_run(loaded.rules, Store(loaded.run), examples))
         for line in lines:
             table.add_row(
-                escape(line.setting),
+                line.setting,
                 f"{line.threshold:.4g}" + (" (now)" if line.current else ""),
                 f"{line.dropped:,} of {line.scored:,}",
                 ", ".join(f"{name} {count:,}" for name, count in line.sources.items()),
@@ -246,11 +243,11 @@ def sweep(
             from pipeline.selection.sweep_sheet import draw
 
             draw(Store(loaded.run), lines, sheet)
-            print(f"sheet: {sheet}")
+            tell(f"sheet: {sheet}")
 
 
 def schema() -> None:
     """Print the JSON schema of a workflow file, for editors."""
     from pipeline.workflow import Workflow
 
-    print(json.dumps(Workflow.model_json_schema(), indent=1))
+    dump(Workflow.model_json_schema())

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import signal
 import sys
 import threading
 import time
+import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline import AigiError
+from pipeline.shown import lines, one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,21 +82,26 @@ def explained() -> Iterator[None]:
         with stoppable():
             yield
     except AigiError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {lines(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             sys.stdout.flush()  # raises it again if our own reader has gone, which typer knows
         # The outside again: disks and networks have more ways to fail than any list.
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt as error:
         raise _end(error.number if isinstance(error, Stopped) else signal.SIGINT) from None
+    except (typer.Exit, typer.Abort):
+        raise
     except SystemExit as error:
         # Ray's handler, while Ray starts.
         if error.code != signal.SIGTERM:
             raise
         raise _end(signal.SIGTERM) from None
+    except Exception:  # a defect, whose traceback may quote a location
+        print(lines(traceback.format_exc()), end="", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 def _end(number: int) -> typer.Exit:
@@ -103,11 +114,41 @@ def _end(number: int) -> typer.Exit:
     return typer.Exit(128 + number)
 
 
-def show(table: Table) -> None:
+@cache
+def guard() -> None:
+    """Let warnings and logs of all libraries through as everything else is shown."""
+    record_of, warning_of = logging.getLogRecordFactory(), warnings.formatwarning
+
+    def record(*given: Any, **more: Any) -> logging.LogRecord:
+        made = record_of(*given, **more)
+        with suppress(TypeError, ValueError, LookupError):  # the logger reports its own mistake
+            made.msg, made.args = lines(made.getMessage()), ()
+        return made
+
+    def warning(*given: Any, **more: Any) -> str:
+        return lines(warning_of(*given, **more))
+
+    logging.setLogRecordFactory(record)
+    warnings.formatwarning = warning
+
+
+def show(part: Table | str) -> None:
+    """Print a table, or a line. Cells are plain text: no markup, whatever they hold."""
+    if isinstance(part, str):
+        tell(part)
+        return
     from rich.console import Console
+    from rich.text import Text
+
+    class Plain(Console):
+        """A console that takes every text for what it is, and shows all of it."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            plain = {"markup": False, "emoji": False, "highlight": False}
+            return super().render_str(one_line(text), **options | plain)
 
     # A pipe has no width of its own; never cut a number there.
-    Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True).print(table)
+    Plain(width=None if sys.stdout.isatty() else 160, soft_wrap=True).print(part)
 
 
 Trust = Annotated[
@@ -125,8 +166,19 @@ Target = Annotated[
 ]
 
 
+def tell(text: str) -> None:
+    """Print one line of the result, on standard output."""
+    print(one_line(text), flush=True)
+
+
 def talk(text: str) -> None:
-    print(text, file=sys.stderr)
+    """Print one line about the work, on standard error."""
+    print(one_line(text), file=sys.stderr)
+
+
+def dump(value: object) -> None:
+    """Print JSON, for programs."""
+    print(json.dumps(value, indent=1))
 
 
 def read_file(path: Path) -> bytes:

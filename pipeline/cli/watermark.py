@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import AigiError
-from pipeline.cli.show import explained, show
+from pipeline.cli.show import explained, show, talk
 
 if TYPE_CHECKING:
     from pipeline.marks.detection import Found
@@ -73,12 +73,11 @@ def detect(
         else:
             _print_found(counted())
         if failed:
-            print(f"error: {failed} of {total} lines have an error", file=sys.stderr)
+            talk(f"error: {failed} of {total} lines have an error")
             raise typer.Exit(1)
 
 
 def _print_found(lines: Iterator[Found]) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("file", "stated", "variant")
@@ -95,8 +94,7 @@ def _print_found(lines: Iterator[Found]) -> None:
             )
         )
         whole = {True: "yes", False: "no", None: found.error}[found.whole]
-        texts = (escape(text) for text in (found.file, found.stated, found.variant))
-        table.add_row(*texts, *numbers, escape(whole))
+        table.add_row(found.file, found.stated, found.variant, *numbers, whole)
     show(table)
 
 
@@ -113,7 +111,7 @@ def robustness(
         from pipeline.marks.detection import Survival, write_csv
         from pipeline.marks.detection import robustness as measure
 
-        lines = measure(folder, limit, lambda text: print(text, file=sys.stderr))
+        lines = measure(folder, limit, talk)
         if as_csv:
             write_csv(lines, Survival, sys.stdout)
             return

@@ -1,7 +1,8 @@
 """Images and captions of a closed model in; caption triples and rows of the `images` table out.
 
-Nothing is changed that need not be: an image that already is a plain 8-bit RGB PNG is stored
-byte for byte, every other one is decoded once and stored as PNG.
+Nothing is changed that need not be: an image that already is a plain 8-bit RGB PNG is stored with
+the bytes of its pixels as they are, every other one is decoded once and stored as PNG. What a file
+says beside its pixels (texts, EXIF, GPS) is left out, and noted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import PIL
 import pyarrow as pa
 
 from pipeline.marks.names import embed
+from pipeline.metadata import bare_png, beside_pixels, noted
 from pipeline.pictures.lists import open_import
 from pipeline.pictures.pictures import Escapes
 from pipeline.pictures.sources import ImportedSource, OriginalSource
@@ -102,14 +104,16 @@ class Importer:
         except (BadPicture, Escapes) as error:
             return row | {"error": str(error)}
         rgb = embed(rgb, (self.marks and plan["watermark"]) or "none")
-        kept = picture.lossless_png and rgb is picture.rgb
+        if not (picture.lossless_png and rgb is picture.rgb):
+            stored, gone = png_bytes(rgb, self.png), beside_pixels(data)
+        elif self.source.keep_metadata:
+            stored, gone = data, ()
+        else:
+            stored, gone = bare_png(data)
         return row | {
-            "image": {
-                "bytes": data if kept else png_bytes(rgb, self.png),
-                "path": f"{plan['image_id']}.png",
-            },
+            "image": {"bytes": stored, "path": f"{plan['image_id']}.png"},
             "width": rgb.shape[1],
             "height": rgb.shape[0],
             "pixels_sha256": pixels_sha256(rgb),
-            "note": picture.note,
+            "note": noted(picture.note, gone),
         }

@@ -15,7 +15,6 @@ from pipeline.charts import histogram
 from pipeline.marks.detection import detect
 from pipeline.marks.dwt_dct import READ
 from pipeline.pages.gallery import lowest_section
-from pipeline.pages.page import visible
 from pipeline.pages.section import (
     Section,
     Table,
@@ -30,6 +29,7 @@ from pipeline.release.counts import reject_reasons
 from pipeline.selection.rules import PAIRS, RULES
 from pipeline.selection.sweep import SWEPT
 from pipeline.settings import SPLITS
+from pipeline.shown import one_line
 from pipeline.status import Status
 from pipeline.store import Store
 
@@ -211,7 +211,7 @@ def scores_section(images: pa.Table, rules: Mapping[str, Any], pairs: pa.Table) 
     meaning = next(rule.meaning for rule in RULES if rule.setting == "max_concepts")
     for name, found in sorted(concepts.items()):
         limit = (rules.get("max_concepts") or {}).get(name)
-        add(visible(name), np.array(found), meaning, limit, False)
+        add(one_line(name), np.array(found), meaning, limit, False)
     for rule in PAIRS:
         mine = pairs.filter(pc.equal(pairs["kind"], rule.column))
         limit, values = rules.get(rule.setting), floats_of(mine["similarity"])

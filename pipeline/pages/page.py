@@ -9,31 +9,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
 from pipeline.files import write_file
+from pipeline.shown import lines, one_line
 
 _HERE = Path(__file__).parent
-
-
-def visible(text: object) -> str:
-    """The text with every control character and direction mark spelled out, as `[U+202E]`.
-
-    Line breaks and tabs become spaces; half surrogates, which no file can hold, a question mark.
-    """
-    whole = str(text).encode("utf-8", "replace").decode()
-    shown = []
-    for char in whole:
-        if char in "\n\r\t":
-            shown.append(" ")
-        elif unicodedata.category(char) in ("Cc", "Cf"):
-            shown.append(f"[U+{ord(char):04X}]")
-        else:
-            shown.append(char)
-    return "".join(shown)
 
 
 def render(template: str, script: str | None = None, **values: Any) -> str:
@@ -53,7 +36,7 @@ def render(template: str, script: str | None = None, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    engine.filters["visible"] = visible
+    engine.filters |= {"visible": one_line, "lines": lines}
     code = "" if script is None else (_HERE / script).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     return engine.get_template(template).render(

@@ -9,10 +9,11 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from pipeline import AigiError
-from pipeline.pages.page import render, visible
+from pipeline.pages.page import render
 from pipeline.pages.thumbnails import Place, Thumbnail, thumbnails
 from pipeline.selection.rules import REASONS, columns_of
 from pipeline.selection.sweep import SWEPT
+from pipeline.shown import one_line
 from pipeline.store import Store
 
 KEPT = "kept"
@@ -104,7 +105,7 @@ def _facts(image: _Judged, known: dict[str, Any], rules: dict[str, Any]) -> list
     facts = [("now", image.reason if image.reason == KEPT else f"dropped: {image.reason}")]
     facts += [("image", image.image_id), ("source", f"{image.source}, {image.split}")]
     if known.get("path"):
-        facts.append(("file", visible(known["path"])))
+        facts.append(("file", one_line(known["path"])))
     for rule in SWEPT:
         if known.get(rule.column) is not None:
             limit, bound = rules.get(rule.setting), "least" if rule.side == "below" else "most"
@@ -113,7 +114,7 @@ def _facts(image: _Judged, known: dict[str, Any], rules: dict[str, Any]) -> list
     for name, value in dict(known.get("concepts") or {}).items():
         most = (rules.get("max_concepts") or {}).get(name)
         facts.append(
-            (visible(name), f"{value:.3g}" + ("" if most is None else f" (at most {most:g})"))
+            (one_line(name), f"{value:.3g}" + ("" if most is None else f" (at most {most:g})"))
         )
     return facts
 
@@ -186,7 +187,7 @@ def _item(
     return {
         "image_id": image.image_id,
         "reason": image.reason,
-        "text": visible(known["text"]),
+        "text": one_line(known["text"]),
         "facts": _facts(image, known, rules),
         "veil": _veiled(image, known, rules),
         "similarity": None if image.similarity is None else round(image.similarity, 3),

@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple
 from pipeline import AigiError
 from pipeline.outside import opened
 from pipeline.pictures.pictures import Caption, escapes
+from pipeline.shown import public_url
 
 
 class CaptionTable(NamedTuple):
@@ -100,7 +101,7 @@ def _no_column(
 def _rows(table: CaptionTable) -> list[tuple[int, str, str | None, str | None]]:
     """(line, file, caption, split) of every row, in order."""
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
-    suffix = os.path.splitext(table.path)[1].lower()
+    suffix = os.path.splitext(public_url(table.path))[1].lower()
     if suffix not in readers:
         raise AigiError(f"{table.path}: captions are read from a .csv or .jsonl file")
     rows: list[tuple[int, str, str | None, str | None]] = []

@@ -23,6 +23,7 @@ from pipeline import AigiError
 from pipeline.outside import file_system, unreachable
 from pipeline.pictures.volumes import open_file, open_zip
 from pipeline.pixels import BadPicture, open_at_once
+from pipeline.shown import public_url
 
 EXTENSIONS = frozenset(
     [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jxl"]
@@ -510,10 +511,15 @@ class ParquetPictures:
 Pictures = FolderPictures | UrlPictures | ZipPictures | ParquetPictures
 
 
+def _suffix(location: str) -> str:
+    """The ending of a location's name, in lower case; that of a signed link is before the query."""
+    return os.path.splitext(public_url(location))[1].lower()
+
+
 def packed(location: str) -> bool:
     """Whether a location is, by its name, an archive or table of images and no folder."""
     folder = "://" not in location and os.path.isdir(location)
-    return not folder and os.path.splitext(location)[1].lower() in (".zip", ".parquet")
+    return not folder and _suffix(location) in (".zip", ".parquet")
 
 
 def open_pictures(location: str, column: str | None = None) -> Pictures:
@@ -526,7 +532,7 @@ def open_pictures(location: str, column: str | None = None) -> Pictures:
         AigiError: no such file, not readable, or another kind of file.
         Escapes: a zip entry leads out of the archive.
     """
-    suffix = os.path.splitext(location)[1].lower()
+    suffix = _suffix(location)
     try:
         if "://" not in location and os.path.isdir(location):
             return FolderPictures(location)

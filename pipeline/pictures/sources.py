@@ -8,6 +8,11 @@ from pydantic import Field
 
 from pipeline.settings import Count, Location, Settings
 
+KEEPS = (
+    "store 8-bit RGB PNG files byte for byte, with text (prompts, graphs, keys), EXIF and GPS; "
+    "false: pixels and what is needed to show them. Other images are encoded without it, always"
+)
+
 
 class ImportSource(Settings):
     """Where the images and captions of a closed model are stored."""
@@ -26,6 +31,7 @@ class ImportSource(Settings):
         "reject", description="what to do with an image of another size than the specification's"
     )
     max_pixels: Count = Field(64_000_000, description="larger images are rejected")
+    keep_metadata: bool = Field(False, description=KEEPS)
 
 
 class OriginalSource(Settings):
@@ -41,6 +47,7 @@ class OriginalSource(Settings):
         "reject", description="what to do with an image of another size than the specification's"
     )
     max_pixels: Count = Field(64_000_000, description="larger images are rejected")
+    keep_metadata: bool = Field(False, description=KEEPS)
 
 
 ImportedSource = ImportSource | OriginalSource

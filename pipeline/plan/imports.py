@@ -27,6 +27,7 @@ from pipeline.plan.quotas import BYTES_PER_PIXEL, Plan, generations_of
 from pipeline.plan.specification import ImportSpec
 from pipeline.prompts.text import SplitShares, normalise, prompt_id, split_of
 from pipeline.settings import SPLITS
+from pipeline.shown import public_url
 
 # Of an image whose header does not say.
 UNKNOWN_PIXELS = 4_000_000
@@ -57,6 +58,7 @@ def listed_imports(
         where, original = source.path, True
     else:
         where, original = source.captions or source.path, False
+    where = public_url(where)
     for number, listed in enumerate(list_captions(source), start=1):
         path, caption, problem, stated, line, variants = listed
         text = normalise(caption) if caption is not None else ""

@@ -300,7 +300,8 @@ def stage(plan: Plan, sources: Mapping[str, object], shares: SplitShares) -> Bui
         **plan.model_dump(mode="json", exclude={"dataset", "sources", "manifest"}),
         "split": shares.model_dump(mode="json"),
         "imports": {
-            name: local_import(sources, name).model_dump(mode="json")
+            # Metadata of files decides no row of the plan.
+            name: local_import(sources, name).model_dump(mode="json", exclude={"keep_metadata"})
             for name in names
             if isinstance(dataset.sources[name], ImportSpec)
         },

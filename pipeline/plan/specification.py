@@ -20,6 +20,7 @@ from pipeline.marks import names as watermark
 from pipeline.marks import visible
 from pipeline.plan.families import FAMILIES, SCHEDULERS
 from pipeline.settings import Settings, Split, check, read_yaml
+from pipeline.shown import public_url
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$", description="ISO 639 code")]
@@ -171,7 +172,7 @@ def load(path: str) -> Dataset:
         AigiError: names the file and every wrong field; of a manifest, the first one.
     """
     data = read_yaml(path)
-    if not path.endswith(".json") or "specification" not in data:
+    if not public_url(path).endswith(".json") or "specification" not in data:
         return check(Dataset, data, path)
     base = None if "://" in path else Path(path).resolve().parent
     context = {"base": base, "recorded": True}

@@ -21,6 +21,7 @@ from pipeline import AigiError
 from pipeline.files import ESCAPED, INVALID, decode_lines
 from pipeline.outside import opened
 from pipeline.settings import Count, Location, Settings
+from pipeline.shown import public_url
 
 
 class _Captions(Settings):
@@ -164,8 +165,11 @@ def read(source: CaptionSource) -> Iterator[Row]:
 
 @contextmanager
 def _opened(path: str) -> Iterator[Any]:
+    from fsspec.utils import infer_compression
+
     try:
-        with opened(path, compression="infer") as file:
+        # The ending of a signed link is in front of its signature.
+        with opened(path, compression=infer_compression(public_url(path))) as file:
             yield file
     except FileNotFoundError:
         raise AigiError(f"{path}: no such file; correct `path` of this caption source") from None

@@ -28,6 +28,7 @@ from pipeline.prompts.spool import Spool
 from pipeline.prompts.text import Filter, PromptFilters, SplitShares, prompt_id, split_of
 from pipeline.prompts.tokens import CONTEXT, count_tokens
 from pipeline.settings import Count, Settings, Share
+from pipeline.shown import public_url
 from pipeline.stage import Build
 from pipeline.store import Shard, Store
 from pipeline.tables import PROMPTS, REJECTS
@@ -95,7 +96,8 @@ def place_of(source: CaptionSource) -> str:
     for field in ("path", "dataset", "photos"):
         value = getattr(source, field, None)
         if value is not None:
-            return posixpath.basename(str(value).rstrip("/")) or str(value)
+            place = public_url(str(value))
+            return posixpath.basename(place.rstrip("/")) or place
     return source.kind
 
 

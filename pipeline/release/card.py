@@ -31,6 +31,7 @@ from pipeline.release.words import (
     base_words,
     embedder_words,
     filter_words,
+    left_out_words,
     library_words,
     rule_words,
 )
@@ -39,7 +40,7 @@ from pipeline.settings import SPLITS, check
 from pipeline.store import Store
 from pipeline.tables import IMAGE, RELEASE, RELEASE_MEANING
 
-VERSION = 2
+VERSION = 3
 SHOWN_SIZES = 12
 """Sizes of one config and split that stand in the card; the others are one line together."""
 
@@ -447,6 +448,11 @@ def _limits(
                 "model itself puts on"
                 + (f"; {many:,} pictures were converted, see `note`." if many else ".")
             )
+    if counts.left_out:
+        lines.append(
+            f"Metadata of {counts.left_out['']:,} files was left out, see `note`: "
+            f"{escape(left_out_words(counts.left_out))}."
+        )
     for quota in quotas(dataset, plan):
         there = configs.get(quota.source, {}).get(quota.split, 0)
         if quota.spec.count is not None and there < quota.images:
@@ -586,6 +592,11 @@ def write(
     recipe = _with_first_prompts(recipe)
     shards = [file["path"].removesuffix(".parquet") for file in files]
     counts = count(store, dataset, shards, progress)
+    if counts.left_out:
+        progress.say(
+            f"release: metadata of {counts.left_out['']:,} imported images was left out: "
+            f"{left_out_words(counts.left_out)} (sources.NAME.keep_metadata keeps it)"
+        )
     picture, shown = draw(
         store, {config: counts.samples[config] for config in configs_of(dataset, files)}
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.metadata import LEFT_OUT, kinds_of
 from pipeline.plan.specification import Dataset, DiffusersSpec
 from pipeline.progress import Progress
 from pipeline.release.sheet import CANDIDATES, Sample
@@ -82,6 +83,8 @@ class Counts:
             images of imports that never came into the plan, and `failed`, images that could
             not be made.
         samples: some images of each source, drawn by the hash that their id is.
+        left_out: imported images by kind of the metadata that was left out of them; those with any
+            under an empty name.
     """
 
     kinds: Counter[Kind]
@@ -93,6 +96,7 @@ class Counts:
     unplanned: Counter[tuple[str, str]]
     failed: Counter[tuple[str, str]]
     samples: dict[str, list[Sample]]
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def by(self, *fields: str) -> Counter[tuple[object, ...]]:
         """Images by the fields of `Kind` that are named."""
@@ -107,7 +111,9 @@ _COLUMNS = [*_SHARED, "image_id", "prompt_id", "pair_id", "note"]
 
 
 def _kinds(rows: pa.Table, split: str) -> Counter[Kind]:
-    table = rows.select(_SHARED).append_column("converted", pc.is_valid(rows["note"]))
+    note = pc.fill_null(rows["note"], LEFT_OUT)
+    converted = pc.invert(pc.starts_with(note, LEFT_OUT))
+    table = rows.select(_SHARED).append_column("converted", converted)
     grouped = table.group_by(table.column_names, use_threads=False).aggregate([([], "count_all")])
     return Counter(
         {
@@ -115,6 +121,15 @@ def _kinds(rows: pa.Table, split: str) -> Counter[Kind]:
             for row in grouped.to_pylist()
         }
     )
+
+
+def _left_out(notes: pa.ChunkedArray) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for note in pc.value_counts(notes.drop_null()).to_pylist():
+        kinds = kinds_of(note["values"])
+        for kind in ("", *kinds) if kinds else ():
+            found[kind] += note["counts"]
+    return found
 
 
 def _samples(rows: pa.Table, shard: str, split: str) -> Iterator[Sample]:
@@ -183,6 +198,7 @@ def count(store: Store, dataset: Dataset, shards: list[str], progress: Progress)
         AigiError: a table or shard is missing or unreadable.
     """
     kinds: Counter[Kind] = Counter()
+    left_out: Counter[str] = Counter()
     ids: dict[str, list[pa.Array]] = defaultdict(list)
     samples: dict[str, list[Sample]] = defaultdict(list)
     read = partial(store.read, "release", columns=_COLUMNS)
@@ -194,6 +210,7 @@ def count(store: Store, dataset: Dataset, shards: list[str], progress: Progress)
         for shard, rows in zip(shards, ahead(shards, read, pool, 16), strict=True):
             source, split = shard.split("/")[0], shard.split("/")[1].split("-")[0]
             kinds += _kinds(rows, split)
+            left_out += _left_out(rows["note"])
             ids[source] += rows["prompt_id"].chunks
             samples[source] = _lowest(iter([*samples[source], *_samples(rows, shard, split)]))
             bar.advance(rows.num_rows)
@@ -226,4 +243,5 @@ def count(store: Store, dataset: Dataset, shards: list[str], progress: Progress)
         unplanned=reject_reasons(store, "plan"),
         failed=reject_reasons(store, "images"),
         samples=dict(samples),
+        left_out=left_out,
     )

@@ -26,6 +26,7 @@ from pipeline.release.changes import (
 )
 from pipeline.release.claims import digest
 from pipeline.release.read_back import check_here, read_back
+from pipeline.shown import redacted
 from pipeline.store import Store
 
 if TYPE_CHECKING:
@@ -33,9 +34,8 @@ if TYPE_CHECKING:
 
 
 def _without_secrets(text: str, token: str | None) -> str:
-    """A message without the token and without signed links, which grant access as well."""
-    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?...", text)
-    return text.replace(token, "hf_***") if token else text
+    """A message without the token, which may come from a file, and without other secrets."""
+    return redacted(text.replace(token, "hf_***") if token else text)
 
 
 @contextmanager

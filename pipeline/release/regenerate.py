@@ -20,6 +20,7 @@ from pipeline.gate import Checked, check, refused
 from pipeline.manifest import PLAN_FILE, REMEDY, plan_beside, read_manifest
 from pipeline.plan import specification
 from pipeline.release.recipe import Recipe
+from pipeline.shown import public
 from pipeline.stage import flat
 
 _PLACE = re.compile(
@@ -98,7 +99,7 @@ def recorded(recipe: Recipe, sources: list[str]) -> dict[str, Any]:
         sources: those that the plan has.
     """
     # A workflow has more sections, which only read a release and decide no byte of it.
-    data = recipe.model_dump(mode="json", include=set(DECIDING))
+    data: dict[str, Any] = public(recipe.model_dump(mode="json", include=set(DECIDING)))
     data["compute"] = {"threads": recipe.compute.threads}
     data["sources"] = {name: data["sources"][name] for name in sources if name in data["sources"]}
     data["plan"] = {**data["plan"], "sources": sorted(sources)}

@@ -28,6 +28,7 @@ from pipeline.release.recipe import Recipe, Release
 from pipeline.release.regenerate import recorded
 from pipeline.release.verify import git_commit, library_versions
 from pipeline.selection.kept import digest_of, files_of
+from pipeline.shown import public_url
 from pipeline.stage import Files, Map
 from pipeline.store import Store
 from pipeline.tables import RELEASE
@@ -141,7 +142,7 @@ def _captions(store: Store) -> list[dict[str, Any]]:
     return [
         {"file": source["path"], "content": source["content"]}
         if "content" in source
-        else {"file": source.get("dataset") or source["kind"], "content": None}
+        else {"file": public_url(source.get("dataset") or source["kind"]), "content": None}
         for source in settings.get("sources", [])
     ]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import posixpath
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.models.clip import Embeddings
 from pipeline.prompts.prompts import Prompts
 from pipeline.release.front_matter import NOT_STATED
 from pipeline.selection.rules import REASONS, RULES, Rule, Scored, Selection, made
+from pipeline.shown import public_url
 
 
 def _said(rule: Rule, value: Any) -> list[str]:
@@ -67,7 +69,13 @@ def filter_words(prompts: Prompts) -> list[tuple[str, str]]:
 
 def base_words(path: str) -> str:
     """The last part of a path: where a file lay is nobody's business."""
-    return posixpath.basename(path.rstrip("/")) or path
+    place = public_url(path)
+    return posixpath.basename(place.rstrip("/")) or place
+
+
+def left_out_words(kinds: Mapping[str, int]) -> str:
+    """Kinds of metadata, and of how many images each was left out."""
+    return ", ".join(f"{kind} {many:,}" for kind, many in sorted(kinds.items()) if kind)
 
 
 def embedder_words(settings: Embeddings) -> str:

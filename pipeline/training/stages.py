@@ -11,6 +11,7 @@ from typing import Any
 from pipeline import AigiError
 from pipeline.collection import Collection, asked_or_own
 from pipeline.progress import Progress
+from pipeline.shown import public
 from pipeline.stage import Compute, Files
 from pipeline.store import Store
 from pipeline.training.settings import Train
@@ -36,7 +37,7 @@ def _state(settings: Train, run: str, compute: Compute, store: Store) -> dict[st
     """All settings of `train`; each codec itself knows which of them must not change."""
     data = asked_or_own(settings.data, run).model_copy(update={"splits": ("train",)})
     return {
-        "train": settings.model_dump(mode="json"),
+        "train": public(settings.model_dump(mode="json")),
         "threads": compute.threads,
         "data": Collection(data).state,
     }

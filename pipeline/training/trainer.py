@@ -26,6 +26,7 @@ from pipeline.learned.sizes import NETWORKS, Sizes, parse
 from pipeline.learned.text import TextEncoder
 from pipeline.outside import opened
 from pipeline.pixels import RGB
+from pipeline.shown import public
 from pipeline.stage import flat
 from pipeline.training import checkpoint
 from pipeline.training.crops import Crop, Crops
@@ -198,7 +199,7 @@ class Trainer:
             "network": sizes.model_dump(mode="json"),
             "lambda": self.weights[0] if len(self.weights) == 1 else list(self.weights),
             "data": self.collection.state,
-            "init": settings.init,
+            "init": public(settings.init),
             "foreign_prompts": None if self.foreign is None else _digest(self.foreign),
             "text encoder": None if self.text is None else _digest(_bytes_of(self.text.state())),
             "processes": self.accelerator.num_processes,

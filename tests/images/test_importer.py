@@ -47,9 +47,8 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-THEIRS = PngImagePlugin.PngInfo()
-THEIRS.add_text("Software", "a front end")  # so that we would not write the same bytes
-PNG = encoded(Image.fromarray(NOISE), "PNG", pnginfo=THEIRS)
+# With a resolution, so that we would not write the same bytes.
+PNG = encoded(Image.fromarray(NOISE), "PNG", dpi=(72, 72))
 
 
 def test_splits_of_the_list(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from pipeline import AigiError
 from pipeline import workflow as workflows
 from pipeline.build import make
-from pipeline.pages.page import visible
 from pipeline.pages.review import review
 from pipeline.progress import Progress
 from pipeline.selection.agreement import as_csv, cohens_kappa, merge
 from pipeline.selection.review import DECISIONS, read_review
+from pipeline.shown import visible
 from pipeline.store import Store
 from tests.conftest import aigi
 from tests.pages.conftest import Visit
