@@ -74,25 +74,28 @@ def readers(workflow: Workflow) -> list[Stage]:
     return found
 
 
-def make(workflow: Workflow, store: Store, progress: Progress) -> None:
+def make(workflow: Workflow, store: Store, progress: Progress, retry: bool = False) -> None:
     """Run all stages, with as many top-up rounds before the release as the quotas need.
 
     A round plans new generations (or further images of an import) for what the selection
     dropped, and runs the stages over the new shards alone.
 
+    Args:
+        retry: first make rows that have an error again.
+
     Raises:
         AigiError: as `run_stages`.
     """
-    from pipeline.selection import selection
+    from pipeline.selection.tally import shortage
 
     found = stages(workflow)
     store.write_json(workflow.model_dump(mode="json"), RUN_WORKFLOW)
     tables = [stage.table for stage in found]
     cut = tables.index("selection") + 1 if "selection" in tables else len(found)
-    run_stages(found[:cut], store, workflow.compute, progress)
+    run_stages(found[:cut], store, workflow.compute, progress, retry)
     rounds = workflow.selection.rounds if workflow.selection is not None else 0
     while rounds_made(store) < rounds:
-        short = selection.shortage(workflow.planned("selection"), store)
+        short = shortage(workflow.planned("selection"), store)
         if not short:
             break
         top_up(store, short)

@@ -10,15 +10,16 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline import AigiError
 from pipeline.cluster import shards_with_ray
 from pipeline.progress import Progress
+from pipeline.retry import failed_shards
 from pipeline.stage import (
     Build,
     Compute,
@@ -97,18 +98,29 @@ def _serially(stage: Map, store: Store, names: list[str]) -> Iterator[dict[str, 
 
 
 def _run_map(
-    stage: Map, store: Store, record: dict[str, Any], compute: Compute, progress: Progress
-) -> None:
+    stage: Map,
+    store: Store,
+    record: dict[str, Any],
+    compute: Compute,
+    progress: Progress,
+    retry: bool = False,
+    stale: Collection[str] = (),
+) -> set[str]:
+    """Make the shards that are missing, outdated or `stale`; returns those with rows made again."""
     names = stage.names(store)
     present = store.shards(stage.table)
     rows = store.rows_of(stage.table, [name for name in names if name in present])
     whole = {name: count for name, count in rows.items() if count is not None}
-    for name in stage.outdated(store, list(whole), progress):
+    for name in {*stage.outdated(store, list(whole), progress), *(whole.keys() & {*stale})}:
         del whole[name]  # its file stays until another one takes its place
+    again = failed_shards(store, stage.table, stage.schema, list(whole)) if retry else set()
+    for name in again:
+        del whole[name]
+    stage = replace(stage, again=frozenset(again))
     missing = [name for name in names if name not in whole]
     if not missing and record.get("status") == "done":
         progress.skip(stage.table, len(names))
-        return
+        return again
     for name in set(present) - set(names):
         store.remove(stage.table, f"{name}.parquet")
     if missing:
@@ -174,6 +186,7 @@ def _run_map(
             "Finished shards are kept; run the same command again to make the rest."
         )
     save("done")
+    return again
 
 
 def _seen(stage: Build | Files, store: Store) -> str:
@@ -218,6 +231,12 @@ def _run_build(stage: Build, store: Store, record: dict[str, Any], progress: Pro
         }
 
 
+def _hashes(stage: Build, store: Store) -> dict[str, str]:
+    return {
+        name: store.sha256(stage.table, f"{name}.parquet") for name in store.shards(stage.table)
+    }
+
+
 def _intact(files: Mapping[str, int], store: Store) -> list[str]:
     """Those of the files that are there, with these sizes."""
     return [path for path, size in files.items() if store.size(path) == size]
@@ -245,13 +264,23 @@ def _run_files(stage: Files, store: Store, record: dict[str, Any], progress: Pro
         record |= {"expected": len(sizes), "files": sizes}
 
 
-def run_stages(stages: Iterable[Stage], store: Store, compute: Compute, progress: Progress) -> None:
+def run_stages(
+    stages: Iterable[Stage],
+    store: Store,
+    compute: Compute,
+    progress: Progress,
+    retry: bool = False,
+) -> None:
     """Run the stages in order; finished ones are skipped, half-done ones are completed.
+
+    Args:
+        retry: make rows that have an error again, and what was made from them.
 
     Raises:
         AigiError: settings differ from those that a table was made with, or shards failed.
         DiskFull: no space; everything finished is kept.
     """
+    again: dict[str, set[str]] = {}  # shards of which rows were made again, by table
     for stage in stages:
         inputs = {}
         for name in stage.inputs:
@@ -282,10 +311,18 @@ def run_stages(stages: Iterable[Stage], store: Store, compute: Compute, progress
             "fingerprint": digest,
         }
         store.sweep(stage.table)
+        stale = set().union(*(again.get(name, ()) for name in stage.inputs))
+        if stale:
+            record.pop("seen", None)  # of a build stage or files: their inputs changed inside
         if isinstance(stage, Map):
-            _run_map(stage, store, record, compute, progress)
+            fresh = _run_map(stage, store, record, compute, progress, retry, stale)
+            again[stage.table] = fresh | stale
         elif isinstance(stage, Build):
+            before = _hashes(stage, store) if stale else {}
             _run_build(stage, store, record, progress)
+            if stale:
+                after = _hashes(stage, store).items()
+                again[stage.table] = {name for name, sha in after if before.get(name) != sha}
         else:
             _run_files(stage, store, record, progress)
 

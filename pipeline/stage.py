@@ -18,7 +18,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline import AigiError
+from pipeline.faults import in_short, of_machine
 from pipeline.progress import Progress
+from pipeline.retry import made_again
 from pipeline.settings import Count, Settings
 from pipeline.store import DiskFull, Shard, Store, row_group_limits
 
@@ -76,6 +78,8 @@ class Map:
         state: what the table depends on besides settings and inputs; part of its fingerprint.
         remake: other settings or inputs remake the table instead of being refused.
         outdated: which of its whole shards, given by name, must be made again; reports why.
+        unit: column of the input whose equal neighbours are made together, as variants of an image.
+        again: whole shards of which the failed rows alone are made again.
     """
 
     table: str
@@ -90,6 +94,8 @@ class Map:
     state: Callable[[Store], Any] = field(default=no_state)
     remake: bool = False
     outdated: Callable[[Store, Sequence[str], Progress], set[str]] = field(default=none_outdated)
+    unit: str = ""
+    again: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,10 @@ def make_shard(stage: Map, store: Store, worker: Worker, name: str) -> dict[str,
     started = time.perf_counter()
     try:
         rows = stage.read(store, name)
-        shard = store.write(stage.table, name, worker(rows), stage.schema)
+        chunks = worker(rows)
+        if name in stage.again:
+            chunks = made_again(store.read(stage.table, name), rows, worker, stage.unit)
+        shard = store.write(stage.table, name, chunks, stage.schema)
         if shard.rows != rows.num_rows:
             store.remove(stage.table, f"{name}.parquet")
             raise AigiError(f"{shard.rows} rows out of {rows.num_rows}: the worker lost some")
@@ -176,6 +185,8 @@ def make_shard(stage: Map, store: Store, worker: Worker, name: str) -> dict[str,
         result = {"name": name, "error": "", "fatal": str(error)}
     except Exception as error:  # whatever broke this shard, the others go on
         text = str(error) if isinstance(error, AigiError) else traceback.format_exc()
+        if of_machine(error) and not isinstance(error, AigiError):
+            text = in_short(error)
         result = {"name": name, "error": text, "fatal": ""}
     empty = {"rows": 0, "bytes": 0, "sha256": ""}
     return {**empty, **result, "seconds": time.perf_counter() - started}

@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import AigiError
+from pipeline.faults import MachineFault
 from pipeline.files import replaced, sweep
 from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.tables import IMAGE
@@ -53,7 +54,7 @@ class Shard:
     sha256: str
 
 
-class DiskFull(AigiError):
+class DiskFull(MachineFault):
     """No space left where a shard was being written; the finished shards are kept."""
 
 

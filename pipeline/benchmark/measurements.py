@@ -30,6 +30,7 @@ from pipeline.codecs.codec import Codec, CodecSettings, Here
 from pipeline.codecs.command import Missing
 from pipeline.codecs.table import digest, opened, qualities, row_of
 from pipeline.collection import Collection, Part
+from pipeline.faults import MachineFault, let_through
 from pipeline.marks.dwt_dct import bit_accuracy
 from pipeline.models.clip import Clip, Embeddings, cosine, identity
 from pipeline.pixels import RGB, BadPicture, decode
@@ -201,6 +202,7 @@ class Bench:
 
         Raises:
             Missing: this machine cannot run the codec, or has another version than the driver.
+            MachineFault: the codec cannot be opened, which is no fault of the image.
             Exception: whatever the codec raises.
         """
         row = row_of(given)
@@ -241,7 +243,12 @@ class Bench:
         if self._codec is None or self._key != key:
             self._codec = None  # a network goes before the next one comes
             self.version(given)  # another one is refused before it measures
-            codec = opened(given, quality, self.here)
+            try:
+                codec = opened(given, quality, self.here)
+            except Missing:
+                raise
+            except Exception as error:
+                raise MachineFault(f"{given.label}: cannot be opened: {error}") from error
             if not row_of(given).external:
                 codec.decode(codec.encode(image, prompt))
             self._key, self._codec = key, codec
@@ -309,6 +316,7 @@ class Measurer:
         except Missing:
             raise
         except Exception as error:  # whatever a codec does to this picture, the others go on
+            let_through(error, given.label)
             failed = {"error": f"{type(error).__name__}: {error}"}
             return facts | failed | {"codec_version": self.bench.version(given)}
 

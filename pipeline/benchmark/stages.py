@@ -14,8 +14,17 @@ from pipeline.stage import Compute, Stage
 from pipeline.store import Store
 
 
-def make(benchmark: Benchmark, compute: Compute, store: Store, progress: Progress) -> str:
+def make(
+    benchmark: Benchmark,
+    compute: Compute,
+    store: Store,
+    progress: Progress,
+    retry: bool = False,
+) -> str:
     """Run the stages of the benchmark, and write the report; the path of its page.
+
+    Args:
+        retry: first make rows that have an error again.
 
     Raises:
         AigiError: as `run_stages`; there are no images, or no codec can run here.
@@ -31,7 +40,7 @@ def make(benchmark: Benchmark, compute: Compute, store: Store, progress: Progres
         stages.append(comparisons.stage(benchmark, benchmark.strips, compute, collection))
     if benchmark.complexity is not None:
         stages.append(complexity.stage(benchmark, benchmark.complexity, compute, collection))
-    run_stages(stages, store, compute, progress)
+    run_stages(stages, store, compute, progress, retry)
     return Report(benchmark, compute, store, collection).write()
 
 

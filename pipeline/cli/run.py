@@ -18,15 +18,28 @@ if TYPE_CHECKING:
     from pipeline.workflow import Workflow
 
 
-def _execute(workflow: Workflow, quiet: bool) -> None:
+FEWER = 3
+"""Exit code of a run that ended well, but with fewer images than wanted."""
+
+AllowFewer = Annotated[
+    bool,
+    typer.Option("--allow-fewer", help=f"Exit with 0, not {FEWER}, if images are missing."),
+]
+Retry = Annotated[
+    bool,
+    typer.Option("--retry-failed", help="Make rows that have an error again, and what follows."),
+]
+
+
+def _execute(workflow: Workflow, quiet: bool, retry: bool = False) -> None:
     from pipeline.run import alone, first_process
 
     # Of several processes that train together, the first holds the directory for all.
     with alone(workflow.run) if first_process() else nullcontext():
-        _make(workflow, quiet)
+        _make(workflow, quiet, retry)
 
 
-def _make(workflow: Workflow, quiet: bool) -> None:
+def _make(workflow: Workflow, quiet: bool, retry: bool) -> None:
     from pipeline.build import make, readers, stages
     from pipeline.progress import Progress
     from pipeline.run import first_process, run_stages
@@ -44,14 +57,41 @@ def _make(workflow: Workflow, quiet: bool) -> None:
             "Run the other sections in a workflow of their own, without the launcher."
         )
     if building:
-        make(workflow, store, progress)
+        make(workflow, store, progress, retry)
     elif first_process():
         _record(workflow)
-    run_stages(reading, store, workflow.compute, progress)
+    run_stages(reading, store, workflow.compute, progress, retry)
     if benchmark is not None:
         from pipeline.benchmark.stages import make as measure
 
-        print(f"benchmark: {measure(benchmark, workflow.compute, store, progress)}")
+        page = measure(benchmark, workflow.compute, store, progress, retry)
+        print(f"benchmark: {page}")
+
+
+def _report_lacks(workflow: Workflow, allowed: bool) -> None:
+    """Report a finished run that has fewer images than wanted, and end with an exit code for it."""
+    if workflow.images is None:
+        return
+    from pipeline.selection.tally import lacks
+    from pipeline.store import Store
+
+    store = Store(workflow.run)
+    found = lacks(workflow.planned("selection"), store)
+    if not found:
+        return
+    print(f"{'' if allowed else 'error: '}fewer images than wanted:", file=sys.stderr)
+    for lack in found:
+        print(f"  {lack}", file=sys.stderr)
+    failed = any(lack.found.reasons["failed"] for lack in found)
+    remedies = [
+        f"Failed images are in {store.path('rejects', 'images.parquet')}; when the cause is "
+        "removed, make them again with --retry-failed." * failed,
+        "selection.rounds replaces images that are dropped or fail." * (not workflow.rules.rounds),
+        "" if allowed else f"The exit code is {FEWER}; --allow-fewer makes it 0.",
+    ]
+    print(" ".join(filter(None, remedies)), file=sys.stderr)
+    if not allowed:
+        raise typer.Exit(FEWER)
 
 
 def _record(workflow: Workflow) -> None:
@@ -70,6 +110,8 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print counts, disk and GPU-hours, then stop.")
     ] = False,
+    retry: Retry = False,
+    allow_fewer: AllowFewer = False,
     quiet: Quiet = False,
 ) -> None:
     """Run the stages of a workflow. Finished work is kept, so the same command resumes."""
@@ -83,23 +125,26 @@ def run(
             for part in parts(workflow):
                 print(part, flush=True) if isinstance(part, str) else show(part)
             return
-        _execute(workflow, quiet)
+        _execute(workflow, quiet, retry)
         if workflow.release is not None:
             folder = workflow.run.rstrip("/") + "/release"
             print(f"release: {folder}", flush=True)
             print(f"next: aigi verify {folder}", file=sys.stderr)
+        _report_lacks(workflow, allow_fewer)
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
     overrides: Override = None,
+    allow_fewer: AllowFewer = False,
     quiet: Quiet = False,
 ) -> None:
     """Make a small dataset with embedded models in a few minutes, without network and GPU."""
     with explained():
-        from pipeline.demo import run_demo
+        from pipeline.demo import demo_workflow, run_demo
 
         run_demo(out, overrides or (), lambda workflow: _execute(workflow, quiet), show)
+        _report_lacks(demo_workflow(out, overrides or ()), allow_fewer)
 
 
 def status(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import AigiError
+from pipeline.faults import in_short, of_machine
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,6 +33,11 @@ def explained() -> Iterator[None]:
         yield
     except AigiError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except Exception as error:
+        if not of_machine(error):
+            raise
+        print(f"error: {in_short(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         print(

@@ -25,6 +25,7 @@ from pipeline import AigiError
 from pipeline.files import decode_lines
 from pipeline.pictures.pictures import (
     EXTENSIONS,
+    Absent,
     Caption,
     Escapes,
     FolderPictures,
@@ -393,7 +394,7 @@ class OriginalPictures:
         try:
             found = self._found[name]
         except KeyError:
-            raise BadPicture("no such picture") from None
+            raise Absent from None
         return self._containers[found.container][1], found.name
 
     def read(self, name: str) -> bytes:
