@@ -155,10 +155,13 @@ def test_a_mount_that_goes_away_leaves_an_empty_folder(tmp_path: Path) -> None:
     assert len(rows) == count and all(row["error"] is None for row in rows)
 
 
-def test_a_file_that_is_gone_from_its_folder_is_a_row_until_it_is_back(tmp_path: Path) -> None:
+def test_a_file_that_is_gone_from_its_folder_is_a_row_until_it_is_back(
+    tmp_path: Path, models: Path
+) -> None:
     """The run goes on without it, says so by its exit code, and `--retry-failed` makes it."""
     folder = plant(tmp_path / "pictures", 9)
-    path, run = workflow_of(tmp_path, str(folder), None), tmp_path / "run"
+    scores = {"embeddings": {"folder": str(models / "clip")}, "quality": {}}
+    path, run = workflow_of(tmp_path, str(folder), None, **scores), tmp_path / "run"
     workflow = workflows.load(path)
     run_stages(stages(workflow)[:1], Store(workflow.run), workflow.compute, Progress(quiet=True))
     (folder / "004.png").rename(tmp_path / "004.png")
@@ -176,6 +179,9 @@ def test_a_file_that_is_gone_from_its_folder_is_a_row_until_it_is_back(tmp_path:
     assert all(row["error"] is None for row in rows_of(run))
     again = [p for p, when in sound.items() if p.stat().st_mtime_ns != when]
     assert len(again) == 1, "the shard with the failed row, and no other"
+    for table, column in (("embeddings", "image_vector"), ("quality", "entropy")):
+        assert len(rows_of(run, table)) == 9
+        assert all(row[column] is not None for row in rows_of(run, table)), table
     assert aigi("verify", str(run / "release")).returncode == 0
 
 
