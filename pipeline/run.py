@@ -113,7 +113,8 @@ def _run_map(
     whole = {name: count for name, count in rows.items() if count is not None}
     for name in {*stage.outdated(store, list(whole), progress), *(whole.keys() & {*stale})}:
         del whole[name]  # its file stays until another one takes its place
-    again = failed_shards(store, stage.table, stage.schema, list(whole)) if retry else set()
+    possible = stage.possible(list(whole)) if retry else []
+    again = failed_shards(store, stage.table, stage.schema, possible)
     for name in again:
         del whole[name]
     stage = replace(stage, again=frozenset(again))

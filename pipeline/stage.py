@@ -37,6 +37,11 @@ def no_state(store: Store) -> Any:
     return None
 
 
+def all_possible(names: Sequence[str]) -> Sequence[str]:
+    """The shards that a stage can make which depends on nothing that may be missing here."""
+    return names
+
+
 def none_outdated(store: Store, names: Sequence[str], progress: Progress) -> set[str]:
     """The outdated shards of a stage whose fingerprint covers all that they depend on."""
     return set()
@@ -78,6 +83,7 @@ class Map:
         state: what the table depends on besides settings and inputs; part of its fingerprint.
         remake: other settings or inputs remake the table instead of being refused.
         outdated: which of its whole shards, given by name, must be made again; reports why.
+        possible: which of these shards could be made here and now, for those with failed rows.
         unit: column of the input whose equal neighbours are made together, as variants of an image.
         again: whole shards of which the failed rows alone are made again.
     """
@@ -94,6 +100,7 @@ class Map:
     state: Callable[[Store], Any] = field(default=no_state)
     remake: bool = False
     outdated: Callable[[Store, Sequence[str], Progress], set[str]] = field(default=none_outdated)
+    possible: Callable[[Sequence[str]], Sequence[str]] = field(default=all_possible)
     unit: str = ""
     again: frozenset[str] = frozenset()
 

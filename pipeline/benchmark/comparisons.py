@@ -140,4 +140,5 @@ def stage(benchmark: Benchmark, strips: Strips, compute: Compute, collection: Co
         state=lambda store: collection.state,
         remake=True,
         outdated=shards.outdated,
+        possible=shards.possible,
     )

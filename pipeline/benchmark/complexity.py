@@ -232,6 +232,7 @@ def stage(
         state=lambda store: collection.state,
         remake=True,
         outdated=shards.outdated,
+        possible=shards.possible,
     )
 
 

@@ -374,4 +374,5 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
         check=perceptual.check if networks else no_check,
         state=lambda store: collection.state,
         outdated=shards.outdated,
+        possible=shards.possible,
     )

@@ -20,7 +20,7 @@ from pipeline.benchmark import measurements
 from pipeline.benchmark.comparisons import Comparer
 from pipeline.benchmark.measurements import MEASUREMENTS, Bench, Job, with_job
 from pipeline.benchmark.metrics import ms_ssim, ms_ssim_scales, psnr
-from pipeline.benchmark.stages import planned
+from pipeline.benchmark.stages import make, planned
 from pipeline.codecs.codec import CodecSettings, Here
 from pipeline.codecs.table import CODECS, models_of, opened, row_of
 from pipeline.collection import Collection, Part
@@ -28,6 +28,7 @@ from pipeline.faults import MachineFault
 from pipeline.learned.shipped import shipped
 from pipeline.pages.measured import measured as measured_sections
 from pipeline.pixels import decode
+from pipeline.progress import Progress
 from pipeline.stage import Compute
 from pipeline.store import Store
 from pipeline.workflow import load
@@ -202,6 +203,37 @@ def test_what_a_device_does_to_a_decoded_image_is_no_error_of_its_row(
             execute(workflow)
     store, _ = execute(workflow)
     assert len([row for row in rows_of(store) if row["error"] is None]) == 3
+
+
+def test_failed_rows_are_measured_again_when_asked(tmp_path: Path, pictures: Path) -> None:
+    """Those of codecs in the workflow; what it no longer asks for stays as it is."""
+    programs = stand_ins(tmp_path)
+    encoder = Path(programs["EncoderApp"])
+    sound = encoder.read_text()
+    encoder.write_text(sound.replace("raw =", "assert value['-wdt'] != '161', 'no'\nraw ="))
+    vtm: list[dict[str, Any]] = [
+        {"codec": "vtm", "qualities": [q], "name": f"v{q}"} for q in (30, 37)
+    ]
+    jpeg = {"codec": "jpeg", "qualities": [50]}
+
+    def go(codecs: list[Any], retry: bool) -> dict[str, list[str | None]]:
+        workflow = write_workflow(
+            tmp_path / "w.yaml", pictures, programs, codecs=codecs, anchor="jpeg", strips=None
+        )
+        found = load(workflow)
+        assert found.benchmark is not None
+        store = Store(found.run)
+        make(found.benchmark, Compute(), store, Progress(quiet=True), retry)
+        rows = [row for row in rows_of(store) if row["width"]]
+        return {label: [row["error"] for row in rows if row["codec"] == label]
+                for label in ("jpeg", "v30", "v37")}  # fmt: skip
+
+    first = go([jpeg, *vtm], False)
+    assert sum(error is not None for errors in first.values() for error in errors) == 2
+    encoder.write_text(sound)
+    assert go([jpeg, *vtm], False) == first
+    again = go([jpeg, vtm[0]], True)
+    assert again == first | {"v30": [None] * 3}
 
 
 def test_other_codecs_cost_their_own_shards_alone(tmp_path: Path, pictures: Path) -> None:

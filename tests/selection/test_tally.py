@@ -39,8 +39,8 @@ def test_a_lack_is_told_by_source_split_and_reason(tmp_path: Path) -> None:
 def test_a_plan_that_is_too_small_is_told(tmp_path: Path) -> None:
     workflow, store = made(tmp_path, set(), planned=2)
     select(workflow, store)
-    assert lines(workflow, store) == ["sd test: 2 of 3: 1 never planned",
-                                      "sd train: 2 of 4: 2 never planned"]  # fmt: skip
+    expected = ["sd train: 2 of 4: 2 never planned", "sd test: 2 of 3: 1 never planned"]
+    assert lines(workflow, store) == expected
 
 
 def test_nothing_lacks_where_quotas_are_met(tmp_path: Path) -> None:
