@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipeline import AigiError
+from pipeline.faults import let_through
 from pipeline.manifest import MANIFEST, find_release
 from pipeline.pictures.caption_table import CaptionTable, match
 from pipeline.pictures.pictures import ParquetPictures, open_pictures, packed
@@ -297,6 +298,7 @@ def _read_groups(store: Store, part: Part, wanted: list[str]) -> pa.Table:
             have = [name for name in wanted if name in parquet.schema_arrow.names]
             table = parquet.read_row_groups(list(part.groups), have)
     except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
+        let_through(error, path)
         raise AigiError(f"{path}: cannot be read ({error}). Fetch the release again.") from error
     table = table.slice(part.skip, part.rows)
     columns = []

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import AigiError
-from pipeline.faults import MachineFault
+from pipeline.faults import MachineFault, let_through
 from pipeline.files import replaced, sweep
 from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.tables import IMAGE
@@ -262,6 +262,7 @@ class Store:
         except FileNotFoundError:
             raise AigiError(f"{path}: missing. Run the {table} stage again.") from None
         except (pa.ArrowInvalid, OSError) as error:
+            let_through(error, path)  # a disk that fails is no reason to delete anything
             raise AigiError(
                 f"{path}: unreadable ({error}). Delete it and run again to remake it."
             ) from error
@@ -319,6 +320,7 @@ class Store:
         except FileNotFoundError:
             raise AigiError(f"{path}: missing. Run the {table} stage again.") from None
         except (pa.ArrowInvalid, OSError) as error:
+            let_through(error, path)  # a disk that fails is no reason to delete anything
             raise AigiError(
                 f"{path}: unreadable ({error}). Delete it and run again to remake it."
             ) from error

@@ -10,6 +10,8 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ from pipeline.codecs.command import CodecFailed, peak_mib, run
 from pipeline.faults import MachineFault, killed_by, let_through, of_machine
 from pipeline.pictures.pictures import Absent
 from pipeline.pixels import BadPicture
-from pipeline.store import DiskFull
+from pipeline.store import DiskFull, Store
 from tests.conftest import ROOT
 
 
@@ -151,3 +153,24 @@ def test_a_program_that_is_gone_is_the_machines(tmp_path: Path) -> None:
 def test_exit_codes_that_are_no_signal() -> None:
     assert [killed_by(code) for code in (0, 1, 2, 127, 128, 255, -11, 139)] == [None] * 8
     assert [killed_by(code) for code in (-9, 137, -15, 143)] == ["SIGKILL"] * 2 + ["SIGTERM"] * 2
+
+
+def test_a_disk_that_fails_is_no_reason_to_delete_a_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = pa.schema([("a", pa.int64())])
+    store = Store(str(tmp_path))
+    store.write("t", "s", pa.table({"a": [1]}, schema=schema), schema)
+
+    def broken(*given: object, **options: object) -> None:
+        raise of(errno.EIO)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pq, "read_table", broken)
+        patched.setattr(pq, "ParquetFile", broken)
+        for read in (lambda: store.read("t", "s"), lambda: list(store.rows_at("t", "s", [0]))):
+            with pytest.raises(MachineFault, match=r"s\.parquet: OSError: \[Errno 5\]"):
+                read()
+    (tmp_path / "t" / "s.parquet").write_bytes(b"PAR1")
+    with pytest.raises(AigiError, match="Delete it and run again"):
+        store.read("t", "s")
