@@ -83,7 +83,9 @@ def _report_lacks(workflow: Workflow, allowed: bool) -> None:
     for lack in found:
         print(f"  {lack}", file=sys.stderr)
     failed = any(lack.found.reasons["failed"] for lack in found)
+    unplanned = any(lack.found.planned < lack.wanted for lack in found)
     remedies = [
+        f"Captions and images that were refused are in {store.path('rejects')}." * unplanned,
         f"Failed images are in {store.path('rejects', 'images.parquet')}; when the cause is "
         "removed, make them again with --retry-failed." * failed,
         "selection.rounds replaces images that are dropped or fail." * (not workflow.rules.rounds),

@@ -320,3 +320,27 @@ def test_an_archive_that_is_cut_while_it_is_read_is_not_full_of_damaged_images(
     archive.write_bytes(data)
     with pytest.raises(Exception, match="damaged in the archive"):
         open_pictures(str(archive)).read("001.png")
+
+
+def test_an_archive_of_the_original_release_that_is_gone_blames_no_image(tmp_path: Path) -> None:
+    import zipfile
+
+    from pipeline.pictures.original import OriginalPictures
+    from pipeline.pictures.sources import OriginalSource
+
+    drawn = plant(tmp_path / "pictures", 2)
+    folder = tmp_path / "release" / "MJ"
+    folder.mkdir(parents=True)
+    for number, name in enumerate(("MJ-part1.zip", "MJ-part2.zip")):
+        with zipfile.ZipFile(folder / name, "w") as file:
+            file.write(drawn / f"{number:03}.png", f"train/{number + 1}_0.png")
+            file.writestr("train.txt", "one\ntwo\n")
+    source = OriginalSource(kind="pku", path=str(folder.parent), subfolder="MJ")
+    with OriginalPictures(source) as found:
+        assert found.read("MJ/train/2_0.png") == (drawn / "001.png").read_bytes()
+    (folder / "MJ-part2.zip").rename(tmp_path / "away.zip")
+    with (
+        OriginalPictures(source) as found,
+        pytest.raises(MachineFault, match=r"train/2_0\.png is not in the release any more"),
+    ):
+        found.read("MJ/train/2_0.png")
