@@ -82,10 +82,13 @@ def make(workflow: Workflow, store: Store, progress: Progress, checks: Checks = 
     A round plans new generations (or further images of an import) for what the selection
     dropped, and runs the stages over the new shards alone.
 
+    Args:
+        retry: first make rows that have an error again.
+
     Raises:
         AigiError: as `run_stages`.
     """
-    from pipeline.selection import selection
+    from pipeline.selection.tally import shortage
 
     found = stages(workflow)
     store.write_json(public(workflow.model_dump(mode="json")), RUN_WORKFLOW)
@@ -94,7 +97,7 @@ def make(workflow: Workflow, store: Store, progress: Progress, checks: Checks = 
     run_stages(found[:cut], store, workflow.compute, progress, checks)
     rounds = workflow.selection.rounds if workflow.selection is not None else 0
     while rounds_made(store) < rounds:
-        short = selection.shortage(workflow.planned("selection"), store)
+        short = shortage(workflow.planned("selection"), store)
         if not short:
             break
         top_up(store, short)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import IO, Any, TypeVar
 
 from pipeline import AigiError
+from pipeline.faults import MachineFault
 from pipeline.files import replaced, scratch, sweep
 from pipeline.gate import parse
 from pipeline.outside import created, file_system, reached
@@ -27,7 +28,7 @@ from pipeline.shown import redacted
 R = TypeVar("R")
 
 
-class DiskFull(AigiError):
+class DiskFull(MachineFault):
     """No space left where a shard was being written; the finished shards are kept."""
 
 

@@ -17,10 +17,12 @@ class Checks:
     Attributes:
         rehash: hash every file, also those whose size and time of change are as recorded.
         adopt: take up shards that no record describes.
+        retry: make rows that have an error again; what was made from them follows.
     """
 
     rehash: bool = False
     adopt: bool = False
+    retry: bool = False
 
 
 USUAL = Checks()

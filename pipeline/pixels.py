@@ -33,6 +33,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from pipeline.faults import let_through
+
 RGB = npt.NDArray[np.uint8]
 """An image: uint8, H x W x 3, red green blue, 0 to 255."""
 
@@ -332,13 +334,15 @@ def decode(data: bytes, max_pixels: int) -> Picture:
 
     Raises:
         BadPicture: `empty`, `not a picture`, `truncated`, `too large: …`, `animated: …`,
-            `several pages: …`, `unsupported: …` or `damaged: …`. Never anything else.
+            `several pages: …`, `unsupported: …` or `damaged: …`.
+        MachineFault: memory is short. Never anything else.
     """
     try:
         return _decode(data, max_pixels)
     except BadPicture:
         raise
     except Exception as error:  # Pillow promises no closed set of exceptions for damaged files
+        let_through(error, "decoding an image")
         raise BadPicture(_reason(error)) from error
 
 

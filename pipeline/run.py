@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipeline.intact import USUAL, Checks, intact, intact_files
 from pipeline.outside import created, reached
 from pipeline.progress import Progress
 from pipeline.record import Record, Written
+from pipeline.retry import failed_shards
 from pipeline.stage import (
     Build,
     Compute,
@@ -214,6 +216,12 @@ def _run_map(
     }
     before = store.record(stage.table)
     whole = _up_to_date(stage, store, record, wanted, checks, progress)
+    again = set()
+    if checks.retry:
+        mine = stage.possible([name for name in whole if wanted[name] is not None])
+        again = failed_shards(store, stage.table, stage.schema, mine)
+    whole = {name: one for name, one in whole.items() if name not in again}
+    stage = replace(stage, again=frozenset(again))
     missing = {name: made for name, made in wanted.items() if made and name not in whole}
     if not missing and record.status == "done":
         record = record.model_copy(update={"shards": whole, "expected": len(wanted)})
@@ -442,6 +450,9 @@ def run_stages(
     checks: Checks = USUAL,
 ) -> None:
     """Run the stages in order; finished ones are skipped, half-done ones are completed.
+
+    Args:
+        retry: make rows that have an error again, and what was made from them.
 
     Raises:
         AigiError: settings differ from those that a table was made with, or shards failed.

@@ -18,10 +18,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline import AigiError
+from pipeline.faults import in_short, of_machine
 from pipeline.folder import DiskFull
 from pipeline.parquet import row_group_limits
 from pipeline.progress import Progress
 from pipeline.record import digest
+from pipeline.retry import made_again
 from pipeline.settings import Count, Settings
 from pipeline.shown import public, redacted
 from pipeline.store import Shard, Store
@@ -42,6 +44,11 @@ def no_state(store: Store) -> Any:
 def nothing_outside(store: Store, name: str) -> Any:
     """What a shard that is made from shards of this run alone depends on outside of it."""
     return None
+
+
+def all_possible(names: Sequence[str]) -> Sequence[str]:
+    """The shards that a stage can make which depends on nothing that may be missing here."""
+    return names
 
 
 def none_outdated(store: Store, names: Sequence[str], progress: Progress) -> set[str]:
@@ -103,6 +110,9 @@ class Map(_Recorded):
         remake: other settings remake the table instead of being refused.
         outdated: which of its whole shards, given by name, must be made again; reports why.
         published: others get its files as they are; what they were made from is not in them.
+        possible: which of these shards could be made here and now, for those with failed rows.
+        unit: column of the input whose equal neighbours are made together, as variants of an image.
+        again: whole shards of which the failed rows alone are made again.
     """
 
     table: str
@@ -120,6 +130,9 @@ class Map(_Recorded):
     remake: bool = False
     outdated: Callable[[Store, Sequence[str], Progress], set[str]] = field(default=none_outdated)
     published: bool = False
+    possible: Callable[[Sequence[str]], Sequence[str]] = field(default=all_possible)
+    unit: str = ""
+    again: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -229,9 +242,11 @@ def make_shard(stage: Map, store: Store, worker: Worker, name: str, source: str)
     started = time.perf_counter()
     try:
         rows = stage.read(store, name)
-        shard = store.write(
-            stage.table, name, worker(rows), stage.schema, None if stage.published else source
-        )
+        chunks = worker(rows)
+        if name in stage.again:
+            chunks = made_again(store.read(stage.table, name), rows, worker, stage.unit)
+        made = None if stage.published else source
+        shard = store.write(stage.table, name, chunks, stage.schema, made)
         if shard.rows != rows.num_rows:
             store.remove(stage.table, f"{name}.parquet")
             raise AigiError(f"{shard.rows} rows out of {rows.num_rows}: the worker lost some")
@@ -240,6 +255,8 @@ def make_shard(stage: Map, store: Store, worker: Worker, name: str, source: str)
         result = {"name": name, "error": "", "fatal": str(error)}
     except Exception as error:  # whatever broke this shard, the others go on
         text = str(error) if isinstance(error, AigiError) else redacted(traceback.format_exc())
+        if of_machine(error) and not isinstance(error, AigiError):
+            text = redacted(in_short(error))
         result = {"name": name, "error": text, "fatal": ""}
     empty = {"rows": 0, "bytes": 0, "sha256": "", "footer": "", "stamp": ""}
     return {**empty, **result, "seconds": time.perf_counter() - started}

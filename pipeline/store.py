@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import AigiError
+from pipeline.faults import let_through
 from pipeline.folder import Folder, as_json, stamp_of
 from pipeline.gate import check, refused
 from pipeline.parquet import MADE_FROM, Hashing, footer_sha256, write_parquet
@@ -250,8 +251,8 @@ class Store(Folder):
         except (OSError, pa.ArrowException, MemoryError, OverflowError) as error:
             # Arrow reports a page whose checksum is wrong as an I/O error without a number.
             text = " ".join(str(error).split())[:200]
-            kind = AigiError if getattr(error, "errno", None) else Damaged
-            raise kind(f"{path}: cannot be read ({text}). {self.remedy}") from error
+            let_through(error, path)  # a disk that fails is no reason to remake anything
+            raise Damaged(f"{path}: cannot be read ({text}). {self.remedy}") from error
 
     @contextmanager
     def parquet(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.plan import specification
 from pipeline.plan.rounds import rounds_made, summary
 from pipeline.progress import Progress
 from pipeline.run import run_stages
+from pipeline.selection.tally import lacks
 from pipeline.store import Store
 from tests.conftest import ROOT
 
@@ -114,6 +116,8 @@ def test_an_import_at_its_end_is_asked_once(tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.parquet")}
     make(workflow, store, Progress(quiet=True))
     assert rounds_made(store) == 1
+    short = [str(lack) for lack in lacks(workflow.planned("selection"), store)]
+    assert any(re.match(r"mod train: \d of 6: .*\d clip_score", line) for line in short), short
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.parquet")} == before
 
 

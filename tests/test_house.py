@@ -11,10 +11,10 @@ import pytest
 from tests.conftest import ROOT
 
 ORDER = [
-    "shown", "complaints", "gate", "outside", "settings", "files", "pixels", "metadata",
+    "shown", "complaints", "gate", "faults", "outside", "settings", "files", "pixels", "metadata",
     "markdown", "progress", "charts", "threads", "tables", "parquet", "record", "folder",
-    "store", "intact", "stage", "cluster", "run", "status", "manifest", "pictures", "collection",
-    "models", "marks",
+    "store", "intact", "retry", "stage", "cluster", "run", "status", "manifest", "pictures",
+    "collection", "models", "marks",
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist
     "learned", "codecs", "analysis", "training", "benchmark",  # what reads a release

@@ -265,7 +265,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     folder = tmp_path_factory.mktemp("pku")
     made = plant(folder / "PKU-AIGI-500K")
     done = aigi(*command(folder, made.root, folder / "run"))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
     yield Finished(made, folder / "run", done.stderr)
 
 
@@ -289,6 +289,15 @@ def test_every_planted_defect_is_rejected_with_its_reason(finished: Finished) ->
     assert f"{failed} failed" in finished.output
     for found_, wanted in (("train: 2", 1), ("validation: 1", 2)):
         assert f"plan: mod {found_} images found, {wanted} needed" in finished.output
+
+
+def test_what_is_missing_is_reported_at_the_end(finished: Finished) -> None:
+    """One split has too few images; of those without a count, images that failed are missing."""
+    last = finished.output[finished.output.index("error: fewer images than wanted") :]
+    assert "mod validation: 1 of 2: 1 never planned" in last
+    told = [int(count) for count in re.findall(r" (\d+) failed", last)]
+    assert sum(told) == len(Store(str(finished.run)).read("rejects", "images"))
+    assert "The exit code is 3; --allow-fewer makes it 0" in last
 
 
 def test_everything_sound_arrives_as_it_was(finished: Finished) -> None:
@@ -388,7 +397,7 @@ def test_killed_in_mid_import_then_finished(finished: Finished, tmp_path: Path) 
     images = tmp_path / "run" / "images"
     kept = {path: path.stat().st_mtime_ns for path in images.glob("*.parquet")}
     assert 0 < len(kept) < len(list((finished.run / "images").glob("*.parquet")))
-    done = aigi(*options)
+    done = aigi(*options, "--allow-fewer")
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "run") == contents(finished.run)
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())

@@ -29,6 +29,7 @@ from pipeline.codecs.codec import CodecSettings, Here
 from pipeline.codecs.command import Missing
 from pipeline.codecs.table import digest, qualities, row_of
 from pipeline.collection import Collection, Part
+from pipeline.faults import let_through
 from pipeline.pixels import png_bytes
 from pipeline.stage import Compute, Map
 from pipeline.store import Store
@@ -87,6 +88,7 @@ class Comparer:
         except Missing:
             raise
         except Exception as error:  # as in the measurements: one picture, one row
+            let_through(error, given.label)
             failed = {"quality": None, "error": f"{type(error).__name__}: {error}"}
             return facts | failed | {"codec_version": self.bench.version(given)}
         height, width = coded.image.shape[:2]
@@ -139,4 +141,5 @@ def stage(benchmark: Benchmark, strips: Strips, compute: Compute, collection: Co
         state=lambda store: collection.state,
         remake=True,
         outdated=shards.outdated,
+        possible=shards.possible,
     )

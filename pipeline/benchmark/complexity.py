@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -29,6 +30,7 @@ from pipeline.codecs.codec import CodecSettings, Here
 from pipeline.codecs.command import CodecFailed, finished, peak_mib
 from pipeline.codecs.table import digest, opened, qualities, row_of
 from pipeline.collection import Collection
+from pipeline.faults import MachineFault, in_short, killed_by, of_machine
 from pipeline.pixels import RGB, decode, png_bytes
 from pipeline.stage import Compute, Map
 from pipeline.store import Store
@@ -54,6 +56,8 @@ COMPLEXITY = pa.schema(
 
 VERSION = 2
 SECONDS = 7200
+MACHINE = os.EX_TEMPFAIL
+"""Exit code of the process that measures one row, where not the row but the machine failed."""
 
 
 def square(image: RGB, side: int) -> RGB:
@@ -169,6 +173,11 @@ class Weigher:
             return {"error": f"ended after {SECONDS} s"}
         if done.returncode != 0:
             said = done.stderr.decode(errors="replace").strip().splitlines()
+            signal = killed_by(done.returncode)
+            if signal or done.returncode == MACHINE:
+                what = f"its process was ended by {signal} (out of memory?)" if signal else said[-1]
+                label = CodecSettings.model_validate_json(row["settings"]).label
+                raise MachineFault(f"{label} at {row['side']} pixels a side: {what}")
             return {"error": said[-1] if said else f"exit code {done.returncode}"}
         found: dict[str, Any] = json.loads(done.stdout)
         return found
@@ -223,6 +232,7 @@ def stage(
         state=lambda store: collection.state,
         remake=True,
         outdated=shards.outdated,
+        possible=shards.possible,
     )
 
 
@@ -242,8 +252,13 @@ def main() -> None:
         device = device_name(pick_device(request["device"]))
     try:
         found = measure(given, request["quality"], here, image, request["rounds"])
-    except CodecFailed as error:
-        raise SystemExit(str(error)) from None
+    except Exception as error:
+        if isinstance(error, CodecFailed):
+            raise SystemExit(str(error)) from None
+        if not of_machine(error):
+            raise
+        print(in_short(error), file=sys.stderr)
+        raise SystemExit(MACHINE) from None
     json.dump(found | {"device": device}, sys.stdout)
 
 

@@ -30,6 +30,7 @@ from pipeline.codecs.codec import Codec, CodecSettings, Here
 from pipeline.codecs.command import Missing
 from pipeline.codecs.table import digest, opened, qualities, row_of
 from pipeline.collection import Collection, Part
+from pipeline.faults import MachineFault, let_through
 from pipeline.marks.dwt_dct import bit_accuracy
 from pipeline.models.clip import Clip, Embeddings, cosine, identity
 from pipeline.outside import Unreachable
@@ -211,6 +212,7 @@ class Bench:
 
         Raises:
             Missing: this machine cannot run the codec, or has another version than the driver.
+            MachineFault: the codec cannot be opened, which is no fault of the image.
             Exception: whatever the codec raises.
         """
         row = row_of(given)
@@ -251,7 +253,12 @@ class Bench:
         if self._codec is None or self._key != key:
             self._codec = None  # a network goes before the next one comes
             self.version(given)  # another one is refused before it measures
-            codec = opened(given, quality, self.here)
+            try:
+                codec = opened(given, quality, self.here)
+            except Missing:
+                raise
+            except Exception as error:
+                raise MachineFault(f"{given.label}: cannot be opened: {error}") from error
             if not row_of(given).external:
                 codec.decode(codec.encode(image, prompt))
             self._key, self._codec = key, codec
@@ -319,6 +326,7 @@ class Measurer:
         except (Missing, Unreachable):  # of this machine, not of the image
             raise
         except Exception as error:  # whatever a codec does to this picture, the others go on
+            let_through(error, given.label)
             failed = {"error": f"{type(error).__name__}: {error}"}
             return facts | failed | {"codec_version": self.bench.version(given)}
 
@@ -378,4 +386,5 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
         outside=lambda store, name: collection.digest(found[name].part.name),
         state=lambda store: collection.state,
         outdated=shards.outdated,
+        possible=shards.possible,
     )

@@ -17,6 +17,7 @@ import pyarrow as pa
 from pipeline.benchmark.measurements import CLIP, COLUMNS, asked, pixels_of
 from pipeline.benchmark.settings import Benchmark
 from pipeline.collection import Collection
+from pipeline.faults import let_through
 from pipeline.marks.dwt_dct import bit_accuracy
 from pipeline.models.clip import Clip, Embeddings, Vectors, cosine, find_weights
 from pipeline.pixels import BadPicture, decode_threads
@@ -97,6 +98,7 @@ class Referrer:
         try:
             return found, self.clip.prepare(image)
         except Exception as error:  # whatever the model's own resizing makes of this picture
+            let_through(error, CLIP)
             return found | {"error": f"clip: {type(error).__name__}: {error}"}, None
 
     def _embed(

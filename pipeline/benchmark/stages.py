@@ -24,6 +24,9 @@ def make(
 ) -> str:
     """Run the stages of the benchmark, and write the report; the path of its page.
 
+    Args:
+        retry: first make rows that have an error again.
+
     Raises:
         AigiError: as `run_stages`; there are no images, or no codec can run here.
     """

@@ -7,7 +7,7 @@ curve never mixes two.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -119,6 +119,10 @@ class Shards:
                 progress.say(f"{self.table}: {label}: measured with {others}, now {now}: made anew")
                 found |= {name for name, versions in mine.items() if versions != {now}}
         return found
+
+    def possible(self, names: Sequence[str]) -> list[str]:
+        """Those of the shards that are asked for, and whose codec can run here."""
+        return [name for name in names if self.labels.get(name) in self.versions]
 
     def _kept(self, label: str, made: Mapping[str, set[str]]) -> bool:
         """Whether shards of a codec stay as they are, and no other is made."""

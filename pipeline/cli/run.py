@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from pipeline.workflow import Workflow
 
 
+FEWER = 3
+"""Exit code of a run that ended well, but with fewer images than wanted."""
+
+AllowFewer = Annotated[
+    bool,
+    typer.Option("--allow-fewer", help=f"Exit with 0, not {FEWER}, if images are missing."),
+]
+Retry = Annotated[
+    bool,
+    typer.Option("--retry-failed", help="Make rows that have an error again, and what follows."),
+]
+
+
 def _execute(workflow: Workflow, quiet: bool, checks: Checks | None = None) -> None:
     from pipeline.files import sweep_scratch
     from pipeline.intact import USUAL
@@ -81,6 +94,34 @@ def _make(workflow: Workflow, quiet: bool, checks: Checks) -> None:
         tell(f"benchmark: {page}")
 
 
+def _report_lacks(workflow: Workflow, allowed: bool) -> None:
+    """Report a finished run that has fewer images than wanted, and end with an exit code for it."""
+    if workflow.images is None:
+        return
+    from pipeline.selection.tally import lacks
+    from pipeline.store import Store
+
+    store = Store(workflow.run)
+    found = lacks(workflow.planned("selection"), store)
+    if not found:
+        return
+    talk(f"{'' if allowed else 'error: '}fewer images than wanted:")
+    for lack in found:
+        talk(f"  {lack}")
+    failed = any(lack.found.reasons["failed"] for lack in found)
+    unplanned = any(lack.found.planned < lack.wanted for lack in found)
+    remedies = [
+        f"Captions and images that were refused are in {store.path('rejects')}." * unplanned,
+        f"Failed images are in {store.path('rejects', 'images.parquet')}; when the cause is "
+        "removed, make them again with --retry-failed." * failed,
+        "selection.rounds replaces images that are dropped or fail." * (not workflow.rules.rounds),
+        "" if allowed else f"The exit code is {FEWER}; --allow-fewer makes it 0.",
+    ]
+    talk(" ".join(filter(None, remedies)))
+    if not allowed:
+        raise typer.Exit(FEWER)
+
+
 def _record(workflow: Workflow) -> None:
     """Record a workflow that only reads in its run, unless the one that built the run is there."""
     from pipeline.shown import public
@@ -106,6 +147,8 @@ def run(
     adopt: Annotated[
         bool, typer.Option("--adopt", help="Take up shards of which the run has no record.")
     ] = False,
+    retry: Retry = False,
+    allow_fewer: AllowFewer = False,
     quiet: Quiet = False,
     trust: Trust = False,
 ) -> None:
@@ -125,25 +168,28 @@ def run(
                 tell(f"--trust would be needed for: {line}")
             return
         confirm(workflow, trust)
-        _execute(workflow, quiet, Checks(rehash, adopt))
+        _execute(workflow, quiet, Checks(rehash, adopt, retry))
         if workflow.release is not None:
             folder = workflow.run.rstrip("/") + "/release"
             tell(f"release: {folder}")
             talk(f"next: aigi verify {folder}")
+        _report_lacks(workflow, allow_fewer)
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
     overrides: Override = None,
+    allow_fewer: AllowFewer = False,
     quiet: Quiet = False,
 ) -> None:
     """Make a small dataset with embedded models in a few minutes, without network and GPU."""
     with explained():
-        from pipeline.demo import run_demo
+        from pipeline.demo import demo_workflow, run_demo
         from pipeline.outside import on_this_machine
 
         on_this_machine(out)
         run_demo(out, overrides or (), lambda workflow: _execute(workflow, quiet), show)
+        _report_lacks(demo_workflow(out, overrides or ()), allow_fewer)
 
 
 def status(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline import AigiError
+from pipeline.faults import in_short, of_machine
 from pipeline.shown import lines, one_line
 
 if TYPE_CHECKING:
@@ -99,7 +100,11 @@ def explained() -> Iterator[None]:
         if error.code != signal.SIGTERM:
             raise
         raise _end(signal.SIGTERM) from None
-    except Exception:  # a defect, whose traceback may quote a location
+    except Exception as error:
+        if of_machine(error):
+            print(f"error: {one_line(in_short(error))}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        # A defect, whose traceback may quote a location.
         print(lines(traceback.format_exc()), end="", file=sys.stderr)
         raise typer.Exit(1) from None
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import AigiError
+from pipeline.faults import MachineFault, killed_by, says_memory
 from pipeline.files import scratch
 from pipeline.pixels import RGB
 
@@ -39,7 +40,8 @@ child = os.posix_spawnp(arguments[0], arguments, os.environ)
 _, status, used = os.wait4(child, 0)
 with open(report, "a") as file:
     print(used.ru_maxrss, file=file)
-sys.exit(os.waitstatus_to_exitcode(status) & 255)
+code = os.waitstatus_to_exitcode(status)
+sys.exit(128 - code if code < 0 else code)
 """
 _before: ContextVar[tuple[str, ...]] = ContextVar("_before", default=())
 """Arguments in front of those of every program: what starts it in our place."""
@@ -136,7 +138,8 @@ def run(arguments: Sequence[str], data: bytes = b"", seconds: float = SECONDS) -
     """What a program writes to its standard output, given `data` on its standard input.
 
     Raises:
-        CodecFailed: it ended with an error, was killed, or took too long.
+        CodecFailed: it ended with an error, or took too long.
+        MachineFault: it was killed, or found too little memory; there is no such program any more.
     """
     name = os.path.basename(arguments[0])
     try:
@@ -144,9 +147,14 @@ def run(arguments: Sequence[str], data: bytes = b"", seconds: float = SECONDS) -
     except subprocess.TimeoutExpired:
         raise CodecFailed(f"{name}: ended after {seconds:g} s") from None
     except OSError as error:
-        raise CodecFailed(f"{name}: {arguments[0]} cannot be started: {error}") from error
+        raise MachineFault(f"{arguments[0]}: cannot be started: {error.strerror}") from error
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+        text = (done.stderr or done.stdout).decode(errors="replace").strip()
+        said = text.splitlines()
+        if signal := killed_by(done.returncode):
+            raise MachineFault(f"{name}: ended by {signal} from outside (out of memory?)")
+        if says_memory(text):
+            raise MachineFault(f"{name}: out of memory: {said[0]}")
         raise CodecFailed(f"{name}: exit code {done.returncode}: {said[0] if said else '(silent)'}")
     return done.stdout
 

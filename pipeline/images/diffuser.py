@@ -15,6 +15,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline import AigiError
+from pipeline.faults import MachineFault, let_through, short_of_memory
 from pipeline.marks.names import embed
 from pipeline.models.device import device_name, pick_device
 from pipeline.models.hub import Place, check_sha256, loading
@@ -222,25 +223,33 @@ class Diffuser:
 
         A batch that fails for another reason is made again one by one, so that a bad row fails
         alone.
+
+        Raises:
+            MachineFault: the device failed, or has too little memory for one image.
         """
         import torch
 
+        where = f"sources.{self.name}: {self.device}"
         try:
-            images = self._infer(rows)
-        except torch.OutOfMemoryError:
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            if len(rows) == 1:
-                return [
-                    _Picture(None, "out of memory at batch size 1: try vae_tiling or bfloat16", 1)
-                ]
-            half = len(rows) // 2
-            return self.generate(rows[:half]) + self.generate(rows[half:])
-        except (TypeError, ValueError, RuntimeError) as error:
-            if len(rows) == 1:
-                return [_Picture(None, f"{type(error).__name__}: {error}"[:500], 1)]
-            return [picture for row in rows for picture in self.generate([row])]
-        return self._pictures(images)
+            return self._pictures(self._infer(rows))
+        except (MemoryError, TypeError, ValueError, RuntimeError) as error:
+            if not short_of_memory(error):
+                let_through(error, where)  # after it, nothing on this device can be believed
+                if len(rows) == 1:
+                    return [_Picture(None, f"{type(error).__name__}: {error}"[:500], 1)]
+                parts = [[row] for row in rows]
+            elif len(rows) == 1:
+                raise MachineFault(
+                    f"{where}: out of memory with one image of {rows[0]['width']}x"
+                    f"{rows[0]['height']} pixels. End what else uses the memory, or set vae_tiling "
+                    "or attention_slicing, or bfloat16 in the specification."
+                ) from error
+            else:
+                parts = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+        # Here the error and what it holds on the device are gone.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return [picture for part in parts for picture in self.generate(part)]
 
     def _infer(self, rows: list[dict[str, Any]]) -> torch.Tensor:
         """float Bx3xHxW tensor on the device, nominally 0 to 1."""

@@ -151,4 +151,5 @@ def stage(
         read=_read,
         make_worker=partial(ImageMaker, settings, sources, dataset, compute),
         check=partial(check_sources, plan, sources),
+        unit="pair_id",
     )

@@ -73,7 +73,7 @@ class Importer:
             whose `error` is the reason.
 
         Raises:
-            OSError: the folder or archive itself cannot be read.
+            MachineFault: the folder or archive itself cannot be read, or is gone.
         """
         plan = rows.select(["image_id", "path", "width", "height", "watermark"]).to_pylist()
         done: list[dict[str, Any]] = []
@@ -102,6 +102,8 @@ class Importer:
             if misfit:
                 raise BadPicture(misfit)
         except (BadPicture, Escapes) as error:
+            # So is a file of the plan that is not there, if its folder is: the others can be made,
+            # and a run that ends without it reports that.
             return row | {"error": str(error)}
         rgb = embed(rgb, (self.marks and plan["watermark"]) or "none")
         if not (picture.lossless_png and rgb is picture.rgb):

@@ -222,9 +222,12 @@ def _search_source(location: str, wanted: tuple[str, ...]) -> Iterator[Found]:
 
 def _search_file(path: str, wanted: tuple[str, ...]) -> Iterator[Found]:
     folder, name = os.path.split(os.path.abspath(path))
+    if not os.path.lexists(path):
+        yield Found(path, "", "", error="no such picture")
+        return
     try:
         data = FolderPictures(folder).read(name)
-    except (BadPicture, Escapes, OSError) as error:
+    except (BadPicture, AigiError) as error:
         yield Found(path, "", "", error=str(error))
     else:
         yield from _look(path, "", data, wanted)

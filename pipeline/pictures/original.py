@@ -22,6 +22,7 @@ from functools import lru_cache
 from typing import NamedTuple, Self, get_args
 
 from pipeline import AigiError
+from pipeline.faults import MachineFault
 from pipeline.files import decode_lines
 from pipeline.pictures.pictures import (
     EXTENSIONS,
@@ -393,11 +394,21 @@ class OriginalPictures:
         try:
             found = self._found[name]
         except KeyError:
-            raise BadPicture("no such picture") from None
+            # It was here when the plan was made; most likely a whole archive is not any more.
+            raise MachineFault(
+                f"{self.source.path}: {name} is not in the release any more. Put back its archive "
+                "or file; to go on without this image, put an empty file in its place."
+            ) from None
         return self._containers[found.container][1], found.name
 
     def read(self, name: str) -> bytes:
-        """All bytes of an image. Raises BadPicture (missing, damaged, over 512 MiB), Escapes."""
+        """All bytes of an image.
+
+        Raises:
+            BadPicture: it is missing in its folder or archive, damaged, or larger than 512 MiB.
+            Escapes: it is not in its folder or archive.
+            MachineFault: its folder or archive is gone or cannot be read.
+        """
         container, inside = self._at(name)
         return container.read(inside)
 

@@ -13,6 +13,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -20,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import AigiError
+from pipeline.faults import Folders, MachineFault, in_short, let_through, of_a_name
 from pipeline.outside import file_system, unreachable
-from pipeline.pictures.volumes import open_file, open_zip
+from pipeline.pictures.volumes import bytes_now, open_file, open_zip
 from pipeline.pixels import BadPicture, open_at_once
 from pipeline.shown import public_url
 
@@ -34,6 +36,13 @@ MAX_TEXT_BYTES = 1 << 20  # of a caption file
 
 class Escapes(AigiError):
     """A name or a link that leads out of the folder or archive."""
+
+
+class Absent(BadPicture):
+    """A name that is not in its folder or archive, which itself is there."""
+
+    def __init__(self) -> None:
+        super().__init__("no such picture")
 
 
 class Caption(NamedTuple):
@@ -108,19 +117,31 @@ class _LooseFiles:
         return zlib.crc32(self.read(name))
 
     def read(self, name: str) -> bytes:
-        """All bytes of one file. Raises BadPicture (missing, over 512 MiB), Escapes."""
+        """All bytes of one file.
+
+        Raises:
+            BadPicture: it is missing, or larger than 512 MiB.
+            Escapes: it is not in the folder.
+            MachineFault: the disk, the way to it, or the folder itself is at fault.
+        """
         return self._read(name, None)
 
     def head(self, name: str, count: int) -> bytes:
-        """The first `count` bytes of one file. Raises BadPicture, Escapes."""
+        """The first `count` bytes of one file. Raises as `read` does."""
         return self._read(name, count)
 
 
 class FolderPictures(_LooseFiles):
-    """Images in a local folder and its subfolders; names are relative, with `/`."""
+    """Images in a local folder and its subfolders; names are relative, with `/`.
+
+    One file that is not there is its own fault. If its folder is not there, is another one now or
+    has no image in it (as where a mount went away), that is the machine's fault.
+    """
 
     def __init__(self, location: str) -> None:
         self.location, self.root = location, Path(location).resolve()
+        self._folders = Folders()
+        self._folders.read(self.root)
 
     def _path(self, name: str) -> Path:
         if escapes(name):
@@ -140,7 +161,7 @@ class FolderPictures(_LooseFiles):
             Escapes: a link to a folder leads out of the folder.
         """
         found = []
-        for folder, folders, files in os.walk(self.root):
+        for folder, folders, files in os.walk(self.root, onerror=self._unlisted):
             inside = Path(folder).relative_to(self.root)
             # A linked folder is not entered: inside, its images are listed at their own place.
             for name in folders:
@@ -148,6 +169,10 @@ class FolderPictures(_LooseFiles):
                     self._path((inside / name).as_posix())
             found += [(inside / file).as_posix() for file in files]
         return sorted(found)
+
+    def _unlisted(self, error: OSError) -> None:
+        """`os.walk` would leave out in silence what it cannot list."""
+        raise MachineFault(f"{error.filename}: cannot be listed: {error.strerror}") from error
 
     def names(self) -> list[str]:
         """Names of all images, sorted.
@@ -171,16 +196,31 @@ class FolderPictures(_LooseFiles):
                     raise BadPicture("not a regular file")
                 if most is None:
                     _check_bytes(info.st_size)
-                return file.read(MAX_FILE_BYTES if most is None else most)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise BadPicture("no such picture") from None
+                data = file.read(MAX_FILE_BYTES if most is None else most)
+        except OSError as error:
+            raise self._fault(name, error) from error
+        self._folders.read((self.root / name).parent)
+        return data
 
     def size(self, name: str) -> int:
-        """Bytes of one file. Raises BadPicture, Escapes."""
+        """Bytes of one file. Raises BadPicture, Escapes, MachineFault."""
         try:
             return self._path(name).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            raise BadPicture("no such picture") from None
+        except OSError as error:
+            raise self._fault(name, error) from error
+
+    def _fault(self, name: str, error: OSError) -> BadPicture | MachineFault:
+        """Whose fault it is that a file cannot be read."""
+        if not of_a_name(error):
+            return MachineFault(f"{self.location}: {name}: cannot be read: {error.strerror}")
+        for folder in (self.root, (self.root / name).parent):
+            lost = self._folders.lost(folder, lambda file: wanted(file, EXTENSIONS))
+            if lost is not None:
+                return MachineFault(
+                    f"{folder}: the folder of {name} {lost}. Mount it or put it back; to go on "
+                    "without this image, put an empty file in its place."
+                )
+        return Absent()
 
     def sidecar(self, name: str) -> bytes | None:
         """Content of the text file beside an image (`a.txt`, else `a.png.txt`), up to 1 MiB."""
@@ -222,13 +262,17 @@ class UrlPictures(_LooseFiles):
             _check_bytes(self.size(name))
         try:
             return bytes(self._fs.cat_file(self._root + name, start=0, end=most))
-        except FileNotFoundError:
-            raise BadPicture("no such picture") from None
+        except Exception as error:  # each protocol has errors of its own
+            if isinstance(error, FileNotFoundError) and self._fs.exists(self._root):
+                raise Absent from None
+            raise MachineFault(
+                f"{self.location}: {name}: cannot be read: {in_short(error)}"
+            ) from error
 
     def size(self, name: str) -> int:
         """Bytes of one file. Raises BadPicture."""
         if name not in self._sizes:
-            raise BadPicture("no such picture")
+            raise Absent
         return self._sizes[name]
 
     def sidecar(self, name: str) -> bytes | None:
@@ -248,6 +292,7 @@ class ZipPictures:
     def __init__(self, location: str) -> None:
         self.location = location
         self._file = open_zip(location)
+        self._bytes = bytes_now(self._file)
         try:
             self._zip = zipfile.ZipFile(self._file)
             self._files: list[str] = []
@@ -316,7 +361,7 @@ class ZipPictures:
         try:
             return self._entries[name]
         except KeyError:
-            raise BadPicture("no such picture") from None
+            raise Absent from None
 
     def checksum(self, name: str) -> int:
         """CRC-32 of one entry, as the archive declares it. Raises BadPicture, Escapes."""
@@ -334,21 +379,24 @@ class ZipPictures:
             # Never more than was declared is unpacked, whatever the data hold.
             with self._zip.open(info) as file:
                 return file.read(info.file_size if most is None else most)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise BadPicture(f"damaged in the archive: {error}") from error
         except NotImplementedError as error:
             raise BadPicture(f"{error}: pack the archive with deflate") from error
-        except OSError as error:
-            if error.errno is not None:  # the disk, not the data
+        except Exception as error:  # each protocol has errors of its own
+            let_through(error, f"{self.location}: {name}")
+            if not isinstance(error, zipfile.BadZipFile | zlib.error | EOFError | OSError):
                 raise
+            if getattr(error, "errno", None) is not None:  # the archive, not its data
+                raise MachineFault(f"{self.location}: {in_short(error)}") from error
+            if bytes_now(self._file) != self._bytes:
+                raise MachineFault(f"{self.location}: changed while it was being read") from error
             raise BadPicture(f"damaged in the archive: {error}") from error
 
     def read(self, name: str) -> bytes:
-        """All bytes of one entry. Raises BadPicture (missing, damaged, over 512 MiB), Escapes."""
+        """All bytes of one entry. Raises as that of a folder; a damaged one is a BadPicture."""
         return self._read(name, None)
 
     def head(self, name: str, count: int) -> bytes:
-        """The first `count` bytes of one entry. Raises BadPicture, Escapes."""
+        """The first `count` bytes of one entry. Raises as `read` does."""
         return self._read(name, count)
 
     def sidecar(self, name: str) -> bytes | None:
@@ -434,7 +482,8 @@ class ParquetPictures:
                 rows = self._parquet.metadata.num_rows
                 paths: list[str | None] = [None] * rows
                 if self._struct and self._has_path():
-                    table = self._parquet.read(columns=[f"{self._column}.path"])
+                    with self._reading():
+                        table = self._parquet.read(columns=[f"{self._column}.path"])
                     paths = [(row or {}).get("path") for row in table.column(0).to_pylist()]
                 self._rows = {}
                 for row, path in enumerate(paths):
@@ -456,12 +505,13 @@ class ParquetPictures:
         """Bytes of one row's image. Raises BadPicture (missing, null, over 512 MiB)."""
         row = self._index().get(name)
         if row is None:
-            raise BadPicture("no such picture")
+            raise Absent
         group = bisect.bisect_right(self._starts, row) - 1
         with self._lock:
             if self._held is None or self._held[0] != group:
                 self._held = None  # let go of the last one before the next is read
-                table = self._parquet.read_row_group(group, columns=[self._column])
+                with self._reading():
+                    table = self._parquet.read_row_group(group, columns=[self._column])
                 self._held = (group, table.column(0))
             value = self._held[1][row - self._starts[group]]
             data = value["bytes"] if self._struct and value.is_valid else value
@@ -470,11 +520,27 @@ class ParquetPictures:
             _check_bytes(data.as_buffer().size)
             return bytes(data.as_py())
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Around reading: what is damaged holds many rows, so it is no fault of one of them.
+
+        Raises:
+            AigiError: the file is damaged.
+            MachineFault: it cannot be read.
+        """
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            let_through(error, self.location)
+            raise AigiError(
+                f"{self.location}: not readable as parquet ({error}). Fetch it again."
+            ) from error
+
     def size(self, name: str) -> int:
         """Roughly the bytes of one row: the mean of its row group. Raises BadPicture (missing)."""
         row = self._index().get(name)
         if row is None:
-            raise BadPicture("no such picture")
+            raise Absent
         group = self._parquet.metadata.row_group(bisect.bisect_right(self._starts, row) - 1)
         return int(group.total_byte_size) // int(group.num_rows)
 
@@ -502,7 +568,7 @@ class ParquetPictures:
             raise AigiError(f"{self.location}: {column}: expected text, found {kind}")
         names = iter(self.names())
         for group in range(len(self._starts)):
-            with self._lock:
+            with self._lock, self._reading():
                 texts = self._parquet.read_row_group(group, columns=[column]).column(0)
             for text in texts.to_pylist():
                 yield next(names), text

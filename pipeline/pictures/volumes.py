@@ -16,6 +16,7 @@ import struct
 from typing import IO
 
 from pipeline import AigiError
+from pipeline.faults import MachineFault
 from pipeline.outside import file_system
 
 _ENTRY = struct.Struct("<4s6H3L5H2L")  # of the central directory
@@ -44,6 +45,14 @@ def open_file(location: str) -> IO[bytes]:
     return opened
 
 
+def bytes_now(file: object) -> int | None:
+    """Bytes that an open file of this machine has now; None for any other."""
+    try:
+        return os.fstat(file.fileno()).st_size  # type: ignore[attr-defined]
+    except (AttributeError, OSError):
+        return None
+
+
 class Volumes:
     """Open files one after the other, as one seekable file to read. Not for two threads at once."""
 
@@ -61,7 +70,11 @@ class Volumes:
         self.size += file.seek(0, os.SEEK_END)
 
     def read(self, count: int = -1) -> bytes:
-        """Read up to `count` bytes (all that are left, where negative) from here on."""
+        """Read up to `count` bytes (all that are left, where negative) from here on.
+
+        Raises:
+            MachineFault: a file became shorter after it was opened.
+        """
         end = self.size if count < 0 else min(self.size, self._at + count)
         parts = []
         while self._at < end:
@@ -70,8 +83,8 @@ class Volumes:
             stop = self.starts[number + 1] if number + 1 < len(self.starts) else self.size
             file.seek(self._at - start)
             data = file.read(min(end, stop) - self._at)
-            if not data:  # the file has become shorter
-                break
+            if not data:
+                raise MachineFault(f"{getattr(file, 'name', 'a volume')}: became shorter")
             parts.append(data)
             self._at += len(data)
         return b"".join(parts)

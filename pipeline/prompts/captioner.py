@@ -13,9 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import AigiError
+from pipeline.faults import MachineFault, of_a_name
 from pipeline.models.device import pick_device
 from pipeline.models.hub import Place, loading
-from pipeline.pictures.pictures import Escapes, Pictures, open_pictures
+from pipeline.pictures.pictures import Absent, Escapes, Pictures, open_pictures
 from pipeline.pixels import BadPicture, decode
 from pipeline.progress import Progress
 from pipeline.prompts.captions import BlipCaptions, CaptionSource
@@ -66,17 +67,19 @@ class DatasetPhotos:
         return [f"row-{row:08d}" for row in range(len(self.rows))]
 
     def read(self, name: str) -> bytes:
-        """Bytes of one photo. Raises BadPicture."""
+        """Bytes of one photo. Raises BadPicture, MachineFault."""
         number = name.removeprefix("row-")
         if not number.isdecimal() or int(number) >= len(self.rows):
-            raise BadPicture("no such picture")
+            raise Absent
         value = self.rows[int(number)][self.column] or {}
         data: bytes | None = value.get("bytes")
         if data is None and value.get("path"):
             try:
                 data = Path(value["path"]).read_bytes()
             except OSError as error:
-                raise BadPicture(f"cannot be read: {error.strerror}") from error
+                if not of_a_name(error):
+                    raise MachineFault(f"{value['path']}: {error.strerror}") from error
+                raise Absent from error
         if data is None:
             raise BadPicture("the row holds no bytes")
         return data
@@ -154,7 +157,8 @@ class Captioner:
             with a null `text` and the reason in `error`; other photos are not affected.
 
         Raises:
-            AigiError: the device has too little memory for the batch size.
+            AigiError: the device has too little memory for the batch size, or the folder or
+                archive of the photos cannot be read, or is gone.
         """
         photos, numbers = rows["photo"].to_pylist(), rows["row"].to_pylist()
         size = self.source.batch_size

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pipeline import AigiError, gate
-from pipeline.gate import Checked, Sha256, matching
+from pipeline.gate import Checked, Number, Sha256, matching
 from pipeline.store import Store
 
 FILES = "_files.json"
@@ -19,9 +19,19 @@ _Release = Annotated[
 _Shard = Annotated[str, matching("[a-z0-9][a-z0-9-]*", "the name of an image shard")]
 
 
+class Counts(Checked):
+    """Generations of a source and split, as `pipeline.selection.tally.Tally` counts them."""
+
+    planned: Number
+    kept: Number
+    reasons: dict[str, Number]
+    errors: dict[str, Number]
+
+
 class _Files(Checked):
     files: dict[_Release, _Shard]
     sha256: Sha256
+    tally: dict[str, Counts] | None = None
 
 
 def release_name(source: str, split: str, number: int, total: int) -> str:
@@ -29,9 +39,19 @@ def release_name(source: str, split: str, number: int, total: int) -> str:
     return f"{source}/{split}-{number:05d}-of-{total:05d}"
 
 
-def record(store: Store, files: dict[str, str], sha256: str) -> None:
-    """Record the image shard of every release file, and a digest of the selection."""
-    store.write_json({"files": files, "sha256": sha256}, "selection", FILES)
+def record(store: Store, files: dict[str, str], sha256: str, tally: dict[str, Any]) -> None:
+    """Record the image shard of every release file, a digest of the selection, and its tally."""
+    store.write_json({"files": files, "sha256": sha256, "tally": tally}, "selection", FILES)
+
+
+def counts_of(store: Store) -> dict[str, Counts] | None:
+    """The tally of the selection by `source/split`; None where an earlier version made it.
+
+    Raises:
+        AigiError: its record is damaged.
+    """
+    found = _read(store)
+    return None if found is None else found.tally
 
 
 def _read(store: Store) -> _Files | None:

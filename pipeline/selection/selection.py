@@ -29,14 +29,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.plan import specification
-from pipeline.plan.quotas import Plan, quotas
-from pipeline.plan.rounds import exhausted, rounds_made
+from pipeline.plan.quotas import Plan
+from pipeline.plan.rounds import rounds_made
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.progress import Progress
 from pipeline.selection.candidates import Candidates, candidates
 from pipeline.selection.kept import record, release_name
 from pipeline.selection.review import read_review
 from pipeline.selection.rules import PAIRS, REASONS, Scored, Selection, check_rules, flags
+from pipeline.selection.tally import Generation, as_json, tally, wanted
 from pipeline.stage import Build
 from pipeline.store import Shard, Store
 from pipeline.tables import REJECTS, SELECTION
@@ -178,14 +179,6 @@ def _duplicates(
 # --- The stage ---------------------------------------------------------------------------------
 
 
-def _wanted(plan: Plan) -> dict[tuple[str, str], int | None]:
-    dataset = specification.load(plan.dataset)
-    return {
-        (quota.source, quota.split): None if quota.spec.count is None else quota.generations
-        for quota in quotas(dataset, plan)
-    }
-
-
 def near_pairs_of(store: Store) -> pa.Table:
     """The duplicates table of a run; empty where it has none."""
     from pipeline.tables import DUPLICATES
@@ -195,39 +188,17 @@ def near_pairs_of(store: Store) -> pa.Table:
     return pa.concat_tables(parts) if parts else DUPLICATES.empty_table()
 
 
-def shortage(plan: Plan, store: Store) -> dict[str, int]:
-    """Generations that each `source/split` lacks, raised by the share that was dropped so far.
+def _write_failures(store: Store, known: Candidates) -> dict[str, Counter[str]]:
+    """Write the images that could not be made to the rejects, each with its reason.
 
-    Imports count only until a round found fewer images than it asked for.
+    Returns: how often each reason occurs, by `source/split`; what is behind a colon is left out.
     """
-    kept: Counter[tuple[str, str]] = Counter()
-    made: Counter[tuple[str, str]] = Counter()
-    seen: set[tuple[str, str, str]] = set()
-    for shard in store.shards("selection"):
-        rows = store.read("plan", shard, ["image_id", "source", "split", "pair_id"]).to_pylist()
-        keep = store.read("selection", shard, ["keep"])["keep"].to_pylist()
-        for row, good in zip(rows, keep, strict=True):
-            key = (row["source"], row["split"])
-            unit = (*key, row["pair_id"] or row["image_id"])
-            if unit not in seen:
-                seen.add(unit)
-                made[key] += 1
-                kept[key] += good
-    short = {}
-    for key, quota in _wanted(plan).items():
-        lacking = 0 if quota is None else quota - kept[key]
-        if lacking > 0 and not exhausted(store, "/".join(key)):
-            share = max(0.1, kept[key] / made[key] if made[key] else 1.0)
-            short["/".join(key)] = int(np.ceil(lacking / share))
-    return short
-
-
-def _write_failures(store: Store, known: Candidates) -> None:
-    """Write the images that could not be made to the rejects, each with its reason."""
     shards = dict.fromkeys(known.shard[i] for i in np.flatnonzero(known.failed))
     rows = []
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    columns = ["source", "split", "path", "image_id", "text"]
     for shard in shards:
-        plan = store.read("plan", shard, ["source", "path", "image_id", "text"]).to_pylist()
+        plan = store.read("plan", shard, columns).to_pylist()
         errors = store.read("images", shard, ["error"])["error"].to_pylist()
         rows += [
             {
@@ -240,14 +211,18 @@ def _write_failures(store: Store, known: Candidates) -> None:
             for row, error in zip(plan, errors, strict=True)
             if error is not None
         ]
+        for row, error in zip(plan, errors, strict=True):
+            if error is not None:
+                counts[f"{row['source']}/{row['split']}"][error.partition(":")[0]] += 1
     store.write("rejects", "images", pa.Table.from_pylist(rows, schema=REJECTS), REJECTS)
+    return counts
 
 
 def _build(rules: Selection, plan: Plan, store: Store, progress: Progress) -> list[Shard]:
     dataset = specification.load(plan.dataset)
-    wanted = _wanted(plan)
+    needed = wanted(plan)
     known = candidates(store)
-    _write_failures(store, known)
+    errors = _write_failures(store, known)
     review = {} if rules.review is None else read_review(rules.review)
     strangers = set(review) - set(known.image_id)
     if strangers:
@@ -255,7 +230,7 @@ def _build(rules: Selection, plan: Plan, store: Store, progress: Progress) -> li
             f"selection: {len(strangers):,} reviewed images are not in this run, "
             f"the first is {min(strangers)}"
         )
-    chosen = select(known, rules, wanted, near_pairs_of(store), review)
+    chosen = select(known, rules, needed, near_pairs_of(store), review)
     files: dict[tuple[str, str], list[str]] = defaultdict(list)
     made = []
     start = 0
@@ -287,7 +262,7 @@ def _build(rules: Selection, plan: Plan, store: Store, progress: Progress) -> li
         if good:
             files[key].append(shard)
         start = end
-    for (source, split), quota in wanted.items():
+    for (source, split), quota in needed.items():
         if quota is not None and kept[source, split] < quota:
             made_here = isinstance(dataset.sources[source], DiffusersSpec)
             last = made_here and rounds_made(store) >= rules.rounds
@@ -301,7 +276,15 @@ def _build(rules: Selection, plan: Plan, store: Store, progress: Progress) -> li
         for number, shard in enumerate(shards)
     }
     digest = hashlib.sha256(repr([(shard.name, shard.sha256) for shard in made]).encode())
-    record(store, names, digest.hexdigest())
+    counted = tally(
+        Generation(f"{source}/{split}", unit, why)
+        for source, split, unit, why in zip(
+            known.source, known.split, known.unit.tolist(), chosen.reason, strict=True
+        )
+    )
+    for name, counts in errors.items():
+        counted[name].errors = counts
+    record(store, names, digest.hexdigest(), as_json(counted))
     reasons = Counter(why for why in chosen.reason if why is not None)
     progress.say(
         f"selection: {chosen.reason.count(None):,} of {len(chosen.reason):,} images kept"
@@ -327,7 +310,7 @@ def stage(rules: Selection, plan: Plan, scored: Scored) -> Build:
         schema=SELECTION,
         settings={
             **settings,
-            "quotas": {"/".join(key): quota for key, quota in _wanted(plan).items()},
+            "quotas": {"/".join(key): quota for key, quota in wanted(plan).items()},
         },
         inputs=("plan", "images", *scores),
         build=partial(_build, rules, plan),

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.benchmark.complexity import measure, square
+from pipeline.benchmark.complexity import Weigher, measure, square
 from pipeline.codecs import codec as codecs
 from pipeline.codecs import table
 from pipeline.codecs.codec import CodecSettings, Here
 from pipeline.codecs.command import CodecFailed, peak_mib, run
+from pipeline.faults import MachineFault
 from pipeline.learned.codec import load
+from pipeline.pixels import png_bytes
 from tests.benchmark.conftest import execute, write_workflow
 from tests.codecs.conftest import model, stand_ins
 from tests.codecs.test_contract import picture
@@ -71,6 +74,21 @@ def test_square_cuts_or_mirrors() -> None:
     large = square(image, 100)
     assert large.shape == (100, 100, 3)
     assert (large[20:40, :30] == image[::-1]).all()
+
+
+def test_a_program_that_is_killed_fails_the_shard_and_not_the_row(tmp_path: Path) -> None:
+    programs = stand_ins(tmp_path)
+    given = CodecSettings(codec="bpg")
+    row = {"settings": given.model_dump_json(), "side": 32, "quality": 32.0,
+           "image": png_bytes(picture(32, 32))}  # fmt: skip
+    weigher = Weigher(Here(programs, "cpu"), 1, 1, {})
+    Path(programs["bpgenc"]).write_text("#!/bin/sh\nkill -KILL $$\n")
+    with pytest.raises(MachineFault, match=r"bpg at 32 pixels a side: .*ended by SIGKILL"):
+        list(weigher(pa.Table.from_pylist([row])))
+    # So does the death of what starts it.
+    Path(programs["bpgenc"]).write_text("#!/bin/sh\n[ $# = 0 ] || kill -KILL $PPID\n")
+    with pytest.raises(MachineFault, match="bpg at 32 pixels a side: "):
+        list(weigher(pa.Table.from_pylist([row])))
 
 
 def test_a_table_of_codecs_and_sizes(tmp_path: Path, pictures: Path, model: str) -> None:

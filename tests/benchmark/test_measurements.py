@@ -13,18 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline import AigiError
+from pipeline.benchmark import measurements
 from pipeline.benchmark.comparisons import Comparer
 from pipeline.benchmark.measurements import MEASUREMENTS, Bench, Job, with_job
 from pipeline.benchmark.metrics import ms_ssim, ms_ssim_scales, psnr
-from pipeline.benchmark.stages import planned
+from pipeline.benchmark.stages import make, planned
 from pipeline.codecs.codec import CodecSettings, Here
 from pipeline.codecs.table import CODECS, models_of, opened, row_of
 from pipeline.collection import Collection, Part
+from pipeline.faults import MachineFault
+from pipeline.intact import Checks
 from pipeline.learned.shipped import shipped
 from pipeline.pages.measured import measured as measured_sections
 from pipeline.pixels import decode
+from pipeline.progress import Progress
 from pipeline.stage import Compute
 from pipeline.store import Store
 from pipeline.workflow import load
@@ -125,6 +130,111 @@ def test_a_codec_that_fails_costs_its_rows_alone(tmp_path: Path, pictures: Path)
     assert failed == {("vtm", 37, 161), ("vtm", 27, 161), ("vtm", 27, 96), ("vtm", 27, 33)}
     (why,) = {row["error"] for row in rows_of(store) if row["width"] == 96 and row["error"]}
     assert why.startswith("CodecFailed: EncoderApp: exit code 1")
+
+
+KILLED = """
+import os, pathlib
+if pathlib.Path(__file__).with_name("busy").exists() and value["-wdt"] == "161":
+    os.kill(os.getpid(), 9)
+raw ="""
+
+
+def test_a_program_that_is_killed_costs_no_row(tmp_path: Path, pictures: Path) -> None:
+    """As by a machine that is short of memory: its shard fails, and is made in the next run."""
+    programs = stand_ins(tmp_path)
+    encoder, busy = Path(programs["EncoderApp"]), tmp_path / "busy"
+    encoder.write_text(encoder.read_text().replace("raw =", KILLED, 1))
+    busy.touch()
+    workflow = write_workflow(
+        tmp_path / "w.yaml",
+        pictures,
+        programs,
+        codecs=[{"codec": "vtm", "qualities": [37]}, {"codec": "jpeg", "qualities": [50]}],
+        strips={"count": 3, "bpp": 1.5, "crop": 24},
+    )
+    with pytest.raises(AigiError, match=r"1 of 2 shards failed.*vtm.*EncoderApp: ended by SIGKILL"):
+        execute(workflow)
+    store = Store(str(tmp_path / "run"))
+    assert {row["codec"] for row in rows_of(store)} == {"jpeg"}
+    encoder.rename(tmp_path / "away")
+    encoder.symlink_to("nowhere")
+    with pytest.raises(AigiError):  # the program itself is gone
+        Bench(Here(programs), 1).measure(
+            CodecSettings(codec="vtm"),
+            37,
+            decode((pictures / "a.png").read_bytes(), 1 << 20).rgb,
+            "",
+        )
+    encoder.unlink()
+    (tmp_path / "away").rename(encoder)
+    busy.unlink()
+    execute(workflow)
+    whole = [row for row in rows_of(store) if row["width"]]
+    assert len(whole) == 6 and all(row["error"] is None for row in whole)
+
+
+def test_a_codec_that_cannot_be_opened_says_nothing_about_an_image(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*given: Any) -> Any:
+        raise AigiError("models: its folder is gone")
+
+    monkeypatch.setattr(measurements, "opened", gone)
+    image = decode((pictures / "a.png").read_bytes(), 1 << 20).rgb
+    with pytest.raises(MachineFault, match="jpeg: cannot be opened: models: its folder is gone"):
+        Bench(Here(), 1).measure(CodecSettings(codec="jpeg"), 50, image, "")
+
+
+def test_what_a_device_does_to_a_decoded_image_is_no_error_of_its_row(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    workflow = write_workflow(
+        tmp_path / "w.yaml",
+        pictures,
+        {},
+        codecs=[{"codec": "jpeg", "qualities": [50]}],
+        strips=None,
+    )
+    with monkeypatch.context() as broken:
+        broken.setattr(measurements.Measurer, "_content", full)
+        with pytest.raises(AigiError, match=r"1 of 1 shards failed.*CUDA out of memory"):
+            execute(workflow)
+    store, _ = execute(workflow)
+    assert len([row for row in rows_of(store) if row["error"] is None]) == 3
+
+
+def test_failed_rows_are_measured_again_when_asked(tmp_path: Path, pictures: Path) -> None:
+    """Those of codecs in the workflow; what it no longer asks for stays as it is."""
+    programs = stand_ins(tmp_path)
+    encoder = Path(programs["EncoderApp"])
+    sound = encoder.read_text()
+    encoder.write_text(sound.replace("raw =", "assert value['-wdt'] != '161', 'no'\nraw ="))
+    vtm: list[dict[str, Any]] = [
+        {"codec": "vtm", "qualities": [q], "name": f"v{q}"} for q in (30, 37)
+    ]
+    jpeg = {"codec": "jpeg", "qualities": [50]}
+
+    def go(codecs: list[Any], retry: bool) -> dict[str, list[str | None]]:
+        workflow = write_workflow(
+            tmp_path / "w.yaml", pictures, programs, codecs=codecs, anchor="jpeg", strips=None
+        )
+        found = load(workflow)
+        assert found.benchmark is not None
+        store = Store(found.run)
+        make(found.benchmark, Compute(), store, Progress(quiet=True), Checks(retry=retry))
+        rows = [row for row in rows_of(store) if row["width"]]
+        return {label: [row["error"] for row in rows if row["codec"] == label]
+                for label in ("jpeg", "v30", "v37")}  # fmt: skip
+
+    first = go([jpeg, *vtm], False)
+    assert sum(error is not None for errors in first.values() for error in errors) == 2
+    encoder.write_text(sound)
+    assert go([jpeg, *vtm], False) == first
+    again = go([jpeg, vtm[0]], True)
+    assert again == first | {"v30": [None] * 3}
 
 
 def test_other_codecs_cost_their_own_shards_alone(tmp_path: Path, pictures: Path) -> None:

@@ -1,0 +1,78 @@
+"""Shards with failed rows in; which they are, and the same shards with those rows made again, out.
+
+A row keeps its error for good, since the same work gives the same error. `aigi run --retry-failed`
+makes such rows again, for what was mended meanwhile: a file, a mount, a library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import AigiError
+from pipeline.store import Store
+
+CHUNK_ROWS = 16
+ERROR = "error"
+"""The column of a table in which a row has the reason why it could not be made."""
+
+
+def failed_shards(store: Store, table: str, schema: pa.Schema, names: Sequence[str]) -> set[str]:
+    """Those of the shards that have rows with an error; empty for a table without such a column.
+
+    Raises:
+        AigiError: a shard is missing or damaged.
+    """
+    if ERROR not in schema.names:
+        return set()
+
+    def failed(name: str) -> bool:
+        column = store.read(table, name, [ERROR])[ERROR]
+        return bool(column.null_count < len(column))
+
+    with ThreadPoolExecutor(16) as pool:
+        return {name for name, bad in zip(names, pool.map(failed, names), strict=True) if bad}
+
+
+def made_again(
+    old: pa.Table,
+    rows: pa.Table,
+    worker: Callable[[pa.Table], Iterable[pa.Table]],
+    unit: str = "",
+) -> Iterator[pa.Table]:
+    """A shard with its failed rows made again, in their places; the other rows stay as they are.
+
+    Each is made by itself, so that it fails or succeeds alone.
+
+    Args:
+        old: the shard, with a column `error`.
+        rows: of its input, one for each row of the shard, in the same order.
+        worker: what makes rows of a shard.
+        unit: a column of `rows` whose equal neighbours are made together; empty: there is none.
+
+    Raises:
+        AigiError: the shard has not the rows of its input, or the worker lost some.
+    """
+    if old.num_rows != rows.num_rows:
+        raise AigiError(f"{old.num_rows} rows for {rows.num_rows}: it is of another input")
+    bad = pc.is_valid(old[ERROR]).to_pylist()
+    keys = rows[unit].to_pylist() if unit else [None] * rows.num_rows
+    numbers = [number for number, failed in enumerate(bad) if failed]
+    tables, places = [old], list(range(old.num_rows))
+    end = old.num_rows
+    for _, together in groupby(numbers, key=lambda number: keys[number] or number):
+        mine = list(together)
+        made = pa.concat_tables(worker(rows.take(mine)))
+        if made.num_rows != len(mine):
+            raise AigiError(f"{made.num_rows} rows out of {len(mine)}: the worker lost some")
+        tables.append(made.cast(old.schema))
+        for place, number in enumerate(mine, start=end):
+            places[number] = place
+        end += len(mine)
+    whole = pa.concat_tables(tables)
+    for start in range(0, len(places), CHUNK_ROWS):
+        yield whole.take(places[start : start + CHUNK_ROWS])

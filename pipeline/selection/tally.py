@@ -1,0 +1,162 @@
+"""The selection of a run in; what each source and split has and lacks, and why, out."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pipeline.plan import specification
+from pipeline.plan.quotas import Plan, quotas
+from pipeline.plan.rounds import exhausted
+from pipeline.selection.kept import counts_of
+from pipeline.selection.rules import REASONS
+from pipeline.store import Store
+
+_MOST_ERRORS = 3
+
+
+@dataclass
+class Tally:
+    """Generations of one source and split; the variants of one count once.
+
+    Attributes:
+        planned, kept: how many there are.
+        reasons: why the others were dropped.
+        errors: of rows that failed, the beginning of their texts.
+    """
+
+    planned: int = 0
+    kept: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+
+
+class Generation(NamedTuple):
+    """A generation: its `source/split`, what tells it from the others there, its reason or None."""
+
+    key: str
+    unit: Hashable
+    reason: str | None
+
+
+def tally(generations: Iterable[Generation]) -> dict[str, Tally]:
+    """Count generations by `source/split`; variants, which share their reason, count once."""
+    found: dict[str, Tally] = defaultdict(Tally)
+    for key, _, reason in {(one.key, one.unit): one for one in generations}.values():
+        mine = found[key]
+        mine.planned += 1
+        if reason is None:
+            mine.kept += 1
+        else:
+            mine.reasons[reason] += 1
+    return dict(found)
+
+
+def _selected(store: Store) -> Iterator[Generation]:
+    for shard in store.shards("selection"):
+        columns = {"plan": ["source", "split", "pair_id"], "selection": ["reason"]}
+        found = store.aligned(shard, columns)
+        reasons = found["selection"]["reason"].to_pylist()
+        for row, reason in zip(found["plan"].to_pylist(), reasons, strict=True):
+            key = f"{row['source']}/{row['split']}"
+            yield Generation(key, row["pair_id"] or row["image_id"], reason)
+
+
+def tally_of(store: Store) -> dict[str, Tally]:
+    """The tally of a run: as its selection wrote it, else counted.
+
+    Raises:
+        AigiError: a table is missing or damaged.
+    """
+    written = counts_of(store)
+    if written is None:
+        return tally(_selected(store))
+    return {
+        key: Tally(one.planned, one.kept, Counter(one.reasons), Counter(one.errors))
+        for key, one in written.items()
+    }
+
+
+def wanted(plan: Plan) -> dict[tuple[str, str], int | None]:
+    """Generations that each source and split needs; None: as many as an import has."""
+    dataset = specification.load(plan.dataset)
+    return {
+        (quota.source, quota.split): None if quota.spec.count is None else quota.generations
+        for quota in quotas(dataset, plan)
+    }
+
+
+def shortage(plan: Plan, store: Store) -> dict[str, int]:
+    """Generations that each `source/split` lacks, raised by the share that was dropped so far.
+
+    Imports count only until a round found fewer images than it asked for.
+    """
+    found = tally_of(store)
+    short = {}
+    for (source, split), quota in wanted(plan).items():
+        key = f"{source}/{split}"
+        mine = found.get(key, Tally())
+        lacking = 0 if quota is None else quota - mine.kept
+        if lacking > 0 and not exhausted(store, key):
+            share = max(0.1, mine.kept / mine.planned if mine.planned else 1.0)
+            short[key] = math.ceil(lacking / share)
+    return short
+
+
+@dataclass(frozen=True)
+class Lack:
+    """What a source and split has fewer of than was wanted."""
+
+    source: str
+    split: str
+    wanted: int
+    found: Tally
+
+    def __str__(self) -> str:
+        parts = []
+        if self.found.planned < self.wanted:
+            parts.append(f"{self.wanted - self.found.planned:,} never planned")
+        for reason in REASONS:
+            if (count := self.found.reasons[reason]) and reason != "surplus":
+                texts = self.found.errors.most_common(_MOST_ERRORS) if reason == "failed" else []
+                more = ", ".join(f"{text}: {number:,}" for text, number in texts)
+                parts.append(f"{count:,} {reason}" + (f" ({more})" if more else ""))
+        why = ", ".join(parts)
+        return f"{self.source} {self.split}: {self.found.kept:,} of {self.wanted:,}: {why}"
+
+
+def lacks(plan: Plan, store: Store) -> list[Lack]:
+    """The sources and splits of a finished run with fewer generations than were wanted.
+
+    A split without a count wants every image of the import that was planned, up to `plan.limit`:
+    only images that failed are missing there, since what rules drop nobody asked to replace.
+
+    Raises:
+        AigiError: a table is missing or damaged.
+    """
+    found, missing = tally_of(store), []
+    for (source, split), quota in wanted(plan).items():
+        mine = found.get(f"{source}/{split}", Tally())
+        need, have = quota, mine.kept
+        if need is None:
+            need = min(mine.planned, plan.limit or mine.planned)
+            have = mine.planned - mine.reasons["failed"]
+        if have < need:
+            missing.append(Lack(source, split, need, mine))
+    return missing
+
+
+def as_json(found: dict[str, Tally]) -> dict[str, Any]:
+    """A tally as it is recorded beside the selection."""
+    return {
+        key: {
+            "planned": one.planned,
+            "kept": one.kept,
+            "reasons": dict(one.reasons),
+            "errors": dict(one.errors),
+        }
+        for key, one in found.items()
+    }
