@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline import AigiError
 from pipeline.cluster import shards_with_ray
+from pipeline.loaded import Weights
 from pipeline.progress import Progress
 from pipeline.stage import (
     Build,
@@ -113,6 +114,7 @@ def _run_map(
         store.remove(stage.table, f"{name}.parquet")
     if missing:
         stage.check()
+    weights = Weights(stage.table, store, list(whole), stage.inputs) if missing else None
     hashes = {name: sha for name, sha in record.get("sha256", {}).items() if name in whole}
     record |= {"status": "running", "expected": len(names), "failed": {}, "sha256": hashes}
     store.write_json(record, "_stages", f"{stage.table}.json")
@@ -149,6 +151,8 @@ def _run_map(
                     in_a_row += 1
                     bar.fail(name, result["error"])
                 else:
+                    if weights is not None:
+                        weights.add(name, result["weights"])
                     in_a_row = 0
                     hashes[name] = result["sha256"]
                     bar.advance(result["rows"])

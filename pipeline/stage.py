@@ -12,12 +12,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
-from pipeline import AigiError
+from pipeline import AigiError, loaded
 from pipeline.progress import Progress
 from pipeline.settings import Count, Settings
 from pipeline.store import DiskFull, Shard, Store, row_group_limits
@@ -71,7 +72,8 @@ class Map:
         inputs: tables that it reads; their fingerprints are part of its own.
         names: names of the shards to make.
         read: rows of one shard, for the worker.
-        make_worker: loads the models; called once in every worker process.
+        make_worker: loads the models; called once in every worker process. `loaded` of a worker has
+            the digests of their weights, which are recorded in the footer of each shard.
         check: called once by the driver before any work, to refuse early.
         state: what the table depends on besides settings and inputs; part of its fingerprint.
         remake: other settings or inputs remake the table instead of being refused.
@@ -167,17 +169,20 @@ def make_shard(stage: Map, store: Store, worker: Worker, name: str) -> dict[str,
     started = time.perf_counter()
     try:
         rows = stage.read(store, name)
-        shard = store.write(stage.table, name, worker(rows), stage.schema)
+        shard = store.write(
+            stage.table, name, worker(rows), stage.schema, partial(loaded.notes, worker)
+        )
         if shard.rows != rows.num_rows:
             store.remove(stage.table, f"{name}.parquet")
             raise AigiError(f"{shard.rows} rows out of {rows.num_rows}: the worker lost some")
-        result: dict[str, Any] = {**asdict(shard), "error": "", "fatal": ""}
+        weights = loaded.notes(worker).get(loaded.WEIGHTS, "")
+        result: dict[str, Any] = {**asdict(shard), "weights": weights, "error": "", "fatal": ""}
     except DiskFull as error:
         result = {"name": name, "error": "", "fatal": str(error)}
     except Exception as error:  # whatever broke this shard, the others go on
         text = str(error) if isinstance(error, AigiError) else traceback.format_exc()
         result = {"name": name, "error": text, "fatal": ""}
-    empty = {"rows": 0, "bytes": 0, "sha256": ""}
+    empty = {"rows": 0, "bytes": 0, "sha256": "", "weights": ""}
     return {**empty, **result, "seconds": time.perf_counter() - started}
 
 

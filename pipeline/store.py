@@ -15,7 +15,7 @@ import json
 import os
 import posixpath
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +34,9 @@ from pipeline.tables import IMAGE
 # Small row groups let a reader skip to one image; narrow tables need long ones.
 IMAGE_ROWS, IMAGE_BYTES = 100, 64 << 20
 NARROW_ROWS = 65_536
+
+Notes = Callable[[], Mapping[str, str]]
+"""What to write into the footer of a shard; asked for when all of its rows are written."""
 
 
 def row_group_limits(schema: pa.Schema) -> dict[str, int]:
@@ -139,7 +142,14 @@ def _row_groups(chunks: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Ta
         yield pa.concat_tables(held)
 
 
-def _write_parquet(sink: _Hashing, chunks: Iterable[pa.Table], schema: pa.Schema) -> int:
+def no_notes() -> Mapping[str, str]:
+    """The notes of a shard about which there is nothing to note."""
+    return {}
+
+
+def _write_parquet(
+    sink: _Hashing, chunks: Iterable[pa.Table], schema: pa.Schema, notes: Notes
+) -> int:
     """Write row groups in a thread of their own while the worker makes the next rows."""
     rows = 0
     names = [
@@ -178,6 +188,8 @@ def _write_parquet(sink: _Hashing, chunks: Iterable[pa.Table], schema: pa.Schema
             rows += group.num_rows
         if pending is not None:
             pending.result()
+        if found := notes():
+            writer.add_key_value_metadata(dict(found))
     sink.check()
     return rows
 
@@ -361,9 +373,17 @@ class Store:
             return pa.concat_tables(pool.map(lambda name: self.read(table, name, columns), names))
 
     def write(
-        self, table: str, shard: str, chunks: pa.Table | Iterable[pa.Table], schema: pa.Schema
+        self,
+        table: str,
+        shard: str,
+        chunks: pa.Table | Iterable[pa.Table],
+        schema: pa.Schema,
+        notes: Notes = no_notes,
     ) -> Shard:
         """Write one shard whole or not at all; row groups are written while chunks arrive.
+
+        Args:
+            notes: about all of its rows, for its footer.
 
         Raises:
             DiskFull: nothing of the shard is left behind.
@@ -375,7 +395,7 @@ class Store:
         def fill(file: IO[bytes]) -> _Hashing:
             nonlocal rows
             sink = _Hashing(file)
-            rows = _write_parquet(sink, chunks, schema)
+            rows = _write_parquet(sink, chunks, schema, notes)
             return sink
 
         sink = self._replace(self.path(table, f"{shard}.parquet"), fill)

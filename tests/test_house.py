@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 ORDER = [
     "complaints", "settings", "files", "pixels", "markdown", "progress", "charts", "threads",
-    "tables", "store", "stage", "cluster", "run", "manifest", "pictures", "collection",
+    "tables", "store", "loaded", "stage", "cluster", "run", "manifest", "pictures", "collection",
     "models", "marks",
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist

@@ -37,6 +37,8 @@ class Distance:
         kind: its name, in the benchmark section and as a column.
         network, known_as: the network, and torchvision's file of its weights.
         least: pixels a side below which it has nothing to look at.
+        needed: shapes of the tensors that it takes from the file, by name.
+        loaded: digest of these and of the learned weights of the layers.
 
     Raises:
         AigiError: the package is not installed; no such file, or it holds something else.
