@@ -7,7 +7,6 @@ the manifest contains, because the batch changes the last bit of some pixels.
 from __future__ import annotations
 
 import io
-import json
 import os
 import random
 from collections import defaultdict
@@ -25,6 +24,7 @@ from pipeline.pixels import RGB
 from pipeline.plan import specification
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.release import regenerate
+from pipeline.release.words import library_words
 from pipeline.run import RUN_WORKFLOW
 from pipeline.settings import check
 from pipeline.store import Store
@@ -55,9 +55,7 @@ class Remade:
 
 
 def _environment(row: Mapping[str, Any]) -> str:
-    versions = json.loads(row["versions"] or "{}")
-    parts = [row["device"] or "?", *(f"{name} {number}" for name, number in versions.items())]
-    return ", ".join(parts)
+    return f"{row['device'] or '?'}, {library_words(row['versions'])}"
 
 
 def _row(store: Store, path: str, row: int) -> dict[str, Any]:

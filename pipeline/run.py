@@ -114,7 +114,7 @@ def _run_map(
         store.remove(stage.table, f"{name}.parquet")
     if missing:
         stage.check()
-    weights = Weights(stage.table, store, list(whole), stage.inputs) if missing else None
+    weights = Weights(stage.table, store, list(whole), stage.inputs)
     hashes = {name: sha for name, sha in record.get("sha256", {}).items() if name in whole}
     record |= {"status": "running", "expected": len(names), "failed": {}, "sha256": hashes}
     store.write_json(record, "_stages", f"{stage.table}.json")
@@ -151,8 +151,7 @@ def _run_map(
                     in_a_row += 1
                     bar.fail(name, result["error"])
                 else:
-                    if weights is not None:
-                        weights.add(name, result["weights"])
+                    weights.add(name, result["weights"])
                     in_a_row = 0
                     hashes[name] = result["sha256"]
                     bar.advance(result["rows"])

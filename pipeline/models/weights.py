@@ -119,55 +119,53 @@ def compare(part: Part, expected: Shapes, found: Shapes) -> None:
     Raises:
         AigiError: some are missing, unexpected or of another shape; names the first.
     """
-    check(
-        part,
-        missing=expected.keys() - found.keys(),
-        unexpected=found.keys() - expected.keys(),
-        mismatched={
-            name: (found[name], expected[name])
-            for name in expected.keys() & found.keys()
+    _refuse(part, differences(expected, found))
+
+
+def differences(expected: Shapes, found: Shapes) -> str:
+    """What weights lack, have too many or have in another shape than a model; empty: nothing."""
+    both = expected.keys() & found.keys()
+    return _told(
+        expected.keys() - found.keys(),
+        found.keys() - expected.keys(),
+        [
+            (name, found[name], expected[name])
+            for name in both
             if tuple(found[name]) != tuple(expected[name])
-        },
+        ],
     )
 
 
-def check(
-    part: Part,
-    missing: Iterable[str] = (),
-    unexpected: Iterable[str] = (),
-    mismatched: Mapping[str, tuple[Shape, Shape]] | None = None,
-) -> None:
-    """Refuse weights of which a library says that they are not those of the model.
-
-    Args:
-        mismatched: shape in the file and shape in the model, by name.
-
-    Raises:
-        AigiError: there is one of any kind.
-    """
-    others = mismatched or {}
+def _told(
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    mismatched: Iterable[tuple[str, Shape, Shape]],
+) -> str:
+    """The same in words; of those of another shape: name, shape in the file, shape in the model."""
     # Numbers from 0 on that old files hold and new models make themselves; they are no weights.
     extra = [name for name in unexpected if not name.endswith("position_ids")]
-    complaints = []
-    if missing := sorted(missing):
-        complaints.append(f"lack {_names(missing)}")
-    if extra:
-        complaints.append(f"have {_names(sorted(extra))} too many")
-    if others:
-        shapes = [
-            f"{name} of {_shape(found)} instead of {_shape(expected)}"
-            for name, (found, expected) in sorted(others.items())
-        ]
-        complaints.append(f"have {_names(shapes)} of another shape")
-    if complaints:
-        raise part.refused(f"its weights {' and '.join(complaints)}: it would be another model")
+    others = [
+        f"{name} of {_shape(found)} instead of {_shape(expected)}"
+        for name, found, expected in mismatched
+    ]
+    kinds = (
+        ("lack {}", list(missing)),
+        ("have {} too many", extra),
+        ("have {} of another shape", others),
+    )
+    return " and ".join(words.format(_names(names)) for words, names in kinds if names)
+
+
+def _refuse(part: Part, told: str) -> None:
+    if told:
+        raise part.refused(f"its weights {told}: it would be another model")
 
 
 def _names(names: list[str]) -> str:
     """How many tensors, and the first of them."""
     more = ", …" if len(names) > NAMED else ""
     count = f"{len(names)} tensor{'s' * (len(names) != 1)}"
-    return f"{count} ({', '.join(names[:NAMED])}{more})"
+    return f"{count} ({', '.join(sorted(names)[:NAMED])}{more})"
 
 
 def _shape(shape: Shape) -> str:
@@ -206,8 +204,8 @@ def check_transformers(part: Part, kind: Any, folder: str) -> None:
             )
     finally:
         logging.set_verbosity(before)
-    mismatched = {name: (tuple(had), tuple(has)) for name, had, has in info["mismatched_keys"]}
-    check(part, info["missing_keys"], info["unexpected_keys"], mismatched)
+    kinds = (info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
+    _refuse(part, _told(*kinds))
 
 
 def check_diffusers(part: Part, kind: Any, folder: str) -> None:
