@@ -68,7 +68,7 @@ class Distance:
         self.device = pick_device(device)
         with self._reading(file):
             used = self._take(_state(file))
-        self.loaded = digest(Part(f"benchmark.{self.kind}", file), used)
+        self.loaded = digest(Part(f"benchmark.{self.kind}", file, self.network), used)
 
     @classmethod
     def check(cls, file: str) -> None:
@@ -142,9 +142,9 @@ class Lpips(Distance):
         model.net.load_state_dict(
             {n: state[f"features.{n.split('.', 1)[1]}"] for n in model.net.state_dict()}
         )
-        used: dict[str, Tensor] = model.state_dict()
+        learned = {n: v for n, v in model.state_dict().items() if not n.startswith("net.")}
         self.model = model.eval().requires_grad_(False).to(self.device)
-        return used
+        return {name: state[name].float() for name in self.needed} | learned
 
     def _distance(self, x: Tensor, y: Tensor) -> float:
         return float(self.model(2 * x - 1, 2 * y - 1))

@@ -197,11 +197,11 @@ class Diffuser:
         folder = _pipeline_folder(place, spec, given)
         with loading(place.where, place):
             pipe = kind.from_pretrained(folder, **options)
-        self.loaded = {
-            part: digest(Part(place.where, place, part), module)
-            for part, module in sorted(pipe.components.items())
-            if isinstance(module, torch.nn.Module)
-        }
+        self.loaded = {}
+        for part, module in sorted(pipe.components.items()):
+            if isinstance(module, torch.nn.Module):
+                origin = other if other is not None and part == "vae" else place
+                self.loaded[part] = digest(Part(origin.where, origin, part), module)
         scheduler: Any = getattr(diffusers, SCHEDULERS[spec.scheduler])
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
         pipe.set_progress_bar_config(disable=True)
