@@ -7,7 +7,6 @@ the manifest contains, because the batch changes the last bit of some pixels.
 from __future__ import annotations
 
 import io
-import json
 import os
 import random
 from collections import defaultdict
@@ -27,6 +26,7 @@ from pipeline.plan.copied import read_plan
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.release import regenerate
 from pipeline.release.trust import confirm
+from pipeline.release.words import library_words
 from pipeline.settings import check
 from pipeline.store import RUN_WORKFLOW, Store
 from pipeline.workflow import Workflow
@@ -56,9 +56,7 @@ class Remade:
 
 
 def _environment(row: Mapping[str, Any]) -> str:
-    versions = json.loads(row["versions"] or "{}")
-    parts = [row["device"] or "?", *(f"{name} {number}" for name, number in versions.items())]
-    return ", ".join(parts)
+    return f"{row['device'] or '?'}, {library_words(row['versions'])}"
 
 
 def _row(store: Store, path: str, row: int) -> dict[str, Any]:

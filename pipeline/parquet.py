@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
@@ -20,8 +20,18 @@ from pipeline.tables import IMAGE
 IMAGE_ROWS, IMAGE_BYTES = 100, 64 << 20
 NARROW_ROWS = 65_536
 
-MADE_FROM = b"aigi.made_from"
-"""Key of a file's metadata: the digest of what it was made from."""
+NOTE = "aigi."
+"""Keys of a file's metadata that begin so are ours; no table has them when it is read."""
+MADE_FROM = f"{NOTE}made_from"
+"""Key of the digest of what a shard was made from."""
+
+Notes = Callable[[], Mapping[str, str]]
+"""What to write into the footer of a shard; asked for when all of its rows are written."""
+
+
+def no_notes() -> Mapping[str, str]:
+    """The notes of a shard about which there is nothing to note."""
+    return {}
 
 
 def row_group_limits(schema: pa.Schema) -> dict[str, int]:
@@ -117,7 +127,7 @@ def footer_sha256(file: IO[bytes]) -> str:
 
 
 def write_parquet(
-    sink: Hashing, chunks: Iterable[pa.Table], schema: pa.Schema, made_from: str | None
+    sink: Hashing, chunks: Iterable[pa.Table], schema: pa.Schema, notes: Notes
 ) -> int:
     """Write row groups in a thread of their own while the worker makes the next rows."""
     rows = 0
@@ -157,7 +167,7 @@ def write_parquet(
             rows += group.num_rows
         if pending is not None:
             pending.result()
-        if made_from is not None:
-            writer.add_key_value_metadata({MADE_FROM: made_from.encode()})
+        if found := notes():
+            writer.add_key_value_metadata(dict(found))
     sink.check()
     return rows

@@ -21,6 +21,7 @@ from pipeline import AigiError
 from pipeline.cluster import shards_with_ray
 from pipeline.folder import DiskFull
 from pipeline.intact import USUAL, Checks, intact, intact_files
+from pipeline.loaded import Weights
 from pipeline.outside import created, reached
 from pipeline.progress import Progress
 from pipeline.record import Record, Written
@@ -233,6 +234,7 @@ def _run_map(
         store.remove(stage.table, f"{name}.parquet")
     if missing:
         stage.check()
+    weights = Weights(stage.table, store, list(whole), stage.inputs)
     started = time.perf_counter()
     shards, failed = dict(whole), dict[str, str]()
     in_a_row = 0
@@ -264,6 +266,7 @@ def _run_map(
                     in_a_row += 1
                     bar.fail(name, result["error"])
                 else:
+                    weights.add(name, result["weights"])
                     in_a_row = 0
                     kept = {key: result[key] for key in Written.model_fields if key in result}
                     shards[name] = Written(**kept, made_from=missing[name])

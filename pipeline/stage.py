@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from pydantic import Field
 
-from pipeline import AigiError
+from pipeline import AigiError, loaded
 from pipeline.faults import in_short, of_machine
 from pipeline.folder import DiskFull
-from pipeline.parquet import row_group_limits
+from pipeline.parquet import MADE_FROM, row_group_limits
 from pipeline.progress import Progress
 from pipeline.record import digest
 from pipeline.retry import made_again
@@ -100,7 +100,8 @@ class Map(_Recorded):
         inputs: tables that it reads; their fingerprints are part of its own.
         names: names of the shards to make.
         read: rows of one shard, for the worker.
-        make_worker: loads the models; called once in every worker process.
+        make_worker: loads the models; called once in every worker process. `loaded` of a worker has
+            the digests of their weights, which are recorded in the footer of each shard.
         check: called once by the driver before any work, to refuse early.
         sources: tables and names of the shards that a shard is made from, by default those of its
             own name; None for a shard that stays as it is. Where one of them has changed, the
@@ -245,12 +246,16 @@ def make_shard(stage: Map, store: Store, worker: Worker, name: str, source: str)
         chunks = worker(rows)
         if name in stage.again:
             chunks = made_again(store.read(stage.table, name), rows, worker, stage.unit)
-        made = None if stage.published else source
-        shard = store.write(stage.table, name, chunks, stage.schema, made)
+        mine = {} if stage.published else {MADE_FROM: source}
+        # A worker may load its models while it makes the rows.
+        shard = store.write(
+            stage.table, name, chunks, stage.schema, lambda: {**mine, **loaded.notes(worker)}
+        )
         if shard.rows != rows.num_rows:
             store.remove(stage.table, f"{name}.parquet")
             raise AigiError(f"{shard.rows} rows out of {rows.num_rows}: the worker lost some")
-        result: dict[str, Any] = {**asdict(shard), "error": "", "fatal": ""}
+        weights = loaded.notes(worker).get(loaded.WEIGHTS, "")
+        result: dict[str, Any] = {**asdict(shard), "weights": weights, "error": "", "fatal": ""}
     except DiskFull as error:
         result = {"name": name, "error": "", "fatal": str(error)}
     except Exception as error:  # whatever broke this shard, the others go on
@@ -258,7 +263,7 @@ def make_shard(stage: Map, store: Store, worker: Worker, name: str, source: str)
         if of_machine(error) and not isinstance(error, AigiError):
             text = redacted(in_short(error))
         result = {"name": name, "error": text, "fatal": ""}
-    empty = {"rows": 0, "bytes": 0, "sha256": "", "footer": "", "stamp": ""}
+    empty = {"rows": 0, "bytes": 0, "sha256": "", "footer": "", "stamp": "", "weights": ""}
     return {**empty, **result, "seconds": time.perf_counter() - started}
 
 

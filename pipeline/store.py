@@ -23,7 +23,15 @@ from pipeline import AigiError
 from pipeline.faults import let_through
 from pipeline.folder import Folder, as_json, stamp_of
 from pipeline.gate import check, refused
-from pipeline.parquet import MADE_FROM, Hashing, footer_sha256, write_parquet
+from pipeline.parquet import (
+    MADE_FROM,
+    NOTE,
+    Hashing,
+    Notes,
+    footer_sha256,
+    no_notes,
+    write_parquet,
+)
 from pipeline.pixels import RGB, BadPicture, decode, pixels_sha256
 from pipeline.record import Record, Written
 
@@ -223,7 +231,7 @@ class Store(Folder):
     def made_from(self, table: str, shard: str) -> str | None:
         """What a shard itself says that it was made from; None: nothing."""
         metadata = self.metadata(table, shard)
-        said = None if metadata is None else (metadata.metadata or {}).get(MADE_FROM)
+        said = None if metadata is None else (metadata.metadata or {}).get(MADE_FROM.encode())
         return None if said is None else said.decode(errors="replace")
 
     # --- reading -------------------------------------------------------------------------------
@@ -331,7 +339,11 @@ class Store(Folder):
             _have(parquet, names)
             found = parquet.read(names)
             found.validate(full=True)
-        about = {k: v for k, v in (found.schema.metadata or {}).items() if k != MADE_FROM}
+        about = {
+            key: value
+            for key, value in (found.schema.metadata or {}).items()
+            if not key.startswith(NOTE.encode())
+        }
         return found.replace_schema_metadata(about or None)
 
     def aligned(
@@ -439,12 +451,12 @@ class Store(Folder):
         shard: str,
         chunks: pa.Table | Iterable[pa.Table],
         schema: pa.Schema,
-        made_from: str | None = None,
+        notes: Notes = no_notes,
     ) -> Shard:
         """Write one shard whole or not at all; row groups are written while chunks arrive.
 
         Args:
-            made_from: a digest of what it is made from, which its footer then contains.
+            notes: about all of its rows, for its footer.
 
         Raises:
             DiskFull: nothing of the shard is left behind.
@@ -456,7 +468,7 @@ class Store(Folder):
         def fill(file: IO[bytes]) -> Hashing:
             nonlocal rows, footer
             sink = Hashing(file)
-            rows = write_parquet(sink, chunks, schema, made_from)
+            rows = write_parquet(sink, chunks, schema, notes)
             file.flush()
             footer = footer_sha256(file)
             return sink
@@ -465,7 +477,7 @@ class Store(Folder):
         sink = self._replace(path, fill)
         stamp = stamp_of(self.fs.info(path))
         made = Shard(shard, rows, sink.bytes, sink.sha.hexdigest(), footer, stamp)
-        self._mine[table, shard] = made.written(made_from)
+        self._mine[table, shard] = made.written(None)
         return made
 
     def write_arrow(

@@ -71,7 +71,7 @@ IMAGES = pa.schema(
         ("error", pa.string()),
         ("batch_size", pa.int32()),  # null for imported pictures
         ("device", pa.string()),
-        ("versions", pa.string()),  # JSON object of library versions
+        ("versions", pa.string()),  # JSON object of library versions; `weights`: of the model
         ("original_sha256", pa.string()),  # imported pictures: of the file as it came
         ("note", pa.string()),  # imported pictures: what changed, and what was left out
     ]
@@ -175,7 +175,8 @@ RELEASE_MEANING = {
     "left out; null: nothing",
     "batch_size": "pictures drawn at once, which moves the last bit of some pixels; null: imported",
     "device": "what drew the picture, or decoded an imported one",
-    "versions": "JSON object: versions of the libraries that made the pixels",
+    "versions": "JSON object: versions of the libraries that made the pixels, and `weights`: "
+    "sha256 of the tensors of each component of the model, as they were loaded",
 }
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.analysis.places import content, places, read_shard, shard_names, state
-from pipeline.analysis.scorers import ClipScore, Scorer, load
+from pipeline.analysis.scorers import ClipScore, Scorer, check, load
 from pipeline.collection import Pictures
 from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.settings import Count, Settings
@@ -99,6 +99,7 @@ class Aligner:
     def __init__(self, settings: Alignments, device: str) -> None:
         self.settings = settings
         self.models = load(settings.models, settings.batch_size, device)
+        self.loaded = {name: model.loaded for name, model in self.models.items()}
         self.judge = next((m for m in self.models.values() if isinstance(m, ClipScore)), None)
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
@@ -152,6 +153,7 @@ def stage(settings: Alignments, run: str, compute: Compute) -> Map:
         names=partial(shard_names, pictures),
         read=partial(read_shard, pictures, _COLUMNS),
         make_worker=partial(Aligner, settings, compute.device),
+        check=partial(check, settings.models),
         outside=partial(content, pictures),
         state=partial(state, pictures),
     )

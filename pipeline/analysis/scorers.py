@@ -6,16 +6,18 @@ Each is a loaded model with `__call__(pictures, texts) -> scores`; `SCORERS` nam
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from pydantic import Field
 
+from pipeline.models import clip
 from pipeline.models.clip import Clip, Embeddings
 from pipeline.models.device import pick_device
 from pipeline.models.hub import Place, loading
+from pipeline.models.weights import Part, check_transformers, digest
 from pipeline.pixels import RGB
 from pipeline.settings import Location, Settings
 
@@ -52,19 +54,35 @@ class PickScorer(Settings):
 Scorer = Annotated[ClipScorer | BlipScorer | PickScorer, Field(discriminator="kind")]
 
 Scores = npt.NDArray[np.float64]
-Score = Callable[[Sequence[RGB], Sequence[str]], Scores]
+
+
+class Score(Protocol):
+    """A loaded model; `loaded` is the digest of its weights."""
+
+    loaded: str
+
+    def __call__(self, pictures: Sequence[RGB], texts: Sequence[str]) -> Scores: ...
 
 
 class ClipScore:
     """Cosines of images and prompts, -1 to 1 (Hessel 2021, without its factor of 2.5)."""
 
     def __init__(self, settings: ClipScorer, batch_size: int, device: str, where: str) -> None:
-        given = settings.model_dump(exclude={"kind"}) | {"batch_size": batch_size}
-        self.clip = Clip(Embeddings(**given), device, where)
+        self.clip = Clip(_embeddings(settings, batch_size), device, where)
+        self.loaded = self.clip.loaded
+
+    @staticmethod
+    def check(settings: ClipScorer, where: str) -> None:
+        """Check that the model is there and complete. Raises AigiError."""
+        clip.check_weights(_embeddings(settings), where)
 
     def __call__(self, pictures: Sequence[RGB], texts: Sequence[str]) -> Scores:
         """One cosine (float64) for each pair; images are uint8, H x W x 3."""
         return _cosines(self.clip.image_vectors(pictures), self.clip.text_vectors(texts))
+
+
+def _embeddings(settings: ClipScorer, batch_size: int = 1) -> Embeddings:
+    return Embeddings(**settings.model_dump(exclude={"kind"}), batch_size=batch_size)
 
 
 def _cosines(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Scores:
@@ -72,15 +90,25 @@ def _cosines(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Sc
     return found
 
 
-def _loaded(place: Place, model: Any, beside: Place, processor: Any) -> tuple[Any, Any]:
-    """A model, and its processor, which may be in another repository."""
-    configurations = ("*.json", "*.txt")
-    folder = place.fetch("config.json", "*.safetensors", beside=configurations)
-    other = beside.fetch(configurations[0], beside=configurations[1:])
+CONFIGURATIONS = ("*.json", "*.txt")
+
+
+def _checked(place: Place, model: Any) -> str:
+    """The folder of a model on this machine, whose files have the tensors of its class."""
+    folder = place.fetch("config.json", "*.safetensors", beside=CONFIGURATIONS)
+    check_transformers(Part(place.where, place), model, folder)
+    return folder
+
+
+def _loaded(place: Place, model: Any, beside: Place, processor: Any) -> tuple[Any, Any, str]:
+    """A model; its processor, which may be in another repository; digest of the weights."""
+    folder = _checked(place, model)
+    other = beside.fetch(CONFIGURATIONS[0], beside=CONFIGURATIONS[1:])
     with loading(place.where, place):
         weights = model.from_pretrained(folder, use_safetensors=True, local_files_only=True)
         reads = processor.from_pretrained(other, local_files_only=True)
-    return weights.eval().requires_grad_(False), reads
+    sha256 = digest(Part(place.where, place), weights)
+    return weights.eval().requires_grad_(False), reads, sha256
 
 
 class BlipMatch:
@@ -90,9 +118,19 @@ class BlipMatch:
         from transformers import BlipForImageTextRetrieval, BlipProcessor
 
         place = Place.of(where, settings.folder, settings.model, settings.revision)
-        model, self.processor = _loaded(place, BlipForImageTextRetrieval, place, BlipProcessor)
+        model, self.processor, self.loaded = _loaded(
+            place, BlipForImageTextRetrieval, place, BlipProcessor
+        )
         self.device, self.batch_size = pick_device(device), batch_size
         self.model = model.to(self.device)
+
+    @staticmethod
+    def check(settings: BlipScorer, where: str) -> None:
+        """Check that the model is there and complete. Raises AigiError."""
+        from transformers import BlipForImageTextRetrieval
+
+        place = Place.of(where, settings.folder, settings.model, settings.revision)
+        _checked(place, BlipForImageTextRetrieval)
 
     def __call__(self, pictures: Sequence[RGB], texts: Sequence[str]) -> Scores:
         """One probability (float64) for each pair; images are uint8, H x W x 3."""
@@ -113,9 +151,16 @@ class PickScore:
         beside = place
         if settings.folder is None:
             beside = Place(f"{where}.processor", place.instead, repository=settings.processor)
-        model, self.processor = _loaded(place, CLIPModel, beside, CLIPProcessor)
+        model, self.processor, self.loaded = _loaded(place, CLIPModel, beside, CLIPProcessor)
         self.device, self.batch_size = pick_device(device), batch_size
         self.model = model.to(self.device)
+
+    @staticmethod
+    def check(settings: PickScorer, where: str) -> None:
+        """Check that the model is there and complete. Raises AigiError."""
+        from transformers import CLIPModel
+
+        _checked(Place.of(where, settings.folder, settings.model, settings.revision), CLIPModel)
 
     def __call__(self, pictures: Sequence[RGB], texts: Sequence[str]) -> Scores:
         """One score (float64) for each pair; images are uint8, H x W x 3.
@@ -156,12 +201,27 @@ def _in_batches(
     return found
 
 
-SCORERS: Mapping[str, Callable[[Any, int, str, str], Score]] = {
+SCORERS: Mapping[str, type[ClipScore] | type[BlipMatch] | type[PickScore]] = {
     "open_clip": ClipScore,
     "blip_itm": BlipMatch,
     "pick_score": PickScore,
 }
 """The class of each kind of settings."""
+
+
+def _where(name: str) -> str:
+    return f"alignments.models.{name}"
+
+
+def check(scorers: Mapping[str, Scorer]) -> None:
+    """Check that the models of the settings are there and complete, before any work.
+
+    Raises:
+        AigiError: one is missing, or its file does not have its tensors; names it.
+    """
+    for name, settings in scorers.items():
+        kind: Any = SCORERS[settings.kind]
+        kind.check(settings, _where(name))
 
 
 def load(scorers: Mapping[str, Scorer], batch_size: int, device: str) -> dict[str, Score]:
@@ -170,7 +230,8 @@ def load(scorers: Mapping[str, Scorer], batch_size: int, device: str) -> dict[st
     Raises:
         AigiError: a model cannot be loaded; names it.
     """
-    return {
-        name: SCORERS[settings.kind](settings, batch_size, device, f"alignments.models.{name}")
-        for name, settings in scorers.items()
-    }
+    found: dict[str, Score] = {}
+    for name, settings in scorers.items():
+        kind: Any = SCORERS[settings.kind]
+        found[name] = kind(settings, batch_size, device, _where(name))
+    return found

@@ -32,10 +32,10 @@ from pipeline.codecs.table import digest, opened, qualities, row_of
 from pipeline.collection import Collection, Part
 from pipeline.faults import MachineFault, let_through
 from pipeline.marks.dwt_dct import bit_accuracy
-from pipeline.models.clip import Clip, Embeddings, cosine, identity
+from pipeline.models.clip import Clip, Embeddings, check_weights, cosine, identity
 from pipeline.outside import Unreachable
 from pipeline.pixels import RGB, BadPicture, decode
-from pipeline.stage import Compute, Map, no_check
+from pipeline.stage import Compute, Map
 from pipeline.store import Store
 
 
@@ -191,6 +191,9 @@ class Bench:
 
     Args:
         versions: by label, those that the driver of the run has; empty: any will do.
+
+    Attributes:
+        loaded: digests of the weights of the codec that is open, if it has any.
     """
 
     def __init__(
@@ -203,6 +206,7 @@ class Bench:
         self._found: dict[str, str] = {}
         self._key: tuple[str, float] | None = None
         self._codec: Codec | None = None
+        self.loaded: dict[str, str] = {}
 
     def measure(self, given: CodecSettings, quality: float, image: RGB, prompt: str) -> Coded:
         """Code and decode an image (uint8, H x W x 3) once, by the clock.
@@ -251,7 +255,7 @@ class Bench:
     def _open(self, given: CodecSettings, quality: float, image: RGB, prompt: str) -> Codec:
         key = (given.model_dump_json(), quality)
         if self._codec is None or self._key != key:
-            self._codec = None  # a network goes before the next one comes
+            self._codec, self.loaded = None, {}  # a network goes before the next one comes
             self.version(given)  # another one is refused before it measures
             try:
                 codec = opened(given, quality, self.here)
@@ -259,6 +263,8 @@ class Bench:
                 raise
             except Exception as error:
                 raise MachineFault(f"{given.label}: cannot be opened: {error}") from error
+            parts: Mapping[str, str] = getattr(codec, "loaded", {})
+            self.loaded = {f"{given.label} {quality:g} {p}": sha for p, sha in parts.items()}
             if not row_of(given).external:
                 codec.decode(codec.encode(image, prompt))
             self._key, self._codec = key, codec
@@ -305,6 +311,14 @@ class Measurer:
             kind: perceptual.DISTANCES[kind](file, here.device) for kind, file in distances.items()
         }
         self.schema = measurements_schema(clip is not None, watermarks, distances)
+        self._networks = {kind: distance.loaded for kind, distance in self.distances.items()}
+        if self.clip is not None:
+            self._networks[CLIP] = self.clip.loaded
+
+    @property
+    def loaded(self) -> Mapping[str, str]:
+        """Digests of the weights of all that measures, and of the codec of the last row."""
+        return {**self._networks, **self.bench.loaded}
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Yield one row at a time: a codec may take minutes for an image."""
@@ -347,6 +361,13 @@ class Measurer:
         return found
 
 
+def _check(distances: Mapping[str, str], clip: Embeddings | None) -> None:
+    for kind, file in distances.items():
+        perceptual.check(kind, file)
+    if clip is not None:
+        check_weights(clip, CLIP)
+
+
 def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map:
     """The stage of the measurements table.
 
@@ -381,7 +402,7 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
             distances,
             versions,
         ),
-        check=perceptual.check if networks else no_check,
+        check=partial(_check, distances, benchmark.clip),
         sources=partial(_sources, found, bool(more)),
         outside=lambda store, name: collection.digest(found[name].part.name),
         state=lambda store: collection.state,

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +23,20 @@ import numpy as np
 from pipeline import AigiError
 from pipeline.files import file_sha256
 from pipeline.models.device import pick_device
+from pipeline.models.weights import Part, differences, digest, shapes
 from pipeline.pixels import RGB
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def _convolutions(*layers: tuple[int, int, int, int]) -> dict[str, tuple[int, ...]]:
+    """Shapes of weights and biases: number of the layer, outputs, inputs, pixels a side."""
+    found: dict[str, tuple[int, ...]] = {}
+    for number, outputs, inputs, side in layers:
+        found[f"features.{number}.weight"] = (outputs, inputs, side, side)
+        found[f"features.{number}.bias"] = (outputs,)
+    return found
 
 
 class Distance:
@@ -37,6 +50,8 @@ class Distance:
         kind: its name, in the benchmark section and as a column.
         network, known_as: the network, and torchvision's file of its weights.
         least: pixels a side below which it has nothing to look at.
+        needed: shapes of the tensors that it takes from the file, by name.
+        loaded: digest of these and of the learned weights of the layers.
 
     Raises:
         AigiError: the package is not installed; no such file, or it holds something else.
@@ -46,21 +61,41 @@ class Distance:
     network: str
     known_as: str
     least: int
+    needed: Mapping[str, tuple[int, ...]]
 
     def __init__(self, file: str, device: str = "auto") -> None:
-        check()
-        _there(self.kind, file)
+        check(self.kind, file)
+        self.device = pick_device(device)
+        with self._reading(file):
+            used = self._take(_state(file))
+        self.loaded = digest(Part(f"benchmark.{self.kind}", file, self.network), used)
+
+    @classmethod
+    def check(cls, file: str) -> None:
+        """Compare the tensors of a file with those of the network.
+
+        Raises:
+            AigiError: it is no such file, or some are missing, unexpected or of another shape.
+        """
+        with cls._reading(file):
+            # The file has the network's last layers too, which no distance looks at.
+            found = {n: s for n, s in _shapes(file).items() if not n.startswith("classifier.")}
+            if told := differences(cls.needed, found):
+                raise ValueError(f"they {told}")
+
+    @classmethod
+    @contextmanager
+    def _reading(cls, file: str) -> Iterator[None]:
         from safetensors import SafetensorError
 
-        self.device = pick_device(device)
         try:
-            self._take(_state(file))
+            yield
         except Exception as error:  # a file from anywhere may break its reader in any way
             kind = "safetensors" if isinstance(error, SafetensorError) else type(error).__name__
             raise AigiError(
-                f"benchmark.{self.kind}: {file}: not torchvision's weights of {self.network} as "
+                f"benchmark.{cls.kind}: {file}: not torchvision's weights of {cls.network} as "
                 f"plain tensors ({kind}: {str(error).strip().splitlines()[0]}). Get "
-                f"{self.known_as}."
+                f"{cls.known_as}."
             ) from error
 
     def __call__(self, one: RGB, other: RGB) -> float | None:
@@ -83,7 +118,8 @@ class Distance:
             )
             return self._distance(x, y)
 
-    def _take(self, state: dict[str, Tensor]) -> None:
+    def _take(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take tensors of the file; returns all that a distance depends on."""
         raise NotImplementedError
 
     def _distance(self, x: Tensor, y: Tensor) -> float:
@@ -95,8 +131,10 @@ class Lpips(Distance):
     """Differences of unit features, weighted by channel (Zhang 2018, equation 1)."""
 
     kind, network, known_as, least = "lpips", "AlexNet", "alexnet-owt-7be5be79.pth", 31
+    needed = _convolutions((0, 64, 3, 11), (3, 192, 64, 5), (6, 384, 192, 3), (8, 256, 384, 3),
+                           (10, 256, 256, 3))  # fmt: skip
 
-    def _take(self, state: dict[str, Tensor]) -> None:
+    def _take(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         from torchmetrics.functional.image.lpips import _LPIPS
 
         model = _LPIPS(net="alex", pnet_rand=True)
@@ -104,7 +142,9 @@ class Lpips(Distance):
         model.net.load_state_dict(
             {n: state[f"features.{n.split('.', 1)[1]}"] for n in model.net.state_dict()}
         )
+        learned = {n: v for n, v in model.state_dict().items() if not n.startswith("net.")}
         self.model = model.eval().requires_grad_(False).to(self.device)
+        return {name: state[name].float() for name in self.needed} | learned
 
     def _distance(self, x: Tensor, y: Tensor) -> float:
         return float(self.model(2 * x - 1, 2 * y - 1))
@@ -119,22 +159,28 @@ class Dists(Distance):
 
     kind, network, known_as, least = "dists", "VGG-16", "vgg16-397923af.pth", 16
     STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-    CHANNELS = (64, 128, 256, 512, 512)
+    needed = _convolutions(
+        (0, 64, 3, 3), (2, 64, 64, 3),
+        (5, 128, 64, 3), (7, 128, 128, 3),
+        (10, 256, 128, 3), (12, 256, 256, 3), (14, 256, 256, 3),
+        (17, 512, 256, 3), (19, 512, 512, 3), (21, 512, 512, 3),
+        (24, 512, 512, 3), (26, 512, 512, 3), (28, 512, 512, 3),
+    )  # fmt: skip
 
-    def _take(self, state: dict[str, Tensor]) -> None:
+    def _take(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         import torch
 
-        self.layers: list[list[tuple[Tensor, Tensor]]] = []
-        inputs = 3
-        for numbers, outputs in zip(self.STAGES, self.CHANNELS, strict=True):
-            stage = []
-            for number in numbers:
-                weight, bias = (state[f"features.{number}.{name}"] for name in ("weight", "bias"))
-                if weight.shape != (outputs, inputs, 3, 3) or bias.shape != (outputs,):
-                    raise ValueError(f"features.{number} is {tuple(weight.shape)}")
-                stage.append((weight.float().to(self.device), bias.float().to(self.device)))
-                inputs = outputs
-            self.layers.append(stage)
+        used = {name: state[name].float() for name in self.needed}
+        self.layers: list[list[tuple[Tensor, Tensor]]] = [
+            [
+                (
+                    used[f"features.{number}.weight"].to(self.device),
+                    used[f"features.{number}.bias"].to(self.device),
+                )
+                for number in numbers
+            ]
+            for numbers in self.STAGES
+        ]
         learned = torch.load(_learned("dists_models", "weights.pt"), "cpu", weights_only=True)
         total = learned["alpha"].sum() + learned["beta"].sum()
         self.alpha, self.beta = (
@@ -146,6 +192,8 @@ class Dists(Distance):
         )
         row = torch.tensor([0.25, 0.5, 0.25], device=self.device)
         self.blur = (row[:, None] * row)[None, None]
+        all_of_them: dict[str, Tensor] = used | learned
+        return all_of_them
 
     def _features(self, x: Tensor) -> list[Tensor]:
         from torch.nn.functional import conv2d, relu
@@ -197,14 +245,16 @@ def _there(kind: str, file: str) -> None:
         )
 
 
-def check() -> None:
+def check(kind: str, file: str) -> None:
     """Refuse early.
 
     Raises:
-        AigiError: the package is not installed.
+        AigiError: the package is not installed; there is no such file, or it has other tensors.
     """
     if importlib.util.find_spec("torchmetrics") is None:
         raise AigiError("benchmark: LPIPS and DISTS: pip install 'aigi[metrics]'")
+    _there(kind, file)
+    DISTANCES[kind].check(file)
 
 
 def _state(file: str) -> dict[str, Any]:
@@ -214,6 +264,18 @@ def _state(file: str) -> dict[str, Any]:
     if file.endswith(".safetensors"):
         return dict(load_file(file))
     return dict(torch.load(file, map_location="cpu", weights_only=True))
+
+
+def _shapes(file: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a file, which are not read."""
+    import torch
+    from safetensors import safe_open
+
+    if file.endswith(".safetensors"):
+        with safe_open(file, "np") as opened:
+            return {n: tuple(opened.get_slice(n).get_shape()) for n in opened.keys()}  # noqa: SIM118
+    mapped = zipfile.is_zipfile(file)  # torchvision's oldest files are of an older kind
+    return shapes(torch.load(file, map_location="cpu", weights_only=True, mmap=mapped))
 
 
 def _learned(*parts: str) -> Path:

@@ -19,7 +19,7 @@ from pipeline.benchmark.settings import Benchmark
 from pipeline.collection import Collection
 from pipeline.faults import let_through
 from pipeline.marks.dwt_dct import bit_accuracy
-from pipeline.models.clip import Clip, Embeddings, Vectors, cosine, find_weights
+from pipeline.models.clip import Clip, Embeddings, Vectors, check_weights, cosine
 from pipeline.pixels import BadPicture, decode_threads
 from pipeline.stage import Compute, Map
 from pipeline.store import Store
@@ -64,6 +64,7 @@ class Referrer:
 
         torch.set_num_threads(threads)
         self.clip = None if clip is None else Clip(clip, device, CLIP)
+        self.loaded = {} if self.clip is None else {CLIP: self.clip.loaded}
         self.watermarks = watermarks
         self.size = _AT_ONCE if clip is None else clip.batch_size
         self.threads = decode_threads(None if clip is None else clip.decode_threads)
@@ -134,7 +135,7 @@ def _read(collection: Collection, store: Store, name: str) -> pa.Table:
 
 def _check(clip: Embeddings | None) -> None:
     if clip is not None:
-        find_weights(clip, CLIP)
+        check_weights(clip, CLIP)
 
 
 def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +29,11 @@ class Learned:
     codec: LearnedCodec
     quality: int
     prompts: bool
+
+    @property
+    def loaded(self) -> Mapping[str, str]:
+        """Digests of the weights of its parts."""
+        return self.codec.loaded
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
         """The whole file of a uint8 H x W x 3 image, prompt included."""

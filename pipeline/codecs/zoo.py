@@ -7,7 +7,8 @@ no file format: the strings of its entropy coder and the size of the image are p
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,15 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True, eq=False)
 class ZooCodec:
-    """A pretrained network of CompressAI, ready to code."""
+    """A pretrained network of CompressAI, ready to code.
+
+    Attributes:
+        loaded: digest of its weights.
+    """
 
     network: Any
     device: Any
+    loaded: Mapping[str, str] = field(default_factory=dict)
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
         """Sizes of a uint8 H x W x 3 image and its latents, then each string behind its length."""
@@ -82,16 +88,19 @@ def zoo(model: str, quality: float, device: str) -> ZooCodec:
     except ImportError:
         raise Missing(f"compressai is not installed. {HINT}") from None
     from pipeline.models.device import pick_device
+    from pipeline.models.weights import Part, digest
 
     if model not in image_models:
         raise CodecFailed(f"compressai: no network {model!r}; there are {', '.join(image_models)}")
     place = pick_device(device)
     try:
-        network = image_models[model](quality=round(quality), pretrained=True).eval().to(place)
+        network = image_models[model](quality=round(quality), pretrained=True).eval()
         network.update()
+        weights = digest(Part("codec", f"compressai {model}"), network)
+        network = network.to(place)
     except (OSError, ValueError, RuntimeError) as error:
         raise CodecFailed(f"compressai: {model} at quality {quality:g}: {error}") from error
-    return ZooCodec(network, place)
+    return ZooCodec(network, place, {"network": weights})
 
 
 def version() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,6 +19,7 @@ from pipeline.faults import MachineFault, let_through, short_of_memory
 from pipeline.marks.names import embed
 from pipeline.models.device import device_name, pick_device
 from pipeline.models.hub import Place, check_sha256, loading
+from pipeline.models.weights import Part, check_model, check_pipeline, digest
 from pipeline.pixels import RGB, PngEffort, pixels_sha256, png_bytes
 from pipeline.plan.families import FAMILIES, SCHEDULERS
 from pipeline.plan.specification import DiffusersSpec
@@ -53,11 +54,52 @@ def _place(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Place:
     return Place.of(f"sources.{name}", local.folder, spec.model, spec.revision)
 
 
+def _other_vae(name: str, local: DiffusersSource) -> Place | None:
+    """Where the VAE is that takes the place of the model's own, if there is one."""
+    if local.vae is None:
+        return None
+    key = f"sources.{name}.vae"
+    return Place(key, key, local.vae if os.path.isdir(local.vae) else None, local.vae)
+
+
+def _vae_folder(place: Place) -> str:
+    """Its files on this machine, compared with the model."""
+    import diffusers
+
+    folder = place.fetch("config.json", "diffusion_pytorch_model.safetensors")
+    check_model(Part(place.where, place, "vae"), diffusers.AutoencoderKL, folder)
+    return folder
+
+
+def _pipeline_folder(place: Place, spec: DiffusersSpec, given: Mapping[str, Any]) -> str:
+    """The model's files on this machine, compared with the model.
+
+    Args:
+        given: components that do not come from there.
+    """
+    import diffusers
+
+    folder = place.folder
+    if folder is None:
+        kind: Any = getattr(diffusers, FAMILIES[spec.pipeline].pipeline)
+        with loading(place.where, place):
+            # diffusers knows which of a repository's many weights it needs.
+            folder = str(
+                kind.download(spec.model, revision=spec.revision, use_safetensors=True, **given)
+            )
+    check_pipeline(place, folder, given)
+    return folder
+
+
 def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> None:
     """Check that the model is there and its weights are the expected ones, before any work.
 
+    Of a model of the Hub only hashes are compared here: it is downloaded where it is run, and
+    there its tensors are looked at before the first image.
+
     Raises:
-        AigiError: the folder is missing or no pipeline, or a weight file is missing or changed.
+        AigiError: the folder is missing or no pipeline; a weight file is missing or changed, or
+            does not have the tensors of its component.
     """
     place = _place(name, spec, local)
     if local.folder is not None:
@@ -67,6 +109,11 @@ def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Non
         if file not in found:
             raise place.lacking(file)
         check_sha256(place.where, f"{place}: {file}", found[file], expected)
+    if local.folder is not None:
+        other = [] if local.vae is None else ["vae"]
+        check_pipeline(place, local.folder, [*FAMILIES[spec.pipeline].options, *other])
+    if (vae := _other_vae(name, local)) is not None and vae.folder is not None:
+        _vae_folder(vae)
 
 
 @dataclass
@@ -78,7 +125,7 @@ class _Picture:
     batch_size: int
 
 
-def _versions() -> str:
+def _versions(weights: Mapping[str, str]) -> str:
     import diffusers
     import torch
     import transformers
@@ -87,6 +134,7 @@ def _versions() -> str:
         "diffusers": diffusers.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "weights": dict(weights),
     }
     return json.dumps(found, sort_keys=True)
 
@@ -105,8 +153,11 @@ class Diffuser:
         png: `fast` or `small`, as for `png_bytes`.
         encode_threads: threads that compress PNG while the next batch is made.
 
+    Attributes:
+        loaded: digests of the weights by component, as they were loaded in the source's dtype.
+
     Raises:
-        AigiError: the model is missing or cannot be loaded.
+        AigiError: the model is missing, incomplete or cannot be loaded.
     """
 
     def __init__(
@@ -136,22 +187,22 @@ class Diffuser:
         self.family = FAMILIES[spec.pipeline]
         kind: Any = getattr(diffusers, self.family.pipeline)
         options = {"dtype": dtype, "use_safetensors": True, **self.family.options}
-        if local.folder is None:
-            options |= {"revision": spec.revision}
-        if local.vae is not None:
-            key = f"sources.{name}.vae"
-            other = Place(key, key, local.vae if os.path.isdir(local.vae) else None, local.vae)
+        if (other := _other_vae(name, local)) is not None:
+            folder = _vae_folder(other)
             with loading(other.where, other):
                 options["vae"] = diffusers.AutoencoderKL.from_pretrained(
-                    other.fetch("config.json", "diffusion_pytorch_model.safetensors"),
-                    dtype=dtype,
-                    use_safetensors=True,
-                    local_files_only=True,
+                    folder, dtype=dtype, use_safetensors=True, local_files_only=True
                 )
         place = _place(name, spec, local)
+        given = {key: options[key] for key in (*self.family.options, "vae") if key in options}
+        folder = _pipeline_folder(place, spec, given)
         with loading(place.where, place):
-            # diffusers knows which of a repository's many weights it needs.
-            pipe = kind.from_pretrained(local.folder or spec.model, **options)
+            pipe = kind.from_pretrained(folder, **options)
+        self.loaded = {}
+        for part, module in sorted(pipe.components.items()):
+            if isinstance(module, torch.nn.Module):
+                origin = other if other is not None and part == "vae" else place
+                self.loaded[part] = digest(Part(origin.where, origin, part), module)
         scheduler: Any = getattr(diffusers, SCHEDULERS[spec.scheduler])
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
         pipe.set_progress_bar_config(disable=True)
@@ -161,7 +212,10 @@ class Diffuser:
         if local.compile:
             getattr(pipe, self.family.denoiser).compile(dynamic=False)
         self.pipe: Any = pipe
-        self.provenance = {"device": device_name(self.device), "versions": _versions()}
+        self.provenance = {
+            "device": device_name(self.device),
+            "versions": _versions(self.loaded),
+        }
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Yield IMAGES rows in the order of the PLAN rows, one chunk per batch."""

@@ -87,6 +87,13 @@ class ImageMaker:
             self.maker, self.held = self._make(*wanted), wanted
         yield from self.maker(rows)
 
+    @property
+    def loaded(self) -> Mapping[str, str]:
+        """Digests of the weights of the model that it holds, by source and component."""
+        if self.held is None or not isinstance(self.maker, Diffuser):
+            return {}
+        return {f"{self.held[0]}.{part}": sha for part, sha in self.maker.loaded.items()}
+
     def _make(self, name: str, revision: str) -> Diffuser | Importer:
         spec = self.dataset.sources[name]
         if isinstance(spec, DiffusersSpec):

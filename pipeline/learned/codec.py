@@ -32,6 +32,7 @@ from pipeline.learned.sizes import read
 from pipeline.learned.text import TextEncoder
 from pipeline.models.device import pick_device
 from pipeline.models.hub import Place
+from pipeline.models.weights import Part, digest
 
 RGB = npt.NDArray[np.uint8]
 """An image: uint8, H x W x 3, red green blue, 0 to 255."""
@@ -70,6 +71,7 @@ class LearnedCodec:
     Attributes:
         name: of the model; it stands in the files.
         weights: 4 bytes of its fingerprint.
+        loaded: digests of the weights of the network and its text encoder.
         qualities: how many rates it codes at.
 
     Raises:
@@ -90,9 +92,13 @@ class LearnedCodec:
         if tile is not None and (tile <= 0 or tile % STRIDE or tile * tile > MOST_TILE_PIXELS):
             raise AigiError(f"tile: {tile}: expected a multiple of {STRIDE} up to 1536")
         self.tile = tile
+        # As they are stored, before some of them are computed with in float64.
+        self.loaded = {"network": digest(Part("codec", network.sizes.name), network.weights())}
         self.network = network.freeze().to(self.device)
         sizes = network.sizes.text
         self.text = None if sizes is None else text or TextEncoder(sizes, text_folder, self.device)
+        if self.text is not None:
+            self.loaded["text encoder"] = self.text.loaded
         self.name, self.qualities = network.sizes.name, network.sizes.qualities
         text_weights = None if self.text is None else self.text.state()
         self.weights = network.fingerprint(text_weights)[:4]

@@ -25,6 +25,7 @@ from pipeline.learned.coding import Estimate, Read, Write
 from pipeline.learned.entropy import Factorized
 from pipeline.learned.layers import CrossAttention, Gains, Text
 from pipeline.learned.sizes import Sizes, parse
+from pipeline.models.weights import Part, compare, digest, header, shapes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Y_STRIDE = 16
@@ -302,8 +303,12 @@ class Network(nn.Module, PyTorchModelHubMixin):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        part = Part("codec", path, self.sizes.name)
+        compare(part, shapes(self.state_dict()), header(part, str(path)))
         try:
-            self.load_state_dict(load_file(path))
+            weights = load_file(path)
+            digest(part, weights)  # for its check that all of them are numbers
+            self.load_state_dict(weights)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise AigiError(
                 f"codec: {path}: not the weights of {self.sizes.name}: "

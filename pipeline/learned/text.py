@@ -18,8 +18,9 @@ from pipeline import AigiError
 from pipeline.files import file_sha256
 from pipeline.learned.layers import Text
 from pipeline.learned.sizes import TextSizes
-from pipeline.models.clip import CONFIG, WEIGHTS, open_model, read_config
+from pipeline.models.clip import CONFIG, WEIGHTS, check_tensors, open_model, read_config
 from pipeline.models.hub import Place, check_sha256
+from pipeline.models.weights import Part, digest
 
 EMBEDDED = {"tiny": Path(__file__).parents[1] / "tiny" / "weights" / "clip"}
 STEPS = 1024
@@ -46,8 +47,11 @@ class TextEncoder:
         folder: where it is, instead of the place that `sizes` names.
         device: where it computes.
 
+    Attributes:
+        loaded: digest of its weights, in float32.
+
     Raises:
-        AigiError: it cannot be loaded, or is of another width.
+        AigiError: it is incomplete, cannot be loaded, or is of another width.
     """
 
     def __init__(
@@ -59,11 +63,13 @@ class TextEncoder:
         self.sizes, self.device = sizes, torch.device(device)
         place = _place(sizes, folder)
         found = place.fetch(CONFIG, WEIGHTS[0], beside=("*.json", "*.txt"))
+        weights, part = os.path.join(found, WEIGHTS[0]), Part(place.where, place)
         if sizes.sha256 is not None:
-            weights = os.path.join(found, WEIGHTS[0])
             check_sha256(place.where, weights, file_sha256(weights), sizes.sha256)
+        config = read_config(place)
+        check_tensors(part, f"local-dir:{found}", None, weights)
         model, _, self.tokenizer = open_model(
-            place.where, f"local-dir:{found}", read_config(place), device="cpu"
+            place.where, f"local-dir:{found}", config, device="cpu"
         )
         tower = getattr(model, "text", model)
         if getattr(tower, "pool_type", getattr(tower, "text_pool_type", None)) != "argmax":
@@ -73,6 +79,7 @@ class TextEncoder:
             )
         if hasattr(model, "visual"):
             del model.visual
+        self.loaded = digest(part, model)
         self.model = model.eval().requires_grad_(False).double().to(self.device)
         self.tower = tower
         self._cache: OrderedDict[str, Tensor] = OrderedDict()  # int16, T x D, on the CPU

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -16,6 +17,7 @@ from pipeline import AigiError
 from pipeline.files import file_sha256, folder_sha256
 from pipeline.models.device import pick_device
 from pipeline.models.hub import Place, check_sha256, loading
+from pipeline.models.weights import Part, compare, digest, header, shapes
 from pipeline.pixels import RGB
 from pipeline.settings import Count, Location, Settings
 
@@ -171,6 +173,75 @@ def find_weights(settings: Embeddings, where: str = SECTION) -> str:
     return path
 
 
+def check_weights(settings: Embeddings, where: str = SECTION) -> None:
+    """Check that the model is there, the expected one and complete, before any work.
+
+    Args:
+        where: section of the settings, for messages.
+
+    Raises:
+        AigiError: there is none, it is another one, or its file does not have its tensors.
+    """
+    file = find_weights(settings, where)
+    check_tensors(_part(settings, where), *_names(settings, where), file)
+
+
+def _names(settings: Embeddings, where: str) -> tuple[str, str | None]:
+    """What open_clip calls the model, and the tag of its weights."""
+    name = settings.model if settings.folder is None else f"local-dir:{settings.folder}"
+    return name, settings.pretrained if _place(settings, where) is None else None
+
+
+def _part(settings: Embeddings, where: str) -> Part:
+    if (place := _place(settings, where)) is not None:
+        return Part(place.where, place)
+    return Part(f"{where}.pretrained", f"{settings.model}, {settings.pretrained}")
+
+
+def check_tensors(part: Part, name: str, tag: str | None, file: str) -> None:
+    """Compare a model of open_clip with the file of its weights, which are not read.
+
+    Args:
+        part: for errors.
+        name, tag: as for `open_model`.
+
+    Raises:
+        AigiError: tensors are missing, unexpected or of another shape; or the file is damaged.
+    """
+    import logging
+
+    import open_clip
+    import torch
+    from open_clip.convert import convert_state_dict
+
+    found = header(part, file)
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)  # it would warn that the weights are random
+    try:
+        with loading(part.where, part.model), torch.device("meta"):
+            model = open_clip.create_model(
+                name, load_weights=False, pretrained_text=False, device="meta"
+            )
+    finally:
+        logging.getLogger().setLevel(level)
+    expected = shapes(model.state_dict())
+    # What open_clip makes of files of other times and origins. But it also stretches position
+    # embeddings of another shape, without a word: here they are refused.
+    empty = {key: torch.empty(shape, device="meta") for key, shape in found.items()}
+    if next(iter(empty), "").startswith("module"):
+        empty = {key.removeprefix("module."): value for key, value in empty.items()}
+    empty = convert_state_dict(model, empty)
+    if "positional_embedding" in empty and not hasattr(model, "positional_embedding"):
+        empty = open_clip.convert_to_custom_text_state_dict(empty)
+    found = shapes(empty)
+    if "logit_bias" in expected:
+        found.setdefault("logit_bias", expected["logit_bias"])  # it is 0 then
+    for scalar in {"logit_scale", "logit_bias"} & expected.keys() & found.keys():
+        if math.prod(found[scalar]) == 1:
+            found[scalar] = expected[scalar]
+    compare(part, expected, found)
+
+
 def identity(settings: Embeddings, where: str = SECTION) -> dict[str, Any]:
     """Which model it is, as records of stages name it.
 
@@ -254,6 +325,7 @@ class Clip:
     Attributes:
         size: numbers of a vector.
         logit_scale: what the model multiplies cosines with before a softmax.
+        loaded: digest of its weights, in float32.
 
     Args:
         settings: which model, and how it is run.
@@ -267,12 +339,12 @@ class Clip:
     def __init__(self, settings: Embeddings, device: str = "auto", where: str = SECTION) -> None:
         self.settings, self.device, self.where = settings, pick_device(device), where
         config = model_config(settings, where)
-        find_weights(settings, where)
-        name = settings.model if settings.folder is None else f"local-dir:{settings.folder}"
-        tag = settings.pretrained if _place(settings, where) is None else None
+        check_weights(settings, where)
+        name, tag = _names(settings, where)
         model, self.prepare_image, self.tokenizer = open_model(
             where, name, config, tag, self.device
         )
+        self.loaded = digest(_part(settings, where), model)
         self.model: Any = model.eval().requires_grad_(False)
         self.size = int(config["embed_dim"])
         self.logit_scale = float(self.model.logit_scale.exp())

@@ -5,7 +5,6 @@ Counts cover all rows; images are a sample, drawn by image id, which is a hash.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
@@ -27,6 +26,7 @@ from pipeline.pages.section import Section, Table, counted
 from pipeline.pages.thumbnails import thumbnails
 from pipeline.pages.trained import training
 from pipeline.progress import duration
+from pipeline.release.words import library_words
 from pipeline.selection.selection import near_pairs_of
 from pipeline.status import Status, status
 from pipeline.store import RUN_WORKFLOW, Store
@@ -38,11 +38,6 @@ MOST_PICTURES = 600
 
 
 # --- Sections ----------------------------------------------------------------------------------
-
-
-def _libraries(versions: str | None) -> str:
-    """Names and versions, from the JSON text in the images table."""
-    return ", ".join(f"{name} {number}" for name, number in json.loads(versions or "{}").items())
 
 
 def _environment(store: Store, stages: Sequence[Status], images: pa.Table | None) -> Section | None:
@@ -83,7 +78,7 @@ def _environment(store: Store, stages: Sequence[Status], images: pa.Table | None
                         row["source"],
                         row["device"],
                         "" if row["batch_size"] is None else str(row["batch_size"]),
-                        _libraries(row["versions"]),
+                        library_words(row["versions"]),
                         counted(row["count_all"]),
                     )
                     for row in made.to_pylist()

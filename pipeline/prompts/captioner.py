@@ -16,6 +16,7 @@ from pipeline import AigiError
 from pipeline.faults import MachineFault, of_a_name
 from pipeline.models.device import pick_device
 from pipeline.models.hub import Place, loading
+from pipeline.models.weights import Part, check_transformers, digest
 from pipeline.pictures.pictures import Absent, Escapes, Pictures, open_pictures
 from pipeline.pixels import BadPicture, decode
 from pipeline.progress import Progress
@@ -103,15 +104,31 @@ def photo_names(source: BlipCaptions) -> list[str]:
     return names
 
 
-def _load(source: BlipCaptions) -> tuple[Any, Any, Any]:
-    """Model, tokenizer, and image processor of `source`, on the CPU."""
+def check_weights(source: BlipCaptions) -> tuple[Part, str]:
+    """Check that the model is there and complete, before any work.
+
+    Returns: how errors name it, and its folder on this machine.
+
+    Raises:
+        AigiError: there is none, or its file does not have its tensors.
+    """
+    from transformers import BlipForConditionalGeneration
+
+    place = Place.of("prompts.sources", source.folder, source.model, source.revision)
+    folder = place.fetch("config.json", "*.safetensors", beside=("*.json", "*.txt"))
+    part = Part(place.where, place)
+    check_transformers(part, BlipForConditionalGeneration, folder)
+    return part, folder
+
+
+def _load(source: BlipCaptions) -> tuple[Any, Any, Any, str]:
+    """Model, tokenizer and image processor of `source`, on the CPU; digest of the weights."""
     import torch
     import transformers
     from transformers import AutoTokenizer, BlipForConditionalGeneration
 
-    place = Place.of("prompts.sources", source.folder, source.model, source.revision)
-    folder = place.fetch("config.json", "*.safetensors", beside=("*.json", "*.txt"))
-    with loading(place.where, place):
+    part, folder = check_weights(source)
+    with loading(part.where, part.model):
         model: Any = BlipForConditionalGeneration.from_pretrained(
             folder,
             use_safetensors=True,
@@ -126,7 +143,7 @@ def _load(source: BlipCaptions) -> tuple[Any, Any, Any]:
         plain = transformers.BlipImageProcessor
         kind = getattr(transformers, "BlipImageProcessorPil", plain)
         processor = kind.from_pretrained(folder, local_files_only=True)
-    return model.eval(), tokenizer, processor
+    return model.eval(), tokenizer, processor, digest(part, model)
 
 
 class Captioner:
@@ -139,14 +156,17 @@ class Captioner:
         source: the photos, the model, and the search.
         device: auto, cpu, cuda, cuda:N or mps.
 
+    Attributes:
+        loaded: digest of the weights of the model, in its dtype.
+
     Raises:
-        AigiError: photos, model or device are missing.
+        AigiError: photos, model or device are missing, or the model is incomplete.
     """
 
     def __init__(self, source: BlipCaptions, device: str = "auto") -> None:
         self.source, self.device = source, pick_device(device)
         self.photos = _open_photos(source)
-        model, self.tokenizer, self.processor = _load(source)
+        model, self.tokenizer, self.processor, self.loaded = _load(source)
         self.model = model.to(self.device)
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
@@ -227,6 +247,12 @@ class _Captioners:
         self.held: int | None = None
         self.captioner: Captioner | None = None
 
+    @property
+    def loaded(self) -> dict[str, str]:
+        """Digest of the weights of the model that it holds, by the number of its source."""
+        held = self.captioner
+        return {} if held is None else {f"prompts.sources.{self.held}": held.loaded}
+
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         number = rows["source"][0].as_py()
         if self.captioner is None or self.held != number:
@@ -251,6 +277,11 @@ def _list_photos(sources: dict[int, BlipCaptions], store: Store, progress: Progr
             )
             made.append(store.write("photos", f"{number:02d}-{shard:05d}", rows, PHOTOS))
     return made
+
+
+def _check(sources: dict[int, BlipCaptions]) -> None:
+    for source in sources.values():
+        check_weights(source)
 
 
 def _names(store: Store) -> list[str]:
@@ -293,5 +324,6 @@ def stages(sources: Sequence[CaptionSource], compute: Compute) -> list[Stage]:
             names=_names,
             read=_read,
             make_worker=partial(_Captioners, blip, compute.device, compute.threads),
+            check=partial(_check, blip),
         ),
     ]

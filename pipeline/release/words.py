@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import posixpath
 from collections.abc import Mapping
@@ -89,9 +90,14 @@ def embedder_words(settings: Embeddings) -> str:
 
 
 def library_words(versions: str | None) -> str:
+    """Libraries and weights of the column `versions`; all weights have one short digest here."""
     try:
-        return ", ".join(
-            f"{name} {version}" for name, version in json.loads(versions or "").items()
-        )
-    except (AttributeError, ValueError):
+        found = json.loads(versions or "")
+    except (ValueError, RecursionError):
         return versions or NOT_STATED
+    if not isinstance(found, dict):
+        return versions or NOT_STATED
+    if weights := found.pop("weights", None):
+        text = json.dumps(weights, sort_keys=True).encode()
+        found["weights"] = hashlib.sha256(text).hexdigest()[:12]
+    return ", ".join(f"{name} {version}" for name, version in found.items())

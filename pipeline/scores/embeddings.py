@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import AigiError
-from pipeline.models.clip import Clip, Embeddings, Vectors, find_weights, identity, model_config
+from pipeline.models.clip import Clip, Embeddings, Vectors, check_weights, identity, model_config
 from pipeline.pixels import RGB, BadPicture, decode, decode_threads
 from pipeline.stage import Compute, Map
 from pipeline.store import Store
@@ -102,6 +102,7 @@ class Embedder:
 
     def __init__(self, settings: Embeddings, device: str = "auto") -> None:
         self.settings, self.clip = settings, Clip(settings, device)
+        self.loaded = {"embeddings": self.clip.loaded}
         self.schema = embeddings_schema(self.clip.size)
         self.threads = decode_threads(settings.decode_threads)
 
@@ -173,7 +174,7 @@ def _read(store: Store, shard: str) -> pa.Table:
 
 
 def _check(settings: Embeddings) -> None:
-    find_weights(settings)
+    check_weights(settings)
 
 
 def stage(settings: Embeddings, compute: Compute) -> Map:

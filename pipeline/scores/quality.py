@@ -16,7 +16,7 @@ from pydantic import Field
 
 from pipeline import AigiError
 from pipeline.files import folder_sha256
-from pipeline.models.clip import Clip, Embeddings, Vectors
+from pipeline.models.clip import Clip, Embeddings, Vectors, check_weights
 from pipeline.pixels import decode_threads
 from pipeline.scores.embeddings import (
     Row,
@@ -32,6 +32,7 @@ from pipeline.scores.safety import (
     Pixels,
     SafetyChecker,
     SafetyScorer,
+    check_checker,
     find_checker,
 )
 from pipeline.settings import Count, Settings
@@ -108,9 +109,11 @@ class Inspector:
         self.threads = decode_threads(settings.decode_threads)
         self.concepts: dict[str, tuple[Vectors, Vectors]] = {}
         self.scale = 1.0
+        self.loaded: dict[str, str] = {}
         if settings.concepts:
             # Of this model only the sentences are needed: it is gone before the next one comes.
             clip = Clip(_needed(embeddings), device)
+            self.loaded["embeddings"] = clip.loaded
             self.scale = clip.logit_scale
             self.concepts = {
                 name: (clip.text_vectors(concept.texts), clip.text_vectors(concept.neutral))
@@ -122,6 +125,8 @@ class Inspector:
             if settings.safety_checker is None
             else SafetyScorer(settings.safety_checker, device)
         )
+        if self.checker is not None:
+            self.loaded["safety_checker"] = self.checker.loaded
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Yield scores in row order, one chunk per batch.
@@ -205,9 +210,11 @@ def _read(concepts: bool, store: Store, shard: str) -> pa.Table:
     return rows.append_column("image_vector", found["embeddings"]["image_vector"])
 
 
-def _check(settings: Quality) -> None:
+def _check(settings: Quality, embeddings: Embeddings | None) -> None:
     if settings.safety_checker is not None:
-        find_checker(settings.safety_checker)
+        check_checker(settings.safety_checker)
+    if embeddings is not None:
+        check_weights(embeddings)
 
 
 def stage(settings: Quality, embeddings: Embeddings | None, compute: Compute) -> Map:
@@ -217,6 +224,7 @@ def stage(settings: Quality, embeddings: Embeddings | None, compute: Compute) ->
         AigiError: concepts without an embeddings section, or no safety checker in its folder.
     """
     concepts = bool(settings.concepts)
+    needed = _needed(embeddings) if concepts else None
     checker: dict[str, Any] | None = None
     if settings.safety_checker is not None:
         folder = settings.safety_checker.folder
@@ -240,9 +248,9 @@ def stage(settings: Quality, embeddings: Embeddings | None, compute: Compute) ->
         make_worker=partial(
             _make_worker,
             settings,
-            _needed(embeddings) if concepts else None,
+            needed,
             compute.device,
             compute.threads,
         ),
-        check=partial(_check, settings),
+        check=partial(_check, settings, needed),
     )

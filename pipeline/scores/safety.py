@@ -13,6 +13,7 @@ from pipeline import AigiError
 from pipeline.models.clip import Vectors
 from pipeline.models.device import pick_device
 from pipeline.models.hub import Place, loading
+from pipeline.models.weights import Part, check_transformers, digest
 from pipeline.pixels import RGB
 from pipeline.settings import Location, Settings
 
@@ -34,12 +35,15 @@ class SafetyScorer:
         device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-        AigiError: no such model or device, or the weights do not fit.
+        AigiError: no such model or device, or the model is incomplete.
+
+    Attributes:
+        loaded: digest of its weights, in float32.
     """
 
     def __init__(self, settings: SafetyChecker, device: str = "auto") -> None:
         self.device = pick_device(device)
-        folder = find_checker(settings)
+        part, folder = check_checker(settings)
         import torch
         import transformers
         from diffusers.pipelines.stable_diffusion.safety_checker import (
@@ -51,22 +55,15 @@ class SafetyScorer:
         # Releases without this name have Pillow's under the plain one.
         plain = transformers.CLIPImageProcessor
         processor: Any = getattr(transformers, "CLIPImageProcessorPil", plain)
-        place = _place(settings)
-        with loading(place.where, place):
-            model, info = StableDiffusionSafetyChecker.from_pretrained(
+        with loading(part.where, part.model):
+            model = StableDiffusionSafetyChecker.from_pretrained(
                 folder,
                 use_safetensors=True,
                 local_files_only=True,
                 dtype=torch.float32,
-                output_loading_info=True,
             )
             self.processor = processor.from_pretrained(folder, local_files_only=True)
-        if info["missing_keys"]:
-            # They would be random, and so would be the scores.
-            raise AigiError(
-                f"{place.where}: {place}: the weights lack "
-                f"{', '.join(sorted(info['missing_keys'])[:3])}, …: not a safety checker"
-            )
+        self.loaded = digest(part, model)
         self.model: Any = model.to(self.device).eval()
 
     def prepare(self, rgb: RGB) -> Pixels:
@@ -134,6 +131,22 @@ def find_checker(settings: SafetyChecker) -> str:
         AigiError: there is none, or it lacks a file.
     """
     return _place(settings).fetch(*CHECKER_FILES)
+
+
+def check_checker(settings: SafetyChecker) -> tuple[Part, str]:
+    """Check that the safety checker is there and complete, before any work.
+
+    Returns: how errors name it, and its folder on this machine.
+
+    Raises:
+        AigiError: there is none, or its file does not have its tensors.
+    """
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+    place, folder = _place(settings), find_checker(settings)
+    part = Part(place.where, place)
+    check_transformers(part, StableDiffusionSafetyChecker, folder)
+    return part, folder
 
 
 class SafetyChecker(Settings):

@@ -126,7 +126,10 @@ def test_row_says_what_made_it(diffuser: Diffuser) -> None:
     assert [row["batch_size"] for row in made] == [2, 2, 1]
     for row in made:
         assert (row["width"], row["height"], row["error"], row["device"]) == (64, 64, None, "cpu")
-        assert set(json.loads(row["versions"])) == {"diffusers", "torch", "transformers"}
+        versions = json.loads(row["versions"])
+        assert set(versions) == {"diffusers", "torch", "transformers", "weights"}
+        assert versions["weights"] == diffuser.loaded
+        assert list(diffuser.loaded) == ["text_encoder", "unet", "vae"]
         assert row["image"]["path"] == f"{row['image_id']}.png"
         assert Image.open(io.BytesIO(row["image"]["bytes"])).format == "PNG"
         import hashlib

@@ -283,7 +283,7 @@ def _write(name: str, data: bytes) -> Callable[[Path], object]:
         (_write("open_clip_config.json", b"[]"), "not a configuration of open_clip"),
         (_write("open_clip_config.json", b'{"model_cfg": {}}'), "not a configuration"),
         (_unlink(WEIGHTS), "has no open_clip_model.safetensors"),
-        (_write(WEIGHTS, b"\x00" * 64), "the model cannot be loaded"),
+        (_write(WEIGHTS, b"\x00" * 64), f"{WEIGHTS} is damaged or cut short"),
         (_write("tokenizer.json", b"{"), "the model cannot be loaded"),
         (_unlink("tokenizer.json"), "its tokenizer knows no words"),
     ],
@@ -422,7 +422,8 @@ def test_the_stage_goes_on_where_it_was(
 
     class Breaking:
         def __init__(self) -> None:
-            self.worker = stage.make_worker()
+            self.worker: Any = stage.make_worker()
+            self.loaded = self.worker.loaded
 
         def __call__(self, rows: pa.Table) -> Any:
             if rows["image_id"][0].as_py() == "id-4":

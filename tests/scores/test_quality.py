@@ -384,8 +384,11 @@ def _pickled(folder: Path) -> None:
         (shutil.rmtree, r"quality\.safety_checker\.folder: .*no such folder"),
         (_unlink("preprocessor_config.json"), "has no preprocessor_config.json"),
         (_pickled, "has no model.safetensors; .*pickle files are not read"),
-        (_without_vision, "the weights lack vision_model.* not a safety checker"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99), "cannot be loaded"),
+        (_without_vision, r"its weights lack 39 tensors \(vision_model\..* Copy or download"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99),
+            "is damaged or cut",
+        ),
         (lambda folder: (folder / "config.json").write_bytes(b"{"), "cannot be loaded"),
     ],
 )

@@ -1,0 +1,330 @@
+"""Files of weights and models in: what is missing in them, and a digest of what was loaded, out.
+
+Libraries fill a tensor that a file does not have, or has under another name, with random numbers,
+and only warn. So the names and shapes in the headers of the files are compared with those of the
+model, which is built without memory for its tensors (torch's `meta` device): this takes a second
+or less and reads no weights. What is then loaded has a digest, which is recorded with every row
+that depends on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pipeline import AigiError
+from pipeline.models.hub import Place, loading
+
+if TYPE_CHECKING:
+    import torch
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+"""Shapes of tensors by name."""
+
+NAMED = 3  # tensors of each kind that an error names
+THREADS = 4  # that hash tensors
+_REMEDY = "Copy or download the model anew, or set another one."
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model or a component of one, for errors.
+
+    Attributes:
+        where: section and key of the setting.
+        model: where the model is.
+        name: of the component; empty: the model is one.
+    """
+
+    where: str
+    model: object
+    name: str = ""
+
+    def refused(self, why: str) -> AigiError:
+        """The error that it cannot be used."""
+        named = f"{self.model}: {self.name}" if self.name else str(self.model)
+        return AigiError(f"{self.where}: {named}: {why}. {_REMEDY}")
+
+
+def header(part: Part, path: str) -> dict[str, Shape]:
+    """Names and shapes of the tensors of a safetensors file; its tensors are not read.
+
+    Raises:
+        AigiError: no such file, or it is damaged or cut short.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    name = os.path.basename(path)
+    try:
+        with safe_open(path, "np") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise part.refused(f"has no {name}") from None
+    except (OSError, SafetensorError) as error:
+        raise part.refused(
+            f"{name} is damaged or cut short ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def stored(part: Part, folder: str, file: str, index_first: bool = False) -> dict[str, Shape]:
+    """Names and shapes of the tensors of a model: of one file, or of those that its index lists.
+
+    Args:
+        file: name of the one file; the index has its name with `.index.json` behind it.
+        index_first: which of the two the library takes where both are there.
+
+    Raises:
+        AigiError: a file is missing, damaged or cut short; or the index lists what no file has.
+    """
+    path, index = os.path.join(folder, file), os.path.join(folder, f"{file}.index.json")
+    one, several = os.path.isfile(path), os.path.isfile(index)
+    if not several or (one and not index_first):
+        return header(part, path)
+    name = os.path.basename(index)
+    try:
+        with open(index, encoding="utf-8") as opened:
+            listed = json.load(opened)["weight_map"]
+        shards = sorted(set(listed.values()))
+        if not shards or any(os.path.basename(shard) != shard for shard in shards):
+            raise ValueError("its weight_map must name files beside it")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise part.refused(
+            f"{name} is damaged ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+    found: dict[str, Shape] = {}
+    for shard in shards:
+        tensors = header(part, os.path.join(folder, shard))
+        absent = [key for key, place in listed.items() if place == shard and key not in tensors]
+        if absent:
+            raise part.refused(f"{shard} lacks {_names(absent)}, which {name} lists")
+        # Libraries take what the index lists.
+        found |= {key: tensors[key] for key, place in listed.items() if place == shard}
+    return found
+
+
+def compare(part: Part, expected: Shapes, found: Shapes) -> None:
+    """Refuse weights that do not have exactly the tensors of a model.
+
+    Args:
+        expected: of the model.
+        found: of its files.
+
+    Raises:
+        AigiError: some are missing, unexpected or of another shape; names the first.
+    """
+    _refuse(part, differences(expected, found))
+
+
+def differences(expected: Shapes, found: Shapes) -> str:
+    """What weights lack, have too many or have in another shape than a model; empty: nothing."""
+    both = expected.keys() & found.keys()
+    return _told(
+        expected.keys() - found.keys(),
+        found.keys() - expected.keys(),
+        [
+            (name, found[name], expected[name])
+            for name in both
+            if tuple(found[name]) != tuple(expected[name])
+        ],
+    )
+
+
+def _told(
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    mismatched: Iterable[tuple[str, Shape, Shape]],
+) -> str:
+    """The same in words; of those of another shape: name, shape in the file, shape in the model."""
+    # Numbers from 0 on that old files hold and new models make themselves; they are no weights.
+    extra = [name for name in unexpected if not name.endswith("position_ids")]
+    others = [
+        f"{name} of {_shape(found)} instead of {_shape(expected)}"
+        for name, found, expected in mismatched
+    ]
+    kinds = (
+        ("lack {}", list(missing)),
+        ("have {} too many", extra),
+        ("have {} of another shape", others),
+    )
+    return " and ".join(words.format(_names(names)) for words, names in kinds if names)
+
+
+def _refuse(part: Part, told: str) -> None:
+    if told:
+        raise part.refused(f"its weights {told}: it would be another model")
+
+
+def _names(names: list[str]) -> str:
+    """How many tensors, and the first of them."""
+    more = ", …" if len(names) > NAMED else ""
+    count = f"{len(names)} tensor{'s' * (len(names) != 1)}"
+    return f"{count} ({', '.join(sorted(names)[:NAMED])}{more})"
+
+
+def _shape(shape: Shape) -> str:
+    return "x".join(map(str, shape)) or "one number"
+
+
+def shapes(state: Mapping[str, Any]) -> dict[str, Shape]:
+    """Names and shapes of the tensors of a model."""
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def check_transformers(part: Part, kind: Any, folder: str) -> None:
+    """Compare a model of transformers with its files, by the library's own rules of renaming.
+
+    Args:
+        kind: class of the model.
+
+    Raises:
+        AigiError: tensors are missing, unexpected or of another shape; a file is damaged.
+    """
+    from transformers.utils import logging
+
+    stored(part, folder, "model.safetensors")
+    logging.disable_progress_bar()
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of many lines is the one line below
+    try:
+        with loading(part.where, part.model):
+            _, info = kind.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                device_map="meta",
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    finally:
+        logging.set_verbosity(before)
+    kinds = (info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
+    _refuse(part, _told(*kinds))
+
+
+def check_diffusers(part: Part, kind: Any, folder: str) -> None:
+    """Compare a model of diffusers with its files, by the library's own rules of renaming.
+
+    Args:
+        kind: class of the model.
+
+    Raises:
+        AigiError: tensors are missing, unexpected or of another shape; a file is damaged.
+    """
+    import re
+
+    import accelerate
+    import torch
+
+    file = "diffusion_pytorch_model.safetensors"
+    found = stored(part, folder, file, index_first=True)
+    with loading(part.where, part.model), accelerate.init_empty_weights():
+        model = kind.from_config(kind.load_config(folder, local_files_only=True))
+    if not os.path.isfile(os.path.join(folder, f"{file}.index.json")):
+        # Attention layers had other names once, also in the published VAEs of today.
+        empty = {name: torch.empty(shape, device="meta") for name, shape in found.items()}
+        renamed = getattr(model, "_fix_state_dict_keys_on_load", None)
+        if renamed is not None:
+            renamed(empty)
+        found = shapes(empty)
+    expected = shapes(model.state_dict())
+    ignored = getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()
+    found = {
+        name: shape
+        for name, shape in found.items()
+        if name in expected or not any(re.search(pattern, name) for pattern in ignored)
+    }
+    compare(part, expected, found)
+
+
+def check_pipeline(place: Place, folder: str, given: Iterable[str] = ()) -> None:
+    """Compare every component of a pipeline of diffusers with its files.
+
+    Args:
+        place: of the model, for errors.
+        folder: of the pipeline on this machine.
+        given: components that do not come from the folder.
+
+    Raises:
+        AigiError: names the component and its tensors.
+    """
+    for name, kind in _components(place, folder).items():
+        if name not in given:
+            check_model(Part(place.where, place, name), kind, os.path.join(folder, name))
+
+
+def _components(place: Place, folder: str) -> dict[str, Any]:
+    """Classes of the components of a pipeline that have weights, by name."""
+    import diffusers
+    import torch
+    import transformers
+
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    path = os.path.join(folder, "model_index.json")
+    found = {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            index = json.load(file)
+        for name, value in sorted(index.items()):
+            if isinstance(value, list) and value and value[0] in libraries:
+                kind = getattr(libraries[value[0]], value[1])
+                if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
+                    found[name] = kind
+    except (OSError, ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
+        raise AigiError(
+            f"{place.where}: {path}: not a pipeline of diffusers ({type(error).__name__}: "
+            f"{str(error)[:200]}). {_REMEDY}"
+        ) from error
+    return found
+
+
+def check_model(part: Part, kind: Any, folder: str) -> None:
+    """Compare a model of transformers or diffusers with its files.
+
+    Raises:
+        AigiError: as `check_transformers`.
+    """
+    import transformers
+
+    of_transformers = issubclass(kind, transformers.PreTrainedModel)
+    (check_transformers if of_transformers else check_diffusers)(part, kind, folder)
+
+
+def digest(part: Part, state: torch.nn.Module | Mapping[str, torch.Tensor]) -> str:
+    """sha256 of a model's tensors as they were loaded, in hex.
+
+    It is that of one line a tensor, sorted by name: name, dtype, shape and sha256 of its bytes.
+    It does not depend on the device or on how files divide the tensors. It is taken before a
+    model is moved or converted, so every device has the same one.
+
+    Args:
+        state: a model, or its tensors by name.
+
+    Raises:
+        AigiError: a weight is not a finite number.
+    """
+    tensors: Mapping[str, Any] = state if isinstance(state, Mapping) else state.state_dict()
+    names = sorted(tensors)
+    with ThreadPoolExecutor(THREADS, "weights") as pool:
+        lines = list(pool.map(partial(_line, tensors), names))
+    bad = [name for name, line in zip(names, lines, strict=True) if line is None]
+    if bad:
+        raise part.refused(f"{_names(bad)} with infinite or undefined numbers")
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def _line(tensors: Mapping[str, Any], name: str) -> str | None:
+    import torch
+
+    value = tensors[name].detach().cpu().contiguous()
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        return None
+    data = value.reshape(-1).view(torch.uint8).numpy()
+    sha256 = hashlib.sha256(data).hexdigest()
+    return f"{name} {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} {sha256}"
