@@ -11,9 +11,9 @@ import pytest
 from tests.conftest import ROOT
 
 ORDER = [
-    "shown", "complaints", "settings", "files", "pixels", "metadata", "markdown", "progress", "charts", "threads",
-    "tables", "store", "stage", "cluster", "run", "manifest", "pictures", "collection",
-    "models", "marks",
+    "shown", "complaints", "settings", "files", "pixels", "metadata", "markdown", "progress",
+    "charts", "threads", "tables", "store", "stage", "cluster", "run", "manifest",
+    "pictures", "collection", "models", "marks",
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist
     "learned", "codecs", "analysis", "training", "benchmark",  # what reads a release

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.show import Override, Target, explained, show, talk, tell
+from pipeline.cli.show import Override, Target, explained, rows_out, show, talk, tell
 
 if TYPE_CHECKING:
     from pipeline.audit import Remade
@@ -178,7 +177,7 @@ def diff(
                 yield found
 
         if as_csv:
-            write_csv(counted(), Difference, sys.stdout)
+            write_csv(counted(), Difference, rows_out())
         else:
             for found in counted():
                 if named[found.what] <= limit:
