@@ -30,6 +30,7 @@ _XMP = b"XML:com.adobe.xmp"
 _GPS = 0x8825
 
 PROFILE_TEXT = "text of the colour profile"
+_PROFILE_NAME = b"icc"
 _MOST_PROFILE = 4 << 20  # bytes of a profile; printers' tables reach 2 MB
 _COLOUR_TAGS = (
     b"wtpt", b"bkpt", b"chad", b"lumi", b"cicp", b"rXYZ", b"gXYZ", b"bXYZ", b"rTRC", b"gTRC",
@@ -150,7 +151,7 @@ def beside_pixels(data: bytes) -> tuple[str, ...]:
                 elif picture.format == "TIFF":
                     kinds.update(_of_tiff(list(getattr(picture, "tag_v2", {}))))
                 else:
-                    kinds.update(_of_info(dict(picture.info)))
+                    kinds.update(_of_info({str(key): value for key, value in picture.info.items()}))
     return tuple(sorted(kinds, key=str.lower))
 
 
@@ -163,12 +164,14 @@ def bare_png(data: bytes) -> tuple[bytes, tuple[str, ...]]:
     Args:
         data: a PNG that `pixels.decode` found to be `lossless_png`, its checksums checked.
     """
-    parts, kinds, length = [PNG_MAGIC], set(), len(PNG_MAGIC)
-    for kind, content in png_chunks(data, check=True):
-        length += 12 + len(content)
-        kept: bytes | memoryview | None = content
+    parts, length = [PNG_MAGIC], len(PNG_MAGIC)
+    kinds: set[str] = set()
+    for kind, view in png_chunks(data, check=True):
+        length += 12 + len(view)
+        content = bytes(view)
+        kept: bytes | None = content
         if kind == b"iCCP":
-            kept = _bare_profile_chunk(bytes(content))
+            kept = _bare_profile_chunk(content)
             if kept != content:
                 kinds.add("colour profile" if kept is None else PROFILE_TEXT)
         elif gone := set(_of_chunk(kind, content)):
@@ -184,15 +187,18 @@ def bare_png(data: bytes) -> tuple[bytes, tuple[str, ...]]:
 
 
 def _bare_profile_chunk(content: bytes) -> bytes | None:
-    _, _, rest = content.partition(b"\0")
+    name, _, rest = content.partition(b"\0")
+    packed = zlib.decompressobj()
     try:
-        profile = zlib.decompressobj().decompress(rest[1:], _MOST_PROFILE)
+        profile = packed.decompress(rest[1:], _MOST_PROFILE)
     except zlib.error:
         return None
     bare = bare_profile(profile)
-    if bare is None or profile == bare:
-        return None if bare is None else content
-    return b"icc\0\0" + zlib.compress(bare, 9)
+    if bare is None:
+        return None
+    if profile == bare and name == _PROFILE_NAME and packed.eof and not packed.unused_data:
+        return content
+    return _PROFILE_NAME + b"\0\0" + zlib.compress(bare, 9)
 
 
 def _words(kind: bytes, text: str, version: int) -> bytes:

@@ -124,8 +124,12 @@ def test_a_profile_keeps_its_colours_and_loses_its_texts() -> None:
         np.asarray(ImageCms.profileToProfile(Image.fromarray(RGB), one, lab, outputMode="LAB"))
         for one in (before, after)
     ]
-    assert np.array_equal(*shown)
+    assert np.array_equal(shown[0], shown[1])
     assert bare_profile(profile) == profile and bare_png(bare) == (bare, ())
+    # Nor is there room for a text in the name, or behind the packed profile.
+    named = chunk(b"iCCP", SECRET + content[3:])
+    longer = chunk(b"iCCP", content + SECRET)
+    assert bare_png(png_with(named))[0] == bare_png(png_with(longer))[0] == bare
 
 
 @pytest.mark.parametrize(

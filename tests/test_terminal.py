@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from rich.table import Table
 
 from pipeline.charts import histogram
-from pipeline.cli.show import show, talk, tell
+from pipeline.cli.show import rows_out, show, talk, tell
 from pipeline.pages.page import render
 from pipeline.pages.section import Section
 from pipeline.pages.section import Table as PageTable
@@ -67,6 +68,17 @@ def test_a_chart_and_a_page() -> None:
     harmless(chart)
     harmless(page)
     assert "0123abcd" not in page and "[red]" in page
+
+
+def test_rows_for_a_terminal_and_for_a_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for terminal in (False, True):
+        monkeypatch.setattr("sys.stdout.isatty", lambda told=terminal: told)
+        csv.writer(rows_out(), lineterminator="\n").writerows([["file"], [NAME]])
+    program, shown = capsys.readouterr().out.split("file\n")[1:]
+    assert NAME in program  # data, as it is stored
+    harmless(shown)
 
 
 def test_names_of_files_in_tables_and_errors(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import AigiError
 from pipeline.build import make
-from pipeline.loaded import of_shard
+from pipeline.loaded import WEIGHTS, of_shard
 from pipeline.progress import Progress
 from pipeline.release.words import library_words
 from pipeline.run import run_stages
@@ -196,7 +196,8 @@ def test_damaged_weights_of_a_footer(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     rows = pa.table({"number": [1]}, schema=toy.NUMBERS)
     for text in ("{", "[1]", "[" * 100_000):
-        store.write("t", "a", rows, toy.NUMBERS, lambda text=text: {"weights": text})
+        notes = {WEIGHTS: text}
+        store.write("t", "a", rows, toy.NUMBERS, partial(dict, notes))
         with pytest.raises(AigiError, match=r"t/a\.parquet: its footer has damaged weights"):
             of_shard(store, "t", "a")
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.show import Override, Quiet, Target, Trust, explained, show, talk, tell
+from pipeline.cli.show import (
+    Override,
+    Quiet,
+    Target,
+    Trust,
+    explained,
+    rows_out,
+    show,
+    talk,
+    tell,
+)
 
 if TYPE_CHECKING:
     from pipeline.audit import Remade
@@ -206,7 +215,7 @@ def diff(
                 yield found
 
         if as_csv:
-            write_csv(counted(), Difference, sys.stdout)
+            write_csv(counted(), Difference, rows_out())
         else:
             for found in counted():
                 if named[found.what] <= limit:

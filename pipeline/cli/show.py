@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import signal
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -179,6 +180,19 @@ def tell(text: str) -> None:
 def talk(text: str) -> None:
     """Print one line about the work, on standard error."""
     print(one_line(text), file=sys.stderr)
+
+
+class _Visible(io.StringIO):
+    """Standard output for rows of a table of text: what is written is shown at once."""
+
+    def write(self, text: str) -> int:
+        sys.stdout.write(lines(text))
+        return len(text)
+
+
+def rows_out() -> IO[str]:
+    """Where CSV goes: to a program as it is, to a terminal as everything else is shown."""
+    return _Visible() if sys.stdout.isatty() else sys.stdout
 
 
 def dump(value: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import AigiError
-from pipeline.cli.show import explained, show, talk
+from pipeline.cli.show import explained, rows_out, show, talk
 
 if TYPE_CHECKING:
     from pipeline.marks.detection import Found
@@ -69,7 +68,7 @@ def detect(
                 yield found
 
         if as_csv:
-            write_csv(counted(), Found, sys.stdout)
+            write_csv(counted(), Found, rows_out())
         else:
             _print_found(counted())
         if failed:
@@ -113,7 +112,7 @@ def robustness(
 
         lines = measure(folder, limit, talk)
         if as_csv:
-            write_csv(lines, Survival, sys.stdout)
+            write_csv(lines, Survival, rows_out())
             return
         from rich.table import Table
 
