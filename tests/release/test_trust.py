@@ -207,12 +207,12 @@ def test_a_logo_beside_the_manifest_is_listed(tmp_path: Path) -> None:
 
 def test_models_are_ids_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for model, said in (("/home/me/model", "expected ORG/NAME"), ("a/b", "here, this is a folder")):
-        workflow = loaded(
-            tmp_path,
-            lambda m, model=model: m["workflow"]["quality"].update(
-                safety_checker={"model": model, "revision": "main"}
-            ),
-        )
+        settings = {"model": model, "revision": "main"}
+
+        def change(manifest: dict[str, Any], settings: dict[str, str] = settings) -> None:
+            manifest["workflow"]["quality"]["safety_checker"] = settings
+
+        workflow = loaded(tmp_path, change)
         (tmp_path / "a" / "b").mkdir(parents=True, exist_ok=True)
         monkeypatch.chdir(tmp_path)
         with pytest.raises(AigiError, match=said):
