@@ -258,9 +258,10 @@ def test_the_commands_stop_before_any_work_and_go_on_when_told(
     assert "cannot look up test/tiny-sd@seed-0" in told.stderr and "Traceback" not in told.stderr
 
 
-def test_places_of_a_release_elsewhere_are_nobodys(tmp_path: Path) -> None:
+def test_places_of_a_published_release_are_nobodys(tmp_path: Path) -> None:
     """Whoever publishes a release could put a workflow beside it."""
     (tmp_path / "run" / "release").mkdir(parents=True)
     (tmp_path / "run" / RUN_WORKFLOW).write_text('{"run": "x"}')
     assert places_of(str(tmp_path / "run" / "release")) == {"run": "x"}
-    assert places_of(f"file://{tmp_path}/run/release") == {}
+    assert places_of(f"file://{tmp_path}/run/release") == {"run": "x"}
+    assert places_of("hf://datasets/org/name@v1.0.0") == {}
