@@ -111,9 +111,9 @@ def _decoded(row: Mapping[str, Any]) -> RGB:
 def places_of(target: str) -> dict[str, Any]:
     """The unchecked workflow of the run that a release folder is in; empty if it is in none.
 
-    Only of a run on this machine: elsewhere, anybody could have written it.
+    Not of a published one: whoever publishes could name folders of this machine.
     """
-    if "://" in target:
+    if target.startswith(("hf://", "http://", "https://")):
         return {}
     for url in (target, os.path.dirname(target.rstrip("/"))):
         found = Store(url).read_json(RUN_WORKFLOW) if url else None

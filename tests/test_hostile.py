@@ -29,9 +29,10 @@ from pipeline.release.diff import diff
 from pipeline.release.publish import publish
 from pipeline.release.trust import asked
 from pipeline.release.verify import compare
-from pipeline.run import run_stages
+from pipeline.run import RUN_WORKFLOW, run_stages
 from pipeline.selection.kept import FILES, digest_of, files_of
 from pipeline.store import Store
+from pipeline.training.logs import logs
 from tests.conftest import ROOT, aigi
 from tests.mutations import changed_bytes, json_bytes
 
@@ -282,3 +283,24 @@ def test_the_commands_say_it_in_one_line(release: Release, tmp_path: Path) -> No
         assert done.returncode == 1, (command, done.stdout, done.stderr)
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
         assert MANIFEST in done.stderr or "config.json" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("curve", "workflow"),
+    [("step,loss\nx,1\n", "{}"), ("loss\n1\n", "{}"), ("step\nnan\n", '{"train": {"steps": 3}}')],
+)
+def test_damaged_logs_of_training_are_named(tmp_path: Path, curve: str, workflow: str) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "a" / "curve.csv").write_text(curve)
+    (tmp_path / RUN_WORKFLOW).write_text(workflow)
+    with pytest.raises(AigiError, match=r"train/a/curve\.csv: not a log of training"):
+        logs(Store(str(tmp_path)))
+
+
+def test_a_workflow_of_others_does_not_stop_the_status(tmp_path: Path) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "a" / "curve.csv").write_text("step,loss\n3,1\n")
+    for train in ([], "x", {"steps": "many"}, None):
+        (tmp_path / RUN_WORKFLOW).write_text(json.dumps({"train": train}))
+        (log,) = logs(Store(str(tmp_path)))
+        assert log.progress == "3"

@@ -8,7 +8,7 @@ built, never taken from the file.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +20,7 @@ from pipeline.gate import refused
 from pipeline.manifest import PLAN_FILE, plan_beside
 from pipeline.pictures.pictures import escapes
 from pipeline.plan import specification
-from pipeline.plan.ids import image_id_of
+from pipeline.plan.ids import image_id_of, pair_id_of
 from pipeline.plan.rounds import shard_name
 from pipeline.plan.specification import Dataset, DiffusersSpec, SplitSpec
 from pipeline.prompts.text import prompt_id
@@ -94,15 +94,17 @@ def _check_shard(table: pa.Table, dataset: Dataset, seen: Counter[tuple[str, str
         if table[column].null_count:
             raise _Wrong(column, "a value is missing")
     rows = table.to_pylist()
-    known = {row["image_id"] for row in rows}
+    variants: dict[int, dict[str, str]] = defaultdict(dict)
+    for row in rows:
+        variants[row["rank"]][row["watermark"]] = row["image_id"]
     for number, row in enumerate(rows, 1):
         try:
             _check_row(row, dataset)
             for column in _ONE:
                 if row[column] != rows[0][column]:
                     raise _Wrong(column, "differs from that of the first row of its shard")
-            if row["pair_id"] is not None and row["pair_id"] not in known:
-                raise _Wrong("pair_id", "is no image of its shard")
+            if row["pair_id"] != pair_id_of(variants[row["rank"]]):
+                raise _Wrong("pair_id", "is not the variant of the same rank")
         except _Wrong as wrong:
             column, problem = wrong.args
             raise _Wrong(f"row {number}: {column}", problem) from None
@@ -112,6 +114,22 @@ def _check_shard(table: pa.Table, dataset: Dataset, seen: Counter[tuple[str, str
     if any(row["shard"] != name for row in rows):
         raise _Wrong("shard", f"another name than {name}, which its rows and its place give")
     return name
+
+
+def _check_ranks(ranks: Mapping[tuple[str, str], Mapping[int, tuple[str, int]]]) -> None:
+    """Refuse ranks with gaps, and an index that is not the number of its prompt's images before.
+
+    Args:
+        ranks: prompt and index of every rank, for each source and split.
+    """
+    for (source, split), found in ranks.items():
+        before: Counter[str] = Counter()
+        for rank in range(len(found)):
+            prompt, index = found.get(rank, ("", None))
+            if index != before[prompt]:
+                what = "is missing" if index is None else f"has index {index}"
+                raise _Wrong(f"{source}/{split}", f"rank {rank} {what}")
+            before[prompt] += 1
 
 
 @contextmanager
@@ -156,6 +174,7 @@ def read_plan(location: str, manifest: Mapping[str, Any]) -> Iterator[tuple[str,
     seen: Counter[tuple[str, str, int]] = Counter()
     names: list[str] = []
     images: set[str] = set()
+    ranks: dict[tuple[str, str], dict[int, tuple[str, int]]] = defaultdict(dict)
     digest, rows = hashlib.sha256(), 0
     with store.fs.open(where, "rb") as file:
         for number, table in enumerate(_shards(where, file)):
@@ -169,6 +188,14 @@ def read_plan(location: str, manifest: Mapping[str, Any]) -> Iterator[tuple[str,
             digest.update(f"{names[-1]}:{','.join(ids)}\n".encode())
             images.update(ids)
             rows += len(ids)
+            of = ranks[table["source"][0].as_py(), table["split"][0].as_py()]
+            columns = (table[name].to_pylist() for name in ("rank", "prompt_id", "index"))
+            of.update((rank, (prompt, index)) for rank, prompt, index in zip(*columns, strict=True))
+    try:
+        _check_ranks(ranks)
+    except _Wrong as wrong:
+        place, problem = wrong.args
+        raise refused(where, place, problem, REMEDY) from None
     if len(images) != rows:
         raise refused(where, "image_id", "an image is planned twice", REMEDY)
     found = {"shards": len(names), "rows": rows, "sha256": digest.hexdigest()}

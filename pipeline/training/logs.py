@@ -5,6 +5,8 @@ No torch here, so that a command that only reads a run answers at once.
 
 from __future__ import annotations
 
+import csv
+import math
 import posixpath
 from dataclasses import dataclass
 
@@ -64,7 +66,8 @@ def logs(store: Store) -> list[Log]:
     """
     if not store.fs.isdir(store.path(FOLDER)):
         return []
-    settings = (store.read_json(RUN_WORKFLOW) or {}).get("train") or {}
+    settings = (store.read_json(RUN_WORKFLOW) or {}).get("train")
+    steps = settings.get("steps") if isinstance(settings, dict) else None
     found = []
     for path in sorted(store.fs.ls(store.path(FOLDER), detail=False)):
         name = posixpath.basename(path.rstrip("/"))
@@ -72,15 +75,19 @@ def logs(store: Store) -> list[Log]:
             _numbers(store, name, f"{kind}.csv") for kind in ("curve", "validation")
         )
         if curve or validation:
-            found.append(Log(name, settings.get("steps"), curve, validation))
+            known = steps if isinstance(steps, int) else None
+            found.append(Log(name, known, curve, validation))
     return found
 
 
 def _numbers(store: Store, *parts: str) -> list[dict[str, float]]:
     try:
-        return [
+        rows = [
             {name: float(value) for name, value in row.items() if value}
             for row in store.read_csv(FOLDER, *parts)
         ]
-    except (TypeError, ValueError) as error:
+        if any(not math.isfinite(row["step"]) for row in rows):
+            raise ValueError("a step is no number")
+        return rows
+    except (TypeError, ValueError, KeyError, csv.Error) as error:
         raise AigiError(f"{store.path(FOLDER, *parts)}: not a log of training: {error}") from None

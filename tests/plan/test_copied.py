@@ -126,6 +126,8 @@ ROWS: dict[str, tuple[Callable[[Row], Row], str]] = {
     "seed": (lambda r: honest({**r, "seed": None}), "seed: needed"),
     "negative seed": (lambda r: honest({**r, "seed": -1}), "seed: expected 0 or more, found -1"),
     "rank": (lambda r: {**r, "rank": -1}, "rank: expected 0 or more"),
+    "far rank": (lambda r: {**r, "rank": r["rank"] + 1}, r"sd/test: rank \d is missing"),
+    "index": (lambda r: {**r, "index": r["index"] + 1}, r"sd/test: rank \d has index"),
     "text": (lambda r: {**r, "text": r["text"] + " x"}, "prompt_id: is not the hash of the text"),
     "other seed": (lambda r: {**r, "seed": r["seed"] ^ 1}, "image_id: is not the hash of the row"),
     "other id": (lambda r: {**r, "image_id": "0" * 32}, "image_id: is not the hash of the row"),
@@ -133,7 +135,7 @@ ROWS: dict[str, tuple[Callable[[Row], Row], str]] = {
     "source": (lambda r: {**r, "source": "../x"}, r"source: .* no source '\.\./x'"),
     "split": (lambda r: {**r, "split": "dev"}, "split: the manifest specifies no split 'dev'"),
     "round": (lambda r: {**r, "round": 1}, "round: differs from that of the first row"),
-    "pair": (lambda r: {**r, "pair_id": "0" * 32}, "pair_id: is no image of its shard"),
+    "pair": (lambda r: {**r, "pair_id": "0" * 32}, "pair_id: is not the variant of the same rank"),
 }
 
 

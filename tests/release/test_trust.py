@@ -205,17 +205,14 @@ def test_a_logo_beside_the_manifest_is_listed(tmp_path: Path) -> None:
     assert line.startswith("logo logo.png, the file beside manifest.json")
 
 
-def with_checker(model: str) -> Callable[[dict[str, Any]], None]:
-    checker = {"model": model, "revision": "main"}
-    return lambda manifest: manifest["workflow"]["quality"].update(safety_checker=checker)
-
-
 def test_models_are_ids_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for model, said in (("/home/me/model", "expected ORG/NAME"), ("a/b", "here, this is a folder")):
-        workflow = loaded(
-            tmp_path,
-            with_checker(model),
-        )
+        settings = {"model": model, "revision": "main"}
+
+        def change(manifest: dict[str, Any], settings: dict[str, str] = settings) -> None:
+            manifest["workflow"]["quality"]["safety_checker"] = settings
+
+        workflow = loaded(tmp_path, change)
         (tmp_path / "a" / "b").mkdir(parents=True, exist_ok=True)
         monkeypatch.chdir(tmp_path)
         with pytest.raises(AigiError, match=said):
@@ -261,9 +258,10 @@ def test_the_commands_stop_before_any_work_and_go_on_when_told(
     assert "cannot look up test/tiny-sd@seed-0" in told.stderr and "Traceback" not in told.stderr
 
 
-def test_places_of_a_release_elsewhere_are_nobodys(tmp_path: Path) -> None:
+def test_places_of_a_published_release_are_nobodys(tmp_path: Path) -> None:
     """Whoever publishes a release could put a workflow beside it."""
     (tmp_path / "run" / "release").mkdir(parents=True)
     (tmp_path / "run" / RUN_WORKFLOW).write_text('{"run": "x"}')
     assert places_of(str(tmp_path / "run" / "release")) == {"run": "x"}
-    assert places_of(f"file://{tmp_path}/run/release") == {}
+    assert places_of(f"file://{tmp_path}/run/release") == {"run": "x"}
+    assert places_of("hf://datasets/org/name@v1.0.0") == {}
