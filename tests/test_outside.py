@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from pipeline import outside
 from pipeline.cli import app
@@ -311,11 +310,11 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return at
 
 
-DOORS = {
+DOORS: dict[str, Callable[[str, Path], list[str]]] = {
     "a store": lambda it, folder: ["status", it],
     "a release": lambda it, folder: ["verify", it],
     "YAML": lambda it, folder: ["run", it],
-    "a target": lambda it, folder: ["publish", str(folder / "made"), "--to", it],
+    "a target": lambda it, folder: ["publish", str(folder / "made"), "--to", it, "--dry-run"],
     "a run that is made": lambda it, folder: VERBS["run: run"](it, folder),
     "lines": lambda it, folder: VERBS["run: captions of kind text"](it, folder),
     "an archive": lambda it, folder: VERBS["run: images to analyse"](it + ".zip", folder),
