@@ -29,9 +29,8 @@ from pipeline.release.diff import diff
 from pipeline.release.publish import publish
 from pipeline.release.trust import asked
 from pipeline.release.verify import compare
-from pipeline.run import RUN_WORKFLOW, run_stages
 from pipeline.selection.kept import FILES, digest_of, files_of
-from pipeline.store import Store
+from pipeline.store import RUN_WORKFLOW, Store, run_stages
 from pipeline.training.logs import logs
 from tests.conftest import ROOT, aigi
 from tests.mutations import changed_bytes, json_bytes
@@ -300,7 +299,8 @@ def test_damaged_logs_of_training_are_named(tmp_path: Path, curve: str, workflow
 def test_a_workflow_of_others_does_not_stop_the_status(tmp_path: Path) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
     (tmp_path / "train" / "a" / "curve.csv").write_text("step,loss\n3,1\n")
-    for train in ([], "x", {"steps": "many"}, None):
+    wrongs: tuple[object, ...] = ([], "x", {"steps": "many"}, None)
+    for train in wrongs:
         (tmp_path / RUN_WORKFLOW).write_text(json.dumps({"train": train}))
         (log,) = logs(Store(str(tmp_path)))
         assert log.progress == "3"

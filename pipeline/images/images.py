@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,8 @@ from pipeline.plan import specification
 from pipeline.plan.imports import local_import
 from pipeline.plan.quotas import Plan, chosen
 from pipeline.plan.specification import Dataset, DiffusersSpec
-from pipeline.settings import Count, Settings
+from pipeline.progress import Progress
+from pipeline.settings import SPLITS, Count, Settings
 from pipeline.stage import Compute, Map
 from pipeline.store import Store
 from pipeline.tables import IMAGES
@@ -130,12 +131,48 @@ def check_sources(plan: Plan, sources: Mapping[str, LocalSource]) -> None:
             check_weights(name, spec, local_diffusers(sources, name))
 
 
+def _imported(keeps: Mapping[str, bool], shard: str) -> bool | None:
+    """Whether an imported shard keeps metadata; None for a shard that is generated."""
+    return next(
+        (
+            keep
+            for name, keep in keeps.items()
+            if any(shard.startswith(f"{name}-{split}-") for split in SPLITS)
+        ),
+        None,
+    )
+
+
+def _outside(keeps: Mapping[str, bool], store: Store, shard: str) -> Any:
+    return _imported(keeps, shard)
+
+
+def _outdated(
+    keeps: Mapping[str, bool], store: Store, names: Sequence[str], progress: Progress
+) -> set[str]:
+    """Imports of a version of aigi that left their metadata in: they are made again without."""
+    record = store.record("images")
+    before = {} if record is None else record.shards
+    found = {
+        name
+        for name in names
+        if _imported(keeps, name) is False and name in before and before[name].made_from is None
+    }
+    if found:
+        progress.say(
+            f"images: {len(found)} imported shards of an earlier version may contain metadata; "
+            "they are made again without it"
+        )
+    return found
+
+
 def stage(
     settings: Images, plan: Plan, sources: Mapping[str, LocalSource], compute: Compute
 ) -> Map:
     """The images stage, over the sources that the plan has."""
     dataset = specification.load(plan.dataset)
     recorded: dict[str, Any] = {}
+    keeps: dict[str, bool] = {}
     for name in chosen(dataset, plan):
         spec = dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
@@ -143,7 +180,10 @@ def stage(
             local = local_diffusers(sources, name)
             recorded[name] = local.model_dump(mode="json", exclude={"folder"})
         else:
-            recorded[name] = local_import(sources, name).model_dump(mode="json")
+            # Whether metadata is kept counts for the imported shards alone; see `_outside`.
+            local = local_import(sources, name)
+            recorded[name] = local.model_dump(mode="json", exclude={"keep_metadata"})
+            keeps[name] = local.keep_metadata
     return Map(
         table="images",
         version=VERSION,
@@ -158,5 +198,7 @@ def stage(
         read=_read,
         make_worker=partial(ImageMaker, settings, sources, dataset, compute),
         check=partial(check_sources, plan, sources),
+        outside=partial(_outside, keeps),
+        outdated=partial(_outdated, keeps),
         unit="pair_id",
     )
