@@ -11,8 +11,8 @@ import pytest
 from tests.conftest import ROOT
 
 ORDER = [
-    "complaints", "settings", "files", "pixels", "markdown", "progress", "charts", "threads",
-    "tables", "store", "stage", "cluster", "run", "manifest", "pictures", "collection",
+    "complaints", "settings", "files", "threads", "pixels", "markdown", "progress", "charts",
+    "tables", "store", "software", "stage", "joining", "cluster", "run", "manifest", "pictures", "collection",
     "models", "marks",
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist
