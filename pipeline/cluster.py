@@ -29,6 +29,8 @@ R = TypeVar("R")
 
 
 RAY_ROUNDS = 2
+STARTS = 3
+"""Workers that may die while they start, for each wanted one, before the stage fails."""
 TOKENS = "_ray"
 """In a run, while workers run: files by which they know it."""
 
@@ -154,6 +156,37 @@ class Proof:
             )
         return ""
 
+    def begun(self) -> list[str]:
+        """Note that a worker starts here; all that have begun since the last one had started.
+
+        Ray starts a worker again for ever whose process dies meanwhile.
+        """
+        import posixpath
+        import uuid
+
+        import ray
+
+        fs, folder = ray.cloudpickle.loads(self.fs), posixpath.dirname(self.path)
+        fs.pipe_file(posixpath.join(folder, f"{uuid.uuid4().hex}.begun"), b"-")
+        return [path for path in fs.find(folder) if path.endswith(".begun")]
+
+    def started(self, begun: list[str]) -> None:
+        """Note that a worker has started, so that starting is possible."""
+        from contextlib import suppress
+
+        import ray
+
+        fs = ray.cloudpickle.loads(self.fs)
+        for path in begun:
+            with suppress(FileNotFoundError):
+                fs.rm_file(path)
+
+    def do(self, *given: Any) -> Any:
+        """Do the work, on a machine that has proven itself."""
+        import ray
+
+        return ray.cloudpickle.loads(self.work)(*given)
+
     def __call__(self, *given: Any) -> Any:
         """Do the work.
 
@@ -161,8 +194,6 @@ class Proof:
             AigiError: this machine must not.
             RuntimeError: the same, where there is no aigi.
         """
-        import ray
-
         refused = self.refusal()
         if refused:
             try:
@@ -170,7 +201,7 @@ class Proof:
             except ImportError:
                 raise RuntimeError(refused) from None
             raise AigiError(refused)
-        return ray.cloudpickle.loads(self.work)(*given)
+        return self.do(*given)
 
 
 _PROVEN: set[tuple[str, str]] = set()
@@ -239,9 +270,8 @@ def _call(proof: Proof, proven: frozenset[str], given: tuple[Any, ...]) -> Any:
     import ray
 
     # A machine that came later is asked in every call; there are few.
-    if ray.get_runtime_context().get_node_id() in proven:
-        return ray.cloudpickle.loads(proof.work)(*given)
-    return proof(*given)
+    proven_here = ray.get_runtime_context().get_node_id() in proven
+    return proof.do(*given) if proven_here else proof(*given)
 
 
 def with_ray(
@@ -283,17 +313,21 @@ def _maker(stage: Map, store: Store) -> Callable[[str], dict[str, Any]]:
 class _ShardMaker:
     """A Ray actor that makes shards: one worker, made once, fed with shard names."""
 
-    def __init__(self, proof: Proof) -> None:
+    def __init__(self, proof: Proof, workers: int) -> None:
         self.refused = proof.refusal()
         if self.refused:
             return
         try:
-            self.make = proof()
-        except Exception as error:  # a value here: Ray would print it, and start anew for ever
+            begun = proof.begun()
+            if len(begun) > STARTS * workers:
+                raise MemoryError(f"{len(begun) - 1} died while they started: out of memory?")
+            self.make = proof.do()
+            proof.started(begun)
+        except Exception as error:  # a value here: Ray would print it, and fail all shards
             text = str(error).strip()
             if type(error).__name__ != "AigiError":
                 text = f"{type(error).__name__}: {text}"
-            self.refused = f"compute.ray: {_here()}: a worker cannot start there: {text}"
+            self.refused = f"compute.ray: {_here()}: no worker starts there: {text}"
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if self.refused:
@@ -326,14 +360,14 @@ def shards_with_ray(
             warnings.filterwarnings("ignore", message=".*ray_remote_args")
             made = rows.map(
                 _ShardMaker,
-                fn_constructor_args=(proof,),
+                fn_constructor_args=(proof, compute.workers),
                 # One shard at a time: a worker that dies takes no other with it.
                 compute=ray.data.ActorPoolStrategy(
                     size=min(compute.workers, len(left)), max_tasks_in_flight_per_actor=1
                 ),
                 num_cpus=share.cpus,
                 num_gpus=share.gpus,
-                max_restarts=2,
+                max_restarts=-1,  # Ray Data waits for ever for one that has no more
                 max_task_retries=1,
             )
         yield from made.iter_rows()

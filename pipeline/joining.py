@@ -1,7 +1,7 @@
 """`compute.ray` in, a Ray cluster joined and watched out; or one line that says why not.
 
-Ray itself retries for minutes, logs, and ends the process where it loses its cluster. So it joins in
-a process of its own first, and what it needs is asked for while nothing arrives.
+Ray itself retries for minutes, logs, and ends the process where it loses its cluster. So a process
+of its own joins first, and the cluster is looked at while results are waited for.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HEAD_SECONDS = 45.0
 """How long the head may be silent: Ray ends this process without a word after 60 seconds."""
 RAYLET_SECONDS = 2.0
 NODE_SECONDS = 600.0
-"""How long to wait for the first machine that could run a worker: an autoscaler may be starting it."""
+"""How long no machine may be large enough for a worker: an autoscaler may be starting one."""
 
 _JOIN = """
 import logging, sys
@@ -125,9 +125,9 @@ def _reason(said: list[str]) -> str:
     text = " ".join(said)
     if "Unauthenticated" in text or "AuthenticationError" in text:
         return (
-            "the cluster wants its token, and this process has none or another one. Set "
-            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the token of the cluster "
-            "(there: ~/.ray/auth_token)."
+            "the cluster wants its token, and this process gives none or another one. Set "
+            "RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token, or in the "
+            "file that RAY_AUTH_TOKEN_PATH names."
         )
     versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", text)
     if len(versions) > 1:
@@ -157,8 +157,6 @@ def join(address: str) -> None:
 
     if ray.is_initialized():
         return
-    # What Ray logs about a lost cluster would hide the line that says it.
-    # os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     local = address == "local"
     if not local:
         _check_address(address)
