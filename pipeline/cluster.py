@@ -55,10 +55,10 @@ def connect(compute: Compute) -> tuple[Share, Watch]:
     Raises:
         AigiError: there is no such cluster, or this machine is too small for a worker.
     """
-    import ray
-
     address = str(compute.ray)
     join(address)
+    import ray
+
     cpus, total = 1.0, ray.cluster_resources()
     if address == "local":
         # A container of less than one CPU has none, says Ray.
@@ -285,9 +285,9 @@ def with_ray(
     Raises:
         AigiError: there is no such cluster, or it is lost; a machine has other software.
     """
+    share, watch = connect(compute)
     import ray
 
-    share, watch = connect(compute)
     proof = Proof(function)
     prove(proof, watch)
     proven = frozenset(node for node, run in _PROVEN if run == proof.run)
@@ -344,9 +344,9 @@ def shards_with_ray(
         AigiError: there is no such cluster, or it is lost; a machine has other software, does not
             see the run directory, or cannot load what a worker needs.
     """
+    share, watch = connect(compute)
     import ray
 
-    share, watch = connect(compute)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # a shard that kills its worker is named below, others go on

@@ -153,6 +153,8 @@ def join(address: str) -> None:
     Raises:
         AigiError: there is no such cluster, it refuses this process, or Ray does not start.
     """
+    # After a cluster was lost, threads of Ray Data would start another one.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     if ray.is_initialized():

@@ -186,6 +186,7 @@ def test_tasks_are_not_run_by_other_software(tmp_path: Path, head: Any, other: P
     def tasks() -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, str(script), head.address],
+            cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
