@@ -44,7 +44,7 @@ class Share:
 
     def needs(self) -> dict[str, float]:
         """The same, as Ray names them."""
-        return {"CPU": self.cpus, "GPU": self.gpus}
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
 
 def connect(compute: Compute) -> tuple[Share, Watch]:
@@ -61,8 +61,7 @@ def connect(compute: Compute) -> tuple[Share, Watch]:
 
     cpus, total = 1.0, ray.cluster_resources()
     if address == "local":
-        # A container of less than one CPU has none, says Ray.
-        cpus = min(1.0, math.floor(1000 * total.get("CPU", 0.0) / compute.workers) / 1000)
+        cpus = min(1.0, math.floor(1000 * total["CPU"] / compute.workers) / 1000)
     gpus = compute.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if total.get("GPU") and compute.device != "cpu" else 0.0
@@ -317,17 +316,22 @@ class _ShardMaker:
         self.refused = proof.refusal()
         if self.refused:
             return
+        where = f"compute.ray: {_here()}"
         try:
             begun = proof.begun()
             if len(begun) > STARTS * workers:
-                raise MemoryError(f"{len(begun) - 1} died while they started: out of memory?")
+                self.refused = (
+                    f"{where}: {len(begun) - 1} workers died while they started, the last ones "
+                    "there: out of memory, or killed? Ask for fewer workers (compute.workers)."
+                )
+                return
             self.make = proof.do()
             proof.started(begun)
         except Exception as error:  # a value here: Ray would print it, and fail all shards
             text = str(error).strip()
             if type(error).__name__ != "AigiError":
                 text = f"{type(error).__name__}: {text}"
-            self.refused = f"compute.ray: {_here()}: no worker starts there: {text}"
+            self.refused = f"{where}: no worker starts there: {text}"
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if self.refused:

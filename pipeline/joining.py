@@ -163,14 +163,16 @@ def join(address: str) -> None:
     if not local:
         _check_address(address)
         _try(address)
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if local:
+        options["include_dashboard"] = False
     try:
         # `local` starts a cluster of its own, whatever runs here. Ray itself counts its CPUs.
-        ray.init(
-            address=address,
-            include_dashboard=False if local else None,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        ray.init(address, **options)
+        if local and not ray.cluster_resources().get("CPU"):
+            # In a container of less than one CPU, Ray finds none, and would start no worker.
+            ray.shutdown()
+            ray.init(address, num_cpus=1, **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise AigiError(f"compute.ray: {address}: {_ended(error)}") from error
 
@@ -181,6 +183,9 @@ class Watch:
     Args:
         compute: where it is.
         needs: `CPU` and `GPU` of a worker.
+
+    Attributes:
+        lost: it cannot answer any more; whoever asks Ray now may wait for ever.
     """
 
     def __init__(self, compute: Compute, needs: Mapping[str, float]) -> None:
@@ -189,6 +194,7 @@ class Watch:
         self.address, self.needs = str(compute.ray), needs
         self.checked = time.monotonic()
         self.since: dict[str, float] = {}
+        self.lost = False
         self.vital: dict[str, tuple[tuple[str, int] | None, float, str]] = {}
         if self.address.startswith("ray://"):  # the machines may be out of reach
             return
@@ -223,6 +229,7 @@ class Watch:
         if fine:
             self.since.pop(what, None)
         elif time.monotonic() - self.since.setdefault(what, time.monotonic()) >= seconds:
+            self.lost = True
             raise AigiError(
                 f"compute.ray: {self.address}: {text} Finished shards are kept; when Ray runs "
                 "again, the same command makes the rest."

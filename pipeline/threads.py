@@ -24,9 +24,9 @@ def _quotas(root: Path) -> Iterator[float]:
     for entry in entries:
         _, controllers, path = entry.split(":", 2)
         if not controllers:  # version 2: one tree
-            base, files = root / "sys/fs/cgroup", ("cpu.max",)
+            base, files = root / "sys/fs/cgroup", ["cpu.max"]
         elif "cpu" in controllers.split(","):
-            base, files = root / "sys/fs/cgroup/cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            base, files = root / "sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
         else:
             continue
         # In a container the path may be that of the host, and the root of the tree its own group.
