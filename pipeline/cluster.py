@@ -14,7 +14,7 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -28,7 +28,6 @@ from pipeline.store import Store
 R = TypeVar("R")
 
 
-RAY_ROUNDS = 2
 STARTS = 3
 """Workers that may die while they start, for each wanted one, before the stage fails."""
 TOKENS = "_ray"
@@ -262,7 +261,8 @@ def known(store: Store, work: Callable[..., Any]) -> Iterator[Proof]:
     try:
         yield Proof(work, store.fs, store.path(TOKENS, name), text, store.url)
     finally:
-        store.remove(TOKENS)
+        with suppress(OSError):  # the storage may be what failed
+            store.remove(TOKENS)
 
 
 def _call(proof: Proof, proven: frozenset[str], given: tuple[Any, ...]) -> Any:
@@ -339,6 +339,10 @@ class _ShardMaker:
         return {**self.make(row["name"]), "refused": ""}
 
 
+def _make_one(proof: Proof, workers: int, name: str) -> dict[str, Any]:
+    return _ShardMaker(proof, workers)({"name": name})
+
+
 def shards_with_ray(
     stage: Map, store: Store, names: list[str], compute: Compute
 ) -> Iterator[dict[str, Any]]:
@@ -357,7 +361,7 @@ def shards_with_ray(
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     left = dict.fromkeys(names)
 
-    def made(proof: Proof) -> Iterator[dict[str, Any]]:
+    def together(proof: Proof) -> Iterator[dict[str, Any]]:
         rows = ray.data.from_items([{"name": name} for name in left], override_num_blocks=len(left))
         with warnings.catch_warnings():
             # Retries have no other name yet, and Ray Data's own default tries for ever.
@@ -365,7 +369,7 @@ def shards_with_ray(
             made = rows.map(
                 _ShardMaker,
                 fn_constructor_args=(proof, compute.workers),
-                # One shard at a time: a worker that dies takes no other with it.
+                # No shard waits at a worker that may die of the one before it.
                 compute=ray.data.ActorPoolStrategy(
                     size=min(compute.workers, len(left)), max_tasks_in_flight_per_actor=1
                 ),
@@ -376,12 +380,27 @@ def shards_with_ray(
             )
         yield from made.iter_rows()
 
+    def alone(proof: Proof) -> Iterator[dict[str, Any]]:
+        task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_calls=1, max_retries=1)(
+            _make_one
+        )
+        sent = ray.put(proof)
+        for answer in [task.remote(sent, compute.workers, name) for name in left]:
+            try:
+                yield ray.get(answer)
+            except (
+                ray.exceptions.WorkerCrashedError,
+                ray.exceptions.OutOfMemoryError,
+                ray.exceptions.NodeDiedError,
+            ):
+                continue
+
     with known(store, partial(_maker, stage, store)) as proof:
         prove(proof, watch)
-        # A worker or a machine that dies takes the shard with it that it is making: those without
-        # an answer are asked for again, on new workers.
-        for _ in range(RAY_ROUNDS):
-            for result in watch.over(made(proof)):
+        # A shard without an answer killed its worker, or was sent to a dying one: which of both
+        # shows in a worker of its own.
+        for way in (together, alone):
+            for result in watch.over(way(proof)):
                 if result["refused"]:
                     raise AigiError(result["refused"])
                 left.pop(result["name"], None)

@@ -202,6 +202,12 @@ def test_tasks_are_not_run_by_other_software(tmp_path: Path, head: Any, other: P
     assert alone.communicate()[0] == "[(3, 1)]\n"
 
 
+@pytest.mark.slow
+def test_a_machine_without_gpus_for_a_worker(tmp_path: Path) -> None:
+    process = start(tmp_path / "run", "local", "--gpus", "2")
+    assert line(process).startswith("error: compute.gpus_per_worker: 2: Ray finds 0 GPUs on this")
+
+
 def test_differences_are_named() -> None:
     here = installed()
     assert {"Python", "ray", "torch", "pipeline/pixels.py"} <= here.keys()

@@ -102,7 +102,7 @@ def test_what_always_kills_workers_is_named(tmp_path: Path) -> None:
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
         "        yield from super().__call__(rows)\n"
         "def fatal():\n"
-        "    return Fatal(0.0, None, None, None)\n"
+        "    return Fatal(0.3, None, None, None)\n"
         "def too_large():\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "for name, worker in (('', fatal), ('2', too_large)):\n"

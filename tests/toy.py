@@ -113,9 +113,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--ray")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--gpus", type=float)
     parser.add_argument("--kill-once")
     given = parser.parse_args()
-    compute = Compute(ray=given.ray, workers=given.workers)
+    compute = Compute(ray=given.ray, workers=given.workers, gpus_per_worker=given.gpus)
     try:
         print(make(given.root, compute, seconds=given.seconds, kill_once=given.kill_once))
     except AigiError as error:
