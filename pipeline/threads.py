@@ -1,4 +1,4 @@
-"""Items in, what threads make of them out: in their order, a few ahead. And how many CPUs there are."""
+"""Items in, what threads make of them out: in order, a few ahead; and how many CPUs there are."""
 
 from __future__ import annotations
 
