@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from pipeline import AigiError
@@ -71,20 +71,18 @@ def _check_address(address: str) -> None:
         "`ray start --head` printed."
     )
     try:
-        with socket.create_connection(place, timeout=10) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
-                return
-            connection.sendall(_HTTP2)
-            # A server of HTTP/2 begins with its own settings, which are a frame of type 4.
-            said = connection.makefile("rb").read(4)
-    except TimeoutError:
-        said = b""
-    except ConnectionResetError:
-        said = b""
+        connection = socket.create_connection(place, timeout=10)
     except (OSError, OverflowError) as error:
         raise AigiError(
             f"compute.ray: {address}: no cluster answers there ({error}). {remedy}"
         ) from error
+    said = b""
+    with connection, suppress(OSError):
+        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+            return
+        connection.sendall(_HTTP2)
+        # A server of HTTP/2 begins with its own settings, which are a frame of type 4.
+        said = connection.makefile("rb").read(4)
     if len(said) < 4 or said[3] != 4:
         raise AigiError(f"compute.ray: {address}: what answers there is not Ray. {remedy}")
 
@@ -98,6 +96,8 @@ def _try(address: str) -> None:
     said: list[str] = []
     with subprocess.Popen(
         [sys.executable, "-c", _JOIN, address],
+        # In a job of `ray job submit`, this would be a second one.
+        env={k: v for k, v in os.environ.items() if k != "RAY_JOB_CONFIG_JSON_ENV_VAR"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -199,8 +199,11 @@ class Watch:
         if self.address.startswith("ray://"):  # the machines may be out of reach
             return
         context = ray.get_runtime_context()
-        own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-        raylet = (str(own["NodeManagerAddress"]), int(own["NodeManagerPort"]))
+        raylet = next(
+            (str(node["NodeManagerAddress"]), int(node["NodeManagerPort"]))
+            for node in ray.nodes()
+            if node["NodeID"] == context.get_node_id()
+        )
         self.vital = {
             "head": (
                 _place(context.gcs_address),
@@ -310,7 +313,9 @@ def explained(address: str) -> Iterator[None]:
         # Ray derives from the class of the cause, and adds the traceback of the worker.
         cause = getattr(error, "cause", None)
         raise cause if isinstance(cause, AigiError) else error from None
-    except ray.exceptions.RayTaskError:
+    except ray.exceptions.RayTaskError as error:
+        if str(error.cause).startswith("compute.ray: "):  # where there is no aigi, nor its errors
+            raise AigiError(str(error.cause)) from None
         raise  # a defect of the code that ran, with its traceback
     except (ray.exceptions.RayError, SystemException, ConnectionError) as error:
         raise AigiError(
