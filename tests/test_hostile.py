@@ -29,8 +29,9 @@ from pipeline.release.diff import diff
 from pipeline.release.publish import publish
 from pipeline.release.trust import asked
 from pipeline.release.verify import compare
+from pipeline.run import run_stages
 from pipeline.selection.kept import FILES, digest_of, files_of
-from pipeline.store import RUN_WORKFLOW, Store, run_stages
+from pipeline.store import RUN_WORKFLOW, Store
 from pipeline.training.logs import logs
 from tests.conftest import ROOT, aigi
 from tests.mutations import changed_bytes, json_bytes

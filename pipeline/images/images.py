@@ -181,9 +181,9 @@ def stage(
             recorded[name] = local.model_dump(mode="json", exclude={"folder"})
         else:
             # Whether metadata is kept counts for the imported shards alone; see `_outside`.
-            local = local_import(sources, name)
-            recorded[name] = local.model_dump(mode="json", exclude={"keep_metadata"})
-            keeps[name] = local.keep_metadata
+            imported = local_import(sources, name)
+            recorded[name] = imported.model_dump(mode="json", exclude={"keep_metadata"})
+            keeps[name] = imported.keep_metadata
     return Map(
         table="images",
         version=VERSION,
