@@ -276,7 +276,7 @@ def test_the_commands_say_it_in_one_line(release: Release, tmp_path: Path) -> No
         ["publish", place, "--to", str(tmp_path / "there")],
         ["publish", original, "--to", place],
         ["run", str(release.bare), run, f"--set=plan.manifest={place}/{MANIFEST}"],
-        ["run", str(release.bare), run, f"--set=characteristics.pictures={{place: {place}}}"],
+        ["run", str(release.bare), run, f"--set=characteristics.pictures=[{{place: {place}}}]"],
         ["encode", str(sheet), "--model", str(codec), "-o", str(tmp_path / "x.aigi")],
     ):
         done = aigi(*command)

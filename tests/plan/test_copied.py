@@ -35,7 +35,7 @@ def write(release: Path, shards: Shards | bytes, schema: pa.Schema = SCHEMA) -> 
         digest = hashlib.sha256()
         with pa.ipc.new_file(str(release / PLAN_FILE), schema) as writer:
             for rows in shards:
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema).combine_chunks())
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
                 if rows:
                     ids = ",".join(str(row.get("image_id")) for row in rows)
                     digest.update(f"{rows[0].get('shard')}:{ids}\n".encode())
