@@ -19,6 +19,7 @@ import pytest
 import yaml
 from PIL import Image, PngImagePlugin
 
+from pipeline.metadata import bare_png
 from pipeline.store import Store
 from tests.conftest import ROOT, aigi
 from tests.hub import serve
@@ -333,7 +334,10 @@ def test_everything_sound_arrives_as_it_was(finished: Finished) -> None:
         if (source, name) == ("mj52", "MJ/train/1_0.png"):
             assert stored[row["image_id"]]["bytes"] != data, "RGBA is stored anew"
         else:
-            assert stored[row["image_id"]]["bytes"] == data
+            # The bytes of its pixels as they were, and nothing of what it says beside them.
+            assert stored[row["image_id"]]["bytes"] == bare_png(data)[0] != data
+        assert b"a front end" not in stored[row["image_id"]]["bytes"]
+        assert row["note"] == "left out: text"
     audited = aigi("verify", str(finished.run), "--pixels", "8")
     assert audited.returncode == 0, audited.stdout
 
