@@ -138,6 +138,7 @@ def test_a_profile_keeps_its_colours_and_loses_its_texts() -> None:
         b"", SECRET * 9, SRGB[:100], SRGB[:132], SRGB[:400],
         SRGB[:36] + b"xxxx" + SRGB[40:], SRGB[:128] + b"\xff\xff\xff\xff" + SRGB[132:],
     ],
+    ids=["empty", "text", "short", "header", "cut", "kind", "count"],
 )  # fmt: skip
 def test_a_profile_that_is_none_goes_whole(profile: bytes) -> None:
     bare, kinds = bare_png(png_with(chunk(b"iCCP", b"x\0\0" + zlib.compress(profile))))

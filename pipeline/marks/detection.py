@@ -177,7 +177,7 @@ class Found:
 def _stated(path: str, count: int) -> list[str]:
     """The `watermark` column of a parquet file; empty strings where it has none."""
     with opened(path) as file:
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
         if "watermark" not in parquet.schema_arrow.names:
             return [""] * count
         column = parquet.read(columns=["watermark"]).column(0).cast(pa.string())

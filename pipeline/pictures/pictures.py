@@ -422,7 +422,7 @@ class ParquetPictures:
         self.location, self._wanted_column = location, column
         self._file = open_file(location)
         try:
-            self._parquet = pq.ParquetFile(self._file)
+            self._parquet = pq.ParquetFile(self._file, page_checksum_verification=True)
             self._column, self._struct = self._picture_column(column)
         except (pa.ArrowException, OSError) as error:
             self._file.close()

@@ -303,7 +303,7 @@ def _parquet(path: str, column: str) -> Iterator[Row]:
     row = 0
     with _opened(path) as file:
         try:
-            table = pq.ParquetFile(file)
+            table = pq.ParquetFile(file, page_checksum_verification=True)
             _index(path, column, table.schema_arrow.names)
             for batch in table.iter_batches(batch_size=4096, columns=[column]):
                 for scalar in batch.column(0):  # one by one: a bad byte costs its own row only

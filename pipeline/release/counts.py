@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.metadata import LEFT_OUT, kinds_of
 from pipeline.plan.specification import Dataset, DiffusersSpec
@@ -184,8 +183,9 @@ def reject_reasons(store: Store, shard: str) -> Counter[tuple[str, str]]:
     found: Counter[tuple[str, str]] = Counter()
     if shard not in store.shards("rejects"):
         return found
-    with store.fs.open(store.path("rejects", f"{shard}.parquet"), "rb") as file:
-        for batch in pq.ParquetFile(file).iter_batches(columns=["source", "reason"]):
+    columns = ["source", "reason"]
+    with store.parquet("rejects", shard, columns, some=True) as parquet:
+        for batch in parquet.iter_batches(columns=columns):
             for row in batch.to_pylist():
                 found[row["source"], row["reason"].split(":")[0]] += 1
     return found

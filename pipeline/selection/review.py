@@ -32,7 +32,7 @@ def read_review(path: str) -> dict[str, str]:
     packed = path.endswith(".parquet")
     try:
         if packed:
-            rows = pq.read_table(io.BytesIO(data)).to_pylist()
+            rows = pq.read_table(io.BytesIO(data), page_checksum_verification=True).to_pylist()
         else:
             rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
     except (pa.ArrowException, OSError, csv.Error, UnicodeDecodeError) as error:
