@@ -16,6 +16,7 @@ from typing import Any
 from tests.perf import (
     benchmark,
     captions,
+    checks,
     codecs,
     crops,
     embeddings,
@@ -30,6 +31,7 @@ from tests.perf.report import Measurement, machine, machine_line, table
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Measurement]]] = {
     "benchmark": lambda given: benchmark.run(given.quick),
     "captions": lambda given: captions.run(given.quick, given.rows),
+    "checks": lambda given: checks.run(given.quick),
     "codecs": lambda given: codecs.run(given.quick),
     "crops": lambda given: crops.run(given.quick),
     "images": lambda given: images.run(given.quick),
