@@ -102,7 +102,8 @@ def test_full_disk_in_a_real_small_file_system(tmp_path: Path) -> None:
     script.write_text(
         "import sys\n"
         "from tests.test_store import images\n"
-        "from pipeline.store import DiskFull, Store\n"
+        "from pipeline.folder import DiskFull\n"
+        "from pipeline.store import Store\n"
         "from pipeline.tables import IMAGES\n"
         "store = Store(sys.argv[1])\n"
         "store.write('images', 'small', images([100_000]), IMAGES)\n"

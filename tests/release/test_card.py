@@ -25,7 +25,7 @@ from pipeline.selection import rules
 from pipeline.settings import SPLITS, check
 from pipeline.tables import IMAGES, RELEASE, RELEASE_MEANING
 from pipeline.workflow import Workflow
-from tests.conftest import ROOT
+from tests.conftest import ROOT, record_table
 from tests.release.conftest import (
     NAUGHTY,
     SPECIFICATION,
@@ -158,6 +158,8 @@ def test_a_release_of_one_kind_of_source(tmp_path: Path, sources: list[str]) -> 
         if not shard.startswith(sources[0]):
             for table in ("plan", "images"):
                 store.remove(table, f"{shard}.parquet")
+    for table in ("plan", "images"):
+        record_table(store, table)
     if sources == ["mj"]:
         store.remove("prompts")
         store.remove("rejects")
@@ -175,6 +177,7 @@ def test_a_release_without_a_single_image(tmp_path: Path) -> None:
         rows = store.read("images", shard).to_pylist()
         failed = [{"image_id": row["image_id"], "error": "black"} for row in rows]
         store.write("images", shard, pa.Table.from_pylist(failed, schema=IMAGES), IMAGES)
+    record_table(store, "images")
     finish(workflow, store)
     text = (tmp_path / "run" / "release" / CARD).read_text()
     assert "0 images of 0 prompts, 0.0 MB in 0 parquet files." in text
