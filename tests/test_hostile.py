@@ -300,8 +300,8 @@ def test_damaged_logs_of_training_are_named(tmp_path: Path, curve: str, workflow
 def test_a_workflow_of_others_does_not_stop_the_status(tmp_path: Path) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
     (tmp_path / "train" / "a" / "curve.csv").write_text("step,loss\n3,1\n")
-    wrongs: tuple[object, ...] = ([], "x", {"steps": "many"}, None)
-    for train in wrongs:
+    damaged: list[Any] = [[], "x", {"steps": "many"}, None]
+    for train in damaged:
         (tmp_path / RUN_WORKFLOW).write_text(json.dumps({"train": train}))
         (log,) = logs(Store(str(tmp_path)))
         assert log.progress == "3"
