@@ -91,7 +91,7 @@ def _said(location: str, error: Exception) -> str:
     if local and isinstance(error, OSError):
         return f"cannot be read or written: {error.strerror or in_short(error)}. Check the disk."
     if isinstance(error, TimeoutError) or "timeout" in type(error).__name__.lower():
-        return f"no answer within {silence():g} seconds ({in_short(error)}). {_AGAIN}"
+        return f"no answer in time ({in_short(error)}). {_AGAIN}"
     cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
     return f"cannot be reached: {in_short(cause or error)}. {_AGAIN}"
 

@@ -56,5 +56,5 @@ def test_names_as_long_as_a_disk_takes_can_be_written(tmp_path: Path) -> None:
 
 
 def test_where_nothing_can_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AigiError, match=r"nowhere/a: cannot be written: No such file"):
+    with pytest.raises(AigiError, match=r"nowhere/a: no such file or folder"):
         write_file(tmp_path / "nowhere" / "a", b"x")

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -443,6 +444,17 @@ def test_what_cannot_be_listed_is_no_empty_folder(closed: Path) -> None:
         Store("http://127.0.0.1:1/x").shards("t")
     with pytest.raises(outside.Unreachable, match=r"127.0.0.1:1/x/t: cannot be reached"):
         Store("http://127.0.0.1:1/x").fs.exists("http://127.0.0.1:1/x/t")
+
+
+def test_a_hub_that_is_not_there() -> None:
+    """In a process of its own: the client reads its address once."""
+    there = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "verify", "hf://datasets/org/none@v1"],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, **there},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: hf://datasets/org/none@v1/.*Connection refused.*\n", done.stderr)
 
 
 def test_a_time_limit_that_is_none() -> None:

@@ -39,12 +39,27 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """End what a failed test has left running."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            for one in (*psutil.Process(process.pid).children(recursive=True), process):
+                one.kill()
+            process.communicate()
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     def as_from_a_terminal() -> None:  # jobs in the background ignore SIGINT
         for number in CODES:
             signal.signal(number, signal.SIG_DFL)
 
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -52,6 +67,8 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         text=True,
         preexec_fn=as_from_a_terminal,
     )
+    STARTED.append(process)
+    return process
 
 
 def until(done: Callable[[], object], process: subprocess.Popen[str]) -> None:
@@ -169,7 +186,7 @@ def stray(tmp_path: Path) -> Iterator[Callable[[], int]]:
         os.kill(number(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("ray", [None, "local"])
+@pytest.mark.parametrize("ray", [None, pytest.param("local", marks=pytest.mark.slow)])
 def test_a_signal_ends_programs_and_what_they_have_started(
     ray: str | None,
     measuring: Path,

@@ -303,7 +303,7 @@ def test_missing_file(folder: Path, kind: str) -> None:
 
 
 def test_a_folder_is_no_file(folder: Path) -> None:
-    with pytest.raises(AigiError, match="Is a directory"):
+    with pytest.raises(AigiError, match="is a folder, but a file is needed"):
         list(read(source("text", folder)))
 
 
