@@ -196,7 +196,7 @@ def test_damaged_weights_of_a_footer(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     rows = pa.table({"number": [1]}, schema=toy.NUMBERS)
     for text in ("{", "[1]", "[" * 100_000):
-        store.write("t", "a", rows, toy.NUMBERS, lambda text=text: {"weights": text})
+        store.write("t", "a", rows, toy.NUMBERS, partial(dict, weights=text))
         with pytest.raises(AigiError, match=r"t/a\.parquet: its footer has damaged weights"):
             of_shard(store, "t", "a")
 
