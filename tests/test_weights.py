@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -23,7 +25,7 @@ from pipeline.stage import Build, Compute, Map
 from pipeline.store import Store
 from pipeline.workflow import load
 from tests import toy
-from tests.conftest import WorkflowMaker, aigi
+from tests.conftest import ROOT, WorkflowMaker, aigi
 
 
 def changed(path: Path, prefix: str = "", more: float = 0.0) -> None:
@@ -150,6 +152,32 @@ def test_workers_that_loaded_different_weights_are_found(tmp_path: Path) -> None
     assert [of_shard(store, "squares", name) for name in store.shards("squares")] == [
         {"net": A}
     ] * 4
+
+
+ON_RAY = """
+import sys
+from tests.test_weights import A, Compute, Store, run_of, stages
+
+ray = Compute(ray="local", workers=2)
+store = Store(sys.argv[1])
+try:
+    run_of(store, *stages(odd="part-00002", net=A), compute=ray)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_workers_of_ray_that_loaded_different_weights_are_found(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ON_RAY, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    # Which of them answers first is chance.
+    assert done.stdout.startswith("AigiError squares: net: squares/part-0000"), done.stderr
+    assert "was made with weights of sha256" in done.stdout
+    # Actors that still ran when it stopped may have written a shard of their own.
+    store = Store(str(tmp_path))
+    assert (store.read_json("_stages", "squares.json") or {})["status"] == "stopped"
 
 
 def test_shards_that_lie_there_with_different_weights_are_found(tmp_path: Path) -> None:

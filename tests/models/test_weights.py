@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,8 @@ from pipeline.prompts.captions import BlipCaptions
 from pipeline.scores import safety
 from pipeline.scores.safety import SafetyChecker, SafetyScorer
 from tests.analysis.test_alignments import tiny_blip, tiny_pick
+from tests.conftest import ROOT
+from tests.hub import serve
 from tests.images.test_diffuser import spec
 from tests.learned.conftest import small
 from tests.prompts import test_captioner
@@ -444,3 +448,56 @@ def test_a_digest_is_that_of_the_content(models: Path, shards: dict[str, Path]) 
     with pytest.raises(AigiError, match=rf"^here: m: part: 1 tensor \({name}\) with infinite"):
         digest(PART, state | {name: state[name] / 0})
     assert digest(PART, {"a": torch.tensor(3), "b": torch.zeros(0)}) != first
+
+
+OF_THE_HUB = """
+import sys
+from pathlib import Path
+from huggingface_hub import HfApi
+from pipeline import AigiError
+from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
+from tests.images.test_diffuser import plan_rows, run, spec
+
+api, folder = HfApi(), sys.argv[1]
+for name in ("tester/sound", "tester/misnamed"):
+    api.create_repo(name)
+    place = folder + "/" + name.split("/")[1]
+    api.upload_folder(repo_id=name, folder_path=place, ignore_patterns=["text_encoder/*.bin"])
+sound = spec(model="tester/sound", revision="main")
+check_weights("a", sound, DiffusersSource())
+here = Diffuser("a", sound, DiffusersSource(folder=folder + "/sound"), "cpu")
+there = Diffuser("a", sound, DiffusersSource(), "cpu")
+assert there.loaded == here.loaded and list(there.loaded) == ["text_encoder", "unet", "vae"]
+assert run(there, plan_rows(1)) == run(here, plan_rows(1))
+other = spec(model="tester/misnamed", revision="main")
+for vae in (None, "tester/misnamed"):  # which has no weights of a VAE at its root
+    try:
+        Diffuser("a", other, DiffusersSource(vae=vae), "cpu")
+    except AigiError as error:
+        print(str(error).splitlines()[0])
+"""
+
+
+def test_a_pipeline_of_the_hub_is_looked_at_before_it_is_loaded(
+    models: Path, tmp_path: Path
+) -> None:
+    for name in ("sound", "misnamed"):
+        shutil.copytree(models / "sd", tmp_path / name)
+    rewritten(
+        tmp_path / "misnamed" / "text_encoder" / ONE,
+        lambda w: {f"x.{name}": value for name, value in w.items()},
+    )
+    with serve(tmp_path / "hub") as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", OF_THE_HUB, str(tmp_path)],
+            env=hub.environment(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith(
+        "sources.a.model: tester/misnamed@main: text_encoder: its weights lack 52 tensors ("
+    )
+    assert second.startswith("sources.a.vae: "), second

@@ -422,9 +422,8 @@ def test_the_stage_goes_on_where_it_was(
 
     class Breaking:
         def __init__(self) -> None:
-            worker: Any = stage.make_worker()
-            self.worker = worker
-            self.loaded = worker.loaded
+            made: Any = stage.make_worker()
+            self.worker, self.loaded = made, made.loaded
 
         def __call__(self, rows: pa.Table) -> Any:
             if rows["image_id"][0].as_py() == "id-4":
