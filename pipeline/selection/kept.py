@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pipeline import AigiError, gate
@@ -55,6 +56,13 @@ def counts_of(store: Store) -> dict[str, Counts] | None:
 
 
 def _read(store: Store) -> _Files | None:
+    # Each file of a release asks; with thousands, parsing would take longer than the work.
+    stat = store.stat("selection", FILES)
+    return None if stat is None else _parsed(store, stat)
+
+
+@lru_cache(maxsize=2)
+def _parsed(store: Store, stat: tuple[int, str]) -> _Files | None:
     found = store.read_json("selection", FILES, remedy=REMEDY)
     if found is None:
         return None
