@@ -33,6 +33,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from pipeline.threads import cores
+
 RGB = npt.NDArray[np.uint8]
 """An image: uint8, H x W x 3, red green blue, 0 to 255."""
 
@@ -405,8 +407,8 @@ PngEffort = Literal["fast", "small"]
 
 
 def decode_threads(wanted: int | None) -> int:
-    """Threads that decode images: as requested, or all cores, up to 8."""
-    return wanted or min(8, os.cpu_count() or 1)
+    """Threads that decode or encode images: as requested, or one for each core, up to 8."""
+    return wanted or min(8, cores())
 
 
 def png_bytes(rgb: RGB, effort: PngEffort = "fast") -> bytes:

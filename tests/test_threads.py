@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from pipeline.threads import ahead, workers
+from pipeline.threads import ahead, cores, workers
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -86,3 +88,47 @@ def test_a_pool_may_be_used_for_more() -> None:
     assert isinstance(pool, ThreadPoolExecutor)
     with pytest.raises(RuntimeError):
         pool.submit(int)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/", {}, 64),
+        ("0::/", {"cpu.max": "max 100000"}, 64),
+        ("0::/", {"cpu.max": "200000 100000"}, 2),
+        ("0::/", {"cpu.max": "150000 100000"}, 2),
+        ("0::/", {"cpu.max": "50000 100000"}, 1),
+        # The narrowest of all levels holds; a host's path is not there in its container.
+        ("0::/a/b", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
+        ("0::/host/path", {"cpu.max": "400000 100000"}, 4),
+        ("4:memory:/\n1:cpu,cpuacct:/x", {"cpu/x/cpu.cfs_quota_us": "-1"}, 64),
+        ("1:cpu,cpuacct:/x", {"cpu/cpu.cfs_quota_us": "500000"}, 5),
+        ("0::/", {"cpu.max": "much"}, 64),
+    ],
+)
+def test_cores_are_those_of_the_container(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    groups: str,
+    files: dict[str, str],
+    expected: int,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text(groups + "\n")
+    for name, text in files.items():
+        path = tmp_path / "sys" / "fs" / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+        if name.endswith("cpu.cfs_quota_us"):
+            (path.parent / "cpu.cfs_period_us").write_text("100000\n")
+    assert cores(tmp_path) == expected
+
+
+def test_cores_are_those_of_the_affinity(tmp_path: Path) -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert cores(tmp_path) == cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)

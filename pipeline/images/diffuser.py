@@ -18,7 +18,7 @@ from pipeline import AigiError
 from pipeline.marks.names import embed
 from pipeline.models.device import device_name, pick_device
 from pipeline.models.hub import Place, check_sha256, loading
-from pipeline.pixels import RGB, PngEffort, pixels_sha256, png_bytes
+from pipeline.pixels import RGB, PngEffort, decode_threads, pixels_sha256, png_bytes
 from pipeline.plan.families import FAMILIES, SCHEDULERS
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.settings import Count, Location, Settings
@@ -130,7 +130,7 @@ class Diffuser:
         self.name, self.spec, self.local = name, spec, local
         self.device = pick_device(device)
         self.png: PngEffort = png
-        self.encode_threads = encode_threads or min(8, os.cpu_count() or 1)
+        self.encode_threads = decode_threads(encode_threads)
         dtype = getattr(torch, spec.dtype)
         self.family = FAMILIES[spec.pipeline]
         kind: Any = getattr(diffusers, self.family.pipeline)

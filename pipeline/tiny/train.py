@@ -19,7 +19,6 @@ import argparse
 import csv
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from PIL import Image, ImageDraw
 
 from pipeline import AigiError
 from pipeline.files import replaced
+from pipeline.threads import cores
 from pipeline.tiny import models
 from pipeline.tiny.corpus import (
     LARGE,
@@ -448,7 +448,7 @@ def train(work: Path, only: Sequence[str], scenes: int, scale: float, seed: int)
             f"{record}: begun with {record.read_text().strip()}; use these, or another folder"
         )
     record.write_text(json.dumps(settings) + "\n")
-    draw_pictures(work, scenes, os.cpu_count() or 1)
+    draw_pictures(work, scenes, cores())
     parts = {"vae": train_vae, "clip": train_clip, "sd": train_sd, "sdxl": train_sdxl}
     for part in PARTS:
         if part not in only:
