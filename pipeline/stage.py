@@ -185,7 +185,9 @@ class Compute(Settings):
     """Where the work runs. Only `threads` (on CPU) can change a byte of the output."""
 
     ray: str | None = Field(None, description="null: in this process; local; or a Ray address")
-    workers: Count = Field(1, description="Ray actors for each stage")
+    workers: Count = Field(
+        1, description="Ray actors for each stage; with local they share its CPUs"
+    )
     gpus_per_worker: float | None = Field(
         None, ge=0, description="null: 1 where Ray sees a GPU, else 0"
     )

@@ -11,9 +11,9 @@ import pytest
 from tests.conftest import ROOT
 
 ORDER = [
-    "complaints", "settings", "files", "pixels", "markdown", "progress", "charts", "threads",
-    "tables", "store", "stage", "cluster", "run", "manifest", "pictures", "collection",
-    "models", "marks",
+    "complaints", "settings", "files", "threads", "pixels", "markdown", "progress", "charts",
+    "tables", "store", "software", "stage", "joining", "cluster", "run", "manifest", "pictures",
+    "collection", "models", "marks",
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist
     "learned", "codecs", "analysis", "training", "benchmark",  # what reads a release

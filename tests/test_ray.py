@@ -64,40 +64,87 @@ def test_killed_driver_resumes_with_other_workers(tmp_path: Path, serial: Path) 
     assert {name: when for name, when in times(tmp_path).items() if name in kept} == kept
 
 
-def test_a_shard_that_always_kills_its_worker_is_named(tmp_path: Path) -> None:
-    script = tmp_path / "fatal.py"
-    script.write_text(
-        "import os, sys, signal\n"
+def scripted(path: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of stages on `ROOT/run`, in a process of its own."""
+    path.write_text(
+        "import os, sys, signal, time\n"
         "from dataclasses import replace\n"
-        "from tests import toy\n"
+        "from pathlib import Path\n"
+        "from pipeline import AigiError\n"
+        "from pipeline.cluster import connect\n"
         "from pipeline.progress import Progress\n"
         "from pipeline.run import run_stages\n"
-        "from pipeline.store import Store\n"
         "from pipeline.stage import Compute\n"
+        "from pipeline.store import Store\n"
+        "from tests import toy\n"
+        "numbers, squares = toy.stages()\n"
+        "def run(root, worker, workers):\n"
+        "    run_stages([numbers, replace(squares, make_worker=worker)], Store(root),\n"
+        "               Compute(ray='local', workers=workers), Progress(quiet=True))\n" + text
+    )
+    return subprocess.run(
+        [sys.executable, str(path), str(path.parent / "run")],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "RAY_worker_niceness": "0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_what_always_kills_workers_is_named(tmp_path: Path) -> None:
+    """A shard, and nothing beside it; and a worker that cannot even start."""
+    done = scripted(
+        tmp_path / "fatal.py",
         "class Fatal(toy.Squarer):\n"
         "    def __call__(self, rows):\n"
         "        if rows['number'][0].as_py() == 5 * toy.ROWS:\n"
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
         "        yield from super().__call__(rows)\n"
+        "def fatal():\n"
+        "    return Fatal(0.3, None, None, None)\n"
+        "def too_large():\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "for name, worker in (('', fatal), ('2', too_large)):\n"
+        "    try:\n"
+        "        run(sys.argv[1] + name, worker, 1)\n"
+        "    except AigiError as error:\n"
+        "        print('FAILED', error)\n",
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (one for one in done.stdout.splitlines() if one.startswith("FAILED"))
+    assert first.startswith(
+        "FAILED squares: 1 of 12 shards failed, first part-00005: its worker died"
+    )
+    assert status(Store(str(tmp_path / "run")))[1].done == toy.SHARDS - 1
+    assert ": 3 workers died while they started" in second
+    assert status(Store(str(tmp_path / "run2")))[1].state == "stopped"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quota", [1.0, 0.5])
+def test_workers_share_the_cpus_of_a_container(tmp_path: Path, quota: float) -> None:
+    done = scripted(
+        tmp_path / "shared.py",
+        "import multiprocessing\n"
+        "import ray._private.utils as counts\n"
+        "os.cpu_count = multiprocessing.cpu_count = lambda: 64\n"
+        f"counts._get_docker_cpus = lambda *_, **__: {quota}\n"
         "def worker():\n"
-        "    return Fatal(0.0, None, None, None)\n"
-        "numbers, squares = toy.stages()\n"
-        "run_stages([numbers, replace(squares, make_worker=worker)], Store(sys.argv[1]),\n"
-        "           Compute(ray='local', workers=1), Progress(quiet=True))\n"
+        "    started = Path(PIDS)\n"
+        "    (started / str(os.getpid())).touch()\n"
+        "    while len(list(started.iterdir())) < 3:\n"
+        "        time.sleep(0.1)\n"
+        "    return toy.Squarer(0.0, None, None, None)\n"
+        "PIDS = sys.argv[1] + '-pids'\n"
+        "Path(PIDS).mkdir()\n"
+        "run(sys.argv[1], worker, 3)\n"
+        "import ray\n"
+        "print('CPUs:', ray.cluster_resources()['CPU'])\n",
     )
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "run")],
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode != 0
-    assert "part-00005" in done.stderr
-    assert "its worker died" in done.stderr
-    squares = status(Store(str(tmp_path / "run")))[1]
-    assert squares.done == toy.SHARDS - 1
+    assert done.returncode == 0, done.stderr
+    assert "CPUs: 1.0" in done.stdout
+    assert len(list((tmp_path / "run-pids").iterdir())) == 3
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])

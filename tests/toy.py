@@ -9,6 +9,7 @@ import argparse
 import io
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pipeline import AigiError
 from pipeline.progress import Progress
 from pipeline.run import run_stages
 from pipeline.stage import Build, Compute, Map, Stage, Worker
@@ -104,13 +106,22 @@ def make(root: str, compute: Compute | None = None, **options: object) -> str:
     return out.getvalue()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Make the tables that the command line wants."""
     parser = argparse.ArgumentParser()
     parser.add_argument("root")
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--ray")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--gpus", type=float)
     parser.add_argument("--kill-once")
     given = parser.parse_args()
-    compute = Compute(ray=given.ray, workers=given.workers)
-    print(make(given.root, compute, seconds=given.seconds, kill_once=given.kill_once))
+    compute = Compute(ray=given.ray, workers=given.workers, gpus_per_worker=given.gpus)
+    try:
+        print(make(given.root, compute, seconds=given.seconds, kill_once=given.kill_once))
+    except AigiError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

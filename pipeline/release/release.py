@@ -24,7 +24,7 @@ from pipeline.progress import Progress
 from pipeline.release import card
 from pipeline.release.recipe import Recipe, Release
 from pipeline.release.regenerate import recorded
-from pipeline.release.verify import git_commit, library_versions
+from pipeline.software import git_commit, library_versions
 from pipeline.stage import Files, Map
 from pipeline.store import Store
 from pipeline.tables import PLAN, RELEASE

@@ -3,60 +3,11 @@
 from __future__ import annotations
 
 import posixpath
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from pipeline.manifest import MANIFEST, FileRecord
 from pipeline.store import Store
-
-LIBRARIES = (
-    "accelerate",
-    "datasets",
-    "diffusers",
-    "huggingface_hub",
-    "numpy",
-    "open_clip_torch",
-    "pillow",
-    "pyarrow",
-    "ray",
-    "torch",
-    "transformers",
-)
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that can change a release."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit() -> str | None:
-    """Commit of the checkout that runs, `+changes` where it is not clean; None outside one."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True
-        )
-        changes = subprocess.run(
-            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-        )
-    except FileNotFoundError:
-        return None
-    if commit.returncode:
-        return None
-    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
 
 def _compare_file(

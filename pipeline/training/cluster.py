@@ -9,13 +9,15 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline import AigiError
-from pipeline.cluster import connect
+from pipeline.cluster import connect, known, prove
 from pipeline.progress import Progress
 from pipeline.stage import Compute
+from pipeline.store import Store
 from pipeline.training.settings import Train
 
 Job = Callable[[Train, str, Compute, Progress], list[Path]]
@@ -45,8 +47,10 @@ def train_with_ray(
     """Run a training job with `compute.workers` workers.
 
     Raises:
-        AigiError: there is no such cluster, or `train` raised an error in a worker.
+        AigiError: there is no such cluster, or it is lost; a machine has other software or does not
+            see the run directory; `train` raised an error in a worker.
     """
+    share, watch = connect(compute)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -54,7 +58,6 @@ def train_with_ray(
 
     from pipeline.training.trainer import PATIENCE
 
-    gpus = connect(compute)
     lines = Queue(actor_options={"num_cpus": 0})
 
     def show() -> None:
@@ -67,25 +70,27 @@ def train_with_ray(
         "run": run,
         "compute": compute.model_dump(mode="json") | {"ray": None},
     }
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config={"job": job, "lines": lines, **here},
-        torch_config=TorchConfig(timeout_s=round(PATIENCE.total_seconds())),
-        scaling_config=ScalingConfig(
-            num_workers=compute.workers,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": 1} | ({"GPU": gpus} if gpus else {}),
-        ),
-        run_config=RunConfig(
-            name="ray",
-            storage_path=str((Path(run) / "train").absolute()),
-            failure_config=FailureConfig(max_failures=RETRIES),
-        ),
-    )
     shown = threading.Thread(target=show, daemon=True)
     shown.start()
     try:
-        trainer.fit()
+        with known(Store(run), partial(_work, {"job": job, "lines": lines, **here})) as proof:
+            prove(proof, watch)
+            trainer = TorchTrainer(
+                lambda: proof(),
+                torch_config=TorchConfig(timeout_s=round(PATIENCE.total_seconds())),
+                scaling_config=ScalingConfig(
+                    num_workers=compute.workers,
+                    use_gpu=share.gpus > 0,
+                    resources_per_worker=share.needs(),
+                ),
+                run_config=RunConfig(
+                    name="ray",
+                    storage_path=str((Path(run) / "train").absolute()),
+                    failure_config=FailureConfig(max_failures=RETRIES),
+                ),
+            )
+            for _ in watch.over(trainer.fit() for _ in range(1)):
+                pass
     except WorkerGroupError as error:
         causes = [getattr(e, "cause", e) for e in error.worker_failures.values()]
         said = [str(cause) for cause in causes if isinstance(cause, AigiError)]
@@ -93,5 +98,6 @@ def train_with_ray(
     except TrainingFailedError as error:
         raise AigiError(f"train: {error}") from error
     finally:
-        lines.put(None)
-        shown.join()
+        if not watch.lost:  # or this would wait for it
+            lines.put(None)
+            shown.join()
