@@ -219,8 +219,6 @@ def prove(proof: Proof, watch: Watch) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
-    if watch.address == "local":  # this machine, by the same Python
-        return
     task = ray.remote(num_cpus=0, max_retries=0)(_refusal)
     sent = ray.put(proof)
     waiting = {}
