@@ -221,7 +221,7 @@ def test_runs_of_earlier_versions_are_taken_up_and_then_watched(tmp_path: Path) 
     ("text", "field"),
     [
         ('{"table": "squ', "not JSON"),
-        ("[]", "not a JSON object"),
+        ("[]", "expected an object"),
         ('{"table": "squares", "version": 1, "fingerprint": 7}', "fingerprint"),
         ('{"table": "squares", "version": "x", "fingerprint": ""}', "version"),
         (
