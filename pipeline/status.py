@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline import AigiError
 from pipeline.intact import intact, intact_files
+from pipeline.loaded import Weights
 from pipeline.pixels import decode_threads
 from pipeline.progress import Progress
 from pipeline.record import Record, Written
@@ -135,6 +136,10 @@ def damage(store: Store, progress: Progress, deep: bool = False) -> list[str]:
                     f"{unhashed[0]}: its content was not recorded by the version of aigi that made "
                     f"it ({len(unhashed)} such files of {table}); run the workflow once more"
                 )
+            try:
+                Weights(table, store, shards)
+            except AigiError as error:
+                found.append(str(error))
             for name, one in {**shards, **files}.items():
                 if deep and table == "images" and name in shards:
                     found += _pixels(store, name)

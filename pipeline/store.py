@@ -319,6 +319,8 @@ class Store(Folder):
             with self._reading(path), self.fs.open(path, "rb") as file:
                 if known is not None and known.footer and footer_sha256(file) != known.footer:
                     return None
+                if known is not None and known.bytes not in (None, file.seek(0, os.SEEK_END)):
+                    return None
                 return pq.read_metadata(file)
         except Damaged:
             return None
