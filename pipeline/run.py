@@ -436,7 +436,7 @@ def _begun(
     if not same:
         if not stage.remake:
             _refuse(stage, record, inputs, store)
-        progress.say(f"{stage.table}: its settings have changed; it is remade")
+        progress.say(f"{stage.table}: its settings or inputs have changed; it is remade")
         if isinstance(stage, Map):
             for name in store.shards(stage.table):
                 store.remove(stage.table, f"{name}.parquet")

@@ -92,7 +92,7 @@ class Store(Folder):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self._records: dict[str, Record | None] = {}
+        self._records: dict[str, tuple[tuple[int, ...] | None, Record | None]] = {}
         self._mine: dict[tuple[str, str], Written] = {}
         self._expected: dict[str, Written] = {}
         self._log: set[str] | None = None
@@ -122,13 +122,24 @@ class Store(Folder):
 
     # --- records -------------------------------------------------------------------------------
 
+    def _state(self, table: str) -> tuple[int, ...] | None:
+        """What changes when another process writes a record; not known of stores elsewhere."""
+        if not self.local:
+            return None
+        try:
+            found = os.stat(self.path(RECORDS, f"{table}.json"))
+        except OSError:
+            return ()
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
     def record(self, table: str) -> Record | None:
         """The record of a stage; None without one.
 
         Raises:
             Damaged: it is not such a record.
         """
-        if table not in self._records:
+        state = self._state(table)
+        if table not in self._records or self._records[table][0] != state:
             path = self.path(RECORDS, f"{table}.json")
             remedy = (
                 f"This is the record of the {table} stage: put back a copy of it; or delete it, "
@@ -141,14 +152,14 @@ class Store(Folder):
                     raise refused(path, "table", f"the record of {found.table}", remedy)
             except AigiError as error:
                 raise Damaged(str(error)) from None
-            self._records[table] = found
-        return self._records[table]
+            self._records[table] = state, found
+        return self._records[table][1]
 
     def write_record(self, record: Record) -> None:
         """Write the record of a stage."""
         data = record.model_dump(mode="json", exclude_defaults=True)
         self.write_json(data, RECORDS, f"{record.table}.json")
-        self._records[record.table] = record
+        self._records[record.table] = self._state(record.table), record
         self._mine = {key: one for key, one in self._mine.items() if key[0] != record.table}
 
     def rewrite(self, table: str, value: object, *parts: str) -> None:

@@ -49,7 +49,7 @@ def bytes_now(file: object) -> int | None:
     """Bytes that an open file of this machine has now; None for any other."""
     try:
         return os.fstat(file.fileno()).st_size  # type: ignore[attr-defined]
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, AigiError):
         return None
 
 

@@ -20,7 +20,7 @@ from pipeline.pages.build import watermarks_section
 from pipeline.pages.gallery import sheets_section
 from pipeline.pages.report import MOST_PICTURES, SIDE, report
 from pipeline.pages.thumbnails import Place, thumbnails
-from pipeline.pixels import png_bytes
+from pipeline.pixels import pixels_sha256, png_bytes
 from pipeline.store import Store
 from pipeline.tables import IMAGES, PLAN, QUALITY, SELECTION
 from tests.conftest import aigi, record_table
@@ -153,7 +153,8 @@ def test_the_worst_thumbnails_stay_below_the_bound(tmp_path: Path) -> None:
     """Noise compresses worst: the most pictures of it leave room for everything else."""
     noise = np.random.default_rng(1).integers(0, 256, (400, 400, 3), dtype=np.uint8)
     image = {"bytes": png_bytes(noise), "path": None}
-    rows = [{"image_id": "a", "image": image, "width": 400, "height": 400}, {"image_id": "b"}]
+    first = {"image_id": "a", "image": image, "width": 400, "height": 400}
+    rows = [first | {"pixels_sha256": pixels_sha256(noise)}, {"image_id": "b"}]
     Store(str(tmp_path)).write("images", "s", pa.Table.from_pylist(rows, IMAGES), IMAGES)
     found = thumbnails(Store(str(tmp_path)), [Place("s", 0), Place("s", 1)], SIDE, 75)
     assert list(found) == [Place("s", 0)], "a row without a picture is left out"
@@ -174,7 +175,8 @@ def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
 def large_run(root: Path, count: int, shards: int) -> Store:
     """Narrow tables of `count` images of five sources, small pictures, every reason."""
     store = Store(str(root))
-    data = png_bytes(np.full((8, 8, 3), 90, np.uint8))
+    grey = np.full((8, 8, 3), 90, np.uint8)
+    data = png_bytes(grey)
     each = count // shards
     for shard in range(shards):
         ids = [hashlib.sha256(f"{shard}.{n}".encode()).hexdigest()[:32] for n in range(each)]
@@ -189,6 +191,7 @@ def large_run(root: Path, count: int, shards: int) -> Store:
             "images": (IMAGES, {
                 "image": [{"bytes": data, "path": None}] * each, "width": [8] * each,
                 "height": [8 + n % 300 for n in range(each)], "device": ["cpu"] * each,
+                "pixels_sha256": [pixels_sha256(grey)] * each,
             }),
             "quality": (QUALITY, {
                 "entropy": [n / each for n in range(each)],
@@ -278,7 +281,7 @@ def test_marks_are_read_back(tmp_path: Path) -> None:
     pictures = [*(embed(rgb, "dwt-dct-svd") for rgb in plain), *plain, plain[0]]
     rows = [
         {"image_id": f"{n}", "image": {"bytes": png_bytes(rgb), "path": None}, "width": 256,
-         "height": 256}
+         "height": 256, "pixels_sha256": pixels_sha256(rgb)}
         for n, rgb in enumerate(pictures)
     ]  # fmt: skip
     store = Store(str(tmp_path))
