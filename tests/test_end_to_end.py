@@ -208,7 +208,7 @@ def test_verify_names_what_differs(copy: Path) -> None:
         "sdxl/test-00000-of-00002.parquet: missing",
         "sdxl/extra.parquet: not in the manifest",
     ]
-    assert lines[3].startswith("README.md: sha256 ")
+    assert lines[3].startswith("README.md: 4 bytes, expected ")
     assert aigi("verify", str(copy / "sd")).returncode == 1
 
 

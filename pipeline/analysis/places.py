@@ -37,7 +37,8 @@ def content(pictures: tuple[Pictures, ...], store: Store, name: str) -> str:
 
 
 def shard_names(pictures: tuple[Pictures, ...], store: Store) -> list[str]:
-    """The parts of all places, in order; the number of the place makes them unique."""
+    """The parts of all places now, in order; the number of the place makes them unique."""
+    _open.cache_clear()
     return [
         f"{number:02d}-{part.name}"
         for number, place in enumerate(pictures)

@@ -200,7 +200,7 @@ def test_a_lost_shard_of_pairs_is_found_anew(store: Store) -> None:
     before = build(store)
     store.remove("duplicates", "pairs-00000.parquet")
     assert build(store) == before
-    assert store.read_json("duplicates", COVERED)["shards"] == sorted(store.shards("plan"))  # type: ignore[index]
+    assert list(store.read_json("duplicates", COVERED)["shards"]) == sorted(store.shards("plan"))  # type: ignore[index]
 
 
 def test_vectors_need_embeddings(make_workflow) -> None:  # type: ignore[no-untyped-def]

@@ -69,7 +69,7 @@ def test_errors_name_the_remedy(tmp_path: Path, model: Path) -> None:
     Image.fromarray(pictures(1)[0]).save(tmp_path / "in.png")
     out = ("-o", tmp_path / "x.aigi")
     for arguments, said in (
-        (("encode", tmp_path / "absent.png", "--model", model, *out), "absent.png: cannot be read"),
+        (("encode", tmp_path / "absent.png", "--model", model, *out), "absent.png: no such file"),
         (("encode", tmp_path / "text.png", "--model", model, *out), "not a picture"),
         (("encode", tmp_path / "in.png", "--model", tmp_path, *out), "no config.json"),
         (("encode", tmp_path / "in.png", "--model", "no/such", *out), "one of catc-small"),
