@@ -153,6 +153,14 @@ def record_table(store: Store, table: str, settings: dict[str, Any] | None = Non
     )
 
 
+def record_as_written(store: Store, table: str, shard: str) -> None:
+    """Make the record say that the stage itself wrote what a shard now is."""
+    record, now = store.record(table), store.look(table, f"{shard}.parquet")
+    assert record is not None and now is not None
+    now = now.model_copy(update={"made_from": record.shards[shard].made_from})
+    store.write_record(record.model_copy(update={"shards": {**record.shards, shard: now}}))
+
+
 def aigi(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does, in a process of its own."""
     return subprocess.run(

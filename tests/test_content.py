@@ -29,7 +29,7 @@ from pipeline.run import run_stages
 from pipeline.stage import Build, Compute
 from pipeline.store import Damaged, Store
 from tests import toy
-from tests.conftest import aigi
+from tests.conftest import aigi, record_as_written
 
 TABLES = ("prompts", "plan", "images", "embeddings", "quality", "duplicates", "selection")
 
@@ -331,15 +331,6 @@ def mirrored(path: Path, honest: bool = False) -> str:
     return str(row["image_id"])
 
 
-def record_as_written(run: Path, table: str, shard: str) -> None:
-    """Make the record say that the stage itself wrote what a shard now is."""
-    store = Store(str(run))
-    record, now = store.record(table), store.look(table, f"{shard}.parquet")
-    assert record is not None and now is not None
-    now = now.model_copy(update={"made_from": record.shards[shard].made_from})
-    store.write_record(record.model_copy(update={"shards": {**record.shards, shard: now}}))
-
-
 def test_an_exchanged_image_never_gets_into_a_release(run: tuple[Path, Path]) -> None:
     path, folder = run
     again(path, folder)
@@ -361,7 +352,7 @@ def test_no_release_is_made_of_pixels_that_their_row_does_not_state(
     path, folder = run
     shard = sorted((folder / "images").glob("sd-train-*.parquet"))[0]
     name = mirrored(shard)
-    record_as_written(folder, "images", shard.stem)
+    record_as_written(Store(str(folder)), "images", shard.stem)
     done = aigi("run", str(path), "--set", f"run={folder}")
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "error:" in line]
@@ -377,7 +368,7 @@ def test_an_image_that_really_changed_is_followed_by_all_that_tells_of_it(
     before = {table: times(folder, table) for table in tables}
     shard = sorted((folder / "images").glob("sd-train-*.parquet"))[0]
     name = mirrored(shard, honest=True)
-    record_as_written(folder, "images", shard.stem)
+    record_as_written(Store(str(folder)), "images", shard.stem)
     again(path, folder)
     for table in ("embeddings", "quality"):
         after = times(folder, table)

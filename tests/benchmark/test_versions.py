@@ -28,6 +28,7 @@ from pipeline.store import Store
 from pipeline.workflow import load
 from tests.benchmark.conftest import cells_of, execute, page_of, write_workflow
 from tests.codecs.conftest import stand_ins
+from tests.conftest import record_as_written
 
 TABLES = ("measurements", "comparisons", "complexity")
 JPEG, AVIF = {"codec": "jpeg", "qualities": [20, 60]}, {"codec": "avif", "qualities": [30]}
@@ -75,6 +76,7 @@ def relabelled(store: Store, names: Iterable[str], version: str | None) -> None:
         store.write(
             "measurements", name, table.set_column(at, "codec_version", column), table.schema
         )
+        record_as_written(store, "measurements", name)
 
 
 def version_program(programs: dict[str, str], version: str | None) -> None:
