@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -159,6 +162,18 @@ def record_as_written(store: Store, table: str, shard: str) -> None:
     assert record is not None and now is not None
     now = now.model_copy(update={"made_from": record.shards[shard].made_from})
     store.write_record(record.model_copy(update={"shards": {**record.shards, shard: now}}))
+
+
+def listed(release: Path, path: str) -> None:
+    """Make the manifest state what a file now is, as a forger would."""
+    manifest = json.loads((release / "manifest.json").read_text())
+    data = (release / path).read_bytes()
+    for record in (*manifest["files"], *manifest["documents"]):
+        if record["path"] == path:
+            record |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            if path.endswith(".parquet"):
+                record["rows"] = pq.read_metadata(release / path).num_rows
+    (release / "manifest.json").write_text(json.dumps(manifest))
 
 
 def aigi(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,7 @@ import pytest
 from pipeline import AigiError
 from pipeline.collection import COLUMNS, Collection, Pictures
 from pipeline.pixels import decode, png_bytes
+from tests.conftest import listed
 
 
 def _all(collection: Collection) -> list[dict[str, object]]:
@@ -76,6 +77,7 @@ def test_long_row_groups_are_cut_and_joined_again_without_loss(
     table = pq.read_table(release / record["path"])
     long = pa.concat_tables([table] * (250 // table.num_rows + 1)).slice(0, 250)
     pq.write_table(long, release / record["path"], row_group_size=250)
+    listed(release, record["path"])
     pictures = Pictures(place=str(release), sources=(record["config"],), splits=(record["split"],))
     collection = Collection(pictures)
     of_file = [part for part in collection.parts if part.path == record["path"]]
@@ -84,6 +86,28 @@ def test_long_row_groups_are_cut_and_joined_again_without_loss(
     assert found["image_id"].to_pylist() == long["image_id"].to_pylist()
     first = Collection(pictures.model_copy(update={"limit": 130})).parts
     assert [part.rows for part in first] == [100, 30]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_file_that_is_not_the_one_of_the_manifest_is_not_read(
+    finished: tuple[Path, Path], tmp_path: Path, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small files are hashed when they are read, large ones of this machine once before."""
+    if not whole:
+        monkeypatch.setattr("pipeline.store.WHOLE", 0)
+    release = tmp_path / "release"
+    shutil.copytree(finished[1] / "release", release)
+    path = release / json.loads((release / "manifest.json").read_text())["files"][0]["path"]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    collection = Collection(Pictures(place=str(release)))
+    with pytest.raises(AigiError, match=rf"{path}: damaged .*content is not what was written"):
+        for part in collection.parts:
+            collection.read(part.name, ["image_id"])
+    path.write_bytes(data[:-9])
+    with pytest.raises(AigiError, match="missing or damaged"):
+        Collection(Pictures(place=str(release)))
 
 
 def test_a_folder_is_one_source_of_test_pictures(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.pixels import decode, png_bytes
+from tests.conftest import listed
 
 Rows = list[dict[str, Any]]
 
@@ -24,18 +24,6 @@ Rows = list[dict[str, Any]]
 @pytest.fixture
 def release(finished: tuple[Path, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished[1] / "release", tmp_path / "release"))
-
-
-def listed(release: Path, path: str) -> None:
-    """Make the manifest state what a file now is, as a forger would."""
-    manifest = json.loads((release / "manifest.json").read_text())
-    data = (release / path).read_bytes()
-    for record in (*manifest["files"], *manifest["documents"]):
-        if record["path"] == path:
-            record |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            if path.endswith(".parquet"):
-                record["rows"] = pq.read_metadata(release / path).num_rows
-    (release / "manifest.json").write_text(json.dumps(manifest))
 
 
 def files(release: Path) -> list[str]:
