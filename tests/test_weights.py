@@ -25,7 +25,7 @@ from pipeline.stage import Build, Compute, Map
 from pipeline.store import Store
 from pipeline.workflow import load
 from tests import toy
-from tests.conftest import ROOT, WorkflowMaker, aigi
+from tests.conftest import ROOT, WorkflowMaker, aigi, record_as_written
 
 
 def changed(path: Path, prefix: str = "", more: float = 0.0) -> None:
@@ -185,6 +185,11 @@ def test_shards_that_lie_there_with_different_weights_are_found(tmp_path: Path) 
     run_of(one, *stages(net=A))
     run_of(two, *stages(net="f" * 64))
     shutil.copy(tmp_path / "two/squares/part-00002.parquet", tmp_path / "one/squares")
+    run_of(one, *stages(net=A))
+    shards = list(one.shards("squares"))
+    assert [of_shard(one, "squares", shard) for shard in shards] == [{"net": A}] * 4, "made again"
+    shutil.copy(tmp_path / "two/squares/part-00002.parquet", tmp_path / "one/squares")
+    record_as_written(one, "squares", "part-00002")
     one.remove("squares", "part-00003.parquet")
     with pytest.raises(AigiError, match=OTHER):
         run_of(one, *stages(net=A))
