@@ -436,6 +436,8 @@ class Store(Folder):
             Damaged: it cannot be decoded, is larger than its row states, or has other pixels.
         """
         try:
+            if values["image"] is None:
+                raise BadPicture("no image")
             rgb = decode(values["image"]["bytes"], values["width"] * values["height"]).rgb
             if pixels_sha256(rgb) != values["pixels_sha256"]:
                 raise BadPicture("other pixels than its pixels_sha256 states")

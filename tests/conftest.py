@@ -168,7 +168,7 @@ def listed(release: Path, path: str) -> None:
     """Make the manifest state what a file now is, as a forger would."""
     manifest = json.loads((release / "manifest.json").read_text())
     data = (release / path).read_bytes()
-    for record in (*manifest["files"], *manifest["documents"]):
+    for record in (*manifest["files"], *manifest.get("documents", ())):
         if record["path"] == path:
             record |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             if path.endswith(".parquet"):

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline import AigiError
 from pipeline import workflow as workflows
+from pipeline.pixels import pixels_sha256, png_bytes
 from pipeline.progress import Progress
 from pipeline.release import release
 from pipeline.selection import selection
@@ -42,6 +44,14 @@ sources:
       train: {count: 4, width: 64, height: 64}
 """
 
+PIXELS = np.full((4, 4, 3), 90, np.uint8)
+GREY = {
+    "image": {"bytes": png_bytes(PIXELS), "path": None},
+    "width": 4,
+    "height": 4,
+    "pixels_sha256": pixels_sha256(PIXELS),
+}
+
 
 def made(folder: Path, failed: set[tuple[str, int, str]], planned: int = 6) -> tuple[Any, Store]:
     """A run with a plan and images; `failed` names (split, rank, watermark)."""
@@ -65,12 +75,9 @@ def made(folder: Path, failed: set[tuple[str, int, str]], planned: int = 6) -> t
                 for mark in marks
             ]
             images = [
-                {
-                    "image_id": row["image_id"],
-                    "error": "black"
-                    if (row["split"], row["rank"], row["watermark"]) in failed
-                    else None,
-                }
+                {"image_id": row["image_id"], "error": "black"}
+                if (row["split"], row["rank"], row["watermark"]) in failed
+                else {"image_id": row["image_id"], **GREY}
                 for row in rows
             ]
             name = f"sd-{split}-{shard:05d}"

@@ -15,6 +15,7 @@ from pipeline import AigiError
 from pipeline.collection import Collection, Pictures
 from pipeline.pixels import RGB
 from pipeline.training.crops import Crop, Crops
+from tests.conftest import listed
 from tests.training.release import write_release
 
 
@@ -131,6 +132,7 @@ def test_what_cannot_be_read_is_named(collection: Collection, tmp_path: Path) ->
     rows = table.to_pylist()
     rows[0]["image"]["bytes"] = rows[0]["image"]["bytes"][:40]
     pq.write_table(table.from_pylist(rows, table.schema), path)
+    listed(folder, "a/train-00000-of-00001.parquet")
     broken = Collection(Pictures(place=str(folder)))
     with pytest.raises(AigiError, match=r"row 0, image a-train-0: "):
         _take(Crops(broken, 8, 1, 0), 1)
