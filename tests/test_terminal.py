@@ -86,7 +86,7 @@ def test_names_of_files_in_tables_and_errors(tmp_path: Path) -> None:
         rgb = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         (tmp_path / name).write_bytes(png_bytes(rgb))
     (tmp_path / f"{NAME}3.png").write_bytes(b"none")
-    found = aigi("watermark", "detect", str(tmp_path), COLUMNS="300")
+    found = aigi("watermark", "detect", str(tmp_path), COLUMNS="1000")
     assert "[red]b[bold] :smile:" in found.stdout and found.returncode == 1
     for review in ("one", "other"):
         what = "keep" if review == "one" else "drop"
