@@ -204,6 +204,7 @@ def test_sweep_counts_what_the_selection_would_drop(finished: tuple[Path, Path])
     assert contents(run) == before, "looking changed the run"
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes(finished: tuple[Path, Path], tmp_path: Path) -> None:
     path, undisturbed = finished
     done = aigi(

@@ -29,7 +29,7 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_same_bytes_as_serial(tmp_path: Path, serial: Path, workers: int) -> None:
     process = start(tmp_path, "--ray", "local", "--workers", str(workers))
     output, _ = process.communicate()

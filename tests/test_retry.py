@@ -73,7 +73,8 @@ def test_failed_rows_alone_are_made_again_when_asked(tmp_path: Path) -> None:
     assert again == {"part-00000.parquet", "part-00002.parquet"}
     followed = {p.name for p in (tmp_path / "cubes").glob("*.parquet")
                 if p.stat().st_mtime_ns != cubes[p.name]}  # fmt: skip
-    assert followed == again and len(built) == 2
+    # 90 failed again, so what is made from its shard stays.
+    assert followed == {"part-00000.parquet"} and len(built) == 2
     wrongs = set()
     go(retry=True)
     toy.make(str(tmp_path / "undisturbed"))

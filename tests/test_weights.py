@@ -167,6 +167,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 def test_workers_of_ray_that_loaded_different_weights_are_found(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", ON_RAY, str(tmp_path)], cwd=ROOT, capture_output=True, text=True

@@ -40,9 +40,9 @@ def test_the_sheet_reads_one_row_group_a_picture(
     store = Store(str(tmp_path))
     rows = []
     for n in range(250):
-        data, _ = picture(n, 16, 16)
+        data, pixels = picture(n, 16, 16)
         rows.append({"image": {"bytes": data, "path": "x"}, "text": f"t{n}", "image_id": f"{n}",
-                     "width": 16, "height": 16})  # fmt: skip
+                     "width": 16, "height": 16, "pixels_sha256": pixels})  # fmt: skip
     store.write("release", "sd/train-0", pa.Table.from_pylist(rows, schema=RELEASE), RELEASE)
     read: list[int] = []
     original = pq.ParquetFile.read_row_group
@@ -64,7 +64,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
              "width": 16, "height": 16}]  # fmt: skip
     store.write("release", "sd/train-0", pa.Table.from_pylist(rows, schema=RELEASE), RELEASE)
     sample = Sample("i", "i", "train", "sd/train-0", 0, 16, 16)
-    with pytest.raises(AigiError, match=r"sd/train-0\.parquet: row 1 \(i\): .*to remake it"):
+    with pytest.raises(AigiError, match=r"sd/train-0\.parquet: row 1 \(i\): .*--rehash"):
         sheet.draw(store, {"sd": [sample]})
 
 
