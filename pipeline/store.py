@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any, cast
@@ -251,10 +252,12 @@ class Store(Folder):
     def remedy(self) -> str:
         """What to do about a damaged file."""
         run = self.url.rstrip("/").removesuffix("/release")
-        for store in (self, Store(run)):
-            path = store.path(RUN_WORKFLOW)
-            if store.fs.exists(path):
-                return f"To remake it: aigi run {path} --set run={store.url} --rehash"
+        with suppress(AigiError, OSError):  # there is an error already, which is to be shown
+            for store in (self, Store(run)):
+                path = store.path(RUN_WORKFLOW)
+                if store.fs.exists(path):
+                    place = shlex.quote(f"run={store.url}")
+                    return f"To remake it: aigi run {shlex.quote(path)} --set {place} --rehash"
         return "Get it again; in a run, make it again with aigi run WORKFLOW --rehash."
 
     @contextmanager

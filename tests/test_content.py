@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -279,6 +280,18 @@ def test_an_input_that_nothing_here_makes_must_be_what_was_written(tmp_path: Pat
         only_squares()
     stray.unlink()
     only_squares()
+
+
+def test_the_command_that_remakes_can_be_pasted(tmp_path: Path) -> None:
+    root = tmp_path / "a run; of 'mine'"
+    made(root)
+    Store(str(root)).write_json({}, "_workflow.json")
+    flip(root / "squares" / "part-00001.parquet", 2400)
+    with pytest.raises(Damaged) as error:
+        Store(str(root)).read("squares", "part-00001")
+    command = shlex.split(str(error.value).partition("To remake it: ")[2])
+    path = f"{root}/_workflow.json"
+    assert command == ["aigi", "run", path, "--set", f"run={root}", "--rehash"]
 
 
 # --- a whole run ---------------------------------------------------------------------------------
