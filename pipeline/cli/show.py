@@ -153,6 +153,8 @@ def show(part: Table | str) -> None:
             plain = {"markup": False, "emoji": False, "highlight": False}
             return super().render_str(one_line(text), **options | plain)
 
+    for column in part.columns:
+        column.overflow = "fold"  # a long name goes on below, and loses nothing
     # A pipe has no width of its own; never cut a number there.
     Plain(width=None if sys.stdout.isatty() else 160, soft_wrap=True).print(part)
 
