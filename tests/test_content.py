@@ -133,7 +133,7 @@ def test_what_was_made_from_a_changed_shard_is_made_again_and_nothing_else(tmp_p
 
 def test_shards_of_a_killed_driver_say_themselves_what_they_are(tmp_path: Path) -> None:
     made(tmp_path)
-    before = times(tmp_path, "squares")
+    good, before = squares(tmp_path), times(tmp_path, "squares")
     path = tmp_path / "_stages" / "squares.json"
     record = json.loads(path.read_text())
     for name in ("part-00003", "part-00004", "part-00005"):
@@ -146,6 +146,7 @@ def test_shards_of_a_killed_driver_say_themselves_what_they_are(tmp_path: Path) 
     now = times(tmp_path, "squares")
     again = {name for name in now if now[name] != before[name]}
     assert again == {"part-00003.parquet", "part-00004.parquet"}, "part-00005 is taken up"
+    assert squares(tmp_path) == good
 
 
 def test_shards_without_a_record_are_refused_or_adopted(tmp_path: Path) -> None:

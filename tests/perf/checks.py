@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
@@ -76,11 +77,12 @@ def unchecked() -> Iterator[None]:
     def without(*given: object, **more: object) -> pq.ParquetFile:
         return opened(*given, **{**more, "page_checksum_verification": False})
 
+    grey = np.zeros((16, 16, 3), np.uint8)
     with (
         mock.patch.object(pq, "ParquetFile", without),
         mock.patch.object(store, "footer_sha256", lambda file: _Same()),
         mock.patch.object(store, "_sha256", lambda data: _Same()),
-        mock.patch.object(Store, "pixels", lambda *given: None),
+        mock.patch.object(Store, "pixels", lambda *given: grey),
     ):
         yield
 
