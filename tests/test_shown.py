@@ -140,7 +140,7 @@ def test_logs_and_warnings_of_libraries_are_shown_so_too(
     factory, formatter = logging.getLogRecordFactory(), warnings.formatwarning
     try:
         guard.__wrapped__()
-        logging.getLogger("some.library").error("cannot get %s \x1b[2J", SIGNED)
+        logging.getLogger("some.package").error("cannot get %s \x1b[2J", SIGNED)
         shown = warnings.formatwarning(f"{SIGNED} \x07", UserWarning, "a.py", 1)
     finally:
         logging.setLogRecordFactory(factory)

@@ -7,7 +7,6 @@ built, never taken from the file.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +20,8 @@ from pipeline.manifest import PLAN_FILE, plan_beside
 from pipeline.pictures.pictures import escapes
 from pipeline.plan import specification
 from pipeline.plan.ids import image_id_of, pair_id_of
-from pipeline.plan.rounds import shard_name
-from pipeline.plan.specification import Dataset, DiffusersSpec, SplitSpec
+from pipeline.plan.rounds import shard_name, summary_of
+from pipeline.plan.specification import Dataset, DiffusersSpec, ImportSpec, SplitSpec
 from pipeline.prompts.text import prompt_id
 from pipeline.tables import PLAN
 
@@ -46,6 +45,11 @@ _ONE = ("source", "split", "round")
 """All rows of a shard have one value of each of these."""
 
 
+def specified(spec: DiffusersSpec | ImportSpec) -> tuple[str, ...]:
+    """The columns of a source's rows that its specification states."""
+    return _SPECIFIED if isinstance(spec, DiffusersSpec) else ("model", "revision")
+
+
 class _Wrong(Exception):
     """A column of a row, and what is wrong with it."""
 
@@ -63,7 +67,7 @@ def _check_row(row: Mapping[str, Any], dataset: Dataset) -> None:
             raise _Wrong(column, "needed" if generated else "an imported image has none")
     if (row["path"] is None) != generated:
         raise _Wrong("path", "a generated image has none" if generated else "needed")
-    for column in _SPECIFIED if generated else ("model", "revision"):
+    for column in specified(spec):
         if row[column] != getattr(spec, column):
             raise _Wrong(column, f"{row[column]!r}, specified is {getattr(spec, column)!r}")
     for column, side in (("width", size.width), ("height", size.height)):
@@ -175,7 +179,7 @@ def read_plan(location: str, manifest: Mapping[str, Any]) -> Iterator[tuple[str,
     names: list[str] = []
     images: set[str] = set()
     ranks: dict[tuple[str, str], dict[int, tuple[str, int]]] = defaultdict(dict)
-    digest, rows = hashlib.sha256(), 0
+    planned: list[tuple[str, list[str]]] = []
     with store.fs.open(where, "rb") as file:
         for number, table in enumerate(_shards(where, file)):
             try:
@@ -185,9 +189,8 @@ def read_plan(location: str, manifest: Mapping[str, Any]) -> Iterator[tuple[str,
                 field = f"shard {number}: {place}" if place else f"shard {number}"
                 raise refused(where, field, problem, REMEDY) from None
             ids = table["image_id"].to_pylist()
-            digest.update(f"{names[-1]}:{','.join(ids)}\n".encode())
+            planned.append((names[-1], ids))
             images.update(ids)
-            rows += len(ids)
             of = ranks[table["source"][0].as_py(), table["split"][0].as_py()]
             columns = (table[name].to_pylist() for name in ("rank", "prompt_id", "index"))
             of.update((rank, (prompt, index)) for rank, prompt, index in zip(*columns, strict=True))
@@ -196,9 +199,9 @@ def read_plan(location: str, manifest: Mapping[str, Any]) -> Iterator[tuple[str,
     except _Wrong as wrong:
         place, problem = wrong.args
         raise refused(where, place, problem, REMEDY) from None
-    if len(images) != rows:
+    found = summary_of(planned)
+    if len(images) != found["rows"]:
         raise refused(where, "image_id", "an image is planned twice", REMEDY)
-    found = {"shards": len(names), "rows": rows, "sha256": digest.hexdigest()}
     for key, value in found.items():
         if value != expected[key]:
             problem = f"{value}, the manifest states {expected[key]}"

@@ -61,16 +61,21 @@ def shards(store: Store) -> Iterator[pa.Table]:
         yield table.append_column("shard", pa.array([name] * table.num_rows, pa.string()))
 
 
-def summary(store: Store) -> dict[str, Any]:
+def summary_of(shards: Iterable[tuple[str, list[str]]]) -> dict[str, Any]:
     """Shards, rows, and a sha256 over the names of shards and the images that they plan."""
-    digest = hashlib.sha256()
-    names = list(store.shards("plan"))
-    rows = 0
-    for name in names:
-        ids = store.read("plan", name, ["image_id"])["image_id"].to_pylist()
+    digest, count, rows = hashlib.sha256(), 0, 0
+    for name, ids in shards:
         digest.update(f"{name}:{','.join(ids)}\n".encode())
-        rows += len(ids)
-    return {"shards": len(names), "rows": rows, "sha256": digest.hexdigest()}
+        count, rows = count + 1, rows + len(ids)
+    return {"shards": count, "rows": rows, "sha256": digest.hexdigest()}
+
+
+def summary(store: Store) -> dict[str, Any]:
+    """The same of the plan of a run."""
+    return summary_of(
+        (name, store.read("plan", name, ["image_id"])["image_id"].to_pylist())
+        for name in store.shards("plan")
+    )
 
 
 def top_up(store: Store, short: Mapping[str, int]) -> None:

@@ -18,16 +18,18 @@ import yaml
 from pipeline import AigiError
 from pipeline.manifest import CARD, MANIFEST, PLAN_FILE
 from pipeline.pixels import decode_threads
+from pipeline.plan.copied import specified
 from pipeline.plan.ids import image_id_of
-from pipeline.plan.specification import Dataset, DiffusersSpec
+from pipeline.plan.rounds import summary_of
+from pipeline.plan.specification import Dataset
 from pipeline.progress import Progress
 from pipeline.prompts.text import prompt_id
 from pipeline.release.croissant import CROISSANT, licences
+from pipeline.release.diff import narrow
 from pipeline.release.front_matter import front_matter
 from pipeline.store import Store
 from pipeline.threads import ahead, workers
 
-_STATED = ("model", "revision", "steps", "guidance_scale", "negative_prompt", "scheduler", "dtype")
 _MOST = 3  # lines of one kind; the last says how many there are
 
 
@@ -70,8 +72,7 @@ def _planned(store: Store, manifest: Mapping[str, Any], found: _Found) -> dict[s
     import pyarrow as pa
 
     rows: dict[str, dict[str, Any]] = {}
-    summary = hashlib.sha256()
-    shards = 0
+    shards: list[tuple[str, list[str]]] = []
     listed = any(document["path"] == PLAN_FILE for document in manifest["documents"])
     if not listed:  # releases of before had none
         return rows
@@ -81,9 +82,7 @@ def _planned(store: Store, manifest: Mapping[str, Any], found: _Found) -> dict[s
         with pa.ipc.open_file(pa.BufferReader(data)) as reader:
             for number in range(reader.num_record_batches):
                 batch = reader.get_batch(number).to_pylist()
-                shards += 1
-                ids = [row["image_id"] for row in batch]
-                summary.update(f"{batch[0]['shard']}:{','.join(ids)}\n".encode())
+                shards.append((batch[0]["shard"], [row["image_id"] for row in batch]))
                 for row in batch:
                     if row["image_id"] in rows:
                         found.add("plan", f"{PLAN_FILE}: {row['image_id']} is planned twice")
@@ -91,8 +90,7 @@ def _planned(store: Store, manifest: Mapping[str, Any], found: _Found) -> dict[s
     except (pa.ArrowException, KeyError, IndexError, TypeError) as error:
         found.add("plan", f"{PLAN_FILE}: not readable as a plan: {error}")
         return {}
-    now = {"shards": shards, "rows": len(rows), "sha256": summary.hexdigest()}
-    for name, value in now.items():
+    for name, value in summary_of(shards).items():
         if manifest["plan"][name] != value:
             stated = manifest["plan"][name]
             found.add("plan", f"{PLAN_FILE}: {name} {value}; the manifest states {stated}")
@@ -128,7 +126,7 @@ def _row(
     spec = None if dataset is None else dataset.sources.get(config)
     if spec is None:
         return
-    for name in _STATED if isinstance(spec, DiffusersSpec) else ("model", "revision"):
+    for name in specified(spec):
         stated = getattr(spec, name)
         if row[name] != stated:
             found.add(
@@ -205,9 +203,7 @@ def wrong_claims(
         for record in manifest["files"]:
             path, config, split = record["path"], record["config"], record["split"]
             name = path.removesuffix(".parquet")
-            with store.parquet("", name, (), some=True) as parquet:
-                columns = [c for c in parquet.schema_arrow.names if c != "image"]
-            rows = store.read("", name, columns).to_pylist()
+            rows = narrow(store, path).to_pylist()
             for number, row in enumerate(rows):
                 where = f"{path}: row {number + 1}"
                 image, prompt = row["image_id"], row["prompt_id"]

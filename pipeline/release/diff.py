@@ -38,7 +38,7 @@ class _Row:
     digest: bytes
 
 
-def _narrow(store: Store, path: str) -> pa.Table:
+def narrow(store: Store, path: str) -> pa.Table:
     """All of a release file but the images, whose hash is a column."""
     name = path.removesuffix(".parquet")
     metadata = store.metadata("", name)
@@ -51,7 +51,7 @@ def _rows(store: Store, manifest: dict[str, Any]) -> dict[str, _Row]:
     """Place and digest of every row by its image id; a row takes some 200 bytes of memory."""
     found = {}
     for record in manifest["files"]:
-        for number, row in enumerate(_narrow(store, record["path"]).to_pylist()):
+        for number, row in enumerate(narrow(store, record["path"]).to_pylist()):
             text = repr([record["config"], record["split"], sorted(row.items())])
             digest = hashlib.sha256(text.encode()).digest()[:16]
             place = (record["path"], number, record["config"], record["split"])
@@ -81,7 +81,7 @@ def diff(first: str, second: str) -> Iterator[Difference]:
         if key not in held:
             for other in [other for other in held if other[0] == side]:
                 del held[other]  # one file of each release
-            held[key] = _narrow(store, at.file).to_pydict()
+            held[key] = narrow(store, at.file).to_pydict()
         row = {name: column[at.row] for name, column in held[key].items()}
         return {**row, "config": at.config, "split": at.split}
 
