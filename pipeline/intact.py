@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
+from pipeline.pixels import decode_threads
 from pipeline.record import Written
 from pipeline.store import Damaged, Store
+from pipeline.threads import ahead, workers
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,7 @@ def intact(
         return _same(shards[name], *listing[name], lambda: store.look(*path), rehash)
 
     with ThreadPoolExecutor(8) as pool:
-        found = dict(zip(shards, pool.map(one, shards), strict=True))
-    return (
-        {name: one for name, one in found.items() if isinstance(one, Written)},
-        {name: one for name, one in found.items() if isinstance(one, str)},
-    )
+        return _apart(dict(zip(shards, pool.map(one, shards), strict=True)))
 
 
 def intact_files(
@@ -80,8 +79,43 @@ def intact_files(
             return "missing"
         return _same(files[path], *found, lambda: store.look(path), rehash)
 
-    found = {path: one(path) for path in files}
+    return _apart({path: one(path) for path in files})
+
+
+def _apart(found: Mapping[str, Written | str]) -> tuple[dict[str, Written], dict[str, str]]:
     return (
-        {path: one for path, one in found.items() if isinstance(one, Written)},
-        {path: one for path, one in found.items() if isinstance(one, str)},
+        {name: one for name, one in found.items() if isinstance(one, Written)},
+        {name: one for name, one in found.items() if isinstance(one, str)},
     )
+
+
+def wrong_pixels(store: Store, table: str, shard: str) -> Iterator[str]:
+    """A line for each row whose image is not what the row states.
+
+    Args:
+        table: `images`, where failed rows have no image; or empty: a file of a release.
+
+    Raises:
+        AigiError: the shard is missing or damaged.
+    """
+    wanted = ["image_id", "image", "width", "height", "pixels_sha256"]
+
+    def compared(item: tuple[int, dict[str, Any]]) -> str | None:
+        row, values = item
+        if values["image"] is None and table == "images":
+            return None
+        try:
+            rgb = store.pixels(table, shard, row, values)
+        except Damaged as error:
+            return str(error)
+        size, stated = rgb.shape[1::-1], (values["width"], values["height"])
+        if size != stated:
+            path = f"{store.path(table, shard)}.parquet"
+            return f"{path}: row {row + 1}: {size} pixels; stated {stated}"
+        return None
+
+    rows = range(store.rows(table, shard) or 0)
+    with workers(decode_threads(None), "verify") as pool:
+        for wrong in ahead(store.rows_at(table, shard, rows, wanted), compared, pool, 32):
+            if wrong is not None:
+                yield wrong

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline import AigiError
-from pipeline.intact import intact, intact_files
+from pipeline.intact import intact, intact_files, wrong_pixels
 from pipeline.loaded import Weights
-from pipeline.pixels import decode_threads
 from pipeline.progress import Progress
 from pipeline.record import Record, Written
 from pipeline.store import RECORDS, RUN_WORKFLOW, Store
-from pipeline.threads import ahead, workers
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,10 @@ def damage(store: Store, progress: Progress, deep: bool = False) -> list[str]:
                 found.append(str(error))
             for name, one in {**shards, **files}.items():
                 if deep and table == "images" and name in shards:
-                    found += _pixels(store, name)
+                    found += [
+                        f"images/{name}.parquet: {_short(why.partition('.parquet: ')[2])}"
+                        for why in wrong_pixels(store, table, name)
+                    ]
                 bar.advance(one.rows)
     return found
 
@@ -156,21 +156,3 @@ def _named(record: Record) -> Iterator[tuple[str, Written]]:
     for name, one in record.shards.items():
         yield f"{record.table}/{name}.parquet", one
     yield from record.files.items()
-
-
-def _pixels(store: Store, shard: str) -> list[str]:
-    """A line for each image of a shard that is not what its row states."""
-    wanted = ["image_id", "image", "width", "height", "pixels_sha256"]
-
-    def compared(item: tuple[int, dict[str, Any]]) -> str | None:
-        try:
-            if item[1]["image"] is not None:
-                store.pixels("images", shard, *item)
-        except AigiError as error:
-            return f"images/{shard}.parquet: {_short(str(error).partition('.parquet: ')[2])}"
-        return None
-
-    rows = store.rows("images", shard) or 0
-    with workers(decode_threads(None), "verify") as pool:
-        lines = ahead(store.rows_at("images", shard, range(rows), wanted), compared, pool, 32)
-        return [line for line in lines if line is not None]

@@ -15,9 +15,8 @@ from typing import Any
 
 import yaml
 
-from pipeline import AigiError
+from pipeline.intact import wrong_pixels
 from pipeline.manifest import CARD, MANIFEST, PLAN_FILE
-from pipeline.pixels import decode_threads
 from pipeline.plan.copied import specified
 from pipeline.plan.ids import image_id_of
 from pipeline.plan.rounds import summary_of
@@ -28,7 +27,6 @@ from pipeline.release.croissant import CROISSANT, licences
 from pipeline.release.diff import narrow
 from pipeline.release.front_matter import front_matter
 from pipeline.store import Store
-from pipeline.threads import ahead, workers
 
 _MOST = 3  # lines of one kind; the last says how many there are
 
@@ -221,7 +219,7 @@ def wrong_claims(
                 if (other := split_of.setdefault(prompt, split)) != split:
                     found.add("splits", f"{where}: prompt {prompt} is in {other} and in {split}")
             if deep:
-                for line in _pixels(store, name, len(rows)):
+                for line in wrong_pixels(store, "", name):
                     found.add("pixels", line)
             bar.advance(len(rows))
     for where, pair in pairs:
@@ -230,27 +228,3 @@ def wrong_claims(
     if dataset is not None:
         _licences(store, manifest, dataset, found)
     return list(found.all())
-
-
-def _pixels(store: Store, name: str, rows: int) -> Iterator[str]:
-    """A line for each row of a file whose image is not what the row states."""
-    wanted = ["image_id", "image", "width", "height", "pixels_sha256"]
-
-    def compared(item: tuple[int, dict[str, Any]]) -> str | None:
-        number, values = item
-        try:
-            if values["image"] is None:
-                raise AigiError(f"{name}.parquet: row {number + 1}: no image")
-            rgb = store.pixels("", name, number, values)
-        except AigiError as error:
-            return str(error)
-        if rgb.shape[:2] != (values["height"], values["width"]):
-            size = f"{rgb.shape[1]}x{rgb.shape[0]}"
-            stated = f"{values['width']}x{values['height']}"
-            return f"{name}.parquet: row {number + 1}: {size} pixels; stated {stated}"
-        return None
-
-    with workers(decode_threads(None), "verify") as pool:
-        for line in ahead(store.rows_at("", name, range(rows), wanted), compared, pool, 32):
-            if line is not None:
-                yield line
