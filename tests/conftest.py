@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,32 @@ sources:
       train: {count: 4, width: 64, height: 64}
       test: {count: 3, width: 64, height: 96, watermarks: [none, dwt-dct]}
 """
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Say where S3 is, until the test ends: s3fs keeps what it made for an address."""
+    s3fs = pytest.importorskip("s3fs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+    def at(address: str) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    yield at
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    """Host and port of an S3."""
+    module = pytest.importorskip("moto.server")
+    server = module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    yield f"127.0.0.1:{server.get_host_and_port()[1]}"
+    server.stop()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -130,45 +131,28 @@ def test_ray_gives_the_same_bytes(
 
 
 def test_on_an_object_store(
-    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, Path], moto: str, s3: Callable[[str], None]
 ) -> None:
     """A whole run on S3 (moto's server), killed once; the same bytes as on disk."""
-    moto = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
     path, undisturbed = finished
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    try:
-        import s3fs
-
-        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
-        options = ("run", str(path), "--set", "run=s3://bucket/runs/a")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", *options], cwd=ROOT, stderr=subprocess.DEVNULL
-        )
-        store = Store("s3://bucket/runs/a")
-        while len(store.shards("images")) < 2:
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        done = aigi(*options)
-        assert done.returncode == 0, done.stderr
-        for name, digest in contents(undisturbed).items():
-            if name != "release/manifest.json":  # it names the tables' records
-                assert store.sha256(*name.split("/")) == digest, name
-        assert aigi("verify", "s3://bucket/runs/a/release").returncode == 0
-    finally:
-        server.stop()
+    s3(moto)
+    store = Store("s3://bucket/runs/a")
+    store.fs.mkdir("bucket")
+    options = ("run", str(path), "--set", "run=s3://bucket/runs/a")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *options], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    while len(store.shards("images")) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = aigi(*options)
+    assert done.returncode == 0, done.stderr
+    for name, digest in contents(undisturbed).items():
+        if name != "release/manifest.json":  # it names the tables' records
+            assert store.sha256(*name.split("/")) == digest, name
+    assert aigi("verify", "s3://bucket/runs/a/release").returncode == 0
 
 
 def test_status_and_verify_of_a_finished_run(finished: tuple[Path, Path]) -> None:

@@ -311,21 +311,6 @@ def silent() -> Iterator[str]:
             connection.close()
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Say where S3 is."""
-    s3fs = pytest.importorskip("s3fs")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-
-    def at(address: str) -> None:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
-        s3fs.S3FileSystem.clear_instance_cache()
-
-    return at
-
-
 DOORS: dict[str, Callable[[str, Path], list[str]]] = {
     "a store": lambda it, folder: ["status", it],
     "a release": lambda it, folder: ["verify", it],
@@ -385,15 +370,6 @@ def test_an_s3_that_is_not_there(door: str, folder: Path, s3: Callable[[str], No
     done = aigi(*DOORS[door]("s3://bucket/x", folder))
     check(done, "s3://bucket/x")
     assert "Could not connect" in done.output
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    module = pytest.importorskip("moto.server")
-    server = module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    yield f"127.0.0.1:{server.get_host_and_port()[1]}"
-    server.stop()
 
 
 @pytest.mark.parametrize("door", DOORS)

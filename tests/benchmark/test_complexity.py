@@ -52,7 +52,8 @@ def test_operations_weights_and_memory_are_counted(monkeypatch: pytest.MonkeyPat
     assert found["encode_kmac_per_pixel"] == pytest.approx(0.27)
     assert found["decode_kmac_per_pixel"] == 0
     assert found["parameters"] == 280
-    assert 199 < found["peak_mib"] < 450  # torch itself takes some at its first convolution
+    # Torch itself takes some at its first convolution; what other tests left may be given back.
+    assert 180 < found["peak_mib"] < 450
     assert found["encode_s_per_mp"] > 0 < found["decode_s_per_mp"]
 
 
