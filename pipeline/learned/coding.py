@@ -14,8 +14,8 @@ of y, its mean and its scale, they return its y_hat.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,11 +41,25 @@ MOST = (1 << 15) - 1
 """Symbols stay within +-32767, and so do means."""
 ESCAPES = 4 << 15
 Indices = npt.NDArray[np.uint8]
-Step = Callable[[slice, Tensor, Tensor], Tensor]
-"""Channels of y, their mean and scale (B x C x H x W) in, their y_hat out.
 
-float32 in training, float64 once frozen; any finite values, a scale below 0.11 counts as 0.11.
-"""
+
+class Step(Protocol):
+    """What an entropy model tells of the next latents, in return for what they are."""
+
+    def __call__(
+        self, part: slice, mean: Tensor, scale: Tensor, where: Tensor | None = None
+    ) -> Tensor:
+        """Channels of y, their mean and scale (B x C x H x W) in, their y_hat out.
+
+        Args:
+            part: which channels of y.
+            mean, scale: float32 in training, float64 once frozen; any finite values, a scale below
+                0.11 counts as 0.11.
+            where: the positions that are coded now, bool, H x W; None: all.
+
+        Returns:
+            Shape and dtype of mean; 0 where nothing is coded now.
+        """
 
 
 class DamagedStream(AigiError):
@@ -204,6 +218,20 @@ def _indices(indices: Tensor) -> Indices:
     return indices.to(torch.uint8).flatten().cpu().numpy()
 
 
+def _at(where: Tensor | None, x: Tensor) -> Tensor:
+    """x, B x C x H x W, at the positions that are coded now: B x C x P, row by row."""
+    return x if where is None else x[..., where]
+
+
+def _back(where: Tensor | None, y_hat: Tensor, like: Tensor) -> Tensor:
+    """What `_at` took out, in its place again; 0 elsewhere."""
+    if where is None:
+        return y_hat
+    whole = torch.zeros_like(like)
+    whole[..., where] = y_hat
+    return whole
+
+
 class _Checksum:
     """CRC-32 over every y_hat, as multiples of 1/256, in the order of coding."""
 
@@ -223,20 +251,31 @@ class Estimate:
 
     Attributes:
         likelihoods: of each part in turn, like it, 1e-9 to 1.
+        coded: the channels of these parts.
     """
 
     def __init__(self, y: Tensor, training: bool) -> None:
         # bfloat16 could not tell symbols beyond 128 from their neighbours.
         self.y, self.training = y if y.dtype == torch.float64 else y.float(), training
         self.likelihoods: list[Tensor] = []
+        self.coded: list[slice] = []
 
-    def __call__(self, part: slice, mean: Tensor, scale: Tensor) -> Tensor:
+    def __call__(
+        self, part: slice, mean: Tensor, scale: Tensor, where: Tensor | None = None
+    ) -> Tensor:
         distance = self.y[:, part] - mean
         rounded = straight_through(distance)
-        self.likelihoods.append(
-            gaussian_likelihood(noise(distance) if self.training else rounded, scale)
-        )
-        return rounded + mean
+        found = gaussian_likelihood(noise(distance) if self.training else rounded, scale)
+        y_hat = rounded + mean
+        if where is not None:
+            found, y_hat = found.where(where, 1), y_hat.where(where, 0)
+        if part in self.coded:  # the rest of a part that is coded in two passes
+            at = self.coded.index(part)
+            self.likelihoods[at] = self.likelihoods[at] * found
+        else:
+            self.coded.append(part)
+            self.likelihoods.append(found)
+        return y_hat
 
 
 class Write:
@@ -273,14 +312,16 @@ class Write:
         self.z_checksum = _z_checksum(flat)
         return symbols + median
 
-    def __call__(self, part: slice, mean: Tensor, scale: Tensor) -> Tensor:
-        means, indices = _snapped(mean, scale)
-        y = self.y[:, part].double()
+    def __call__(
+        self, part: slice, mean: Tensor, scale: Tensor, where: Tensor | None = None
+    ) -> Tensor:
+        means, indices = _snapped(_at(where, mean), _at(where, scale))
+        y = _at(where, self.y[:, part]).double()
         symbols = torch.round(y - means / MEAN_STEPS).clamp(-MOST, MOST).long()
         write_gaussian(self.writer, symbols.flatten().cpu().numpy(), _indices(indices))
         steps = symbols * MEAN_STEPS + means
         self.checksum.add(steps.cpu().numpy())
-        return steps.double() / MEAN_STEPS
+        return _back(where, steps.double() / MEAN_STEPS, mean)
 
     def bytes(self) -> bytes:
         """2 bytes that check z, 4 that check y_hat, then the coder's."""
@@ -320,12 +361,14 @@ class Read:
         symbols = torch.from_numpy(flat).to(prior.median.device).view(1, -1, height, width)
         return symbols + prior.median.detach().double()[:, None, None]
 
-    def __call__(self, part: slice, mean: Tensor, scale: Tensor) -> Tensor:
-        means, indices = _snapped(mean, scale)
+    def __call__(
+        self, part: slice, mean: Tensor, scale: Tensor, where: Tensor | None = None
+    ) -> Tensor:
+        means, indices = _snapped(_at(where, mean), _at(where, scale))
         symbols = torch.from_numpy(read_gaussian(self.reader, _indices(indices)))
         steps = symbols.view(means.shape).to(means.device) * MEAN_STEPS + means
         self.checksum.add(steps.cpu().numpy())
-        return steps.double() / MEAN_STEPS
+        return _back(where, steps.double() / MEAN_STEPS, mean)
 
     def check(self) -> None:
         """Compare all that was read with the checksum.

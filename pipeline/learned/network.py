@@ -1,7 +1,7 @@
 """Sizes in, a network out that trains (`forward`) and codes (`compress`, `decompress`).
 
 All networks are four parts and a prior of z: g_a, h_a, the entropy model, g_s. Their diagrams stand
-in `hyperprior.py` and `catc.py`.
+in `hyperprior.py`, `catc.py` and `light.py`.
 
 Trained weights are a folder or a repository of the Hub with `config.json` and `model.safetensors`.
 """
@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from pipeline import AigiError
-from pipeline.learned import catc, hyperprior
+from pipeline.learned import catc, hyperprior, light
 from pipeline.learned.bitstream import STRIDE
 from pipeline.learned.card import card
 from pipeline.learned.coding import Estimate, Read, Write
@@ -30,6 +30,11 @@ from pipeline.models.weights import Part, compare, digest, header, shapes
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Y_STRIDE = 16
 """Pixels of a latent; of a latent of z there are `STRIDE`."""
+
+PARTS: dict[str, Any] = {
+    "hyperprior": hyperprior, "mean-scale": hyperprior, "catc": catc, "catc-light": light,
+}  # fmt: skip
+"""Where the parts of each kind of network are."""
 
 
 class Output(NamedTuple):
@@ -54,7 +59,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
     """A learned codec without its container.
 
     Args:
-        sizes: fields of `HyperpriorSizes` or `CatcSizes`, for example
+        sizes: fields of `HyperpriorSizes`, `CatcSizes` or `LightSizes`, for example
             `**NETWORKS["catc-small"].model_dump()`.
 
     Attributes:
@@ -67,7 +72,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
     def __init__(self, **sizes: Any) -> None:
         super().__init__()
         self.sizes: Sizes = parse(sizes)
-        parts: Any = catc if self.sizes.kind == "catc" else hyperprior
+        parts = PARTS[self.sizes.kind]
         self.g_a = parts.Analysis(self.sizes)
         self.h_a = parts.HyperAnalysis(self.sizes)
         self.prior = Factorized(self.sizes.n)

@@ -95,18 +95,68 @@ class CatcSizes(Checked):
         return self
 
 
-Sizes = HyperpriorSizes | CatcSizes
-_KINDS: dict[str, type[HyperpriorSizes] | type[CatcSizes]] = {
+class LightSizes(Checked):
+    """A light CATC: few channels where the maps are large, and a space-channel entropy model.
+
+    Attributes:
+        n: channels of z.
+        m: channels of y; the groups have as many.
+        widths: channels of the transforms at H/2, H/4 and H/8.
+        blocks: residual blocks there.
+        groups: channels of y that are coded one after the other.
+        checkered: how many of the first groups are coded in two passes, as a checkerboard.
+        hidden: channels in the entropy model.
+        heads: of every attention; divides the last width and hidden.
+        mlp: width of a CAT block's MLP over its channels.
+        qualities: rates that it codes at, each with gains of its own for the channels of y.
+        text: null leaves the cross-attention out.
+    """
+
+    kind: Literal["catc-light"]
+    name: str = Field(pattern=NAME)
+    n: int = Field(ge=1, le=512)
+    m: int = Field(ge=1, le=1024)
+    widths: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=512)], ...], Field(min_length=3, max_length=3)
+    ] = (32, 64, 128)
+    blocks: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=16)], ...], Field(min_length=3, max_length=3)
+    ] = (0, 1, 2)
+    groups: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=64)
+    ] = (16, 16, 32, 64, 192)
+    checkered: int = Field(3, ge=0, le=64)
+    hidden: int = Field(128, ge=1, le=1024)
+    heads: int = Field(4, ge=1, le=64)
+    mlp: int = Field(2, ge=1, le=8)
+    qualities: int = Field(1, ge=1, le=32)
+    text: TextSizes | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> LightSizes:
+        if self.widths[-1] % self.heads or self.hidden % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide the last of widths, and hidden")
+        if sum(self.groups) != self.m:
+            raise ValueError(f"groups have {sum(self.groups)} channels, m is {self.m}")
+        if self.checkered > len(self.groups):
+            raise ValueError(f"checkered ({self.checkered}): there are {len(self.groups)} groups")
+        return self
+
+
+Sizes = HyperpriorSizes | CatcSizes | LightSizes
+_KINDS: dict[str, type[HyperpriorSizes] | type[CatcSizes] | type[LightSizes]] = {
     "hyperprior": HyperpriorSizes, "mean-scale": HyperpriorSizes, "catc": CatcSizes,
+    "catc-light": LightSizes,
 }  # fmt: skip
 
 _FULL = CatcSizes(kind="catc", name="catc", n=128, m=320, hidden=192, text=TextSizes())
 _SMALL = CatcSizes(
     kind="catc", name="catc-small", n=64, m=160, hidden=96, heads=2, text=TextSizes()
 )
+_LIGHT = LightSizes(kind="catc-light", name="catc-light", n=96, m=320, text=TextSizes())
 
 
-def _without_text(sizes: CatcSizes) -> CatcSizes:
+def _without_text(sizes: CatcSizes | LightSizes) -> CatcSizes | LightSizes:
     return sizes.model_copy(update={"text": None, "name": f"{sizes.name}-no-text"})
 
 
@@ -120,6 +170,8 @@ NETWORKS: dict[str, Sizes] = {
         _without_text(_FULL),
         _SMALL,
         _without_text(_SMALL),
+        _LIGHT,
+        _without_text(_LIGHT),
     )
 }
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.learned.layers import CatBlock
+from pipeline.learned.light import Down, Residual, Up
 from pipeline.learned.network import Network
 
 CORRELATION = 0.95
@@ -100,12 +101,12 @@ def begin(network: Network, step: float) -> None:
             qualities whose gain is 1 so far.
     """
     sizes = network.sizes
-    found, spread = transforms([sizes.n, sizes.n, sizes.n, sizes.m])
+    widths = sizes.widths if sizes.kind == "catc-light" else (sizes.n,) * 3
+    found, spread = transforms([*widths, sizes.m])
     matrices = [matrix.float() for matrix in found]
     deviations = torch.full([sizes.m], LEAST_DEVIATION)
     deviations[: len(spread)] = (spread * DEVIATION / step).clamp(min=LEAST_DEVIATION)
-    begun = _begin_catc if sizes.kind == "catc" else _begin_hyperprior
-    last, first = begun(network, matrices)
+    last, first = BEGUN[sizes.kind](network, matrices)
     _expect(network, deviations)
     scale = AMPLITUDE * step
     if network.gains is not None:
@@ -140,14 +141,41 @@ def _begin_catc(network: Any, matrices: list[Tensor]) -> tuple[Any, Any]:
     ups = [*(up.skip[0] for up in network.g_s.up), network.g_s.last[0]]
     for layer, matrix in zip(ups, reversed(matrices), strict=True):
         _shrink(layer)
-        weight = layer.weight.view(-1, 2, 2, *layer.weight.shape[1:])  # as PixelShuffle takes them
-        weight[: matrix.shape[1], :, :, : len(matrix), 1, 1] += matrix.permute(1, 2, 3, 0)
+        _up(layer, matrix)
     _uncenter(ups[-1])
+    _silence(network)
+    return network.g_a.last, ups[0]
+
+
+def _begin_light(network: Any, matrices: list[Tensor]) -> tuple[Any, Any]:
+    """The same for a light CATC, whose 1x1 convolutions take the transform; all else adds to it."""
+    downs = [*(down.skip[1] for down in network.g_a.down), network.g_a.last[1]]
+    ups = [network.g_s.first[0], *(up.skip[0] for up in network.g_s.up), network.g_s.last.skip]
+    _shrink(*downs, *ups)
+    for layer, matrix in zip(downs, matrices, strict=True):
+        layer.weight[: len(matrix), : 4 * matrix.shape[1], 0, 0] += matrix.flatten(1)
+    _center(downs[0], matrices[0])
+    for layer, matrix in zip(ups, reversed(matrices), strict=True):
+        _up(layer, matrix)
+    _uncenter(ups[-1])
+    _zero(network.g_s.last.body)
+    for part in network.modules():
+        if isinstance(part, Down):
+            _zero(part.body[2])
+        elif isinstance(part, Up):
+            _zero(part.body[3])
+        elif isinstance(part, Residual):
+            _zero(part.body[2])
+    _silence(network)
+    return downs[-1], ups[0]
+
+
+def _silence(network: Any) -> None:
+    """Let attention add nothing until trained."""
     for part in network.modules():
         if isinstance(part, CatBlock):
             _zero(part.window.out, part.mlp[2])
     network.silence_text()
-    return network.g_a.last, ups[0]
 
 
 def _begin_hyperprior(network: Any, matrices: list[Tensor]) -> tuple[Any, Any]:
@@ -161,6 +189,20 @@ def _begin_hyperprior(network: Any, matrices: list[Tensor]) -> tuple[Any, Any]:
         layer.weight[: len(matrix), : matrix.shape[1], 2:4, 2:4] += matrix
     _uncenter(ups[-1])
     return downs[-1], ups[0]
+
+
+BEGUN = {
+    "hyperprior": _begin_hyperprior, "mean-scale": _begin_hyperprior, "catc": _begin_catc,
+    "catc-light": _begin_light,
+}  # fmt: skip
+"""How the transform is written to each kind of network."""
+
+
+def _up(layer: Any, matrix: Tensor) -> None:
+    """Add a matrix's transpose to the middle of a convolution before a PixelShuffle."""
+    at = layer.weight.shape[-1] // 2
+    weight = layer.weight.view(-1, 2, 2, *layer.weight.shape[1:])  # as PixelShuffle takes them
+    weight[: matrix.shape[1], :, :, : len(matrix), at, at] += matrix.permute(1, 2, 3, 0)
 
 
 def _down(layer: Any, matrix: Tensor) -> None:
@@ -183,7 +225,8 @@ def _uncenter(layer: Any) -> None:
 
 def _expect(network: Any, deviations: Tensor) -> None:
     """Give the entropy model the deviations of y at a gain of 1."""
-    _calm(network.h_a.layers[0].weight, deviations)
+    light = network.sizes.kind == "catc-light"
+    _calm(network.h_a.layers[0].weight, _both(deviations) if light else deviations)
     # Without this z rounds to 0, and h_s would learn nothing until it has grown.
     y = torch.randn(1, len(deviations), 64, 64) * deviations[:, None, None]
     speaks = LATENT / network.h_a(y).std()
@@ -194,6 +237,8 @@ def _expect(network: Any, deviations: Tensor) -> None:
         entropy.h_s[-2].bias += deviations
     elif network.sizes.kind == "mean-scale":
         entropy.h_s[-1].bias[len(deviations) :] += deviations
+    elif light:
+        _expect_groups(entropy, deviations)
     else:
         parts = torch.split(deviations, entropy.depth)
         for gate in (entropy.gru.gates, entropy.gru.candidate):
@@ -202,6 +247,26 @@ def _expect(network: Any, deviations: Tensor) -> None:
             e[-1].bias[entropy.depth :] += part
             _calm(lrp[0].weight[:, -entropy.depth :], part)
             _zero(lrp[-1])
+
+
+def _expect_groups(entropy: Any, deviations: Tensor) -> None:
+    """The same for the groups of a space-channel model."""
+    for index, part in enumerate(torch.split(deviations, entropy.groups)):
+        known = deviations[: sum(entropy.groups[:index])]
+        if index:
+            _calm(entropy.c[index - 1][0].weight, _both(known))
+        if index < entropy.checkered:
+            _calm(entropy.s[index].weight, _both(part))
+        entropy.e[index][-1].bias[len(part) :] += part.log()
+        lrp = entropy.lrp[index]
+        seen = torch.cat([known, part])
+        _calm(lrp[0].weight[:, -len(seen) :], seen)
+        _zero(lrp[-1])
+
+
+def _both(deviations: Tensor) -> Tensor:
+    """Deviations of what `context.both` makes of latents with these, roughly."""
+    return torch.cat([deviations, torch.asinh(deviations)])
 
 
 def _calm(weight: Tensor, deviations: Tensor) -> None:
