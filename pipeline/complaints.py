@@ -36,6 +36,8 @@ SENTENCES = {
     "less_than": "expected less than {lt}, found {found}",
     "less_than_equal": "expected {le} or less, found {found}",
     "multiple_of": "expected a multiple of {multiple_of}, found {found}",
+    "list_type": _LIST,
+    "too_long": "expected {max_length} or fewer entries, found {actual_length}",
     "too_short": "expected {min_length} or more entries, found {actual_length}",
     "string_pattern_mismatch": "expected text of the pattern {pattern}, found {found}",
     "value_error": "{error}",
@@ -59,9 +61,11 @@ def lines(model: type[BaseModel], error: ValidationError, noun: str = "setting")
         noun: what an unknown key is called.
     """
     found: dict[str, list[str]] = {}
-    for item in error.errors():
+    items = error.errors()
+    for item in items:
         # A list with a wrong entry is also called too short.
-        if item["type"] != "too_short" or not item["input"]:
+        inside = [one for one in items if one["loc"][: len(item["loc"])] == item["loc"]]
+        if item["type"] != "too_short" or len(inside) == 1:
             place, text = _complaint(model, dict(item), noun)
             found.setdefault(place, []).append(text)
     return [

@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import pytest
+from pydantic import Field
 
 from pipeline import AigiError, gate
 from pipeline.gate import Checked, Number, Sha256
@@ -18,7 +19,7 @@ class Part(Checked):
 
 
 class Whole(Checked):
-    parts: list[Part]
+    parts: list[Part] = Field(max_length=3)
     digest: Sha256 | None = None
     counts: dict[str, int] = {}  # noqa: RUF012
 
@@ -54,7 +55,7 @@ def test_what_is_no_object_is_refused_in_one_line(data: bytes, said: str) -> Non
     ("data", "said"),
     [
         ({}, "parts: needed, but not given"),
-        ({"parts": {}}, "parts: expected a valid list, found a mapping"),
+        ({"parts": {}}, "parts: expected a list, found a mapping"),
         ({"parts": [{"name": "a"}, 3]}, r"parts\.1: expected an object, found 3"),
         ({"parts": [{"name": 3}]}, r"parts\.0\.name: expected text, found 3"),
         ({"parts": [{"name": "a", "size": "3"}]}, r"0\.size: expected a whole number, found"),
@@ -62,6 +63,7 @@ def test_what_is_no_object_is_refused_in_one_line(data: bytes, said: str) -> Non
         ({"parts": [{"name": "a", "size": 2.0}]}, r"0\.size: expected a whole number"),
         ({"parts": [{"name": "a", "size": -1}]}, r"0\.size: expected 0 or more, found -1"),
         ({"parts": [{"name": "a", "size": 10**400}]}, "expected 9223372036854775807 or less"),
+        ({"parts": [{"name": "a"}] * 4}, "parts: expected 3 or fewer entries, found 4"),
         ({"parts": [], "digest": "A" * 64}, "digest: expected a sha256"),
         ({"parts": [], "part": 1}, 'part: no such entry; did you mean "parts"?'),
         ({"parts": [], "counts": {"a": None}}, r"counts\.a: expected a whole number"),

@@ -182,7 +182,8 @@ def test_every_kind_of_error_is_one_english_line(kind: str, override: str, expec
 
 
 def test_every_sentence_of_the_table_is_tested() -> None:
-    assert set(complaints.SENTENCES) <= {kind for kind, _, _ in CASES}
+    elsewhere = {"list_type", "too_long"}  # of files alone: tests/test_gate.py
+    assert set(complaints.SENTENCES) - elsewhere <= {kind for kind, _, _ in CASES}
 
 
 def test_a_wrong_split_of_a_specification_is_answered_with_the_right_one() -> None:

@@ -12,6 +12,7 @@ KINDS = {
     "hyperprior": "scale hyperprior codec (Ballé et al., 2018)",
     "mean-scale": "mean-scale hyperprior codec without autoregression (Minnen et al., 2018)",
     "catc": "cross-attention transformer codec",
+    "catc-light": "light cross-attention transformer codec",
 }
 
 

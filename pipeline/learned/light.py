@@ -123,7 +123,7 @@ class Analysis(nn.Module):
 
     def __init__(self, sizes: LightSizes) -> None:
         super().__init__()
-        inputs = (3, *sizes.widths[:-1])
+        inputs = [3, *sizes.widths[:-1]]
         self.down = nn.ModuleList(map(Down, inputs, sizes.widths))
         self.blocks = nn.ModuleList(
             nn.Sequential(*(Residual(width) for _ in range(count)))

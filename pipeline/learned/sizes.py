@@ -116,15 +116,13 @@ class LightSizes(Checked):
     name: str = Field(pattern=NAME)
     n: int = Field(ge=1, le=512)
     m: int = Field(ge=1, le=1024)
-    widths: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=512)], ...], Field(min_length=3, max_length=3)
-    ] = (32, 64, 128)
-    blocks: Annotated[
-        tuple[Annotated[int, Field(ge=0, le=16)], ...], Field(min_length=3, max_length=3)
-    ] = (0, 1, 2)
-    groups: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=64)
-    ] = (16, 16, 32, 64, 192)
+    widths: list[Annotated[int, Field(ge=1, le=512)]] = Field(
+        [32, 64, 128], min_length=3, max_length=3
+    )
+    blocks: list[Annotated[int, Field(ge=0, le=16)]] = Field([0, 1, 2], min_length=3, max_length=3)
+    groups: list[Annotated[int, Field(ge=1, le=1024)]] = Field(
+        [16, 16, 32, 64, 192], min_length=1, max_length=64
+    )
     checkered: int = Field(3, ge=0, le=64)
     hidden: int = Field(128, ge=1, le=1024)
     heads: int = Field(4, ge=1, le=64)

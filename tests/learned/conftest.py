@@ -19,6 +19,10 @@ from pipeline.tiny.paint import render
 from pipeline.tiny.scenes import draw_scene
 
 TEXT = {"tower": "tiny", "width": 96}
+LIGHT: dict[str, Any] = {
+    "n": 8, "m": 14, "widths": [8, 8, 16], "groups": [2, 4, 8], "checkered": 2, "hidden": 8,
+    "heads": 2,
+}  # fmt: skip
 SMALL: dict[str, dict[str, Any]] = {
     "hyperprior": {"n": 8, "m": 12},
     "mean-scale": {"n": 8, "m": 12},
@@ -26,6 +30,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "catc-small": {"n": 8, "m": 10, "hidden": 8, "heads": 2, "text": TEXT | {"features": "pooled"}},
     "catc-no-text": {"n": 16, "m": 20, "hidden": 16, "heads": 2},
     "catc-small-no-text": {"n": 8, "m": 10, "hidden": 8, "heads": 2},
+    "catc-light": LIGHT | {"text": TEXT},
+    "catc-light-no-text": LIGHT,
 }
 """Every network of the dict of names, with fewer channels."""
 
@@ -57,13 +63,19 @@ def fill(network: Network, seed: int) -> Network:
             network.g_a.last.weight.mul_(1.5)
             network.g_s.last[0].bias.add_(0.5)
             heads = [head[-1] for head in network.entropy.e]
+        elif network.sizes.kind == "catc-light":
+            network.g_a.last[1].weight.mul_(1.5)
+            network.g_s.last.skip.bias.add_(0.5)
+            heads = [head[-1] for head in network.entropy.e]
         else:
             network.g_a.layers[-1].weight.mul_(8)
             network.g_s.layers[-1].bias.add_(0.5)
             heads = [network.entropy.h_s[-1 if network.entropy.has_mean else -2]]
         for head in heads:
+            if network.sizes.kind == "catc-light":
+                head.weight.mul_(0.5)  # the logarithm of a scale
             half = 0 if network.sizes.kind == "hyperprior" else len(head.bias) // 2
-            head.bias[half:].add_(4.0)
+            head.bias[half:].add_(1.4 if network.sizes.kind == "catc-light" else 4.0)
     network.update()
     return network
 

@@ -111,7 +111,8 @@ def test_gains_and_inverses_are_learned_apart() -> None:
 def test_text_reaches_every_attention(name: str) -> None:
     network = small(name).eval()
     places = [part for part in network.modules() if isinstance(part, CrossAttention)]
-    assert len(places) == 7, "three blocks a side, and the entropy model"
+    blocks = 1 if network.sizes.kind == "catc-light" else 3
+    assert len(places) == 2 * blocks + 1, "blocks of both sides, and the entropy model"
     x = tensor(pictures(1)[0])
     boat, house = (text_of(network, [p]).to("cpu", torch.float32) for p in ("a boat", "a house"))
     with torch.no_grad():
@@ -226,6 +227,22 @@ def test_it_learns() -> None:
 def test_sizes_are_checked_before_anything_is_built(change: dict[str, object], where: str) -> None:
     with pytest.raises(AigiError, match=where):
         Network(**NETWORKS["catc"].model_dump() | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"groups": [16, 16]}, "groups have 32 channels, m is 320"),
+        ({"checkered": 6}, "there are 5 groups"),
+        ({"widths": [32, 64]}, "widths"),
+        ({"widths": [32, 64, 10**9]}, "widths"),
+        ({"heads": 3}, "heads"),
+        ({"groups": [1] * 320}, "groups"),
+    ],
+)
+def test_sizes_of_a_light_network_are_checked_too(change: dict[str, object], where: str) -> None:
+    with pytest.raises(AigiError, match=where):
+        Network(**NETWORKS["catc-light"].model_dump() | change)
 
 
 def test_a_network_without_tables_does_not_code() -> None:

@@ -50,6 +50,8 @@ def test_the_step_is_the_best_at_high_rate() -> None:
 
 def _begun(name: str, qualities: int, step: float) -> Network:
     change = SMALL[name] | {"n": 48, "m": 120, "qualities": qualities}
+    if name.startswith("catc-light"):
+        change |= {"widths": [12, 48, 96], "groups": [8, 32, 80]}
     torch.manual_seed(0)
     network = Network(**NETWORKS[name].model_dump() | change).eval()
     begin(network, step)
