@@ -83,7 +83,8 @@ class Network(nn.Module, PyTorchModelHubMixin):
         Args:
             x: float32, B x 3 x H x W, 0 to 1; 64 divides H and W.
             text: features of the B prompts, for networks with text.
-            quality: int64, B, from 1, for networks of several; None: the highest.
+            quality: int64 or, between two qualities, float32, B, from 1, for networks of several;
+                None: the highest.
         """
         y = self.g_a(x, text)
         if self.gains is not None:
