@@ -49,6 +49,11 @@ class Output(NamedTuple):
         """Estimated bits of the whole batch, a scalar: dtype of the likelihoods, at least 0."""
         return -self.y_likelihoods.log2().sum() - self.z_likelihoods.log2().sum()
 
+    def bits_of_each(self) -> Tensor:
+        """Estimated bits of each image, shape (B,): dtype of the likelihoods, at least 0."""
+        y, z = (part.log2().flatten(1).sum(1) for part in self[1:])
+        return -y - z
+
 
 class Network(nn.Module, PyTorchModelHubMixin):
     """A learned codec without its container.
