@@ -92,6 +92,8 @@ class Gains(nn.Module):
     """Factors for the channels of y, one set for each quality, so that one network codes at several
     rates (Cui 2021): a larger gain means finer steps.
 
+    A quality between two sets takes the geometric mean of both, weighted by its distance to each.
+
     Args:
         qualities: how many sets; they count from 1, the lowest rate.
         channels: M of y.
@@ -117,7 +119,7 @@ class Gains(nn.Module):
 
         Args:
             y: float32, B x M x h x w, any finite values.
-            quality: int64, B, from 1.
+            quality: int64 or float32, B, from 1 to the number of sets.
 
         Returns:
             float32, B x M x h x w: y times the gains, which are above 0.
@@ -129,7 +131,7 @@ class Gains(nn.Module):
 
         Args:
             y_bar: float32 or float64, B x M x h x w, any finite values.
-            quality: int64, B, from 1; None: the highest.
+            quality: int64 or float32, B, from 1 to the number of sets; None: the highest.
 
         Returns:
             Shape and dtype of y_bar: it times the inverse gains, which are above 0.
@@ -138,7 +140,16 @@ class Gains(nn.Module):
 
 
 def _factors(logarithms: Tensor, quality: Tensor | None) -> Tensor:
-    taken = logarithms[-1:] if quality is None else logarithms[quality - 1]
+    if quality is None:
+        taken = logarithms[-1:]
+    elif quality.is_floating_point():
+        lower = quality.floor()
+        below = lower.long() - 1
+        above = (below + 1).clamp(max=len(logarithms) - 1)
+        share = (quality - lower).to(logarithms.dtype)[:, None]
+        taken = logarithms[below].lerp(logarithms[above], share)
+    else:
+        taken = logarithms[quality - 1]
     return taken.exp()[:, :, None, None]
 
 

@@ -54,6 +54,11 @@ class Output(NamedTuple):
         """Estimated bits of the whole batch, a scalar: dtype of the likelihoods, at least 0."""
         return -self.y_likelihoods.log2().sum() - self.z_likelihoods.log2().sum()
 
+    def bits_of_each(self) -> Tensor:
+        """Estimated bits of each image, shape (B,): dtype of the likelihoods, at least 0."""
+        y, z = (part.log2().flatten(1).sum(1) for part in self[1:])
+        return -y - z
+
 
 class Network(nn.Module, PyTorchModelHubMixin):
     """A learned codec without its container.
@@ -88,7 +93,8 @@ class Network(nn.Module, PyTorchModelHubMixin):
         Args:
             x: float32, B x 3 x H x W, 0 to 1; 64 divides H and W.
             text: features of the B prompts, for networks with text.
-            quality: int64, B, from 1, for networks of several; None: the highest.
+            quality: int64 or, between two qualities, float32, B, from 1, for networks of several;
+                None: the highest.
         """
         y = self.g_a(x, text)
         if self.gains is not None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from pipeline import AigiError
 from pipeline.collection import Collection, Part
@@ -22,6 +23,8 @@ from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.threads import ahead, workers
 
 MOST_PIXELS = 1 << 28
+LARGEST_SCALE = 2.0
+"""A crop is scaled down from a part of the image with at most this many times its sides."""
 AHEAD = 8
 """Images that are decoded in advance, for each thread."""
 
@@ -62,6 +65,8 @@ class Crops:
         rank, world: number of this process, and of all processes, which share an epoch's images.
         threads: number of threads that decode.
         start: crops of this stream to skip, because they were used before.
+        augment: whether crops are turned by 0, 90, 180 or 270 degrees, mirrored, and half of them
+            scaled down by at most 2, where the image is large enough for it.
 
     Raises:
         AigiError: there are fewer images than processes, or a weight names an unknown source.
@@ -79,10 +84,12 @@ class Crops:
         world: int = 1,
         threads: int = 2,
         start: int = 0,
+        augment: bool = False,
     ) -> None:
         self.collection, self.size, self.per_picture = collection, size, per_picture
         self.buffer, self.weights, self.seed = buffer, dict(weights or {}), seed
         self.rank, self.world, self.threads, self.start = rank, world, threads, start
+        self.augment = augment
         sources = {part.source for part in collection.parts}
         for source in self.weights:
             if source not in sources:
@@ -193,12 +200,26 @@ class Crops:
             rgb = np.pad(rgb, ((0, short[0]), (0, short[1]), (0, 0)), mode="symmetric")
         text = table["text"][visit.row].as_py() or ""
         rng = random.Random(f"{self.seed} crop {self.rank} {visit.number}")
-        found = []
-        for _ in range(self.per_picture):
-            top, left = (rng.randrange(edge - self.size + 1) for edge in rgb.shape[:2])
-            cut = rgb[top : top + self.size, left : left + self.size]
-            found.append(Crop(np.ascontiguousarray(cut), text))
-        return visit, found
+        cut = _augmented if self.augment else _cut
+        crops = (cut(rgb, self.size, rng) for _ in range(self.per_picture))
+        return visit, [Crop(np.ascontiguousarray(crop), text) for crop in crops]
+
+
+def _cut(rgb: RGB, size: int, rng: random.Random) -> RGB:
+    top, left = (rng.randrange(edge - size + 1) for edge in rgb.shape[:2])
+    return rgb[top : top + size, left : left + size]
+
+
+def _augmented(rgb: RGB, size: int, rng: random.Random) -> RGB:
+    """A crop that was turned, mirrored, and perhaps scaled down."""
+    scaled = rng.random() < 0.5
+    most = min(LARGEST_SCALE, min(rgb.shape[:2]) / size)
+    wide = round(size * rng.uniform(1, most)) if scaled else size
+    crop = _cut(rgb, wide, rng)
+    if wide != size:
+        crop = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.LANCZOS))
+    crop = np.rot90(crop, rng.randrange(4))
+    return crop[:, ::-1] if rng.random() < 0.5 else crop
 
 
 def _times(weight: float, order: random.Random) -> int:

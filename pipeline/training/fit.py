@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipeline import AigiError
-from pipeline.collection import Collection, Pictures
+from pipeline.collection import Collection
 from pipeline.files import replaced
 from pipeline.learned.card import RatePoint
 from pipeline.learned.network import CONFIG, WEIGHTS
@@ -22,8 +22,9 @@ from pipeline.pixels import RGB, decibels
 from pipeline.progress import Progress, duration
 from pipeline.training import checkpoint
 from pipeline.training.distortion import LEAST_SIDE
-from pipeline.training.settings import Train
-from pipeline.training.trainer import PATIENCE, Trainer, init_of, learning_rate
+from pipeline.training.images import to_validate_with
+from pipeline.training.settings import Train, at_step
+from pipeline.training.trainer import PATIENCE, Trainer, init_of
 from pipeline.training.validation import Found, pictures_of
 
 
@@ -36,6 +37,12 @@ def codecs_of(settings: Train, sizes: Sizes) -> dict[str, tuple[float, ...]]:
     """
     name, lambdas = f"{sizes.name}-{settings.distortion}", settings.lambdas
     if sizes.qualities == 1:
+        for key in ("continuous", "loss_scale"):
+            if key in settings.model_fields_set and getattr(settings, key) not in (False, "none"):
+                raise AigiError(
+                    f"train.{key}: for networks of several qualities, and {sizes.name} has one. "
+                    "Set train.together and several λ, or leave it out."
+                )
         found: dict[str, tuple[float, ...]] = {f"{name}-{w:g}": (w,) for w in lambdas}
         if len(found) < len(lambdas):
             raise AigiError(
@@ -110,6 +117,8 @@ def fit(trainer: Trainer, progress: Progress) -> None:
     table = _Log(folder / "validation.csv", VALIDATION, state.step) if main else None
     if state.step:
         progress.say(f"train: {name}: resumes from step {state.step:,}")
+    for change in trainer.changed:
+        progress.say(f"train: {name}: {change}")
     crops = trainer.crops()
     window: list[tuple[float, float, float]] = []
     began, first = time.monotonic(), state.step
@@ -136,7 +145,7 @@ def fit(trainer: Trainer, progress: Progress) -> None:
             loss, bpp, mse = (math.fsum(v) / len(window) for v in zip(*window, strict=True))
             window.clear()
             quality = decibels(1, mse)
-            rate = learning_rate(settings, state.step - 1)
+            rate = settings.learning_rate_at(state.step - 1)
             if curve is not None:
                 curve.write(state.step, loss, bpp, quality, rate, state.seconds)
             trainer.accelerator.log(
@@ -163,13 +172,14 @@ def _validated(trainer: Trainer, table: _Log | None, progress: Progress) -> None
     found = trainer.validate()
     losses = []
     for quality, (one, weight) in enumerate(zip(found, trainer.weights, strict=True), 1):
-        losses.append(one.loss(weight, settings.distortion))
+        loss = one.loss(weight, settings.distortion)
+        losses.append(loss * float(trainer.scale_of(weight)))
         if table is not None:
             table.write(
-                state.step, quality, losses[-1], one.bpp, one.bpp_without_prompt, one.psnr,
+                state.step, quality, loss, one.bpp, one.bpp_without_prompt, one.psnr,
                 "" if one.ms_ssim is None else one.ms_ssim, one.pictures,
             )  # fmt: skip
-        values = {"loss": losses[-1], "bpp": one.bpp, "psnr": one.psnr}
+        values = {"loss": loss, "bpp": one.bpp, "psnr": one.psnr}
         which = "" if len(found) == 1 else f"/{quality}"
         trainer.accelerator.log(
             {f"validation{which}/{k}": v for k, v in values.items()}, state.step
@@ -203,9 +213,10 @@ def _keep(trainer: Trainer, target: Path, found: Sequence[Found] = ()) -> None:
     lambdas = ", ".join(f"{weight:g}" for weight in trainer.weights)
     how = (
         f"{state.step:,} steps of {settings.batch * settings.accumulate} crops of "
-        f"{settings.crop}x{settings.crop}, λ = {lambdas}, {settings.distortion}, seed "
-        f"{settings.seed}, on {trainer.accelerator.num_processes} "
+        f"{settings.crop}x{settings.crop}{_more(settings)}, λ = {lambdas}, {settings.distortion}, "
+        f"seed {settings.seed}, on {trainer.accelerator.num_processes} "
         f"{trainer.accelerator.device.type} process(es)."
+        + "".join(f" {change[0].upper()}{change[1:]}." for change in state.changes)
     )
     network.save_pretrained(
         part, model_card_kwargs={"points": points, "training": how, "model": str(target.name)}
@@ -216,6 +227,23 @@ def _keep(trainer: Trainer, target: Path, found: Sequence[Found] = ()) -> None:
         target.rename(old)
     part.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _more(settings: Train) -> str:
+    """What else a card reports of the crops and rates."""
+    late, told = settings.late_crops, ""
+    if late is not None:
+        told += (
+            f" (after {at_step(late.after, settings.steps):,} steps "
+            f"{late.batch * settings.accumulate} of {late.crop}x{late.crop})"
+        )
+    if settings.augment:
+        told += ", turned, mirrored and scaled"
+    if settings.continuous:
+        told += ", at all rates between the qualities"
+    if settings.loss_scale == "sqrt":
+        told += ", loss over √λ"
+    return told
 
 
 def accelerator_of(settings: Train, device: str, folder: Path) -> Any:
@@ -243,7 +271,7 @@ def accelerator_of(settings: Train, device: str, folder: Path) -> Any:
     )
 
 
-def validation_of(settings: Train, data: Pictures) -> list[tuple[RGB, str]]:
+def validation_of(settings: Train, run: str) -> list[tuple[RGB, str]]:
     """The images to validate with (uint8, H x W x 3) and their prompts; none if none are wanted.
 
     Raises:
@@ -251,9 +279,7 @@ def validation_of(settings: Train, data: Pictures) -> list[tuple[RGB, str]]:
     """
     if not settings.validation_pictures:
         return []
-    data = data.model_copy(
-        update={"splits": ("validation",), "limit": settings.validation_pictures}
-    )
+    data = to_validate_with(settings, run)
     try:
         pictures = list(pictures_of(Collection(data)))
         if settings.distortion == "ms-ssim" and not any(
@@ -265,6 +291,7 @@ def validation_of(settings: Train, data: Pictures) -> list[tuple[RGB, str]]:
             )
     except AigiError as error:
         raise AigiError(
-            f"{error}\nThere are no images to validate with; set train.validation_pictures=0"
+            f"{error}\nThere are no images to validate with; name some in train.validation_data, "
+            "or set train.validation_pictures=0"
         ) from error
     return pictures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -10,10 +11,29 @@ from pipeline.collection import Pictures
 from pipeline.settings import Count, Location, Settings, Share
 
 
+class LateCrops(Settings):
+    """Other crops for the last steps: larger ones show a network how far its context reaches."""
+
+    crop: Annotated[int, Field(ge=64, multiple_of=64)] = Field(
+        256, description="pixels a side of a crop"
+    )
+    batch: Count = Field(2, description="crops of a process in a batch")
+    after: Share = Field(0.9, description="share of `steps` that are taken before")
+
+
 class Train(Settings):
     """Images with prompts in, a trained codec for each λ out, below RUN/train."""
 
-    data: Pictures | None = Field(None, description="null: the release of this run")
+    data: Pictures | None = Field(
+        None,
+        description="train split of a release, or all images of a folder; null: the release of "
+        "this run",
+    )
+    validation_data: Pictures | None = Field(
+        None,
+        description="validation split of a release, or all images of a folder; null: the "
+        "validation split of `data`",
+    )
     network: str | dict[str, Any] = Field(
         "catc-small",
         description="name of a network in pipeline/learned/sizes.py, or all of its sizes",
@@ -23,6 +43,17 @@ class Train(Settings):
     )
     together: bool = Field(
         False, description="train one network for the rates of all λ, instead of one for each"
+    )
+    continuous: bool = Field(
+        False,
+        description="train the rates between the qualities of a network too: each crop draws a "
+        "quality between the first and the last, with the λ and gains between those of its "
+        "neighbours",
+    )
+    loss_scale: Literal["none", "sqrt"] = Field(
+        "none",
+        description="sqrt: divide the loss of a crop by √λ, so that the highest of several "
+        "qualities does not decide most of the gradient",
     )
     distortion: Literal["mse", "ms-ssim"] = Field(
         "mse", description="λ·255²·MSE + bpp, or λ·(1 - MS-SSIM) + bpp"
@@ -56,13 +87,24 @@ class Train(Settings):
     crop: Annotated[int, Field(ge=64, multiple_of=64)] = Field(
         256, description="pixels a side of a crop"
     )
+    late_crops: LateCrops | None = Field(None, description="other crops for the last steps")
+    augment: bool = Field(
+        False,
+        description="turn and mirror crops, and scale half of them down, by at most 2",
+    )
     crops_per_picture: Count = Field(8, description="crops of an image each time it is decoded")
     shuffle_buffer: Count = Field(1024, description="crops in the shuffle buffer")
     threads: Count = Field(2, description="threads of each process that decode images")
     learning_rate: float = Field(1e-4, gt=0, description="of Adam, before the milestones")
-    milestones: tuple[Count, ...] = Field(
+    schedule: Literal["steps", "cosine"] = Field(
+        "steps",
+        description="steps: the learning rate falls at the milestones; cosine: it falls along a "
+        "cosine, to 0 after `steps`",
+    )
+    milestones: tuple[Count | Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (),
-        description="steps at which the learning rate is multiplied; later ones may still change",
+        description="steps at which the learning rate is multiplied, or shares of `steps` below "
+        "1; later ones may still change",
     )
     milestone_factor: float = Field(
         0.5, gt=0, le=1, description="the learning rate is multiplied by it at each milestone"
@@ -95,12 +137,63 @@ class Train(Settings):
 
     @model_validator(mode="after")
     def _own_splits(self) -> Train:
-        if self.data is not None and self.data.splits is not None:
-            raise ValueError(
-                "data.splits: leave it out; training uses train, validation uses validation"
-            )
-        if self.distortion == "ms-ssim" and self.crop < 192:
+        for name in ("data", "validation_data"):
+            asked: Pictures | None = getattr(self, name)
+            if asked is not None and asked.splits is not None:
+                raise ValueError(
+                    f"{name}.splits: leave it out; training uses train, validation uses validation"
+                )
+        late = self.crop if self.late_crops is None else self.late_crops.crop
+        if self.distortion == "ms-ssim" and min(self.crop, late) < 192:
             raise ValueError("distortion ms-ssim needs crops of at least 192")
+        if self.schedule == "cosine" and self.milestones:
+            raise ValueError("milestones: leave them out; schedule cosine has none")
         if self.foreign_prompts is not None and self.text_dropout + self.foreign_share > 1:
             raise ValueError("text_dropout + foreign_share must not be more than 1")
         return self
+
+    @property
+    def by_share(self) -> bool:
+        """Whether `steps` decides what single steps do, and not only how many there are."""
+        shares = any(isinstance(milestone, float) for milestone in self.milestones)
+        return self.schedule == "cosine" or self.late_crops is not None or shares
+
+    def crops_at(self, step: int) -> tuple[int, int]:
+        """Pixels a side and number of the crops of a batch, after `step` steps."""
+        late = self.late_crops
+        if late is None or step < at_step(late.after, self.steps):
+            return self.crop, self.batch
+        return late.crop, late.batch
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate after `step` steps: it rises over `warmup` and falls by the schedule."""
+        if self.schedule == "cosine":
+            fallen = 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
+        else:
+            fallen = self.milestone_factor ** sum(
+                step >= at_step(milestone, self.steps) for milestone in self.milestones
+            )
+        return self.learning_rate * fallen * min(1.0, (step + 1) / (self.warmup + 1))
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings as a record of a training contains them.
+
+        Settings that came after the first records are left out where they have their default: so
+        they change no record of before.
+        """
+        later = {name for name in LATER if getattr(self, name) == _default(name)}
+        return self.model_dump(mode="json", exclude=later)
+
+
+LATER = (
+    "validation_data", "continuous", "loss_scale", "late_crops", "augment", "schedule",
+)  # fmt: skip
+
+
+def _default(name: str) -> Any:
+    return Train.model_fields[name].get_default(call_default_factory=True)
+
+
+def at_step(moment: float, steps: int) -> int:
+    """The step that a number of steps, or a share of all steps (a float to 1), means."""
+    return round(moment * steps) if isinstance(moment, float) else moment

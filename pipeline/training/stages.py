@@ -9,11 +9,12 @@ from functools import partial
 from typing import Any
 
 from pipeline import AigiError
-from pipeline.collection import Collection, asked_or_own
+from pipeline.collection import Collection
 from pipeline.progress import Progress
 from pipeline.shown import public
 from pipeline.stage import Compute, Files
 from pipeline.store import Store
+from pipeline.training.images import to_train_on
 from pipeline.training.settings import Train
 
 VERSION = 1
@@ -35,11 +36,10 @@ def _make(
 
 def _state(settings: Train, run: str, compute: Compute, store: Store) -> dict[str, Any]:
     """All settings of `train`; each codec itself knows which of them must not change."""
-    data = asked_or_own(settings.data, run).model_copy(update={"splits": ("train",)})
     return {
-        "train": public(settings.model_dump(mode="json")),
+        "train": public(settings.recorded()),
         "threads": compute.threads,
-        "data": Collection(data).state,
+        "data": Collection(to_train_on(settings, run)).state,
     }
 
 

@@ -21,10 +21,11 @@ from pathlib import Path
 import torch
 
 from pipeline import AigiError
-from pipeline.collection import Collection, asked_or_own
+from pipeline.collection import Collection
 from pipeline.progress import Progress
 from pipeline.stage import Compute
 from pipeline.training.fit import accelerator_of, check_init, codecs_of, fit, validation_of
+from pipeline.training.images import to_train_on
 from pipeline.training.settings import Train
 from pipeline.training.trainer import Trainer, sizes_of
 
@@ -56,13 +57,12 @@ def train(settings: Train, run: str, compute: Compute, progress: Progress) -> li
     for folder in codecs:
         check_init(settings.init, folder)
     torch.set_num_threads(compute.threads)
-    data = asked_or_own(settings.data, run)
-    collection = Collection(data.model_copy(update={"splits": ("train",)}))
+    collection = Collection(to_train_on(settings, run))
     # One for all codecs: its end is that of the group of processes.
     accelerator = accelerator_of(settings, compute.device, root)
     if not accelerator.is_main_process:
         progress = Progress(quiet=True)
-    pictures = validation_of(settings, data) if accelerator.is_main_process else []
+    pictures = validation_of(settings, run) if accelerator.is_main_process else []
     for folder, weights in codecs.items():
         folder.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -32,7 +33,7 @@ from pipeline.training import checkpoint
 from pipeline.training.crops import Crop, Crops
 from pipeline.training.distortion import ms_ssim
 from pipeline.training.initial import begin, step_of
-from pipeline.training.settings import Train
+from pipeline.training.settings import Train, at_step
 from pipeline.training.validation import Found, validate
 
 AUX = "prior.median"
@@ -49,6 +50,7 @@ PATIENCE = timedelta(hours=6)
 FREE = {
     "steps", "threads", "log_every", "save_every", "validate_every", "validation_pictures",
     "tracker", "text_folder", "max_skipped", "lambdas", "together", "data", "init",
+    "validation_data",
 }  # fmt: skip
 """Settings that may change while a codec is trained, or that are recorded in another form."""
 
@@ -73,7 +75,11 @@ def sizes_of(settings: Train) -> Sizes:
 
 
 def rate_distortion(
-    output: Output, x: Tensor, weight: float | Tensor, distortion: str
+    output: Output,
+    x: Tensor,
+    weight: float | Tensor,
+    distortion: str,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss: λ·255²·MSE + bpp (Ballé 2018), or λ·(1 - MS-SSIM) + bpp.
 
@@ -81,26 +87,25 @@ def rate_distortion(
         output: of the network for x.
         x: float32 tensor B x 3 x H x W in 0 to 1.
         weight: λ of all images, or a tensor with the λ of each.
+        scale: float32, B, above 0: the loss of each image is multiplied by it; None: by 1.
 
     Returns:
         loss, bpp and MSE (over values from 0 to 1), scalar tensors.
     """
-    bpp = output.bits() / (x.shape[0] * x.shape[2] * x.shape[3])
+    pixels = x.shape[2] * x.shape[3]
     x_hat = output.x_hat.float()
     errors = (x_hat - x).square().mean((1, 2, 3))
     if distortion == "mse":
-        return (weight * 255**2 * errors).mean() + bpp, bpp, errors.mean()
-    with torch.autocast(x.device.type, enabled=False):
-        # Outside 0 … 1 its terms lose their meaning; the gradient of clamp would be 0 there.
-        return (weight * (1 - ms_ssim(x_hat, x))).mean() + bpp, bpp, errors.mean()
-
-
-def learning_rate(settings: Train, step: int) -> float:
-    """Learning rate after `step` steps: it rises over `warmup` and falls at each milestone."""
-    rate = settings.learning_rate * settings.milestone_factor ** sum(
-        step >= milestone for milestone in settings.milestones
-    )
-    return rate * min(1.0, (step + 1) / (settings.warmup + 1))
+        distortions = weight * 255**2 * errors
+    else:
+        with torch.autocast(x.device.type, enabled=False):
+            # Outside 0 … 1 its terms lose their meaning; the gradient of clamp would be 0 there.
+            distortions = weight * (1 - ms_ssim(x_hat, x))
+    if scale is None:
+        bpp = output.bits() / (x.shape[0] * pixels)
+        return distortions.mean() + bpp, bpp, errors.mean()
+    rates = output.bits_of_each() / pixels
+    return (scale * (distortions + rates)).mean(), rates.mean(), errors.mean()
 
 
 def _seed(*parts: object) -> int:
@@ -118,6 +123,7 @@ class _Progress:
     best_loss: float | None = None
     seconds: float = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)
 
 
 class Trainer:
@@ -157,6 +163,8 @@ class Trainer:
         )
         self.foreign = _foreign_prompts(settings)
         self.state = _Progress(settings=self._recorded(sizes, threads))
+        self.changed: list[str] = []
+        self.middle = math.exp(math.fsum(map(math.log, weights)) / len(weights))
         torch.manual_seed(_seed(settings.seed, "weights"))
         self.network = Network(**sizes.model_dump())
         if self.network.gains is not None:
@@ -168,8 +176,7 @@ class Trainer:
         elif self.init is not None:
             self._start_from(self.init)
         elif settings.initial == "transform":
-            mean = math.exp(math.fsum(map(math.log, weights)) / len(weights))
-            begin(self.network, step_of(mean / LAMBDAS[settings.distortion]))
+            begin(self.network, step_of(self.middle / LAMBDAS[settings.distortion]))
         self.network.train().to(accelerator.device)
         parameters = dict(self.network.named_parameters())
         self.aux = parameters.pop(AUX)
@@ -194,8 +201,10 @@ class Trainer:
     def _recorded(self, sizes: Sizes, threads: int) -> dict[str, Any]:
         """Everything that decides the weights after a number of steps."""
         settings = self.settings
+        dumped = settings.recorded()
         return {
-            **settings.model_dump(mode="json", exclude={"network", *FREE}),
+            **{k: v for k, v in dumped.items() if k not in {"network", *FREE}},
+            **({"steps": settings.steps} if settings.by_share else {}),
             "network": sizes.model_dump(mode="json"),
             "lambda": self.weights[0] if len(self.weights) == 1 else list(self.weights),
             "data": self.collection.state,
@@ -228,8 +237,16 @@ class Trainer:
             return
         tensors, facts = checkpoint.load(files[-1])
         settings = self.state.settings
+        steps = facts["settings"].get("steps", self.settings.steps)
         before, now = (
-            flat({**one, "milestones": [m for m in one["milestones"] if m < facts["step"]]})
+            flat(
+                {k: v for k, v in one.items() if k != "steps"}
+                | {
+                    "milestones": [
+                        m for m in one["milestones"] if at_step(m, steps) < facts["step"]
+                    ]
+                }
+            )
             for one in (facts["settings"], settings)
         )
         changed = [
@@ -244,6 +261,12 @@ class Trainer:
                 + "\nSet them back, or train in another run directory."
             )
         self.state = _Progress(**{**facts, "settings": settings})
+        if self.settings.by_share and steps != self.settings.steps:
+            self.changed = [
+                f"from step {self.state.step:,} on, what depends on train.steps goes by "
+                f"{self.settings.steps:,} steps, before by {steps:,}"
+            ]
+            self.state.changes = [*self.state.changes, *self.changed]
         own = {
             k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")
         }
@@ -279,11 +302,25 @@ class Trainer:
 
     def crops(self) -> Iterator[Crop]:
         """The crops of this process from the current step on."""
+        settings, step = self.settings, self.state.step
+        late = settings.late_crops
+        switch = None if late is None else at_step(late.after, settings.steps)
+        if switch is None or step < switch:
+            # Left where the late crops begin; there are no more of them than the steps take.
+            each = settings.batch * settings.accumulate
+            most = None if switch is None else (switch - step) * each
+            yield from itertools.islice(self._stream(settings.crop, step * each), most)
+            step = switch or step
+        if late is not None:
+            each = late.batch * settings.accumulate
+            yield from self._stream(late.crop, step * each)
+
+    def _stream(self, size: int, start: int) -> Iterator[Crop]:
         settings = self.settings
         return iter(
             Crops(
                 self.collection,
-                settings.crop,
+                size,
                 settings.crops_per_picture,
                 settings.shuffle_buffer,
                 settings.weights,
@@ -291,12 +328,14 @@ class Trainer:
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
                 settings.threads,
-                self.state.step * settings.batch * settings.accumulate,
+                start,
+                settings.augment,
             )
         )
 
     def _batch(self, crops: Iterator[Crop], drawn: random.Random) -> tuple[Tensor, Text | None]:
-        taken = [next(crops) for _ in range(self.settings.batch)]
+        _, count = self.settings.crops_at(self.state.step)
+        taken = [next(crops) for _ in range(count)]
         device = self.accelerator.device
         pixels = torch.from_numpy(np.stack([crop.pixels for crop in taken])).to(device)
         text = None
@@ -325,12 +364,13 @@ class Trainer:
         sums = torch.zeros(3, device=self.accelerator.device)
         for micro in range(settings.accumulate):
             x, text = self._batch(crops, drawn)
-            quality, weight = self._qualities(drawn)
+            quality, weight = self._qualities(drawn, micro, len(x))
             last = micro == settings.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
                     output = self.forward(x, text, quality)
-                found = rate_distortion(output, x, weight, settings.distortion)
+                scale = self._scale(weight)
+                found = rate_distortion(output, x, weight, settings.distortion, scale)
                 self.accelerator.backward(found[0] / settings.accumulate)
             sums += torch.stack(found).detach() / settings.accumulate
         # After all processes have shared their gradients, all see the same norm.
@@ -338,7 +378,7 @@ class Trainer:
         finite = bool(torch.isfinite(norm))
         if finite:
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(settings, number)
+                group["lr"] = settings.learning_rate_at(number)
             self.optimizer.step()
             torch.autograd.backward(self.network.aux_loss())
             self.aux_optimizer.step()
@@ -353,14 +393,43 @@ class Trainer:
         loss, bpp, mse = sums.tolist()
         return loss, bpp, mse
 
-    def _qualities(self, drawn: random.Random) -> tuple[Tensor | None, float | Tensor]:
+    def _qualities(
+        self, drawn: random.Random, micro: int, crops: int
+    ) -> tuple[Tensor | None, float | Tensor]:
         """The quality of every crop of a batch, all as often as can be, and their λ."""
         count, device = len(self.weights), self.accelerator.device
         if count == 1:
             return None, self.weights[0]
+        if self.settings.continuous:
+            found = self._between(micro, crops)
+            places = [quality - 1 for quality in found]
+            logs = np.interp(places, range(count), np.log(self.weights))
+            weight = torch.tensor(np.exp(logs), dtype=torch.float32, device=device)
+            return torch.tensor(found, dtype=torch.float32, device=device), weight
         first = drawn.randrange(count)
-        index = (torch.arange(self.settings.batch, device=device) + first) % count
+        index = (torch.arange(crops, device=device) + first) % count
         return index + 1, torch.tensor(self.weights, device=device)[index]
+
+    def _between(self, micro: int, crops: int) -> list[float]:
+        """Qualities of this process's crops, from 1 to the number of λ.
+
+        The range is cut into as many equal parts as all processes have crops, and each crop draws
+        from a part of its own.
+        """
+        process, every = self.accelerator.process_index, crops * self.accelerator.num_processes
+        shared = random.Random(f"{self.settings.seed} quality {self.state.step} {micro}")
+        places = [(part + shared.random()) / every for part in range(every)]
+        shared.shuffle(places)
+        mine = places[process * crops : (process + 1) * crops]
+        return [1 + (len(self.weights) - 1) * place for place in mine]
+
+    def scale_of(self, weight: float | Tensor) -> float | Tensor:
+        """By what the loss of a crop with this λ is multiplied."""
+        return 1.0 if self.settings.loss_scale == "none" else (self.middle / weight) ** 0.5
+
+    def _scale(self, weight: float | Tensor) -> Tensor | None:
+        scale = self.scale_of(weight)
+        return scale if isinstance(scale, Tensor) else None
 
     @torch.no_grad()
     def _follow(self) -> None:

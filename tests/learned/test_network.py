@@ -107,6 +107,26 @@ def test_gains_and_inverses_are_learned_apart() -> None:
         torch.testing.assert_close((how(y, quality) / y).flatten(1), expected)
 
 
+def test_a_quality_between_two_takes_the_geometric_mean_of_their_gains() -> None:
+    gains = Gains(3, 4)
+    for weights in gains.parameters():
+        torch.nn.init.normal_(weights)
+    y = torch.rand(3, 4, 2, 2) + 1
+    whole = torch.tensor([1, 2, 3])
+    for how, weights in ((gains.scale, gains.log_gain), (gains.restore, gains.log_inverse)):
+        assert torch.equal(how(y, whole.float()), how(y, whole))
+        between = how(y, torch.tensor([1.25, 2.5, 3.0])) / y
+        wanted = (
+            weights[0] * 0.75 + weights[1] * 0.25,
+            (weights[1] + weights[2]) / 2,
+            weights[2],
+        )
+        assert torch.allclose(between[:, :, 0, 0], torch.stack(wanted).exp(), rtol=1e-5)
+        # Both neighbours learn.
+        (slope,) = torch.autograd.grad(how(y, torch.tensor([1.25] * 3)).sum(), weights)
+        assert [bool(row.any()) for row in slope] == [True, True, False]
+
+
 @pytest.mark.parametrize("name", WITH_TEXT)
 def test_text_reaches_every_attention(name: str) -> None:
     network = small(name).eval()

@@ -328,7 +328,7 @@ def test_the_learning_rate_rises_and_falls_at_milestones() -> None:
             "milestone_factor": 0.1,
         }
     )
-    rates = [trainer.learning_rate(settings, step) for step in (0, 1, 2, 3, 9, 10, 19, 20, 99)]
+    rates = [settings.learning_rate_at(step) for step in (0, 1, 2, 3, 9, 10, 19, 20, 99)]
     assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
 
 
@@ -521,7 +521,7 @@ def test_each_crop_is_weighed_by_its_quality(release: Path, tmp_path: Path) -> N
     assert torch.equal(gains, -inverse)
     seen = set()
     for number in range(20):
-        quality, weight = trainer._qualities(random.Random(number))
+        quality, weight = trainer._qualities(random.Random(number), 0, 4)
         assert quality is not None and isinstance(weight, torch.Tensor)
         assert sorted(quality.tolist()) == [1, 1, 2, 2]
         assert [asked["lambdas"][q - 1] for q in quality] == pytest.approx(weight.tolist())
