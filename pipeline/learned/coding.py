@@ -248,15 +248,17 @@ class Estimate:
     Args:
         y: B x M x H x W, any finite values; float64, or a float that is taken as float32.
         training: likelihoods of y with noise, else of rounded y.
+        tail: likelihoods of a Gaussian with a heavy tail.
 
     Attributes:
-        likelihoods: of each part in turn, like it, 1e-9 to 1.
+        likelihoods: of each part in turn, like it, up to 1.
         coded: the channels of these parts.
     """
 
-    def __init__(self, y: Tensor, training: bool) -> None:
+    def __init__(self, y: Tensor, training: bool, tail: bool = False) -> None:
         # bfloat16 could not tell symbols beyond 128 from their neighbours.
         self.y, self.training = y if y.dtype == torch.float64 else y.float(), training
+        self.tail = tail
         self.likelihoods: list[Tensor] = []
         self.coded: list[slice] = []
 
@@ -265,7 +267,8 @@ class Estimate:
     ) -> Tensor:
         distance = self.y[:, part] - mean
         rounded = straight_through(distance)
-        found = gaussian_likelihood(noise(distance) if self.training else rounded, scale)
+        seen = noise(distance) if self.training else rounded
+        found = gaussian_likelihood(seen, scale, self.tail)
         y_hat = rounded + mean
         if where is not None:
             found, y_hat = found.where(where, 1), y_hat.where(where, 0)

@@ -80,7 +80,8 @@ class Network(nn.Module, PyTorchModelHubMixin):
         parts = PARTS[self.sizes.kind]
         self.g_a = parts.Analysis(self.sizes)
         self.h_a = parts.HyperAnalysis(self.sizes)
-        self.prior = Factorized(self.sizes.n)
+        self.tail = self.sizes.tail != "none"
+        self.prior = Factorized(self.sizes.n, self.tail)
         self.entropy = parts.EntropyModel(self.sizes)
         self.g_s = parts.Synthesis(self.sizes)
         several = self.sizes.qualities > 1
@@ -100,7 +101,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
         if self.gains is not None:
             y = self.gains.scale(y, quality)
         z_hat, z_likelihoods = self.prior(self.h_a(y))
-        step = Estimate(y, self.training)
+        step = Estimate(y, self.training, self.tail)
         y_bar = self.entropy(*self._exact(z_hat, text), step)
         if self.gains is not None:
             y_bar = self.gains.restore(y_bar, quality)
@@ -248,6 +249,8 @@ class Network(nn.Module, PyTorchModelHubMixin):
         sizes = self.sizes.model_dump(mode="json", exclude={"name", "text"})
         if sizes["qualities"] == 1:
             del sizes["qualities"]  # as it was before there were networks of several
+        if sizes["tail"] == "none":
+            del sizes["tail"]  # as it was before there were tails
         sizes["features"] = None if self.sizes.text is None else self.sizes.text.features
         sha = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
         for weights in (self.weights(), text_weights or {}):

@@ -15,6 +15,9 @@ from pipeline.complaints import near
 from pipeline.gate import Checked
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Tail = Literal["none", "power"]
+"""What the distributions of latents have beyond the learned ones, at a share of 2^-10: nothing, or
+a power law, so that latents far out have a gradient and cheap escapes."""
 REPOSITORY = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$"
 
 
@@ -51,6 +54,7 @@ class HyperpriorSizes(Checked):
         n: channels of the transforms and of z.
         m: channels of y.
         qualities: rates that it codes at, each with gains of its own for the channels of y.
+        tail: of the distributions of y and z.
     """
 
     kind: Literal["hyperprior", "mean-scale"]
@@ -58,6 +62,7 @@ class HyperpriorSizes(Checked):
     n: int = Field(ge=1, le=512)
     m: int = Field(ge=1, le=1024)
     qualities: int = Field(1, ge=1, le=32)
+    tail: Tail = "none"
     text: None = None
 
 
@@ -72,6 +77,7 @@ class CatcSizes(Checked):
         heads: of every attention; divides n and hidden.
         mlp: width of a block's MLP over its channels.
         qualities: rates that it codes at, each with gains of its own for the channels of y.
+        tail: of the distributions of y and z.
         text: null leaves the cross-attention out.
     """
 
@@ -84,6 +90,7 @@ class CatcSizes(Checked):
     heads: int = Field(4, ge=1, le=64)
     mlp: int = Field(2, ge=1, le=8)
     qualities: int = Field(1, ge=1, le=32)
+    tail: Tail = "none"
     text: TextSizes | None = None
 
     @model_validator(mode="after")
@@ -109,6 +116,7 @@ class LightSizes(Checked):
         heads: of every attention; divides the last width and hidden.
         mlp: width of a CAT block's MLP over its channels.
         qualities: rates that it codes at, each with gains of its own for the channels of y.
+        tail: of the distributions of y and z.
         text: null leaves the cross-attention out.
     """
 
@@ -128,6 +136,7 @@ class LightSizes(Checked):
     heads: int = Field(4, ge=1, le=64)
     mlp: int = Field(2, ge=1, le=8)
     qualities: int = Field(1, ge=1, le=32)
+    tail: Tail = "none"
     text: TextSizes | None = None
 
     @model_validator(mode="after")

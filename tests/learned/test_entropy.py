@@ -143,6 +143,33 @@ def test_gaussian_likelihoods_add_up_to_one() -> None:
         assert float(found.sum()) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_tail_has_a_cost_and_a_gradient_wherever_a_symbol_lies(kind: torch.dtype) -> None:
+    distance = torch.tensor([3.0, 30.0, 300.0, 32767.0, 1e15], dtype=kind, requires_grad=True)
+    for least in (1e-6, 1.0, 20.0):
+        scale = torch.full_like(distance, least, requires_grad=True)
+        bits = -gaussian_likelihood(distance, scale, tail=True).log2()
+        assert bits.isfinite().all() and float(bits[2].detach()) < 30
+        bits.sum().backward()  # type: ignore[no-untyped-call]
+        assert distance.grad is not None and scale.grad is not None
+        assert (distance.grad > 0).all(), "towards the mean"
+        assert (scale.grad[2:] < 0).all(), "towards a larger scale"
+        distance.grad = None
+
+
+def test_likelihoods_with_a_tail_add_up_to_one_and_cost_little_where_there_is_none() -> None:
+    y = torch.arange(-40_000, 40_001, dtype=torch.float64)
+    for scale in (0.11, 0.7, 5.0, 40.0):
+        for mean in (0.0, 0.3):
+            plain, found = (
+                gaussian_likelihood(y - mean, torch.full_like(y, scale), tail)
+                for tail in (False, True)
+            )
+            assert float(found.sum()) == pytest.approx(1, abs=3e-4)
+            near = plain > 1e-8  # else it is the least likelihood
+            assert float((plain * (plain / found).log2())[near].sum()) < 0.0015, "bits a symbol"
+
+
 def test_snapping() -> None:
     mean = torch.tensor([0.1, -0.1, 1e9, 0.0019], dtype=torch.float64)
     scale = torch.tensor([-5.0, 0.11, 1e9, float(SCALES[10]) * 1.01], dtype=torch.float64)
@@ -155,9 +182,9 @@ def test_snapping() -> None:
         _snapped(mean / 0, scale)
 
 
-def factorized(seed: int = 0) -> Factorized:
+def factorized(seed: int = 0, tail: bool = False) -> Factorized:
     torch.manual_seed(seed)
-    prior = Factorized(5)
+    prior = Factorized(5, tail)
     with torch.no_grad():
         for name, value in prior.named_parameters():
             if name == "median":
@@ -167,11 +194,19 @@ def factorized(seed: int = 0) -> Factorized:
     return prior
 
 
-def test_the_factorized_prior_is_a_distribution() -> None:
-    prior = factorized().double()
+@pytest.mark.parametrize("tail", [False, True])
+def test_the_factorized_prior_is_a_distribution(tail: bool) -> None:
+    prior = factorized(tail=tail).double()
     z = torch.arange(-3000, 3001, dtype=torch.float64).expand(1, 5, 1, -1)
     sums = prior.likelihood(z).sum(dim=-1)
     torch.testing.assert_close(sums, torch.ones_like(sums), atol=1e-4, rtol=0)
+
+
+def test_the_factorized_prior_has_a_tail_with_a_gradient() -> None:
+    z = torch.full((1, 5, 1, 1), 3e4, requires_grad=True)
+    bits = -factorized(tail=True).likelihood(z).log2().sum()
+    bits.backward()  # type: ignore[no-untyped-call]
+    assert float(bits.detach()) / 5 < 42 and z.grad is not None and (z.grad > 0).all()
 
 
 def test_the_median_is_learned_alone() -> None:
