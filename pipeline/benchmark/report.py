@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import markdown
-from pipeline.benchmark import figures, published
+from pipeline.benchmark import figures, prompts, published
 from pipeline.benchmark.cells import (
     cell_of,
     file_names,
@@ -105,6 +105,7 @@ class Report:
             "",
             *self.codecs(),
             *self.bd_rates(),
+            *self._prompts(),
             *self._rate_distortion(),
             *self._content(),
             *self._rate_time(),
@@ -274,6 +275,42 @@ class Report:
             "",
         ]
         return lines + ([*reasons, ""] if reasons else [])
+
+    def _prompts(self) -> list[str]:
+        """What prompts cost and can save, where a codec stores them."""
+        found = prompts.spent(self.measurements)
+        if not found:
+            return []
+        rows = [
+            (
+                *(one.codec, f"{one.quality:g}", f"{one.images}", f"{one.bpp:.4f}"),
+                *(f"{one.bpp_without_prompt:.4f}", f"{one.prompt_bits:.0f}", f"{one.most:.2%}"),
+            )
+            for one in found
+        ]
+        headings = ("codec", "quality", "pictures", "bpp", "without prompts")
+        headings = (*headings, "bits of a prompt", "can save at most")
+        lines = ["## What prompts cost, and can save", ""]
+        lines += self._table(headings, rows, "prompts", len(headings) - 1)
+        lines += [
+            "A prompt can save at most its own information, for which its bits in a file stand "
+            "here. A codec that stores the prompt gains nothing from it on average; one whose "
+            "decoder knows it already gains at most the last column.",
+            "",
+        ]
+        groups = prompts.compared(
+            self.measurements, self.labels, self.benchmark.anchor, self.benchmark.interpolation
+        )
+        stored = [label for label in self.labels if label in {one.codec for one in found}]
+        cells = [(label, *(cell_of(of.get(label)) for of in groups.values())) for label in stored]
+        if not groups:
+            return lines  # the anchor coded nothing; the section of BD-rates says so
+        lines += [
+            f"BD-rates (PSNR) against {escape(self.benchmark.anchor)} without the prompts' bytes:",
+            "",
+        ]
+        bd = ("BD-rate, %", *groups)
+        return lines + self._table(bd, cells, "bd-rate-psnr-without-prompts", len(groups))
 
     def _alone(self) -> str:
         """Why nothing is compared with the anchor."""
