@@ -64,6 +64,24 @@ def spent(measurements: pa.Table) -> list[Spent]:
     ]
 
 
+HEADINGS = (
+    *("codec", "quality", "pictures", "bpp", "without prompts"),
+    *("bits of a prompt", "can save at most"),
+)
+WORDS = (
+    "A prompt can save at most its own information, for which its bits in a file stand here. A "
+    "codec that stores the prompt gains nothing from it on average; one whose decoder knows it "
+    "already gains at most the last column."
+)
+
+
+def cells(one: Spent) -> tuple[str, ...]:
+    """A row of the table with `HEADINGS`."""
+    rates = (f"{one.bpp:.4f}", f"{one.bpp_without_prompt:.4f}")
+    named = (one.codec, f"{one.quality:g}", f"{one.images}")
+    return (*named, *rates, f"{one.prompt_bits:.0f}", f"{one.most:.2%}")
+
+
 def without_prompts(measurements: pa.Table) -> pa.Table:
     """The same measurements as if the prompts were known to the decoder: their bytes do not count.
 

@@ -281,23 +281,10 @@ class Report:
         found = prompts.spent(self.measurements)
         if not found:
             return []
-        rows = [
-            (
-                *(one.codec, f"{one.quality:g}", f"{one.images}", f"{one.bpp:.4f}"),
-                *(f"{one.bpp_without_prompt:.4f}", f"{one.prompt_bits:.0f}", f"{one.most:.2%}"),
-            )
-            for one in found
-        ]
-        headings = ("codec", "quality", "pictures", "bpp", "without prompts")
-        headings = (*headings, "bits of a prompt", "can save at most")
         lines = ["## What prompts cost, and can save", ""]
-        lines += self._table(headings, rows, "prompts", len(headings) - 1)
-        lines += [
-            "A prompt can save at most its own information, for which its bits in a file stand "
-            "here. A codec that stores the prompt gains nothing from it on average; one whose "
-            "decoder knows it already gains at most the last column.",
-            "",
-        ]
+        rows = [prompts.cells(one) for one in found]
+        lines += self._table(prompts.HEADINGS, rows, "prompts", len(prompts.HEADINGS) - 1)
+        lines += [prompts.WORDS, ""]
         groups = prompts.compared(
             self.measurements, self.labels, self.benchmark.anchor, self.benchmark.interpolation
         )

@@ -41,7 +41,7 @@ def test_what_a_prompt_takes_and_can_save() -> None:
 
 def test_without_their_bytes_a_codec_is_the_one_that_never_had_them() -> None:
     sizes = {1.0: 1000, 2.0: 2000, 3.0: 4000}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "image_id": image, "codec": codec, "quality": quality, "psnr": 30 + 4 * quality,
             "bytes": size + (100 if codec == "text" else 0),

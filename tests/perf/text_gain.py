@@ -114,7 +114,7 @@ def train(arm: str, seed: int, steps: int, encoder: TextEncoder) -> Network:
         loss, bpp, _ = rate_distortion(output, x, WEIGHT, "mse")
         optimiser.zero_grad()
         aux.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(others, 1.0)
         optimiser.step()
         torch.autograd.backward(network.aux_loss())
