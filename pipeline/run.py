@@ -122,11 +122,9 @@ def _check_input(store: Store, table: str, needed_by: str, rehash: bool) -> None
     strange = sorted(set(store.shards(table)) - set(record.shards))
     if wrong:
         name = min(wrong)
-        raise Damaged(
-            f"{needed_by}: {store.path(table, name)}.parquet: {wrong[name]}"
-            + (f" ({len(wrong)} files of {table} are not what was written)" * (len(wrong) > 1))
-            + f". {store.remedy}"
-        )
+        more = f" ({len(wrong)} files of {table} are not what was written)" * (len(wrong) > 1)
+        path = store.path(table, f"{name}.parquet")
+        raise store.damaged(f"{needed_by}: {path}", wrong[name] + more)
     if strange:
         raise Damaged(
             f"{needed_by}: {store.path(table, strange[0])}.parquet: the {table} stage did not "
@@ -195,10 +193,10 @@ def _up_to_date(
         )
     reasons = defaultdict(list)
     for name, why in sorted(wrong.items()):
-        reasons[why if "/" not in why else "damaged"].append(name)
-    for why, names in reasons.items():
+        reasons[why.partition(" (")[0]].append(name)
+    for names in reasons.values():
         more = f" and {len(names) - 1} more" * (len(names) > 1)
-        progress.say(f"{stage.table}: {names[0]}{more}: {why}; made again")
+        progress.say(f"{stage.table}: {names[0]}{more}: {wrong[names[0]]}; made again")
     for name in stage.outdated(store, list(fresh), progress):
         del fresh[name]  # its file stays until another one takes its place
     return {name: fresh[name] for name in wanted if name in fresh}

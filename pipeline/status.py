@@ -120,8 +120,8 @@ def damage(store: Store, progress: Progress, deep: bool = False) -> list[str]:
                     found.append(f"{table}: made from another {name} table")
             shards, wrong = intact(store, table, record.shards, rehash=True)
             files, lost = intact_files(store, {**record.files, **record.beside}, rehash=True)
-            found += [f"{table}/{name}.parquet: {_short(why)}" for name, why in wrong.items()]
-            found += [f"{path}: {_short(why)}" for path, why in lost.items()]
+            found += [f"{table}/{name}.parquet: {why}" for name, why in wrong.items()]
+            found += [f"{path}: {why}" for path, why in lost.items()]
             found += [
                 f"{table}/{name}.parquet: the {table} stage did not write it"
                 for name in store.shards(table)
@@ -140,16 +140,10 @@ def damage(store: Store, progress: Progress, deep: bool = False) -> list[str]:
             for name, one in {**shards, **files}.items():
                 if deep and table == "images" and name in shards:
                     found += [
-                        f"images/{name}.parquet: {_short(why.partition('.parquet: ')[2])}"
-                        for why in wrong_pixels(store, table, name)
+                        f"images/{name}.parquet: {why}" for why in wrong_pixels(store, table, name)
                     ]
                 bar.advance(one.rows)
     return found
-
-
-def _short(why: str) -> str:
-    """The reason alone: the file is named already, and the remedy comes once, at the end."""
-    return why.partition("damaged (")[2].partition("). ")[0] or why.partition(". ")[0]
 
 
 def _named(record: Record) -> Iterator[tuple[str, Written]]:

@@ -219,8 +219,8 @@ def wrong_claims(
                 if (other := split_of.setdefault(prompt, split)) != split:
                     found.add("splits", f"{where}: prompt {prompt} is in {other} and in {split}")
             if deep:
-                for line in wrong_pixels(store, "", name):
-                    found.add("pixels", line)
+                for why in wrong_pixels(store, "", name):
+                    found.add("pixels", f"{path}: {why}")
             bar.advance(len(rows))
     for where, pair in pairs:
         if pair not in (plan or seen):
