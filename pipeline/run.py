@@ -24,7 +24,7 @@ from pipeline.intact import USUAL, Checks, intact, intact_files
 from pipeline.loaded import Weights
 from pipeline.outside import created, reached
 from pipeline.progress import Progress
-from pipeline.record import Record, Written
+from pipeline.record import Driver, Record, Written
 from pipeline.retry import failed_shards
 from pipeline.stage import (
     Build,
@@ -240,6 +240,7 @@ def _run_map(
     def save(status: str) -> None:
         seconds = round(record.seconds + time.perf_counter() - started, 3)
         now = {"status": status, "shards": shards, "failed": failed, "seconds": seconds}
+        now["driver"] = Driver.here() if status == "running" else None
         store.write_record(record.model_copy(update={**now, "expected": len(wanted)}))
 
     save("running")
@@ -320,17 +321,18 @@ def _noted(record: Record, store: Store) -> Iterator[dict[str, Any]]:
 
     A stage that does not end well is recorded with what it had made before.
     """
-    store.write_record(record.model_copy(update={"status": "running"}))
+    store.write_record(record.model_copy(update={"status": "running", "driver": Driver.here()}))
     started = time.perf_counter()
     found: dict[str, Any] = {}
     try:
         yield found
     except BaseException:
         seconds = round(time.perf_counter() - started, 3)
-        store.write_record(record.model_copy(update={"status": "stopped", "seconds": seconds}))
+        stopped = {"status": "stopped", "seconds": seconds, "driver": None}
+        store.write_record(record.model_copy(update=stopped))
         raise
     seconds = round(time.perf_counter() - started, 3)
-    end = {"status": "done", "failed": {}, "seconds": seconds, "seen": None}
+    end = {"status": "done", "failed": {}, "seconds": seconds, "driver": None, "seen": None}
     store.write_record(record.model_copy(update={**end, **found}))
 
 
