@@ -66,7 +66,7 @@ class Driver(Checked):
         if not alive(self.pid):
             return True
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.started) > _CLOCK
+            return bool(abs(psutil.Process(self.pid).create_time() - self.started) > _CLOCK)
         except psutil.Error:
             return True
 
