@@ -16,11 +16,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
 from pipeline import AigiError, software
 from pipeline.joining import JOIN_SECONDS, Watch, join
+from pipeline.outside import ABANDONED
 from pipeline.software import differences, installed
 from pipeline.stage import Compute, Map, make_shard
 from pipeline.store import Store
@@ -31,7 +33,8 @@ R = TypeVar("R")
 STARTS = 3
 """Workers that may die while they start, for each wanted one, before the stage fails."""
 TOKENS = "_ray"
-"""In a run, while workers run: files by which they know it."""
+"""In a run, while workers run: a folder for each process that sends them work, by which they know
+the run. A run on S3 can have two such processes: nothing there is a lock."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ class Proof:
 
         import ray
 
-        folder = posixpath.dirname(posixpath.dirname(self.path))
+        folder = posixpath.dirname(self.path)  # of this process, below TOKENS, below the run
+        folder = posixpath.dirname(posixpath.dirname(folder))
         try:
             fs = ray.cloudpickle.loads(self.fs)
             if fs.cat_file(self.path).decode() != self.text:
@@ -252,15 +256,26 @@ def prove(proof: Proof, watch: Watch) -> None:
 @contextmanager
 def known(store: Store, work: Callable[..., Any]) -> Iterator[Proof]:
     """A proof for work on a run directory, which has a token file meanwhile."""
-    store.remove(TOKENS)  # of a killed process
+    _without_abandoned(store)
     # A new name each time: a network disk may remember for a while what is not there.
-    name, text = f"{uuid.uuid4().hex}.txt", uuid.uuid4().hex
-    store.write_bytes(text.encode(), TOKENS, name)
+    mine, text = (TOKENS, uuid.uuid4().hex), uuid.uuid4().hex
+    store.write_bytes(text.encode(), *mine, "token.txt")
     try:
-        yield Proof(work, store.fs, store.path(TOKENS, name), text, store.url)
+        yield Proof(work, store.fs, store.path(*mine, "token.txt"), text, store.url)
     finally:
-        with suppress(OSError):  # the storage may be what failed
-            store.remove(TOKENS)
+        with suppress(OSError, AigiError):  # the storage may be what failed
+            store.remove(*((TOKENS,) if store.local else mine))
+
+
+def _without_abandoned(store: Store) -> None:
+    """Remove tokens of killed processes; of an object store, only those that nobody can use."""
+    if store.local:  # no other process is here: `run.alone` sees to that
+        store.remove(TOKENS)
+        return
+    with suppress(FileNotFoundError):
+        for path in store.fs.find(store.path(TOKENS)):
+            if datetime.now(UTC) - store.fs.modified(path) > ABANDONED:
+                store.fs.rm_file(path)
 
 
 def _call(proof: Proof, proven: frozenset[str], given: tuple[Any, ...]) -> Any:

@@ -78,7 +78,8 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
             Path(name).write_bytes(data)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this machine runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -104,7 +105,7 @@ def _sweep_files(folder: str, names: Iterable[str]) -> None:
         if writer is None:
             continue
         path = os.path.join(folder, name)
-        dead = writer["host"] == socket.gethostname() and not _alive(int(writer["pid"]))
+        dead = writer["host"] == socket.gethostname() and not alive(int(writer["pid"]))
         with suppress(FileNotFoundError):
             # Of another machine's writer only the age is known; a live one is younger.
             if dead or time.time() - os.path.getmtime(path) > 86_400:
@@ -149,7 +150,7 @@ def sweep_scratch() -> None:
         folder = os.path.join(tempfile.gettempdir(), name)
         # Who lives on another machine is not known here, and may be silent for long.
         mine = owner["host"] == socket.gethostname()
-        if not _alive(int(owner["pid"])) if mine else _untouched(folder) > _DAYS * 86_400:
+        if not alive(int(owner["pid"])) if mine else _untouched(folder) > _DAYS * 86_400:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -42,7 +42,7 @@ def _same(
     try:
         now = look()
     except Damaged as error:
-        return str(error)
+        return error.why
     if now is None:
         return "missing"
     if known.sha256 not in ("", now.sha256):
@@ -90,7 +90,7 @@ def _apart(found: Mapping[str, Written | str]) -> tuple[dict[str, Written], dict
 
 
 def wrong_pixels(store: Store, table: str, shard: str) -> Iterator[str]:
-    """A line for each row whose image is not what the row states.
+    """What is wrong with each row whose image is not what the row states.
 
     Args:
         table: `images`, where failed rows have no image; or empty: a file of a release.
@@ -107,11 +107,10 @@ def wrong_pixels(store: Store, table: str, shard: str) -> Iterator[str]:
         try:
             rgb = store.pixels(table, shard, row, values)
         except Damaged as error:
-            return str(error)
+            return error.why
         size, stated = rgb.shape[1::-1], (values["width"], values["height"])
         if size != stated:
-            path = f"{store.path(table, shard)}.parquet"
-            return f"{path}: row {row + 1}: {size} pixels; stated {stated}"
+            return f"row {row + 1}: {size} pixels; stated {stated}"
         return None
 
     rows = range(store.rows(table, shard) or 0)

@@ -16,12 +16,8 @@ from pipeline.settings import Split, read_yaml
 from pipeline.store import Store
 
 MANIFEST = "manifest.json"
-
-
 CARD = "README.md"
-"""In a run directory: the workflow of its last run, locations included. It is not published."""
-
-
+"""The page of a release: its front matter, for the Hub, and what it contains, for people."""
 PLAN_FILE = "plan.arrow"
 """Every planned image, kept or not, with its shard: with it, batches can be made again."""
 

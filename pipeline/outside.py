@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import IO, Any
 
 from pipeline import AigiError
@@ -93,6 +94,11 @@ def _said(location: str, error: Exception) -> str:
     if isinstance(error, TimeoutError) or "timeout" in type(error).__name__.lower():
         return f"no answer in time ({in_short(error)}). {_AGAIN}"
     cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
+    if (status := getattr(cause or error, "status", None)) in (401, 403):
+        return (
+            f"access denied (HTTP status {status}). If its signature has expired, get the address "
+            "anew; else use credentials that have the rights."
+        )
     return f"cannot be reached: {in_short(cause or error)}. {_AGAIN}"
 
 
@@ -277,6 +283,33 @@ def _limits(protocol: str) -> dict[str, Any]:
     return {"timeout": silence()} if protocol == "ftp" else {}
 
 
+_HUB_WAITS = 4
+"""Times `silence` that the Hub may think: it answers a commit of many files late."""
+
+
+@cache
+def hub_with_limits() -> None:
+    """Let no client of the Hub wait for ever, which many of its calls do where it is silent."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def limit(request: Any) -> None:
+        waits = {"read": _HUB_WAITS * silence()}
+        given = request.extensions.get("timeout") or {}
+        request.extensions["timeout"] = {
+            part: waits.get(part, silence()) if given.get(part) is None else given[part]
+            for part in ("connect", "read", "write", "pool")
+        }
+
+    def client() -> Any:
+        made = default_client_factory()
+        hooks = made.event_hooks
+        made.event_hooks = {**hooks, "request": [*hooks.get("request", ()), limit]}
+        return made
+
+    set_client_factory(client)
+
+
 def _without_expecting(fs: Any) -> None:
     """Send files to S3 at once: where it is silent, the wait for `100 Continue` has no limit."""
     from aiobotocore.session import AioSession
@@ -302,6 +335,8 @@ def file_system(location: str) -> tuple[Any, str]:
     options: dict[str, Any] = {"use_listings_cache": False}
     for part in location.split("::"):
         protocol = protocol_of(part)
+        if protocol == "hf":
+            hub_with_limits()
         set_by_user = fsspec.config.conf.get(protocol, {})
         mine = {name: v for name, v in _limits(protocol).items() if name not in set_by_user}
         if mine:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.files import alive
 from pipeline.gate import Checked, Number
 
 
@@ -35,6 +37,43 @@ class Written(Checked):
     text: str | None = None
 
 
+class Driver(Checked):
+    """The process that runs a stage.
+
+    Attributes:
+        host: name of its machine.
+        started: seconds since 1970; another process may have its number later.
+    """
+
+    host: str
+    pid: Number
+    started: float = Field(ge=0)
+
+    @classmethod
+    def here(cls) -> Driver:
+        """This process."""
+        import psutil
+
+        me = psutil.Process()
+        return cls(host=socket.gethostname(), pid=me.pid, started=round(me.create_time(), 2))
+
+    def gone(self) -> bool | None:
+        """Whether it has ended; None: it is on another machine, which cannot be asked."""
+        import psutil
+
+        if self.host != socket.gethostname():
+            return None
+        if not alive(self.pid):
+            return True
+        try:
+            return bool(abs(psutil.Process(self.pid).create_time() - self.started) > _CLOCK)
+        except psutil.Error:
+            return True
+
+
+_CLOCK = 5.0  # seconds by which a machine's clock may be set while a process runs
+
+
 class Record(Checked):
     """The record of a stage.
 
@@ -46,6 +85,7 @@ class Record(Checked):
         files: of a stage that makes files, these, by their paths below the run.
         beside: files that a stage wrote besides its table.
         made_from: digest of all that a table that is built as a whole was made from.
+        driver: the process that runs it; None: none does, or an earlier version of aigi.
         seen: the same in records of earlier versions: names of input shards and the state.
     """
 
@@ -62,6 +102,7 @@ class Record(Checked):
     files: dict[str, Written] = Field(default_factory=dict)
     beside: dict[str, Written] = Field(default_factory=dict)
     made_from: str | None = None
+    driver: Driver | None = None
     seen: str | None = None
 
     @model_validator(mode="before")

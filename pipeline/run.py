@@ -24,7 +24,7 @@ from pipeline.intact import USUAL, Checks, intact, intact_files
 from pipeline.loaded import Weights
 from pipeline.outside import created, reached
 from pipeline.progress import Progress
-from pipeline.record import Record, Written
+from pipeline.record import Driver, Record, Written
 from pipeline.retry import failed_shards
 from pipeline.stage import (
     Build,
@@ -122,11 +122,9 @@ def _check_input(store: Store, table: str, needed_by: str, rehash: bool) -> None
     strange = sorted(set(store.shards(table)) - set(record.shards))
     if wrong:
         name = min(wrong)
-        raise Damaged(
-            f"{needed_by}: {store.path(table, name)}.parquet: {wrong[name]}"
-            + (f" ({len(wrong)} files of {table} are not what was written)" * (len(wrong) > 1))
-            + f". {store.remedy}"
-        )
+        more = f" ({len(wrong)} files of {table} are not what was written)" * (len(wrong) > 1)
+        path = store.path(table, f"{name}.parquet")
+        raise store.damaged(f"{needed_by}: {path}", wrong[name] + more)
     if strange:
         raise Damaged(
             f"{needed_by}: {store.path(table, strange[0])}.parquet: the {table} stage did not "
@@ -195,10 +193,10 @@ def _up_to_date(
         )
     reasons = defaultdict(list)
     for name, why in sorted(wrong.items()):
-        reasons[why if "/" not in why else "damaged"].append(name)
-    for why, names in reasons.items():
+        reasons[why.partition(" (")[0]].append(name)
+    for names in reasons.values():
         more = f" and {len(names) - 1} more" * (len(names) > 1)
-        progress.say(f"{stage.table}: {names[0]}{more}: {why}; made again")
+        progress.say(f"{stage.table}: {names[0]}{more}: {wrong[names[0]]}; made again")
     for name in stage.outdated(store, list(fresh), progress):
         del fresh[name]  # its file stays until another one takes its place
     return {name: fresh[name] for name in wanted if name in fresh}
@@ -242,6 +240,7 @@ def _run_map(
     def save(status: str) -> None:
         seconds = round(record.seconds + time.perf_counter() - started, 3)
         now = {"status": status, "shards": shards, "failed": failed, "seconds": seconds}
+        now["driver"] = Driver.here() if status == "running" else None
         store.write_record(record.model_copy(update={**now, "expected": len(wanted)}))
 
     save("running")
@@ -322,17 +321,18 @@ def _noted(record: Record, store: Store) -> Iterator[dict[str, Any]]:
 
     A stage that does not end well is recorded with what it had made before.
     """
-    store.write_record(record.model_copy(update={"status": "running"}))
+    store.write_record(record.model_copy(update={"status": "running", "driver": Driver.here()}))
     started = time.perf_counter()
     found: dict[str, Any] = {}
     try:
         yield found
     except BaseException:
         seconds = round(time.perf_counter() - started, 3)
-        store.write_record(record.model_copy(update={"status": "stopped", "seconds": seconds}))
+        stopped = {"status": "stopped", "seconds": seconds, "driver": None}
+        store.write_record(record.model_copy(update=stopped))
         raise
     seconds = round(time.perf_counter() - started, 3)
-    end = {"status": "done", "failed": {}, "seconds": seconds, "seen": None}
+    end = {"status": "done", "failed": {}, "seconds": seconds, "driver": None, "seen": None}
     store.write_record(record.model_copy(update={**end, **found}))
 
 

@@ -15,7 +15,13 @@ from pipeline.store import RECORDS, RUN_WORKFLOW, Store
 
 @dataclass(frozen=True)
 class Status:
-    """The state of one stage of a run."""
+    """The state of one stage of a run.
+
+    Attributes:
+        state: running, stopped (its process reported that it ended), gone (it runs no more, and
+            could not report that), failed or done.
+        note: what is to be known of its process, in a sentence; or nothing.
+    """
 
     table: str
     state: str
@@ -25,6 +31,20 @@ class Status:
     rows: int
     bytes: int
     seconds: float
+    note: str = ""
+
+
+def state_of(record: Record) -> tuple[str, str]:
+    """The state of a stage, and what is to be known of the process that runs it."""
+    driver = record.driver
+    if record.status != "running" or driver is None:
+        return record.status, ""
+    gone = driver.gone()
+    if gone:
+        note = f"its process {driver.pid} has gone without a word. Run the same command again."
+        return "gone", note
+    there = f"process {driver.pid} on {driver.host}"
+    return "running", f"{there}; from here nobody can see whether it still runs" * (gone is None)
 
 
 def records(store: Store) -> list[Record]:
@@ -80,17 +100,19 @@ def status(store: Store) -> list[Status]:
         now = {path: store.size(path) for path in record.files}
         there = [size for path, size in now.items() if size and size == record.files[path].bytes]
         done = len(whole) + len(there)
+        state, note = state_of(record)
         expected = done if record.expected is None else record.expected
         found.append(
             Status(
                 table=record.table,
-                state=record.status,
+                state=state,
                 done=done,
                 failed=len(record.failed),
                 missing=max(0, expected - done),
                 rows=sum(whole.values()),
                 bytes=sum(sizes[name] for name in whole) + sum(there),
                 seconds=record.seconds,
+                note=note,
             )
         )
     return found
@@ -114,14 +136,14 @@ def damage(store: Store, progress: Progress, deep: bool = False) -> list[str]:
     with progress.stage("files", total, 0, 0) as bar:
         for table, record in all_records.items():
             if record.status != "done":
-                found.append(f"{table}: {record.status}; its table is not whole")
+                found.append(f"{table}: {state_of(record)[0]}; its table is not whole")
             for name, digest in record.inputs.items():
                 if name in all_records and all_records[name].fingerprint != digest:
                     found.append(f"{table}: made from another {name} table")
             shards, wrong = intact(store, table, record.shards, rehash=True)
             files, lost = intact_files(store, {**record.files, **record.beside}, rehash=True)
-            found += [f"{table}/{name}.parquet: {_short(why)}" for name, why in wrong.items()]
-            found += [f"{path}: {_short(why)}" for path, why in lost.items()]
+            found += [f"{table}/{name}.parquet: {why}" for name, why in wrong.items()]
+            found += [f"{path}: {why}" for path, why in lost.items()]
             found += [
                 f"{table}/{name}.parquet: the {table} stage did not write it"
                 for name in store.shards(table)
@@ -140,16 +162,10 @@ def damage(store: Store, progress: Progress, deep: bool = False) -> list[str]:
             for name, one in {**shards, **files}.items():
                 if deep and table == "images" and name in shards:
                     found += [
-                        f"images/{name}.parquet: {_short(why.partition('.parquet: ')[2])}"
-                        for why in wrong_pixels(store, table, name)
+                        f"images/{name}.parquet: {why}" for why in wrong_pixels(store, table, name)
                     ]
                 bar.advance(one.rows)
     return found
-
-
-def _short(why: str) -> str:
-    """The reason alone: the file is named already, and the remedy comes once, at the end."""
-    return why.partition("damaged (")[2].partition("). ")[0] or why.partition(". ")[0]
 
 
 def _named(record: Record) -> Iterator[tuple[str, Written]]:

@@ -35,6 +35,7 @@ from pipeline.parquet import (
 )
 from pipeline.pixels import RGB, BadPicture, decode, pixels_sha256
 from pipeline.record import Record, Written
+from pipeline.shown import redacted
 
 WHOLE = 16 << 20
 """Files of up to this many bytes are hashed whole when they are read, and others where all or
@@ -71,7 +72,16 @@ class Shard:
 
 
 class Damaged(AigiError):
-    """A file is not what was written, or cannot be read as what it is."""
+    """A file is not what was written, or cannot be read as what it is.
+
+    Args:
+        text: all of it: the file, why, and the remedy.
+        why: the reason alone, for a list whose lines name the files and which ends with the remedy.
+    """
+
+    def __init__(self, text: str, why: str = "") -> None:
+        super().__init__(text)
+        self.why = redacted(why or text)
 
 
 def _sha256(data: bytes) -> str:
@@ -199,7 +209,7 @@ class Store(Folder):
         if known is None or not known.sha256:
             known = self.look(table, f"{shard}.parquet")
         if known is None:
-            raise Damaged(f"{self.path(table, shard)}.parquet: missing. {self.remedy}")
+            raise self.damaged(self.path(table, f"{shard}.parquet"), "missing")
         return known.sha256
 
     def expect(self, path: str, size: int, sha256: str) -> None:
@@ -260,21 +270,25 @@ class Store(Folder):
                     return f"To remake it: aigi run {shlex.quote(path)} --set {place} --rehash"
         return "Get it again; in a run, make it again with aigi run WORKFLOW --rehash."
 
+    def damaged(self, path: str, why: str) -> Damaged:
+        """The error about a file: what is wrong with it, and what remakes it."""
+        return Damaged(f"{path}: {why}. {self.remedy}", why)
+
     @contextmanager
     def _reading(self, path: str) -> Iterator[None]:
         """Around the reading of a parquet file: errors name the file and the remedy."""
         try:
             yield
         except FileNotFoundError:
-            raise Damaged(f"{path}: missing. {self.remedy}") from None
+            raise self.damaged(path, "missing") from None
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, EOFError, ValueError) as error:
             text = " ".join(str(error).split())[:200]
-            raise Damaged(f"{path}: damaged ({text}). {self.remedy}") from error
+            raise self.damaged(path, f"damaged ({text})") from error
         except (OSError, pa.ArrowException, MemoryError, OverflowError) as error:
             # Arrow reports a page whose checksum is wrong as an I/O error without a number.
             text = " ".join(str(error).split())[:200]
             let_through(error, path)  # a disk that fails is no reason to remake anything
-            raise Damaged(f"{path}: cannot be read ({text}). {self.remedy}") from error
+            raise self.damaged(path, f"cannot be read ({text})") from error
 
     @contextmanager
     def parquet(
@@ -445,10 +459,8 @@ class Store(Folder):
             if pixels_sha256(rgb) != values["pixels_sha256"]:
                 raise BadPicture("other pixels than its pixels_sha256 states")
         except BadPicture as error:
-            raise Damaged(
-                f"{self.path(table, shard)}.parquet: row {row + 1} ({values['image_id']}): "
-                f"{error}. {self.remedy}"
-            ) from error
+            path = self.path(table, f"{shard}.parquet")
+            raise self.damaged(path, f"row {row + 1} ({values['image_id']}): {error}") from error
         return rgb
 
     def read_all(self, table: str, columns: list[str] | None = None) -> pa.Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import random
 import shlex
 import shutil
@@ -28,6 +29,7 @@ from pipeline.pixels import decode, pixels_sha256, png_bytes
 from pipeline.progress import Progress
 from pipeline.run import run_stages
 from pipeline.stage import Build, Compute
+from pipeline.status import damage
 from pipeline.store import Damaged, Store
 from tests import toy
 from tests.conftest import aigi, record_as_written
@@ -281,6 +283,34 @@ def test_an_input_that_nothing_here_makes_must_be_what_was_written(tmp_path: Pat
         only_squares()
     stray.unlink()
     only_squares()
+
+
+def test_the_reason_of_damage_is_told_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    root = tmp_path / "was damaged (a). b.parquet: c"
+    made(root)
+    for name in ("part-00002", "part-00004"):
+        path = root / "squares" / f"{name}.parquet"
+        path.write_bytes(path.read_bytes()[:-4] + b"none")
+    for name, data in (("part-00006", b""), ("part-00007", b"none")):
+        (root / "squares" / f"{name}.parquet").write_bytes(data)
+    found = damage(Store(str(root)), Progress(quiet=True))
+    why = "damaged (it does not end as a parquet file does)"
+    assert found[:2] == [f"squares/part-0000{n}.parquet: {why}" for n in (2, 4)]
+    assert [line.partition(" and ")[0] for line in found[2:]] == [
+        f"squares/part-0000{n}.parquet: {count} bytes," for n, count in ((6, 0), (7, 4))
+    ]
+    last = toy.stages()[1]
+    squares = str(root / "squares" / "part-00002.parquet")
+    with pytest.raises(Damaged) as error:
+        after = replace(last, table="cubes", inputs=("squares",))
+        run_stages([after], Store(str(root)), Compute(), Progress(quiet=True))
+    assert str(error.value).startswith(f"cubes: {squares}: {why} (4 files of squares are not ")
+    assert str(error.value).count(squares) == 1 and str(error.value).count("--rehash") == 1
+    copy = pickle.loads(pickle.dumps(error.value))  # noqa: S301
+    assert (str(copy), copy.why) == (str(error.value), error.value.why), "as Ray sends it"
+    said = made(root)
+    assert f"squares: part-00002 and 1 more: {why}; made again" in said
+    assert "squares: part-00007: 4 bytes, and" in said
 
 
 def test_the_command_that_remakes_can_be_pasted(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import http.server
 import json
 import os
 import re
@@ -148,16 +149,17 @@ SETTINGS: dict[str, Callable[[str, Path], dict[str, Any]]] = {
 """Each setting that names a location, in the shortest workflow that reads it."""
 
 
+def written(folder: Path, sections: dict[str, Any]) -> list[str]:
+    """Arguments of `aigi run` for a workflow of these sections."""
+    data = {"run": str(folder / "run"), **sections}
+    (folder / "workflow.yaml").write_text(yaml.safe_dump(data))
+    (folder / "t.txt").write_text("one red boat on a lake\n")
+    return ["run", str(folder / "workflow.yaml")]
+
+
 def workflow(name: str) -> Callable[[str, Path], list[str]]:
     """Arguments of `aigi run` for the workflow of a setting."""
-
-    def arguments(it: str, folder: Path) -> list[str]:
-        data = {"run": str(folder / "run"), **SETTINGS[name](it, folder)}
-        (folder / "workflow.yaml").write_text(yaml.safe_dump(data))
-        (folder / "t.txt").write_text("one red boat on a lake\n")
-        return ["run", str(folder / "workflow.yaml")]
-
-    return arguments
+    return lambda it, folder: written(folder, SETTINGS[name](it, folder))
 
 
 def files(folder: Path) -> None:
@@ -431,6 +433,75 @@ def test_a_hub_that_is_not_there() -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert re.fullmatch(r"error: hf://datasets/org/none@v1/.*Connection refused.*\n", done.stderr)
+
+
+@pytest.fixture
+def silent_hub(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub that accepts connections and says nothing; its clients may ask it."""
+    from huggingface_hub import HfFileSystem, constants
+
+    monkeypatch.setenv("AIGI_TIMEOUT", "0.05")
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://{silent}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.1)
+    HfFileSystem.clear_instance_cache()
+
+
+HUBS: dict[str, Callable[[Path], list[str]]] = {
+    "a release": lambda folder: ["verify", "hf://datasets/org/none@v1"],
+    "a model": lambda folder: written(folder, generated(folder)),
+    "a target": lambda folder: [
+        "publish",
+        str(folder / "made"),
+        "--to",
+        "hf://datasets/org/none",
+        "--dry-run",
+    ],
+}
+
+
+@pytest.mark.parametrize("door", HUBS)
+def test_a_hub_that_says_nothing(door: str, folder: Path, silent_hub: None) -> None:
+    released(folder)
+    done = aigi(*HUBS[door](folder))
+    check(done, "org/none")
+    assert "timed out" in done.output
+
+
+@pytest.fixture
+def expired() -> Iterator[str]:
+    """Host and port of a server that knows its files, but no longer the signatures of requests."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            late = "later" in self.path  # the signature expires between two requests
+            self.send_response(200 if late else 403)
+            self.send_header("Content-Length", "9000000" if late else "0")
+            self.send_header("Accept-Ranges", "bytes")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.send_response(403)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["now", "later"])
+@pytest.mark.parametrize("door", ["a store", "YAML", "lines", "an archive"])
+def test_a_signature_that_has_expired(door: str, name: str, folder: Path, expired: str) -> None:
+    place = f"http://{expired}/{name}"
+    done = aigi(*DOORS[door](f"{place}?X-Amz-Signature=0123456789abcdef", folder))
+    check(done, place)
+    assert "access denied (HTTP status 403). If its signature has expired" in done.output
+    assert "0123456789abcdef" not in done.output
 
 
 def test_a_time_limit_that_is_none() -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import AigiError
+from pipeline.cluster import TOKENS, known
+from pipeline.outside import ABANDONED
 from pipeline.stage import Compute
 from pipeline.status import status
 from pipeline.store import Store
@@ -27,6 +29,26 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("serial")
     toy.make(str(root))
     return root
+
+
+def test_two_processes_in_one_run_keep_their_tokens() -> None:
+    """On S3 no lock keeps the second out; each leaves alone what the workers of the other need."""
+    store = Store("memory://two-processes")
+    left = store.path(TOKENS, "killed", "token.txt")
+    store.write_bytes(b"x", TOKENS, "killed", "token.txt")
+    with known(store, print) as first:
+        with known(Store(store.url), print) as second:
+            assert first.path != second.path
+            assert first._unseen() == second._unseen() == ""
+            assert len(first.begun()) == 1, "of its own workers"
+            assert len(second.begun()) == 1
+        assert first._unseen() == "" and store.fs.exists(left), "it may be of a third"
+        assert second._unseen() != ""
+        for file in store.fs.store.values():
+            file.modified -= 2 * ABANDONED
+    with known(store, print):
+        assert not store.fs.exists(left)
+    assert store.fs.find(store.path()) == []
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])

@@ -17,12 +17,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from pipeline import AigiError, parquet
+from pipeline.cli import app
 from pipeline.progress import Progress
+from pipeline.record import Driver
 from pipeline.run import run_stages
 from pipeline.stage import Build, Compute, Files, Map, fingerprint
-from pipeline.status import status
+from pipeline.status import damage, status
 from pipeline.store import Shard, Store
 from pipeline.tables import IMAGES
 from tests import toy
@@ -295,18 +298,45 @@ def test_full_disk_stops_cleanly_and_goes_on_with_space(tmp_path: Path, undistur
 def test_status_tells_where_a_run_stands(tmp_path: Path) -> None:
     process = start(tmp_path, "--seconds", "0.3")
     wait_for_shards(tmp_path, 3, process)
+    alive = status(Store(str(tmp_path)))[1]
+    assert (alive.state, alive.note) == ("running", "")
     process.send_signal(signal.SIGKILL)
     process.wait()
     numbers, squares = status(Store(str(tmp_path)))
     assert (numbers.table, numbers.state, numbers.done) == ("numbers", "done", 12)
     assert squares.table == "squares"
-    assert squares.state == "running", "a killed driver cannot say that it stopped"
+    assert squares.state == "gone", "a killed driver cannot say that it stopped"
+    assert str(process.pid) in squares.note and "Run the same command again" in squares.note
     assert squares.done >= 3
     assert squares.done + squares.missing == 12
     assert squares.rows == squares.done * toy.ROWS
     assert squares.bytes == sum(len(data) for data in files(tmp_path).values())
     with pytest.raises(AigiError, match="no run here"):
         status(Store(str(tmp_path / "elsewhere")))
+
+
+def test_status_is_honest_about_the_process_of_a_run(tmp_path: Path) -> None:
+    """Its number may belong to another process by now, and another machine cannot be asked."""
+    toy.make(str(tmp_path))
+    store = Store(str(tmp_path))
+    record = store.record("squares")
+    assert record is not None and record.driver is None, "nobody runs what is done"
+    me = Driver.here()
+
+    def state(driver: Driver | None) -> tuple[str, str]:
+        store.write_record(record.model_copy(update={"status": "running", "driver": driver}))
+        found = status(Store(str(tmp_path)))[1]
+        said = CliRunner().invoke(app, ["status", str(tmp_path)]).output
+        assert found.state in said and f"squares: {found.note}" * bool(found.note) in said
+        return found.state, found.note
+
+    assert state(me) == ("running", "")
+    assert state(None) == ("running", ""), "a record of an earlier version"
+    assert state(me.model_copy(update={"started": me.started - 3600}))[0] == "gone"
+    there = state(me.model_copy(update={"host": "gpu-7"}))
+    assert there[0] == "running" and f"process {me.pid} on gpu-7" in there[1]
+    (line,) = damage(store, Progress(quiet=True))
+    assert line == "squares: running; its table is not whole"
 
 
 def test_interrupt_is_recorded(tmp_path: Path) -> None:

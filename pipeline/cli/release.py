@@ -67,9 +67,10 @@ def verify(
             stages = records(run)
             files = sum(len(r.shards) + len(r.files) + len(r.beside) for r in stages)
             tell(f"{target}: {len(stages)} stages, {files:,} files, all as they were written")
-        if is_run and find_release(target) is None and run.record("manifest") is None:
+        release = find_release(target, ENTRIES)
+        if release is None and is_run and run.record("manifest") is None:
             return
-        store, manifest = open_release(target, ENTRIES)
+        store, manifest = release or open_release(target, ENTRIES)  # which says that there is none
         differences = compare(store, manifest)
         _refuse(differences, "differences from the manifest", store.remedy)
         rows = sum(file["rows"] for file in manifest["files"])

@@ -237,6 +237,9 @@ def status(
             )
         if found:
             show(table)
+        for stage in found:
+            if stage.note:
+                tell(f"{stage.table}: {stage.note}")
         table = Table("codec in training")
         for heading in ("step", "loss", "bpp", "PSNR, dB", "time"):
             table.add_column(heading, justify="right")

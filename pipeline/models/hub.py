@@ -12,10 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import AigiError
 from pipeline.files import file_sha256
-from pipeline.outside import Unreachable, in_short, on_this_machine
+from pipeline.outside import Unreachable, hub_with_limits, in_short, on_this_machine
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
@@ -24,6 +28,14 @@ def hub_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError, httpx2.HTTPError, OSError, ValueError
+
+
+def hub_api(token: str | None = None) -> HfApi:
+    """The Hub's client, which does not wait for ever for an answer."""
+    from huggingface_hub import HfApi
+
+    hub_with_limits()
+    return HfApi(token=token, library_name="aigi")
 
 
 @dataclass(frozen=True)
@@ -109,6 +121,7 @@ class Place:
     def _downloaded(self, patterns: list[str]) -> str:
         from huggingface_hub import snapshot_download
 
+        hub_with_limits()
         try:
             return str(
                 snapshot_download(self.repository, revision=self.revision, allow_patterns=patterns)
@@ -131,10 +144,10 @@ class Place:
         if self.folder is not None:
             paths = {file: os.path.join(self.folder, file) for file in files}
             return {file: file_sha256(path) for file, path in paths.items() if os.path.isfile(path)}
-        from huggingface_hub import HfApi, try_to_load_from_cache
+        from huggingface_hub import try_to_load_from_cache
 
         try:
-            infos = HfApi().get_paths_info(self.repository, list(files), revision=self.revision)
+            infos = hub_api().get_paths_info(self.repository, list(files), revision=self.revision)
         except hub_errors() as error:
             cached = {
                 file: try_to_load_from_cache(self.repository, file, revision=self.revision)

@@ -92,11 +92,6 @@ def _check_shard(table: pa.Table, dataset: Dataset, seen: Counter[tuple[str, str
     Args:
         seen: how many shards of each source, split and round came before; this one is added.
     """
-    if not table.num_rows:
-        raise _Wrong("", "it has no rows")
-    for column in _ALWAYS:
-        if table[column].null_count:
-            raise _Wrong(column, "a value is missing")
     rows = table.to_pylist()
     variants: dict[int, dict[str, str]] = defaultdict(dict)
     for row in rows:
@@ -145,7 +140,14 @@ def _readable(where: str) -> Iterator[None]:
         raise refused(where, "", f"not readable as an Arrow file ({why})", REMEDY) from error
 
 
-def _shards(where: str, file: Any) -> Iterator[pa.Table]:
+def shards_in(where: str, file: Any) -> Iterator[pa.Table]:
+    """Shards of an open plan file, one after another: rows with the columns of a plan (`SCHEMA`).
+
+    What they state may still be anything.
+
+    Raises:
+        AigiError: it is no such file, or values are missing.
+    """
     with _readable(where), pa.ipc.open_file(file) as reader:
         if not reader.schema.equals(SCHEMA):
             found = {field.name: str(field.type) for field in reader.schema}
@@ -155,6 +157,12 @@ def _shards(where: str, file: Any) -> Iterator[pa.Table]:
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
             batch.validate(full=True)
+            if not batch.num_rows:
+                raise refused(where, f"shard {number}", "it has no rows", REMEDY)
+            for column in (*_ALWAYS, "shard"):
+                if batch[column].null_count:
+                    field = f"shard {number}: {column}"
+                    raise refused(where, field, "a value is missing", REMEDY)
             yield pa.Table.from_batches([batch])
 
 
@@ -181,7 +189,7 @@ def read_plan(location: str, manifest: Mapping[str, Any]) -> Iterator[tuple[str,
     ranks: dict[tuple[str, str], dict[int, tuple[str, int]]] = defaultdict(dict)
     planned: list[tuple[str, list[str]]] = []
     with store.fs.open(where, "rb") as file:
-        for number, table in enumerate(_shards(where, file)):
+        for number, table in enumerate(shards_in(where, file)):
             try:
                 names.append(_check_shard(table, dataset, seen))
             except _Wrong as wrong:
@@ -207,5 +215,5 @@ def read_plan(location: str, manifest: Mapping[str, Any]) -> Iterator[tuple[str,
             problem = f"{value}, the manifest states {expected[key]}"
             raise refused(where, f"plan.{key}", problem, REMEDY)
     with store.fs.open(where, "rb") as file:
-        for name, table in zip(names, _shards(where, file), strict=True):
+        for name, table in zip(names, shards_in(where, file), strict=True):
             yield name, table.drop_columns(["shard"])

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from pipeline import AigiError
 from pipeline.manifest import PLAN_FILE, plan_beside, read_manifest
-from pipeline.models.hub import hub_errors
+from pipeline.models.hub import hub_api, hub_errors
 from pipeline.outside import in_short
 from pipeline.plan import specification
 from pipeline.plan.copied import read_plan
@@ -137,10 +137,8 @@ def _pinned(name: str, spec: DiffusersSpec, source: object) -> str:
     local = getattr(source, "folder", None) is not None
     if local or re.fullmatch(r"[0-9a-f]{40}", spec.revision):
         return spec.revision
-    from huggingface_hub import HfApi
-
     try:
-        commit = HfApi().model_info(spec.model, revision=spec.revision).sha
+        commit = hub_api().model_info(spec.model, revision=spec.revision).sha
     except hub_errors() as error:
         raise AigiError(
             f"sources.{name}: cannot look up revision {spec.revision!r} of {spec.model}: "

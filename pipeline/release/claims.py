@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
+from pipeline import AigiError
 from pipeline.intact import wrong_pixels
 from pipeline.manifest import CARD, MANIFEST, PLAN_FILE
-from pipeline.plan.copied import specified
+from pipeline.plan.copied import shards_in, specified
 from pipeline.plan.ids import image_id_of
 from pipeline.plan.rounds import summary_of
 from pipeline.plan.specification import Dataset
@@ -67,26 +68,22 @@ def digest(store: Store, manifest: Mapping[str, Any]) -> str:
 
 def _planned(store: Store, manifest: Mapping[str, Any], found: _Found) -> dict[str, dict[str, Any]]:
     """Rows of the plan by image id; what the manifest says of them is compared."""
-    import pyarrow as pa
-
     rows: dict[str, dict[str, Any]] = {}
     shards: list[tuple[str, list[str]]] = []
     listed = any(document["path"] == PLAN_FILE for document in manifest["documents"])
     if not listed:  # releases of before had none
         return rows
-    with store.fs.open(store.path(PLAN_FILE), "rb") as file:
-        data = file.read()
     try:
-        with pa.ipc.open_file(pa.BufferReader(data)) as reader:
-            for number in range(reader.num_record_batches):
-                batch = reader.get_batch(number).to_pylist()
-                shards.append((batch[0]["shard"], [row["image_id"] for row in batch]))
-                for row in batch:
+        with store.fs.open(store.path(PLAN_FILE), "rb") as file:
+            for shard in shards_in(PLAN_FILE, file):
+                planned = shard.to_pylist()
+                shards.append((planned[0]["shard"], [row["image_id"] for row in planned]))
+                for row in planned:
                     if row["image_id"] in rows:
                         found.add("plan", f"{PLAN_FILE}: {row['image_id']} is planned twice")
                     rows[row["image_id"]] = row
-    except (pa.ArrowException, KeyError, IndexError, TypeError) as error:
-        found.add("plan", f"{PLAN_FILE}: not readable as a plan: {error}")
+    except AigiError as error:
+        found.add("plan", str(error))
         return {}
     for name, value in summary_of(shards).items():
         if manifest["plan"][name] != value:
@@ -219,8 +216,8 @@ def wrong_claims(
                 if (other := split_of.setdefault(prompt, split)) != split:
                     found.add("splits", f"{where}: prompt {prompt} is in {other} and in {split}")
             if deep:
-                for line in wrong_pixels(store, "", name):
-                    found.add("pixels", line)
+                for why in wrong_pixels(store, "", name):
+                    found.add("pixels", f"{path}: {why}")
             bar.advance(len(rows))
     for where, pair in pairs:
         if pair not in (plan or seen):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import AigiError
 from pipeline.gate import parse
 from pipeline.manifest import MANIFEST
+from pipeline.models.hub import hub_api
 from pipeline.release.changes import (
     BEFORE,
     RETRY,
@@ -111,7 +112,7 @@ def to_hub(
     # Xet keeps a note of what it has sent, by default every 20 seconds: killed, it would send so
     # much again. Read when an upload begins.
     os.environ.setdefault("HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_MAX_COUNT", "1")
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import get_token
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     matched = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)/?", to)
@@ -129,7 +130,7 @@ def to_hub(
         )
     repo, token = matched[1], get_token()
     to = f"hf://datasets/{repo}"
-    api = HfApi(token=token, library_name="aigi")
+    api = hub_api(token)
     tag = f"v{manifest['version']}"
     branch = revision or "main"
     with _explained(to, token):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -34,7 +35,13 @@ def _compare_file(
         ("missing", schema, columns),
         ("not expected", columns, schema),
     ):
-        found += [f"{path}: column {line}: {what}" for line in lines if line not in others]
+        more = Counter(lines) - Counter(others)
+        found += [
+            f"{path}: column {line}: {'more than once' if line in others else what}"
+            for line in more
+        ]
+    if not found and columns != schema:
+        found.append(f"{path}: its columns are in another order than the manifest lists them")
     return found
 
 

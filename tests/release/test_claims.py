@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from pipeline import manifest
 from pipeline.cli import app
 from pipeline.pixels import decode, png_bytes
 from tests.conftest import listed
@@ -133,6 +134,56 @@ def test_a_plan_that_lacks_a_row_is_not_that_of_the_manifest(release: Path) -> N
     assert code == 1 and "plan.arrow: rows" in lines and "the manifest states" in lines
 
 
+def plan_of(release: Path, change: Callable[[Rows], None]) -> None:
+    """Change the rows of the first shard of the plan, as a forger would."""
+    path = release / "plan.arrow"
+    with pa.ipc.open_file(path) as reader:
+        schema = reader.schema
+        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    rows = batches[0].to_pylist()
+    change(rows)
+    with pa.ipc.new_file(path, schema) as writer:
+        for batch in (pa.RecordBatch.from_pylist(rows, schema), *batches[1:]):
+            writer.write_batch(batch)
+    listed(release, "plan.arrow")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (put("image_id", None), "plan.arrow: shard 0: image_id: a value is missing"),
+        (put("shard", None), "plan.arrow: shard 0: shard: a value is missing"),
+        (Rows.clear, "plan.arrow: shard 0: it has no rows"),
+        (lambda rows: rows.append(rows[0]), "is planned twice"),
+    ],
+)
+def test_a_plan_that_is_none_is_one_line(
+    release: Path, change: Callable[[Rows], None], said: str
+) -> None:
+    plan_of(release, change)
+    code, lines = verified(release)
+    assert code == 1 and said in lines
+
+
+def test_a_plan_of_other_columns_is_one_line(release: Path) -> None:
+    with pa.ipc.new_file(release / "plan.arrow", pa.schema([("image_id", pa.string())])) as writer:
+        writer.write_table(pa.table({"image_id": ["a"]}))
+    listed(release, "plan.arrow")
+    code, lines = verified(release)
+    assert code == 1 and "plan.arrow: prompt_id: a plan has other columns" in lines
+
+
+def test_a_row_without_a_value_is_one_line(release: Path) -> None:
+    path = files(release)[0]
+    good, table = (release / path).read_bytes(), pq.read_table(release / path)
+    for column in table.column_names:
+        forged(release, path, put(column, None))
+        code, lines = verified(release, "--deep")
+        free = ("note", "original_sha256", "path", "pair_id", "device", "versions", "batch_size")
+        assert code == (0 if column in free else 1), (column, lines)
+        (release / path).write_bytes(good)
+
+
 def test_licences_of_the_card_and_of_croissant_are_those_of_the_manifest(release: Path) -> None:
     card, croissant = release / "README.md", release / "croissant.json"
     text = card.read_text()
@@ -162,6 +213,21 @@ def test_pixels_are_looked_at_by_deep_alone(release: Path) -> None:
     assert verified(release)[0] == 0
     code, lines = verified(release, "--deep")
     assert code == 1 and f"{path}: row 2" in lines and "other pixels than its pixels_" in lines
+
+
+def test_verify_reads_the_manifest_once(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    checked = manifest.checked
+
+    def noted(data: dict[str, Any], where: str, *more: Any) -> dict[str, Any]:
+        read.append(where)
+        return checked(data, where, *more)
+
+    monkeypatch.setattr(manifest, "checked", noted)
+    assert verified(finished[1])[0] == 0
+    assert read == [str(finished[1] / "release" / "manifest.json")]
 
 
 def test_verify_of_a_run_checks_every_table(finished: tuple[Path, Path], tmp_path: Path) -> None:

@@ -410,3 +410,20 @@ def test_columns_that_differ_are_named(tmp_path: Path, release: Path) -> None:
     found = "\n".join(compare(store, manifest))
     assert f"{path}.parquet: column seed: int64: missing" in found
     assert f"{path}.parquet: column mine: int64: not expected" in found
+
+
+def test_columns_that_are_listed_otherwise_are_named(release: Path) -> None:
+    from pipeline.release.verify import compare
+
+    store, manifest = open_release(str(release))
+    path, listed = manifest["files"][0]["path"], manifest["schema"]
+    place = listed.index("seed: int64")
+    twice = compare(
+        store, {**manifest, "schema": [*listed[:place], listed[place], *listed[place:]]}
+    )
+    assert f"{path}: column seed: int64: more than once" in twice
+    turned = [*listed[:place], listed[place + 1], listed[place], *listed[place + 2 :]]
+    assert f"{path}: its columns are in another order than the manifest lists them" in compare(
+        store, {**manifest, "schema": turned}
+    )
+    assert not compare(store, manifest)
