@@ -34,7 +34,7 @@ from 64 distances."""
 BELIEF = 256
 """A fitted table begins as if so many symbols had been counted, in the mixture's shares."""
 RARE = 64
-"""What was counted less often keeps at least the mixture's share."""
+"""What was counted less often keeps the mixture's share, if that is larger."""
 
 
 def _scales() -> Floats:
@@ -221,8 +221,8 @@ def sound(code: Code) -> bool:
 def fitted(counts: Ints, prior: Code) -> Code:
     """The code of symbols that were counted.
 
-    It begins with `BELIEF` symbols in the shares of the prior, and nothing that was counted fewer
-    than `RARE` times gets less than its share there: images are coded that were not counted.
+    It begins with `BELIEF` symbols in the shares of the prior, and what was counted fewer than
+    `RARE` times keeps its share there: images will be coded that were not counted.
 
     Args:
         counts: int64, shape (kinds,), from 0: of 0, of +-1 … +-reach, and of the octaves.
@@ -232,10 +232,7 @@ def fitted(counts: Ints, prior: Code) -> Code:
     twice[1 : prior.reach + 1] = 2
     expected = twice * folded(prior) / float(1 << PRECISION)
     share = (counts + BELIEF * expected) / (counts.sum() + BELIEF)
-    rare = counts < RARE
-    share[rare] = np.maximum(share, expected)[rare]
-    if not rare.all():
-        share[~rare] *= (1.0 - share[rare].sum()) / share[~rare].sum()
+    share = np.where(counts < RARE, np.maximum(share, expected), share)
     # Sign by sign, so that both have the same; what rounding leaves goes to 0.
     free = (1 << PRECISION) - len(prior.table)
     half: Ints = np.floor(share / share.sum() / twice * free).astype(np.int64) + 1
