@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pipeline import AigiError
 from pipeline.learned.entropy import Conditional, Factorized, noise, straight_through
-from pipeline.learned.tables import BORDERS, MOST, SCALES, Code, Ints
+from pipeline.learned.tables import BORDERS, MOST, SCALES, Code, Ints, doublings
 
 MEAN_STEPS = 256
 ESCAPES = 4 << 15
@@ -104,8 +104,7 @@ class RangeWriter:
         beyond = np.abs(outside) - reach - 1
         sizes = np.full(len(outside), ESCAPES)
         if code.octave:
-            # The exponent of a float is exact: 2^(number - 1) <= x < 2^number.
-            number = np.frexp(beyond // code.octave + 1)[1].astype(np.int64) - 1
+            number = doublings(beyond // code.octave + 1)
             indices[~inside] += number
             beyond -= code.octave * ((1 << number) - 1)
             sizes = 2 * code.octave << number
@@ -246,7 +245,8 @@ class Estimate:
 
     Args:
         y: B x M x H x W, any finite values; float64, or a float that is taken as float32.
-        training: likelihoods of y with noise, else of rounded y.
+        training: likelihoods of y with noise, else of rounded y; those by fitted tables, where
+            there are any, have no gradient.
         conditional: the distributions of y; None: Gaussians without a tail.
 
     Attributes:
@@ -266,8 +266,11 @@ class Estimate:
     ) -> Tensor:
         distance = self.y[:, part] - mean
         rounded = straight_through(distance)
-        seen = noise(distance) if self.training else rounded
-        found = self.conditional.likelihood(seen, scale)
+        if not self.training and self.conditional.table is not None:
+            found = self.conditional.tabled(rounded, scale)
+        else:
+            seen = noise(distance) if self.training else rounded
+            found = self.conditional.likelihood(seen, scale)
         y_hat = rounded + mean
         if where is not None:
             found, y_hat = found.where(where, 1), y_hat.where(where, 0)

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from pipeline.learned.layers import lower_bound
 from pipeline.learned.tables import (
+    BORDERS,
     LEAST_SCALE,
     LEAST_TAIL_WIDTH,
+    MOST,
     PRECISION,
     TAIL_SHARE,
     TAIL_WIDTH,
@@ -25,6 +27,7 @@ from pipeline.learned.tables import (
     Z_TAIL_WIDTH,
     Code,
     Ints,
+    doublings,
     fitted,
     folded,
     gaussian_codes,
@@ -209,6 +212,24 @@ class Factorized(nn.Module):
         return [Code(row, Z_REACH) for row in rows]
 
 
+def _places(symbols: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in the fitted tables each symbol is, and how many others are there too.
+
+    Two of int64, on the CPU, of the shape of the symbols, which are whole numbers.
+    """
+    codes = mixture_codes()
+    starts = np.cumsum([0, *map(kinds, codes)])[:-1]
+    indices = np.searchsorted(BORDERS, scale.detach().double().cpu().numpy())
+    reach = np.array([code.reach for code in codes])[indices]
+    octave = np.array([code.octave for code in codes])[indices]
+    far = symbols.detach().abs().clamp(max=MOST).cpu().numpy().astype(np.int64)
+    outside = far > reach
+    number = doublings(np.maximum(far - reach - 1, 0) // octave + 1)
+    places = starts[indices] + np.where(outside, reach + 1 + number, far)
+    shared = np.where(outside, 2 * octave << number, 1)
+    return torch.from_numpy(places), torch.from_numpy(shared)
+
+
 class Conditional(nn.Module):
     """The distributions of y, given a mean and a scale each.
 
@@ -230,6 +251,35 @@ class Conditional(nn.Module):
         """Probability of each number within +-0.5, as `gaussian_likelihood` has it."""
         return gaussian_likelihood(distance, scale, self.tail)
 
+    def tabled(self, symbols: Tensor, scale: Tensor) -> Tensor:
+        """Probability of each symbol in the fitted tables, without gradient.
+
+        Args:
+            symbols: float32 or float64, any shape, whole numbers.
+            scale: standard deviation, the same shape, any finite values.
+
+        Returns:
+            Shape and dtype of the symbols, above 0 and up to 1.
+        """
+        assert self.table is not None
+        places, shared = _places(symbols, scale)
+        found = self.table.cpu()[places] / (shared * (1 << PRECISION))
+        return found.to(symbols)
+
+    def count(self, symbols: Tensor, scale: Tensor) -> Ints:
+        """How often each entry of `table` stands for one of these symbols.
+
+        Args:
+            symbols: float32 or float64, any shape, whole numbers.
+            scale: standard deviation, the same shape, any finite values.
+
+        Returns:
+            int64, shape (T,), from 0.
+        """
+        size = sum(map(kinds, mixture_codes()))
+        found: Ints = torch.bincount(_places(symbols, scale)[0].flatten(), minlength=size).numpy()
+        return found
+
     def expect(self) -> None:
         """Make room for fitted tables, which weights bring."""
         if self.tail:
@@ -243,15 +293,16 @@ class Conditional(nn.Module):
             self.expect()
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
-    def fit(self, counts: list[Ints]) -> None:
+    def fit(self, counts: Ints) -> None:
         """Take tables that are fitted to counted symbols; from then on they are weights.
 
         Args:
-            counts: for each scale, int64, shape (kinds,), from 0, as `fitted` takes them.
+            counts: int64, shape (T,), from 0, as `count` gives them.
         """
         if not self.tail:
             raise ValueError("without a tail there are no tables to fit")
-        codes = map(fitted, counts, mixture_codes())
+        ends = np.cumsum([kinds(code) for code in mixture_codes()])
+        codes = map(fitted, np.split(counts, ends[:-1]), mixture_codes())
         table = np.concatenate([folded(code) for code in codes])
         self.table = torch.from_numpy(table.astype(np.int32))
 

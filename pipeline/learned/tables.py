@@ -218,6 +218,12 @@ def sound(code: Code) -> bool:
     return bool(code.table.min() >= 1 and code.table.sum() == 1 << PRECISION)
 
 
+def doublings(numbers: Ints) -> Ints:
+    """How often 1 can be doubled up to each number, int64 from 1: 0 for 1, 1 for 2 and 3, …"""
+    # The exponent of a float is exact: 2^(exponent - 1) <= x < 2^exponent.
+    return np.frexp(numbers)[1].astype(np.int64) - 1
+
+
 def fitted(counts: Ints, prior: Code) -> Code:
     """The code of symbols that were counted.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -25,7 +26,6 @@ from pipeline.learned.tables import (
     _normal_cdf,
     gaussian_codes,
     integer_table,
-    kinds,
     mixture_codes,
     range_model,
 )
@@ -58,16 +58,14 @@ def test_gaussian_tables_are_integers_of_the_right_size() -> None:
 
 
 @cache
-def fitted_codes() -> list[Code]:
-    """Codes of symbols that are twice as near to 0 as their scales have it."""
+def fitted() -> Conditional:
+    """Tables of symbols that are twice as near to 0 as their scales have it."""
     random = np.random.default_rng(5)
-    counts = []
-    for scale, code in zip(SCALES, mixture_codes(), strict=True):
-        symbols = np.abs(np.round(random.normal(0, scale / 2, 20_000))).astype(np.int64)
-        counts.append(np.bincount(symbols, minlength=kinds(code)))
+    scales = np.repeat(SCALES, 20_000)
+    symbols = torch.from_numpy(np.round(random.normal(0, scales / 2)))
     conditional = Conditional(tail=True)
-    conditional.fit(counts)
-    return conditional.codes()
+    conditional.fit(conditional.count(symbols, torch.from_numpy(scales)))
+    return conditional
 
 
 @settings(max_examples=50, deadline=None)
@@ -102,7 +100,11 @@ def test_the_coder_takes_the_tables_as_they_are() -> None:
             assert found == expected
 
 
-CODES = {"gaussian": gaussian_codes, "mixture": mixture_codes, "fitted": fitted_codes}
+CODES: dict[str, Callable[[], list[Code]]] = {
+    "gaussian": gaussian_codes,
+    "mixture": mixture_codes,
+    "fitted": lambda: fitted().codes(),
+}
 
 
 @pytest.mark.parametrize("kind", CODES)
