@@ -21,7 +21,7 @@ from pipeline import AigiError
 from pipeline.manifest import MANIFEST, find_release
 from pipeline.pictures.caption_table import CaptionTable, match
 from pipeline.pictures.pictures import ParquetPictures, open_pictures, packed
-from pipeline.pixels import BadPicture, decode_threads, image_size
+from pipeline.pixels import RGB, BadPicture, decode, decode_threads, image_size
 from pipeline.settings import Count, Location, Settings, Split
 from pipeline.shown import public_url
 from pipeline.store import Store
@@ -54,6 +54,8 @@ def asked_or_own(asked: Pictures | None, run: str) -> Pictures:
     return asked or Pictures(place=run)
 
 
+MOST_PIXELS = 1 << 28
+"""Of an image that is decoded whole."""
 ROWS, BYTES = 100, 64 << 20
 """A part has at most this many images; a folder's part, at most this many bytes after one image."""
 
@@ -293,6 +295,20 @@ class Collection:
             "watermark": "none",
             "pair_id": None,
         }
+
+
+def pictures_of(collection: Collection) -> Iterator[tuple[RGB, str]]:
+    """Decoded images (uint8, H x W x 3) and prompts, in order.
+
+    Raises:
+        AigiError: an image cannot be decoded.
+    """
+    for part in collection.parts:
+        for row in collection.read(part.name, ["image_id", "image", "text"]).to_pylist():
+            try:
+                yield decode(row["image"]["bytes"], MOST_PIXELS).rgb, row["text"] or ""
+            except BadPicture as error:
+                raise AigiError(f"{part.name}: image {row['image_id']}: {error}") from error
 
 
 def _source_of(root: str) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,22 +23,10 @@ import torch
 from torch import Tensor
 
 from pipeline import AigiError
-from pipeline.learned.entropy import (
-    BORDERS,
-    SCALES,
-    Z_REACH,
-    Factorized,
-    Ints,
-    gaussian_likelihood,
-    gaussian_models,
-    gaussian_tables,
-    noise,
-    straight_through,
-)
+from pipeline.learned.entropy import Conditional, Factorized, noise, straight_through
+from pipeline.learned.tables import BORDERS, MOST, SCALES, Code, Ints, doublings
 
 MEAN_STEPS = 256
-MOST = (1 << 15) - 1
-"""Symbols stay within +-32767, and so do means."""
 ESCAPES = 4 << 15
 Indices = npt.NDArray[np.uint8]
 
@@ -100,24 +88,30 @@ class RangeWriter:
     def __init__(self) -> None:
         import constriction
 
-        self.escape = constriction.stream.model.Uniform(ESCAPES)
+        self.uniform = constriction.stream.model.Uniform()
         self.coder = constriction.stream.queue.RangeEncoder()
 
-    def write(self, symbols: Ints, model: Any, reach: int) -> None:
-        """Code symbols of one table, those beyond +-reach by the escape and 17 bits more.
+    def write(self, symbols: Ints, code: Code) -> None:
+        """Code symbols of one table, and then what the table leaves open of those beyond its reach.
 
         Args:
             symbols: int64, shape (P,), -32767 to 32767.
-            model: of the table, as `range_model` makes it.
-            reach: K of the table's symbols -K … K.
         """
+        reach = code.reach
         inside = np.abs(symbols) <= reach
         indices = np.where(inside, symbols + reach, 2 * reach + 1)
-        self.coder.encode(indices.astype(np.int32), model)
-        if not inside.all():
-            outside = symbols[~inside]
-            values = 2 * (np.abs(outside) - reach - 1) + (outside < 0)
-            self.coder.encode(values.astype(np.int32), self.escape)
+        outside = symbols[~inside]
+        beyond = np.abs(outside) - reach - 1
+        sizes = np.full(len(outside), ESCAPES)
+        if code.octave:
+            number = doublings(beyond // code.octave + 1)
+            indices[~inside] += number
+            beyond -= code.octave * ((1 << number) - 1)
+            sizes = 2 * code.octave << number
+        self.coder.encode(indices.astype(np.int32), code.model)
+        if len(outside):
+            values = 2 * beyond + (outside < 0)
+            self.coder.encode(values.astype(np.int32), self.uniform, sizes.astype(np.int32))
 
     def bytes(self) -> bytes:
         """Everything written; zeros at the end are left out."""
@@ -130,10 +124,10 @@ class RangeReader:
     def __init__(self, data: bytes) -> None:
         import constriction
 
-        self.escape = constriction.stream.model.Uniform(ESCAPES)
+        self.uniform = constriction.stream.model.Uniform()
         self.coder = constriction.stream.queue.RangeDecoder(bytes_to_words(data))
 
-    def read(self, count: int, model: Any, reach: int) -> Ints:
+    def read(self, count: int, code: Code) -> Ints:
         """Decode `count` symbols of one table.
 
         Returns:
@@ -144,12 +138,16 @@ class RangeReader:
             DamagedStream: no encoder has written this.
         """
         try:
-            indices = np.asarray(self.coder.decode(model, count), np.int64)
-            symbols = indices - reach
-            outside = indices == 2 * reach + 1
+            indices = np.asarray(self.coder.decode(code.model, count), np.int64)
+            symbols = indices - code.reach
+            outside = symbols > code.reach
             if outside.any():
-                values = np.asarray(self.coder.decode(self.escape, int(outside.sum())), np.int64)
-                far = values // 2 + reach + 1
+                number = symbols[outside] - code.reach - 1
+                first = code.octave * ((1 << number) - 1)
+                sizes = 2 * code.octave << number if code.octave else np.full(len(number), ESCAPES)
+                decoded = self.coder.decode(self.uniform, sizes.astype(np.int32))
+                values = np.asarray(decoded, np.int64)
+                far = values // 2 + first + code.reach + 1
                 symbols[outside] = np.where(values % 2, -far, far)
         except AssertionError as error:  # what constriction makes of invalid data
             raise DamagedStream(MISMATCH) from error
@@ -166,23 +164,24 @@ def _groups(indices: Indices) -> Iterator[tuple[int, Ints]]:
         start += counts[index]
 
 
-def write_gaussian(writer: RangeWriter, symbols: Ints, indices: Indices) -> None:
-    """Code symbols, shape (P,), each with the Gaussian of `SCALES[index]` around 0.
+def write_scaled(writer: RangeWriter, symbols: Ints, indices: Indices, codes: list[Code]) -> None:
+    """Code symbols, shape (P,), each around 0 with the code of `SCALES[index]`.
 
     Args:
         symbols: int64, shape (P,), -32767 to 32767.
         indices: uint8, shape (P,), 0 to 63.
+        codes: of the 64 scales.
     """
-    models, tables = gaussian_models(), gaussian_tables()
     for index, places in _groups(indices):
-        writer.write(symbols[places], models[index], len(tables[index]) // 2 - 1)
+        writer.write(symbols[places], codes[index])
 
 
-def read_gaussian(reader: RangeReader, indices: Indices) -> Ints:
-    """The symbols that `write_gaussian` was given.
+def read_scaled(reader: RangeReader, indices: Indices, codes: list[Code]) -> Ints:
+    """The symbols that `write_scaled` was given.
 
     Args:
         indices: uint8, shape (P,), 0 to 63, the same as then.
+        codes: the same as then.
 
     Returns:
         int64, shape (P,), -32767 to 32767.
@@ -190,10 +189,9 @@ def read_gaussian(reader: RangeReader, indices: Indices) -> Ints:
     Raises:
         DamagedStream: no encoder has written this.
     """
-    models, tables = gaussian_models(), gaussian_tables()
     symbols = np.zeros(indices.shape, np.int64)
     for index, places in _groups(indices):
-        symbols[places] = reader.read(len(places), models[index], len(tables[index]) // 2 - 1)
+        symbols[places] = reader.read(len(places), codes[index])
     return symbols
 
 
@@ -247,18 +245,19 @@ class Estimate:
 
     Args:
         y: B x M x H x W, any finite values; float64, or a float that is taken as float32.
-        training: likelihoods of y with noise, else of rounded y.
-        tail: likelihoods of a Gaussian with a heavy tail.
+        training: likelihoods of y with noise, else of rounded y; those by fitted tables, where
+            there are any, have no gradient.
+        conditional: the distributions of y; None: Gaussians without a tail.
 
     Attributes:
         likelihoods: of each part in turn, like it, up to 1.
         coded: the channels of these parts.
     """
 
-    def __init__(self, y: Tensor, training: bool, tail: bool = False) -> None:
+    def __init__(self, y: Tensor, training: bool, conditional: Conditional | None = None) -> None:
         # bfloat16 could not tell symbols beyond 128 from their neighbours.
         self.y, self.training = y if y.dtype == torch.float64 else y.float(), training
-        self.tail = tail
+        self.conditional = conditional or Conditional()
         self.likelihoods: list[Tensor] = []
         self.coded: list[slice] = []
 
@@ -267,8 +266,11 @@ class Estimate:
     ) -> Tensor:
         distance = self.y[:, part] - mean
         rounded = straight_through(distance)
-        seen = noise(distance) if self.training else rounded
-        found = gaussian_likelihood(seen, scale, self.tail)
+        if not self.training and self.conditional.table is not None:
+            found = self.conditional.tabled(rounded, scale)
+        else:
+            seen = noise(distance) if self.training else rounded
+            found = self.conditional.likelihood(seen, scale)
         y_hat = rounded + mean
         if where is not None:
             found, y_hat = found.where(where, 1), y_hat.where(where, 0)
@@ -288,13 +290,15 @@ class Write:
 
     Args:
         y: float32, 1 x M x H x W, any finite values.
+        conditional: the distributions of y; None: Gaussians without a tail.
 
     Attributes:
-        writer: gets the bits.
+        writer: gets the symbols.
     """
 
-    def __init__(self, y: Tensor) -> None:
+    def __init__(self, y: Tensor, conditional: Conditional | None = None) -> None:
         self.y, self.writer, self.checksum = y, RangeWriter(), _Checksum()
+        self.codes = (conditional or Conditional()).codes()
         self.z_checksum = 0
 
     def z(self, z: Tensor, prior: Factorized) -> Tensor:
@@ -310,8 +314,8 @@ class Write:
         median = prior.median.detach().double()[:, None, None]
         symbols = torch.round(z.double() - median).clamp(-MOST, MOST)
         flat = symbols.long()[0].flatten(1).cpu().numpy()
-        for channel, model in zip(flat, prior.models(), strict=True):
-            self.writer.write(channel, model, Z_REACH)
+        for channel, code in zip(flat, prior.codes(), strict=True):
+            self.writer.write(channel, code)
         self.z_checksum = _z_checksum(flat)
         return symbols + median
 
@@ -321,7 +325,8 @@ class Write:
         means, indices = _snapped(_at(where, mean), _at(where, scale))
         y = _at(where, self.y[:, part]).double()
         symbols = torch.round(y - means / MEAN_STEPS).clamp(-MOST, MOST).long()
-        write_gaussian(self.writer, symbols.flatten().cpu().numpy(), _indices(indices))
+        flat = symbols.flatten().cpu().numpy()
+        write_scaled(self.writer, flat, _indices(indices), self.codes)
         steps = symbols * MEAN_STEPS + means
         self.checksum.add(steps.cpu().numpy())
         return _back(where, steps.double() / MEAN_STEPS, mean)
@@ -340,17 +345,19 @@ class Read:
 
     Args:
         data: what `Write.bytes` returned.
+        conditional: as for `Write`.
 
     Raises:
         DamagedStream: it is too short.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, conditional: Conditional | None = None) -> None:
         if len(data) < 6:
             raise DamagedStream("bitstream: a tile is cut short. Get the file again.")
         self.z_expected = int.from_bytes(data[:2], "big")
         self.expected = int.from_bytes(data[2:6], "big")
         self.reader, self.checksum = RangeReader(data[6:]), _Checksum()
+        self.codes = (conditional or Conditional()).codes()
 
     def z(self, height: int, width: int, prior: Factorized) -> Tensor:
         """z_hat, 1 x N x height x width, in float64: any whole steps from the median.
@@ -358,7 +365,7 @@ class Read:
         Raises:
             DamagedStream: it is not what was written.
         """
-        flat = np.stack([self.reader.read(height * width, m, Z_REACH) for m in prior.models()])
+        flat = np.stack([self.reader.read(height * width, code) for code in prior.codes()])
         if _z_checksum(flat) != self.z_expected:
             raise DamagedStream(MISMATCH)
         symbols = torch.from_numpy(flat).to(prior.median.device).view(1, -1, height, width)
@@ -368,7 +375,7 @@ class Read:
         self, part: slice, mean: Tensor, scale: Tensor, where: Tensor | None = None
     ) -> Tensor:
         means, indices = _snapped(_at(where, mean), _at(where, scale))
-        symbols = torch.from_numpy(read_gaussian(self.reader, _indices(indices)))
+        symbols = torch.from_numpy(read_scaled(self.reader, _indices(indices), self.codes))
         steps = symbols.view(means.shape).to(means.device) * MEAN_STEPS + means
         self.checksum.add(steps.cpu().numpy())
         return _back(where, steps.double() / MEAN_STEPS, mean)

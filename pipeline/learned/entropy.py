@@ -1,130 +1,47 @@
-"""Latents and their distributions in, likelihoods for training and integer tables for coding out.
+"""Latents and their distributions in, likelihoods for training and the tables that code them out.
 
-Training wants likelihoods with gradients; coding wants integers that are the same on every machine.
-The tables of the Gaussians are made by additions, multiplications, divisions and square roots
-alone, which IEEE 754 rounds the same everywhere. The tables of z are made once, by `update`, and
-are part of the weights.
+Training wants likelihoods with gradients; coding wants integers that are the same on every machine,
+those of `tables.py`. The tables of z are made once, by `update`, and are part of the weights.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.learned.layers import lower_bound
+from pipeline.learned.tables import (
+    BORDERS,
+    LEAST_SCALE,
+    LEAST_TAIL_WIDTH,
+    MOST,
+    PRECISION,
+    TAIL_SHARE,
+    TAIL_WIDTH,
+    Z_OCTAVE,
+    Z_REACH,
+    Z_TAIL_WIDTH,
+    Code,
+    Ints,
+    doublings,
+    fitted,
+    folded,
+    gaussian_codes,
+    halved,
+    integer_table,
+    kinds,
+    mixture_codes,
+    octaves,
+    sound,
+    tail_cdf,
+    unfolded,
+)
 
-Ints = npt.NDArray[np.int64]
-
-PRECISION = 24
-"""Frequencies of a table add up to 2^24: constriction's precision for 32-bit words."""
-LEAST_SCALE = 0.11
 LEAST_LIKELIHOOD = 1e-9
-TAIL_SHARE = 2.0**-10
-"""Of the heavy tail in a mixture. In a codec that was trained without, 1 to 4 in 1,000 symbols of
-small scales are beyond four standard deviations; each of the others pays 0.001 bits for them."""
-TAIL_WIDTH, LEAST_TAIL_WIDTH = 2.0, 0.5
-"""Of the tail: so many standard deviations, and so many steps more, have half of its mass."""
-Z_TAIL_WIDTH = 4.0
-Z_REACH = 64
-"""z is coded as -64 … 64 around its median; what lies outside is escaped."""
-
-
-def _scales() -> npt.NDArray[np.float64]:
-    # 64 steps of equal ratio, as in Ballé 2018. Only multiplications: the same everywhere.
-    ratio = 1.1309463943519327  # (256 / 0.11) ** (1 / 63)
-    scales = [LEAST_SCALE]
-    for _ in range(63):
-        scales.append(scales[-1] * ratio)
-    return np.array(scales)
-
-
-SCALES = _scales()
-# A scale takes the nearest step, by ratio.
-BORDERS = np.sqrt(SCALES[1:] * SCALES[:-1])
-
-
-def _normal_cdf(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """P(N(0, 1) < x) for x <= 0, from elementwise IEEE operations alone.
-
-    erf(a) = 2 / sqrt(pi) * exp(-a^2) * sum(2^n a^(2n+1) / (2n+1)!!), and 1 / exp(-a^2) by its own
-    series: all terms are positive, so nothing cancels.
-    """
-    a = np.minimum(np.abs(x), 12.0) * 0.7071067811865476
-    square = a * a
-    exponential = np.ones_like(a)
-    series, term, factor = a.copy(), a.copy(), np.ones_like(a)
-    for n in range(1, 400):
-        factor = factor * square / n
-        exponential = exponential + factor
-        term = term * (2.0 * square) / (2 * n + 1)
-        series = series + term
-    found: npt.NDArray[np.float64] = 0.5 - 0.5 * (1.1283791670955126 * series / exponential)
-    return found
-
-
-def integer_table(probabilities: npt.NDArray[np.float64], escape: float) -> Ints:
-    """Frequencies that add up to 2^24, none of them 0.
-
-    Args:
-        probabilities: of symbols that follow each other, float64, shape (S,), 0 to 1.
-        escape: probability of all other symbols.
-
-    Returns:
-        int64, shape (S + 1,), from 1: the symbols', and the escape's at the end.
-    """
-    all_of_them = np.append(np.clip(probabilities, 0.0, None), max(escape, 0.0))
-    free = (1 << PRECISION) - len(all_of_them)
-    table: Ints = np.floor(all_of_them * free).astype(np.int64) + 1
-    # Rounding down leaves some; the likeliest symbol takes them.
-    table[int(np.argmax(table))] += (1 << PRECISION) - int(table.sum())
-    return table
-
-
-@lru_cache(maxsize=1)
-def gaussian_tables() -> list[Ints]:
-    """A table for each of `SCALES`: symbols -K … K around 0, then the escape.
-
-    K is at least 5.5 standard deviations, so that an escape is as rare as 1 / 2^24.
-
-    Returns:
-        64 of int64, shape (2K + 2,) with a K for each: frequencies from 1 that add up to 2^24.
-    """
-    tables = []
-    for scale in SCALES:
-        reach = int(np.ceil(5.5 * scale)) + 1
-        # Up to the middle; the other half is its mirror image.
-        edges = _normal_cdf((np.arange(-reach, 1) - 0.5) / scale)
-        half = np.diff(edges)
-        middle = 1.0 - 2.0 * edges[-1]
-        whole = np.concatenate([half, [middle], half[::-1]])
-        tables.append(integer_table(whole, 2.0 * float(edges[0])))
-    return tables
-
-
-def range_model(table: Ints) -> Any:
-    """constriction's model with exactly these frequencies.
-
-    It gives each symbol 1 and shares the rest by weight; weights that add up to the rest are
-    taken as they are (tested against the states of its ANS coder).
-
-    Args:
-        table: int64, shape (S,), frequencies from 1 that add up to 2^24.
-    """
-    import constriction
-
-    return constriction.stream.model.Categorical((table - 1).astype(np.float64), perfect=False)
-
-
-@lru_cache(maxsize=1)
-def gaussian_models() -> list[Any]:
-    """constriction's model of each of the 64 `gaussian_tables`."""
-    return [range_model(table) for table in gaussian_tables()]
 
 
 def _with_tail(found: Tensor, far: Tensor, width: Tensor | float) -> Tensor:
@@ -270,6 +187,10 @@ class Factorized(nn.Module):
         steps = torch.arange(-Z_REACH, Z_REACH + 2, dtype=torch.float64) - 0.5
         at = self.median.double()[:, None, None] + steps.to(self.median.device)
         cumulatives = torch.sigmoid(self._logits(at)).squeeze(1).cpu().numpy()
+        if self.tail:
+            left = tail_cdf(steps[: Z_REACH + 1].numpy(), Z_TAIL_WIDTH)
+            tail = np.concatenate([left, 1.0 - left[::-1]])
+            cumulatives = (1.0 - TAIL_SHARE) * cumulatives + TAIL_SHARE * tail
         tables = []
         for edges in cumulatives:
             inside = np.diff(edges)
@@ -279,8 +200,123 @@ class Factorized(nn.Module):
     def ready(self) -> bool:
         """Whether the tables were made, and are tables."""
         sums = self.table.sum(dim=1, dtype=torch.int64)
-        return bool((sums == 1 << PRECISION).all() and (self.table > 0).all())
+        least = octaves(Z_REACH, Z_OCTAVE) if self.tail else 1
+        right = (self.table > 0).all() and (self.table[:, -1] >= least).all()
+        return bool((sums == 1 << PRECISION).all() and right)
 
-    def models(self) -> list[Any]:
-        """constriction's model of each channel."""
-        return [range_model(table) for table in self.table.cpu().numpy().astype(np.int64)]
+    def codes(self) -> list[Code]:
+        """The code of each channel."""
+        rows = self.table.cpu().numpy().astype(np.int64)
+        if self.tail:
+            return [halved(row, Z_REACH, Z_OCTAVE) for row in rows]
+        return [Code(row, Z_REACH) for row in rows]
+
+
+def _places(symbols: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in the fitted tables each symbol is, and how many others are there too.
+
+    Two of int64, on the CPU, of the shape of the symbols, which are whole numbers.
+    """
+    codes = mixture_codes()
+    starts = np.cumsum([0, *map(kinds, codes)])[:-1]
+    indices = np.searchsorted(BORDERS, scale.detach().double().cpu().numpy())
+    reach = np.array([code.reach for code in codes])[indices]
+    octave = np.array([code.octave for code in codes])[indices]
+    far = symbols.detach().abs().clamp(max=MOST).cpu().numpy().astype(np.int64)
+    outside = far > reach
+    number = doublings(np.maximum(far - reach - 1, 0) // octave + 1)
+    places = starts[indices] + np.where(outside, reach + 1 + number, far)
+    shared = np.where(outside, 2 * octave << number, 1)
+    return torch.from_numpy(places), torch.from_numpy(shared)
+
+
+class Conditional(nn.Module):
+    """The distributions of y, given a mean and a scale each.
+
+    Args:
+        tail: mix the Gaussians with a heavy tail.
+
+    Attributes:
+        table: int32, shape (T,), from 1: the `folded` frequencies of fitted codes of all scales,
+            one after the other. None until `fit`: the codes are those of the Gaussians or mixtures.
+    """
+
+    def __init__(self, tail: bool = False) -> None:
+        super().__init__()
+        self.tail = tail
+        self.register_buffer("table", None)
+        self.table: Tensor | None
+
+    def likelihood(self, distance: Tensor, scale: Tensor) -> Tensor:
+        """Probability of each number within +-0.5, as `gaussian_likelihood` has it."""
+        return gaussian_likelihood(distance, scale, self.tail)
+
+    def tabled(self, symbols: Tensor, scale: Tensor) -> Tensor:
+        """Probability of each symbol in the fitted tables, without gradient.
+
+        Args:
+            symbols: float32 or float64, any shape, whole numbers.
+            scale: standard deviation, the same shape, any finite values.
+
+        Returns:
+            Shape and dtype of the symbols, above 0 and up to 1.
+        """
+        assert self.table is not None
+        places, shared = _places(symbols, scale)
+        found = self.table.cpu()[places] / (shared * (1 << PRECISION))
+        return found.to(symbols)
+
+    def count(self, symbols: Tensor, scale: Tensor) -> Ints:
+        """How often each entry of `table` stands for one of these symbols.
+
+        Args:
+            symbols: float32 or float64, any shape, whole numbers.
+            scale: standard deviation, the same shape, any finite values.
+
+        Returns:
+            int64, shape (T,), from 0.
+        """
+        size = sum(map(kinds, mixture_codes()))
+        found: Ints = torch.bincount(_places(symbols, scale)[0].flatten(), minlength=size).numpy()
+        return found
+
+    def expect(self) -> None:
+        """Make room for fitted tables, which weights bring."""
+        if self.tail:
+            size = sum(map(kinds, mixture_codes()))
+            self.table = torch.zeros(size, dtype=torch.int32)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        if f"{prefix}table" in state_dict:
+            self.expect()
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def fit(self, counts: Ints) -> None:
+        """Take tables that are fitted to counted symbols; from then on they are weights.
+
+        Args:
+            counts: int64, shape (T,), from 0, as `count` gives them.
+        """
+        if not self.tail:
+            raise ValueError("without a tail there are no tables to fit")
+        ends = np.cumsum([kinds(code) for code in mixture_codes()])
+        codes = map(fitted, np.split(counts, ends[:-1]), mixture_codes())
+        table = np.concatenate([folded(code) for code in codes])
+        self.table = torch.from_numpy(table.astype(np.int32))
+
+    def codes(self) -> list[Code]:
+        """The code of each scale."""
+        if self.table is None:
+            return mixture_codes() if self.tail else gaussian_codes()
+        found, start = [], 0
+        table = self.table.cpu().numpy().astype(np.int64)
+        for code in mixture_codes():
+            found.append(unfolded(table[start : start + kinds(code)], code))
+            start += kinds(code)
+        return found
+
+    def ready(self) -> bool:
+        """Whether the tables can be coded with."""
+        return all(map(sound, self.codes()))

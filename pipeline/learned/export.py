@@ -1,6 +1,7 @@
 """A trained codec in, its folder in the package out: how the codecs that come with aigi got there.
 
 python -m pipeline.learned.export export NAME RUN/train/FIRST_PART … RUN/train/LAST_PART
+python -m pipeline.learned.export fitted NAME IMAGES RUN/train/FIRST_PART … RUN/train/LAST_PART
 aigi run …                                                     # a benchmark of it
 python -m pipeline.learned.export card NAME RUN/benchmark/measurements.csv …
 """
@@ -26,19 +27,21 @@ if TYPE_CHECKING:
 LOGS = ("curve", "validation")
 
 
-def export(name: str, parts: list[Path]) -> None:
+def export(name: str, parts: list[Path], images: Path | None = None) -> None:
     """Put the last weights of a trained codec into the package, in half precision.
 
-    The last, not the best: so validation images have chosen nothing. The tables of z are made
-    after rounding, so they are exactly those of the stored weights. The logs of all parts of the
+    The last, not the best: so validation images have chosen nothing. All tables are made after
+    rounding, so they are exactly those of the stored weights. The logs of all parts of the
     training lie beside them: `curve-1.csv`, `validation-1.csv`, …
 
     Args:
         name: of the model, here.
         parts: folders that training made, each of which began with the weights of the one before.
+        images: a release or folder of images that no one measures the codec with; tables are fitted
+            to them. None: a codec with a tail has those of the mixtures.
 
     Raises:
-        AigiError: the last has no model.
+        AigiError: the last has no model, or images are given and there is nothing to fit.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -49,6 +52,14 @@ def export(name: str, parts: list[Path]) -> None:
     found = load_network(parts[-1] / "last")
     network = Network(**found.sizes.model_copy(update={"name": name}).model_dump())
     network.load_state_dict(found.half().float().state_dict())
+    if images is not None:
+        from pipeline.collection import Collection, Pictures, pictures_of
+        from pipeline.learned.fitting import fit
+        from pipeline.learned.text import TextEncoder
+
+        text = None if network.sizes.text is None else TextEncoder(network.sizes.text)
+        count = fit(network, pictures_of(Collection(Pictures(place=str(images)))), text)
+        print(f"tables: fitted to {count:,} symbols of {images}")
     target = FOLDER / name
     target.mkdir(parents=True, exist_ok=True)
     network.save_pretrained(target)
@@ -130,5 +141,11 @@ def write_card(name: str, measurements: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    what, model, *paths = sys.argv[1:]
-    {"export": export, "card": write_card}[what](model, [Path(path) for path in paths])
+    what, model, *given = sys.argv[1:]
+    paths = [Path(path) for path in given]
+    if what == "fitted":  # as `export`, with tables of its own
+        export(model, paths[1:], images=paths[0])
+    elif what == "export":
+        export(model, paths)
+    else:
+        write_card(model, paths)

@@ -22,12 +22,14 @@ from pipeline.learned import catc, hyperprior, light
 from pipeline.learned.bitstream import STRIDE
 from pipeline.learned.card import card
 from pipeline.learned.coding import Estimate, Read, Write
-from pipeline.learned.entropy import Factorized
+from pipeline.learned.entropy import Conditional, Factorized
 from pipeline.learned.layers import CrossAttention, Gains, Text
 from pipeline.learned.sizes import Sizes, parse
 from pipeline.models.weights import Part, compare, digest, header, shapes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+TABLE = "conditional.table"
+"""Weights that only a codec with fitted tables has."""
 Y_STRIDE = 16
 """Pixels of a latent; of a latent of z there are `STRIDE`."""
 
@@ -82,6 +84,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
         self.h_a = parts.HyperAnalysis(self.sizes)
         self.tail = self.sizes.tail != "none"
         self.prior = Factorized(self.sizes.n, self.tail)
+        self.conditional = Conditional(self.tail)
         self.entropy = parts.EntropyModel(self.sizes)
         self.g_s = parts.Synthesis(self.sizes)
         several = self.sizes.qualities > 1
@@ -101,7 +104,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
         if self.gains is not None:
             y = self.gains.scale(y, quality)
         z_hat, z_likelihoods = self.prior(self.h_a(y))
-        step = Estimate(y, self.training, self.tail)
+        step = Estimate(y, self.training, self.conditional)
         y_bar = self.entropy(*self._exact(z_hat, text), step)
         if self.gains is not None:
             y_bar = self.gains.restore(y_bar, quality)
@@ -154,7 +157,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
 
         Both are float32, any finite values; y_bar is of y's shape.
         """
-        step = Write(y)
+        step = Write(y, self.conditional)
         z_hat = step.z(self.h_a(y), self.prior)
         y_bar = self.entropy(*self._exact(z_hat, text), step).float()
         return step.bytes(), y_bar
@@ -166,7 +169,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
         Raises:
             DamagedStream: the data are not what `write` made.
         """
-        step = Read(data)
+        step = Read(data, self.conditional)
         z_hat = step.z(height // STRIDE, width // STRIDE, self.prior)
         y_bar: Tensor = self.entropy(*self._exact(z_hat, text), step).float()
         step.check()
@@ -215,6 +218,11 @@ class Network(nn.Module, PyTorchModelHubMixin):
             raise AigiError(
                 f"codec: {self.sizes.name} has no tables for coding. Call update() once it is "
                 "trained; save_pretrained does so."
+            )
+        if not self.conditional.ready():
+            raise AigiError(
+                f"codec: the tables of {self.sizes.name} cannot be coded with: its weights are "
+                "damaged. Copy the model anew."
             )
         self.entropy.freeze()
         self.frozen = True
@@ -318,7 +326,10 @@ class Network(nn.Module, PyTorchModelHubMixin):
         from safetensors.torch import load_file
 
         part = Part("codec", path, self.sizes.name)
-        compare(part, shapes(self.state_dict()), header(part, str(path)))
+        found = header(part, str(path))
+        if TABLE in found:
+            self.conditional.expect()
+        compare(part, shapes(self.state_dict()), found)
         try:
             weights = load_file(path)
             digest(part, weights)  # for its check that all of them are numbers

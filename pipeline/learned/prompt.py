@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.learned.coding import DamagedStream, bytes_to_words, words_to_bytes
-from pipeline.learned.entropy import PRECISION, Ints, range_model
+from pipeline.learned.tables import PRECISION, Ints, range_model
 
 ORDERS = 6
 """Contexts of 0 to 5 bytes."""

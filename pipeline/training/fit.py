@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipeline import AigiError
-from pipeline.collection import Collection
+from pipeline.collection import Collection, pictures_of
 from pipeline.files import replaced
 from pipeline.learned.card import RatePoint
 from pipeline.learned.network import CONFIG, WEIGHTS
@@ -25,7 +25,7 @@ from pipeline.training.distortion import LEAST_SIDE
 from pipeline.training.images import to_validate_with
 from pipeline.training.settings import Train, at_step
 from pipeline.training.trainer import PATIENCE, Trainer, init_of
-from pipeline.training.validation import Found, pictures_of
+from pipeline.training.validation import Found
 
 
 def codecs_of(settings: Train, sizes: Sizes) -> dict[str, tuple[float, ...]]:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from pipeline import AigiError
-from pipeline.collection import Collection
 from pipeline.learned.bitstream import rates
 from pipeline.learned.codec import LearnedCodec
 from pipeline.learned.network import Network
 from pipeline.learned.text import TextEncoder
-from pipeline.pixels import RGB, BadPicture, decibels, decode
+from pipeline.pixels import RGB, decibels
 from pipeline.training.distortion import LEAST_SIDE, ms_ssim
-
-MOST_PIXELS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -53,20 +50,6 @@ class Found:
                 f"validation: no image has sides of {LEAST_SIDE} pixels, which MS-SSIM needs"
             )
         return weight * (1 - self.ms_ssim) + self.bpp
-
-
-def pictures_of(collection: Collection) -> Iterator[tuple[RGB, str]]:
-    """Decoded images (uint8, H x W x 3) and prompts, in order.
-
-    Raises:
-        AigiError: an image cannot be decoded.
-    """
-    for part in collection.parts:
-        for row in collection.read(part.name, ["image_id", "image", "text"]).to_pylist():
-            try:
-                yield decode(row["image"]["bytes"], MOST_PIXELS).rgb, row["text"] or ""
-            except BadPicture as error:
-                raise AigiError(f"{part.name}: image {row['image_id']}: {error}") from error
 
 
 def validate(

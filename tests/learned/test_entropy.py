@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import constriction
@@ -13,23 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.learned import coding
-from pipeline.learned.coding import (
-    MOST,
-    RangeReader,
-    RangeWriter,
-    _snapped,
-    read_gaussian,
-    write_gaussian,
-)
-from pipeline.learned.entropy import (
+from pipeline.learned.coding import RangeReader, RangeWriter, _snapped, read_scaled, write_scaled
+from pipeline.learned.entropy import Conditional, Factorized, gaussian_likelihood
+from pipeline.learned.tables import (
     BORDERS,
+    MOST,
     PRECISION,
     SCALES,
-    Factorized,
+    Code,
     _normal_cdf,
-    gaussian_likelihood,
-    gaussian_tables,
+    gaussian_codes,
     integer_table,
+    mixture_codes,
     range_model,
 )
 
@@ -44,11 +41,10 @@ def test_the_normal_distribution_is_right() -> None:
 
 
 def test_gaussian_tables_are_integers_of_the_right_size() -> None:
-    tables = gaussian_tables()
     assert SCALES[0] == 0.11 and SCALES[-1] == pytest.approx(256, rel=1e-11)
-    for scale, table in zip(SCALES, tables, strict=True):
-        assert table.sum() == WHOLE and table.min() >= 1
-        reach = len(table) // 2 - 1
+    for scale, code in zip(SCALES, gaussian_codes(), strict=True):
+        table, reach = code.table, code.reach
+        assert table.sum() == WHOLE and table.min() >= 1 and len(table) == 2 * reach + 2
         inside = table[: 2 * reach + 1]
         assert (inside != inside[::-1]).sum() <= 2, "symmetric, but for what is left over"
         assert reach >= 5.5 * scale
@@ -59,6 +55,17 @@ def test_gaussian_tables_are_integers_of_the_right_size() -> None:
         ]
         # Each rounds down and has at least 1; the commonest takes the rest.
         assert np.abs(table[:-1] / WHOLE - exact).max() < (2 * reach + 3) / WHOLE
+
+
+@cache
+def fitted() -> Conditional:
+    """Tables of symbols that are twice as near to 0 as their scales have it."""
+    random = np.random.default_rng(5)
+    scales = np.repeat(SCALES, 20_000)
+    symbols = torch.from_numpy(np.round(random.normal(0, scales / 2)))
+    conditional = Conditional(tail=True)
+    conditional.fit(conditional.count(symbols, torch.from_numpy(scales)))
+    return conditional
 
 
 @settings(max_examples=50, deadline=None)
@@ -77,7 +84,7 @@ def test_the_coder_takes_the_tables_as_they_are() -> None:
     # The state of a stack coder shows frequency f and start c of a symbol:
     # it goes from s to (s // f) * 2^24 + c + s % f.
     random = np.random.default_rng(0)
-    for table in (gaussian_tables()[20], integer_table(random.dirichlet(np.ones(40)), 1e-4)):
+    for table in (gaussian_codes()[20].table, integer_table(random.dirichlet(np.ones(40)), 1e-4)):
         model, starts = range_model(table), np.concatenate([[0], np.cumsum(table)])
         for symbol in range(len(table)):
             state = (1 << 33) + 12345
@@ -93,18 +100,27 @@ def test_the_coder_takes_the_tables_as_they_are() -> None:
             assert found == expected
 
 
+CODES: dict[str, Callable[[], list[Code]]] = {
+    "gaussian": gaussian_codes,
+    "mixture": mixture_codes,
+    "fitted": lambda: fitted().codes(),
+}
+
+
+@pytest.mark.parametrize("kind", CODES)
 @settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_symbols_come_back(data: st.DataObject) -> None:
+@given(data=st.data())
+def test_symbols_come_back(kind: str, data: st.DataObject) -> None:
+    codes = CODES[kind]()
     count = data.draw(st.integers(0, 200))
     random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     indices = random.integers(0, len(SCALES), count).astype(np.uint8)
     spread = data.draw(st.sampled_from([0.5, 1.0, 10.0, 1e6]))
     symbols = np.clip(np.round(random.normal(0, 1, count) * SCALES[indices] * spread), -MOST, MOST)
     writer = RangeWriter()
-    write_gaussian(writer, symbols.astype(np.int64), indices)
+    write_scaled(writer, symbols.astype(np.int64), indices, codes)
     reader = RangeReader(writer.bytes())
-    assert np.array_equal(read_gaussian(reader, indices), symbols)
+    assert np.array_equal(read_scaled(reader, indices, codes), symbols)
 
 
 def test_golden_words() -> None:
@@ -113,7 +129,7 @@ def test_golden_words() -> None:
     indices = random.integers(0, len(SCALES), 64).astype(np.uint8)
     symbols = random.integers(-9, 10, 64)
     writer = RangeWriter()
-    write_gaussian(writer, symbols, indices)
+    write_scaled(writer, symbols, indices, gaussian_codes())
     assert writer.bytes().hex() == GOLDEN
 
 
@@ -131,7 +147,7 @@ def test_real_bits_are_the_estimated_ones() -> None:
     likelihoods = gaussian_likelihood(torch.from_numpy(np.round(y)), torch.from_numpy(scales))
     writer = RangeWriter()
     indices = np.searchsorted(BORDERS, scales).astype(np.uint8)
-    write_gaussian(writer, np.round(y).astype(np.int64), indices)
+    write_scaled(writer, np.round(y).astype(np.int64), indices, gaussian_codes())
     estimated = float(-likelihoods.log2().sum())
     assert 8 * len(writer.bytes()) == pytest.approx(estimated, rel=0.003)
 

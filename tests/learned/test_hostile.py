@@ -155,8 +155,8 @@ def test_a_file_of_escapes_only_is_refused() -> None:
     """Symbols as far out as can be written, everywhere, with a forged checksum of the file."""
     writer = RangeWriter()
     codec = ready("mean-scale")
-    for model in codec.network.prior.models():
-        writer.write(np.array([32767]), model, 64)
+    for code in codec.network.prior.codes():
+        writer.write(np.array([32767]), code)
     header = bytes([10]) + b"mean-scale" + codec.weights + bytes([1, 64, 64, 0, 0])
     with pytest.raises(DamagedStream, match="checksum"):
         codec.decode(seal(header + bytes(6) + writer.bytes()))
