@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.learned import codec as codecs
 from pipeline.learned.bitstream import Area, Header, areas, unpack
 from pipeline.learned.codec import LearnedCodec, _cut, _with_halo
+from pipeline.learned.network import Network
 from tests.conftest import ROOT
 from tests.learned.conftest import SMALL, pictures, ready, tensor
 
@@ -35,7 +35,7 @@ def test_transforms_of_tiles_are_those_of_the_whole(name: str) -> None:
     text = whole._features("a boat")
     y = whole.network.analyse(x, text)
     for place in areas(512, 384, 128):
-        around, inside = _with_halo(place, 384, 512)
+        around, inside = _with_halo(place, 384, 512, whole.network.halo)
         part = whole.network.analyse(_cut(x, around, 1).contiguous(), text)
         torch.testing.assert_close(_cut(part, inside, 16), _cut(y, place, 16), rtol=1e-3, atol=1e-3)
     y_bar = torch.round(y)
@@ -49,7 +49,7 @@ def test_without_the_halo_there_would_be_seams(name: str, monkeypatch: pytest.Mo
     text = whole._features("a boat")
     y_bar = torch.round(whole.network.analyse(tensor(pictures(1, 256, 256)[0]), text))
     expected = whole._synthesise(y_bar, text, _header(256, 256, 0)).astype(int)
-    monkeypatch.setattr(codecs, "HALO", 0)
+    monkeypatch.setattr(Network, "halo", 0)
     seams = np.abs(whole._synthesise(y_bar, text, _header(256, 256, 128)) - expected)
     assert seams[:, 120:136].max() > 3
 
@@ -79,7 +79,7 @@ def test_pictures_of_the_published_sets_are_one_tile() -> None:
 
 
 def test_the_halo_stays_inside_the_picture() -> None:
-    assert _with_halo(Area(0, 64, 64, 128), 64, 256) == (Area(0, 64, 0, 256), Area(0, 64, 64, 128))
+    assert _with_halo(Area(0, 64, 64, 128), 64, 256, 128) == (Area(0, 64, 0, 256), Area(0, 64, 64, 128))
 
 
 LARGE = """
