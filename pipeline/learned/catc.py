@@ -215,9 +215,9 @@ class EntropyModel(nn.Module):
 
     def forward(self, z_hat: Tensor, text: Text | None, step: Step) -> Tensor:
         outer = next(self.lrp.parameters()).dtype
-        state, *scale_state, hyper = _with_text(
-            self.h_s, self.asking, z_hat, text, 2
-        ).chunk(1 + self.states, dim=1)
+        state, *scale_state, hyper = _with_text(self.h_s, self.asking, z_hat, text, 2).chunk(
+            1 + self.states, dim=1
+        )
         state, scale_state = torch.tanh(state), [torch.tanh(other) for other in scale_state]
         parts = []
         for index, (e, lrp) in enumerate(zip(self.e, self.lrp, strict=True)):

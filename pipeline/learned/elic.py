@@ -1,4 +1,4 @@
-"""Sizes in, the networks of ELIC out: residual bottlenecks, and uneven groups of channels (He 2022).
+"""Sizes in, the networks of ELIC out: residual bottlenecks, uneven groups of channels (He 2022).
 
     x ─▶ g_a ─▶ y ──┬─▶ Q ─▶ AE ─▶ bits ─▶ AD ─▶ y_hat ─▶ g_s ─▶ x_hat
                     │         ▲             ▲
@@ -21,8 +21,8 @@ each of them in two passes: first the black positions of a checkerboard, then th
     y, y_hat       B x M x H/16 x W/16
     z, z_hat       B x N x H/64 x W/64
 
-g_sp sees nothing in the first pass. Its kernel has weights at white offsets only, those that a white
-position finds black latents at.
+g_sp sees nothing in the first pass. Its kernel has weights at white offsets only, those at which
+a white position finds black latents.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ def fill(network: Network, seed: int) -> Network:
                 continue
             unit = random.integers(-(2**20), 2**20, tuple(value.shape)) / 2**20
             bound = np.sqrt(3.0 / value[0].numel()) if value.dim() > 1 else 0.5
-            if name.startswith("g_s."):
-                bound *= 0.5  # inverse GDN squares what is large
+            if name.startswith("g_s.") or network.sizes.kind == "tcm":
+                bound *= 0.5  # inverse GDN squares what is large, and blocks add to their input
             value.copy_(torch.from_numpy((unit * bound).astype(np.float32)))
         if network.sizes.kind == "catc":
             network.g_a.last.weight.mul_(1.5)
@@ -72,7 +72,7 @@ def fill(network: Network, seed: int) -> Network:
             network.g_s.last.skip.bias.add_(0.5)
             heads = [head[-1] for head in network.entropy.e]
         elif network.sizes.kind == "tcm":
-            network.g_a.last.weight.mul_(4)
+            network.g_a.last.weight.mul_(40)
             network.g_s.last[0].bias.add_(0.5)
             heads = [head[-1] for head in network.entropy.scale]
         elif network.sizes.kind == "elic":

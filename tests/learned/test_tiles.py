@@ -79,7 +79,10 @@ def test_pictures_of_the_published_sets_are_one_tile() -> None:
 
 
 def test_the_halo_stays_inside_the_picture() -> None:
-    assert _with_halo(Area(0, 64, 64, 128), 64, 256, 128) == (Area(0, 64, 0, 256), Area(0, 64, 64, 128))
+    assert _with_halo(Area(0, 64, 64, 128), 64, 256, 128) == (
+        Area(0, 64, 0, 256),
+        Area(0, 64, 64, 128),
+    )
 
 
 LARGE = """

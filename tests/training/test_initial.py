@@ -52,6 +52,10 @@ def _begun(name: str, qualities: int, step: float) -> Network:
     change = SMALL[name] | {"n": 48, "m": 120, "qualities": qualities}
     if name.startswith("catc-light"):
         change |= {"widths": [12, 48, 96], "groups": [8, 32, 80]}
+    if name == "tcm":
+        change |= {"width": 24, "depth": 1}
+    if name == "elic":
+        change |= {"groups": [8, 32, 80]}
     torch.manual_seed(0)
     network = Network(**NETWORKS[name].model_dump() | change).eval()
     begin(network, step)
