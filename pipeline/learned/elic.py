@@ -136,7 +136,8 @@ class _Around(nn.Conv2d):
         self.white: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight * self.white, self.bias)
+        out: Tensor = self._conv_forward(x, self.weight * self.white, self.bias)
+        return out
 
 
 class EntropyModel(nn.Module):

@@ -105,9 +105,9 @@ def begin(network: Network, step: float) -> None:
     """
     sizes = network.sizes
     if sizes.kind == "catc-light":
-        widths: tuple[int, ...] = sizes.widths
+        widths = sizes.widths
     else:
-        widths = (2 * sizes.width if sizes.kind == "tcm" else sizes.n,) * 3
+        widths = [2 * sizes.width if sizes.kind == "tcm" else sizes.n] * 3
     found, spread = transforms([*widths, sizes.m])
     matrices = [matrix.float() for matrix in found]
     deviations = torch.full([sizes.m], LEAST_DEVIATION)
@@ -184,10 +184,11 @@ def _silence(network: Any) -> None:
         elif isinstance(part, Mixture):
             _zero(part.last)
         elif isinstance(part, Bottleneck) and not part.rectified:
-            _zero(part.body[-1])
+            _zero(part.body[4])
         elif isinstance(part, Gated):
-            nn.init.zeros_(part.mask[-1].weight)
-            nn.init.constant_(part.mask[-1].bias, CLOSED)
+            last: Any = part.mask[-1]
+            nn.init.zeros_(last.weight)
+            nn.init.constant_(last.bias, CLOSED)
     network.silence_text()
 
 
