@@ -131,7 +131,7 @@ class _Around(nn.Conv2d):
 
     def __init__(self, depth: int) -> None:
         super().__init__(depth, 2 * depth, KERNEL, padding=KERNEL // 2)
-        white = ~black(KERNEL, KERNEL, torch.device("cpu"))
+        white = ~black(KERNEL, KERNEL, self.weight.device)
         self.register_buffer("white", white, persistent=False)
         self.white: Tensor
 

@@ -180,6 +180,7 @@ class TcmSizes(Checked):
         inner: channels of the attention in the entropy model, and of its last hidden layer.
         support: channels of its first hidden layer.
         qualities: rates that it codes at, each with gains of its own for the channels of y.
+        tail: of the distributions of y and z.
     """
 
     kind: Literal["tcm"]
@@ -193,6 +194,7 @@ class TcmSizes(Checked):
     inner: int = Field(128, ge=2, le=256)
     support: int = Field(224, ge=1, le=512)
     qualities: int = Field(1, ge=1, le=32)
+    tail: Tail = "none"
     text: None = None
 
     @model_validator(mode="after")
@@ -217,6 +219,7 @@ class ElicSizes(Checked):
         inner: of its second.
         aggregate: channels of the last hidden layer of what all tell together.
         qualities: rates that it codes at, each with gains of its own for the channels of y.
+        tail: of the distributions of y and z.
     """
 
     kind: Literal["elic"]
@@ -230,6 +233,7 @@ class ElicSizes(Checked):
     inner: int = Field(128, ge=1, le=512)
     aggregate: int = Field(512, ge=1, le=1024)
     qualities: int = Field(1, ge=1, le=32)
+    tail: Tail = "none"
     text: None = None
 
     @model_validator(mode="after")

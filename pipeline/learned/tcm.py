@@ -142,15 +142,17 @@ class Swin(nn.Module):
         below, right = tall - height - self.shift, wide - width - self.shift
         around = (self.shift, right, self.shift, below)
         windows = self._cut(F.pad(x, around))
-        ones = torch.ones(1, 1, height, width, dtype=torch.bool, device=x.device)
+        # On the CPU: how many windows are whole must be known here.
+        ones = torch.ones(1, 1, height, width, dtype=torch.bool, device="cpu")
         there = self._cut(F.pad(ones, around))[0, ..., 0]
         whole = there.all(1)
         if bool(whole.all()):
             windows = self._work(windows, None)
         else:
             # Windows at the border apart: a mask for each of the others would take much memory.
-            inside, border = whole.nonzero()[:, 0], (~whole).nonzero()[:, 0]
-            parts = [self._work(windows[:, border], there[border])]
+            masks = there[~whole].to(x.device)
+            inside, border = (at.nonzero()[:, 0].to(x.device) for at in (whole, ~whole))
+            parts = [self._work(windows[:, border], masks)]
             if len(inside):
                 parts.append(self._work(windows[:, inside], None))
             windows = torch.cat(parts, 1)[:, torch.cat([border, inside]).argsort()]
