@@ -71,10 +71,10 @@ def trained(
         torch.manual_seed(seed * 1_000_003 + step)  # the same noise for all arms
         for group in optimizer.param_groups:
             group["lr"] = 5e-4 * (1 - step / len(data)) + 1e-6
-        loss(network, encoder, x, texts).backward()
+        torch.autograd.backward(loss(network, encoder, x, texts))
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        network.aux_loss().backward()
+        torch.autograd.backward(network.aux_loss())
         aux.step()
         optimizer.zero_grad()
         aux.zero_grad()
@@ -108,12 +108,12 @@ def main() -> None:
             print(f"seed {seed}, {arm}: {found[arm][-1]:.4f}", flush=True)
     rows = []
     for arm, values in found.items():
-        change = [100 * (one / base - 1) for one, base in zip(values, found["base"], strict=True)]
+        rises = [100 * (one / base - 1) for one, base in zip(values, found["base"], strict=True)]
         cells = (
             arm,
             f"{sizes[arm]:,}",
             f"{statistics.fmean(values):.4f}",
-            " ".join(f"{one:+.1f}" for one in change),
+            " ".join(f"{one:+.1f}" for one in rises),
         )
         rows.append([Safe(cell) for cell in cells])
     headings = [Safe(one) for one in ("arm", "weights", "J", "against base, % a seed")]
