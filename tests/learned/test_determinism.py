@@ -88,7 +88,15 @@ def exchange(name: str, picture: RGB, number: int, readers: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("hyperprior", 12), ("mean-scale", 12), ("catc", 4), ("catc-small", 8)]
+    ("name", "count"),
+    [
+        ("hyperprior", 12),
+        ("mean-scale", 12),
+        ("catc", 4),
+        ("catc-small", 8),
+        ("tcm", 2),
+        ("elic", 4),
+    ],
 )
 def test_every_setting_decodes_what_another_wrote(name: str, count: int) -> None:
     for number, picture in enumerate(pictures(count, 64, 128, seed=5)):

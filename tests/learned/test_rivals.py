@@ -59,7 +59,13 @@ def test_nobody_looks_at_what_fills_up_a_window(
     expected = block(x)
     assert expected.shape == x.shape and bool(torch.isfinite(expected).all())
     pad = F.pad
-    monkeypatch.setattr(F, "pad", lambda x, by: pad(x, by, value=0 if x.dtype == torch.bool else 9))
+
+    def filled(x: Tensor, by: tuple[int, ...]) -> Tensor:
+        out = pad(x, by)
+        outside = ~pad(torch.ones_like(x, dtype=torch.bool), by)
+        return out if x.dtype == torch.bool else out + outside * torch.randn_like(out)
+
+    monkeypatch.setattr(F, "pad", filled)
     torch.testing.assert_close(block(x), expected)
     monkeypatch.setattr("pipeline.learned.layers.POSITIONS", 128)
     with torch.no_grad():

@@ -84,7 +84,7 @@ def test_every_network_codes_pictures_before_training(name: str, qualities: int)
     assert 24 < poor < good and good > 27, found
 
 
-@pytest.mark.parametrize("name", ["catc-small", "mean-scale"])
+@pytest.mark.parametrize("name", ["catc-small", "mean-scale", "tcm", "elic"])
 def test_training_goes_on_from_there(name: str) -> None:
     """Nothing is out of reach of the gradient but what waits for others to speak."""
     network = _begun(name, 2, step_of(0.01)).train()
