@@ -13,6 +13,8 @@ KINDS = {
     "mean-scale": "mean-scale hyperprior codec without autoregression (Minnen et al., 2018)",
     "catc": "cross-attention transformer codec",
     "catc-light": "light cross-attention transformer codec",
+    "tcm": "mixed transformer and CNN codec (TCM; Liu et al., 2023)",
+    "elic": "codec of uneven groups of channels (ELIC; He et al., 2022)",
 }
 
 

@@ -29,6 +29,10 @@ The entropy model codes y in S slices of M/S channels (Minnen 2020), one after t
     t                   B x T x D, the text; T is 1 for a pooled vector
     state, c            B x hidden x H/16 x W/16
 
+Two options, both off in the published network. `hyper_text`: h_a and h_s ask the text at H/32, too.
+`states: 2`: the scales have a state, an attention, a GRU and e_i of their own, so that what tells a
+mean need not be kept by what tells how far off it may be.
+
 The recurrent state, the attention and h_s are shared by all slices; e_i and l_i are a slice's own.
 r_i, the predicted rest of the rounding, is added for the synthesis only. No later slice sees it, so
 it decides no bit and need not be exact.
@@ -103,10 +107,29 @@ class Synthesis(nn.Module):
         return x_hat
 
 
+class Asking(nn.Module):
+    """What the text adds to a feature map, by cross-attention.
+
+    B x C x h x w and the text in, B x C x h x w out, to be added; float32, or float64 in a frozen
+    entropy model; any finite values.
+    """
+
+    def __init__(self, channels: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.text = CrossAttention(channels, width, heads)
+
+    def forward(self, x: Tensor, text: Text | None) -> Tensor:
+        assert text is not None
+        found: Tensor = self.text(self.norm(x.flatten(2).transpose(1, 2)), text)
+        return found.transpose(1, 2).view_as(x)
+
+
 class HyperAnalysis(nn.Module):
     """h_a: y in, z out.
 
-    y is float32, B x M x h x w, and z float32, B x N x h/4 x w/4; any finite values.
+    y is float32, B x M x h x w, and z float32, B x N x h/4 x w/4; any finite values. The text is
+    looked at with `hyper_text` alone.
     """
 
     def __init__(self, sizes: CatcSizes) -> None:
@@ -115,10 +138,29 @@ class HyperAnalysis(nn.Module):
         self.layers = nn.Sequential(
             *(conv(m, n), nn.GELU(), conv(n, n, stride=2), nn.GELU(), conv(n, n, stride=2))
         )
+        self.asking = _asking(sizes, n)
 
-    def forward(self, y: Tensor) -> Tensor:
-        z: Tensor = self.layers(y)
+    def forward(self, y: Tensor, text: Text | None = None) -> Tensor:
+        z: Tensor = _with_text(self.layers, self.asking, y, text, 4)
         return z
+
+
+def _asking(sizes: CatcSizes, channels: int) -> Asking | None:
+    if not sizes.hyper_text or sizes.text is None:
+        return None
+    return Asking(channels, sizes.text.width, sizes.heads)
+
+
+def _with_text(
+    layers: nn.Sequential, asking: Asking | None, x: Tensor, text: Text | None, at: int
+) -> Tensor:
+    """Layers of a hyper-transform, which asks the text before its layer `at`."""
+    if asking is not None:
+        x = layers[:at](x)
+        x = x + asking(x, text)
+        layers = layers[at:]
+    out: Tensor = layers(x)
+    return out
 
 
 class EntropyModel(nn.Module):
@@ -131,23 +173,18 @@ class EntropyModel(nn.Module):
     def __init__(self, sizes: CatcSizes) -> None:
         super().__init__()
         n, hidden, width = sizes.n, sizes.hidden, _width(sizes)
-        self.slices, self.depth = sizes.slices, sizes.m // sizes.slices
+        self.slices, self.depth, self.states = sizes.slices, sizes.m // sizes.slices, sizes.states
         self.h_s = nn.Sequential(
             *(subpixel(n, hidden), nn.GELU(), subpixel(hidden, hidden), nn.GELU()),
-            conv(hidden, 2 * hidden),
+            conv(hidden, (1 + self.states) * hidden),
         )
         self.gru = ConvGru(self.depth, hidden)
         if width is not None:
             self.norm = nn.LayerNorm(hidden)
             self.text = CrossAttention(hidden, width, sizes.heads)
         self.has_text = width is not None
-        self.e = nn.ModuleList(
-            nn.Sequential(
-                *(conv(2 * hidden, hidden, kernel=1), nn.GELU()),
-                *(conv(hidden, hidden), nn.GELU(), conv(hidden, 2 * self.depth)),
-            )
-            for _ in range(self.slices)
-        )
+        told = 2 * self.depth // self.states
+        self.e = _heads(hidden, told, self.slices)
         self.lrp = nn.ModuleList(
             nn.Sequential(
                 *(conv(hidden + self.depth, hidden, kernel=1), nn.GELU()),
@@ -155,6 +192,12 @@ class EntropyModel(nn.Module):
             )
             for _ in range(self.slices)
         )
+        self.asking = _asking(sizes, hidden)
+        if self.states == 2:
+            self.scale_gru = ConvGru(self.depth, hidden)
+            if width is not None:
+                self.scale_asking = Asking(hidden, width, sizes.heads)
+            self.scale_e = _heads(hidden, told, self.slices)
 
     def _asked(self, state: Tensor, text: Text | None) -> Tensor:
         """The state with what the text adds to it."""
@@ -166,23 +209,45 @@ class EntropyModel(nn.Module):
         out: Tensor = state + found.transpose(1, 2).view_as(state)
         return out
 
+    def _scale_asked(self, state: Tensor, text: Text | None) -> Tensor:
+        """The same of the state of the scales."""
+        return state + self.scale_asking(state, text) if self.has_text else state
+
     def forward(self, z_hat: Tensor, text: Text | None, step: Step) -> Tensor:
         outer = next(self.lrp.parameters()).dtype
-        state, hyper = self.h_s(z_hat).chunk(2, dim=1)
-        state = torch.tanh(state)
+        state, *scale_state, hyper = _with_text(self.h_s, self.asking, z_hat, text, 2).chunk(
+            1 + self.states, dim=1
+        )
+        state, scale_state = torch.tanh(state), [torch.tanh(other) for other in scale_state]
         parts = []
         for index, (e, lrp) in enumerate(zip(self.e, self.lrp, strict=True)):
             context = self._asked(state, text)
-            mean, scale = e(torch.cat([hyper, context], 1)).chunk(2, dim=1)
+            said = e(torch.cat([hyper, context], 1))
+            if scale_state:
+                other = self._scale_asked(scale_state[0], text)
+                said = torch.cat([said, self.scale_e[index](torch.cat([hyper, other], 1))], 1)
+            mean, scale = said.chunk(2, dim=1)
             part = slice(index * self.depth, (index + 1) * self.depth)
             y_hat = step(part, mean, scale)
             rest = torch.cat([context, y_hat], 1).to(outer)
             parts.append(y_hat + 0.5 * torch.tanh(lrp(rest)))
             if index + 1 < self.slices:
                 state = self.gru(y_hat, state)
+                scale_state = [self.scale_gru(y_hat, other) for other in scale_state]
         return torch.cat(parts, 1)
 
     def freeze(self) -> None:
         """Go to float64, but for lrp: all else decides which bits are read."""
         self.double()
         self.lrp.float()
+
+
+def _heads(hidden: int, told: int, slices: int) -> nn.ModuleList:
+    """e_i of all slices, each of which tells `told` numbers of a latent's place."""
+    return nn.ModuleList(
+        nn.Sequential(
+            *(conv(2 * hidden, hidden, kernel=1), nn.GELU()),
+            *(conv(hidden, hidden), nn.GELU(), conv(hidden, told)),
+        )
+        for _ in range(slices)
+    )

@@ -1,6 +1,6 @@
 """A trained network in, a codec out: images and prompts to files, and back.
 
-The transforms see a tile with 128 pixels of its neighbours around it, more than they reach, so
+The transforms see a tile with the pixels of its neighbours around it, as far as they reach, so
 tiles leave no seams; the entropy model sees each tile alone. What is promised:
 
 - A file decodes to the same latents on every machine, thread count and kernel, or fails with
@@ -39,9 +39,6 @@ RGB = npt.NDArray[np.uint8]
 
 TILE = 1024
 """Side of the tiles of an image that is too large for one."""
-HALO = 128
-"""Pixels around a tile that the transforms see too. CATC's reach is below it: 80 in g_a, 50 in
-g_s; see test_tiles."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +177,7 @@ class LearnedCodec:
 
         def y_bars() -> Iterator[Tensor]:
             for place in places:
-                around, inside = _with_halo(place, bottom, right)
+                around, inside = _with_halo(place, bottom, right, self.network.halo)
                 part = whole[around.top : around.bottom, around.left : around.right]
                 x = torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
                 y = self.network.analyse(x.permute(2, 0, 1)[None].float() / 255, text, quality)
@@ -203,7 +200,7 @@ class LearnedCodec:
         bottom, right = places[-1].bottom, places[-1].right
         out = np.empty((bottom, right, 3), np.uint8)
         for place in places:
-            around, inside = _with_halo(place, bottom, right)
+            around, inside = _with_halo(place, bottom, right, self.network.halo)
             x_hat = self.network.synthesise(
                 _cut(y_bar, around, Y_STRIDE).contiguous(), text, header.quality
             )
@@ -213,13 +210,13 @@ class LearnedCodec:
         return np.ascontiguousarray(out[: header.height, : header.width])
 
 
-def _with_halo(place: Area, bottom: int, right: int) -> tuple[Area, Area]:
+def _with_halo(place: Area, bottom: int, right: int, halo: int) -> tuple[Area, Area]:
     """A tile with what is around it, and where the tile is in there."""
     around = Area(
-        max(place.top - HALO, 0),
-        min(place.bottom + HALO, bottom),
-        max(place.left - HALO, 0),
-        min(place.right + HALO, right),
+        max(place.top - halo, 0),
+        min(place.bottom + halo, bottom),
+        max(place.left - halo, 0),
+        min(place.right + halo, right),
     )
     inside = Area(
         place.top - around.top,

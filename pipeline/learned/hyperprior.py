@@ -79,7 +79,7 @@ class HyperAnalysis(nn.Module):
             *(conv(m, n), rectifier(), conv(n, n, 5, 2), rectifier(), conv(n, n, 5, 2)),
         )
 
-    def forward(self, y: Tensor) -> Tensor:
+    def forward(self, y: Tensor, text: Text | None = None) -> Tensor:
         z: Tensor = self.layers(y.abs() if self.magnitudes else y)
         return z
 

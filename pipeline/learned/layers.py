@@ -253,24 +253,41 @@ class CrossAttention(nn.Module):
 class WindowAttention(nn.Module):
     """Self-attention in windows of 8x8 with a bias for each offset (Liu 2021).
 
-    ... x 64 x C in, the same out: float32, any finite values.
+    ... x 64 x C in, the same out: float32, or float64 in a frozen entropy model; any finite values.
+
+    Args:
+        channels: C.
+        heads: divides C.
+        window: positions a side of a window, where it is not 8.
     """
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, window: int = WINDOW) -> None:
         super().__init__()
         self.heads = heads
         self.query_key_value = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
-        self.bias = nn.Parameter(torch.zeros(heads, (2 * WINDOW - 1) ** 2))
-        at = torch.stack(torch.meshgrid(*(torch.arange(WINDOW),) * 2, indexing="ij")).flatten(1)
-        offset = at[:, :, None] - at[:, None, :] + WINDOW - 1
-        self.register_buffer("offset", offset[0] * (2 * WINDOW - 1) + offset[1], persistent=False)
+        self.bias = nn.Parameter(torch.zeros(heads, (2 * window - 1) ** 2))
+        at = torch.stack(torch.meshgrid(*(torch.arange(window),) * 2, indexing="ij")).flatten(1)
+        offset = at[:, :, None] - at[:, None, :] + window - 1
+        self.register_buffer("offset", offset[0] * (2 * window - 1) + offset[1], persistent=False)
         self.offset: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, there: Tensor | None = None) -> Tensor:
+        """Let every position of a window look at all of them.
+
+        Args:
+            x: float32 or float64, ... x 64 x C, any finite values.
+            there: bool, windows x 64: false where a position is filled up and nobody looks; at
+                least one of each window is true. None: all are there.
+
+        Returns:
+            Shape and dtype of x.
+        """
         parts = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0)
         q, k, v = (part.transpose(-3, -2) for part in parts)
         bias = self.bias[:, self.offset].to(q.dtype)
+        if there is not None:
+            bias = bias.where(there[:, None, None, :], -torch.inf)
         if x.device.type == "cpu" and torch.is_grad_enabled():
             # The fused kernel of CPUs knows no gradient of the bias; what stands in for it guards
             # against rows that see nothing, a tenth of a training step. None is such a row here.
@@ -334,6 +351,56 @@ class CatBlock(nn.Module):
             )
         windows = windows.view(batch, rows, columns, WINDOW, WINDOW, channels)
         return windows.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
+
+
+class Bottleneck(nn.Module):
+    """A residual bottleneck: 1x1, 3x3 and 1x1 convolutions at half the channels (He 2022, fig. 6).
+
+    B x C x H x W in, the same out: float32, or float64 in a frozen entropy model; any finite
+    values.
+
+    Args:
+        channels: C.
+        rectified: whether the sum is rectified, as within an attention module.
+    """
+
+    def __init__(self, channels: int, rectified: bool = False) -> None:
+        super().__init__()
+        half = channels // 2
+        self.body = nn.Sequential(
+            *(conv(channels, half, kernel=1), nn.ReLU(), conv(half, half), nn.ReLU()),
+            conv(half, channels, kernel=1),
+        )
+        self.rectified = rectified
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.body(x)
+        return F.relu(out) if self.rectified else out
+
+
+class Gated(nn.Module):
+    """An attention module without attention to other places (Cheng 2020, fig. 5b).
+
+    x + trunk(x) * sigmoid(mask(x)): B x C x H x W in, the same out; float32, or float64 in a
+    frozen entropy model; any finite values.
+
+    Args:
+        channels: C.
+        before: what else the mask's branch begins with.
+    """
+
+    def __init__(self, channels: int, before: nn.Module | None = None) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(*(Bottleneck(channels, rectified=True) for _ in range(3)))
+        self.mask = nn.Sequential(
+            *([] if before is None else [before]),
+            *(Bottleneck(channels, rectified=True) for _ in range(3)),
+            conv(channels, channels, kernel=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.trunk(x) * torch.sigmoid(self.mask(x))
+        return out
 
 
 class ConvGru(nn.Module):

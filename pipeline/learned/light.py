@@ -184,7 +184,7 @@ class HyperAnalysis(nn.Module):
             *(conv(hidden, hidden, stride=2), nn.GELU(), conv(hidden, n, stride=2)),
         )
 
-    def forward(self, y: Tensor) -> Tensor:
+    def forward(self, y: Tensor, text: Text | None = None) -> Tensor:
         z: Tensor = self.layers(context.both(y))
         return z
 

@@ -1,7 +1,7 @@
 """Sizes in, a network out that trains (`forward`) and codes (`compress`, `decompress`).
 
 All networks are four parts and a prior of z: g_a, h_a, the entropy model, g_s. Their diagrams stand
-in `hyperprior.py`, `catc.py` and `light.py`.
+in `hyperprior.py`, `catc.py`, `light.py`, `tcm.py` and `elic.py`.
 
 Trained weights are a folder or a repository of the Hub with `config.json` and `model.safetensors`.
 """
@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from pipeline import AigiError
-from pipeline.learned import catc, hyperprior, light
+from pipeline.learned import catc, elic, hyperprior, light, tcm
 from pipeline.learned.bitstream import STRIDE
 from pipeline.learned.card import card
 from pipeline.learned.coding import Estimate, Read, Write
@@ -35,8 +35,12 @@ Y_STRIDE = 16
 
 PARTS: dict[str, Any] = {
     "hyperprior": hyperprior, "mean-scale": hyperprior, "catc": catc, "catc-light": light,
+    "tcm": tcm, "elic": elic,
 }  # fmt: skip
 """Where the parts of each kind of network are."""
+HALO = 128
+"""Pixels around a tile that the transforms see too, of networks that do not tell their reach.
+CATC's is below it: 115 in g_a, 96 in g_s; see test_tiles."""
 
 
 class Output(NamedTuple):
@@ -66,7 +70,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
     """A learned codec without its container.
 
     Args:
-        sizes: fields of `HyperpriorSizes`, `CatcSizes` or `LightSizes`, for example
+        sizes: fields of one of the classes in `sizes.py`, for example
             `**NETWORKS["catc-small"].model_dump()`.
 
     Attributes:
@@ -91,6 +95,15 @@ class Network(nn.Module, PyTorchModelHubMixin):
         self.gains = Gains(self.sizes.qualities, self.sizes.m) if several else None
         self.frozen = False
 
+    @property
+    def halo(self) -> int:
+        """Pixels around a tile that the transforms must see too, so that tiles leave no seams.
+
+        A multiple of 64: what is seen begins where windows and latents of z do.
+        """
+        reach = getattr(PARTS[self.sizes.kind], "reach", None)
+        return HALO if reach is None else -(-reach(self.sizes) // STRIDE) * STRIDE
+
     def forward(self, x: Tensor, text: Text | None = None, quality: Tensor | None = None) -> Output:
         """Pass pictures through, with noise in place of rounding where it trains.
 
@@ -103,7 +116,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
         y = self.g_a(x, text)
         if self.gains is not None:
             y = self.gains.scale(y, quality)
-        z_hat, z_likelihoods = self.prior(self.h_a(y))
+        z_hat, z_likelihoods = self.prior(self.h_a(y, text))
         step = Estimate(y, self.training, self.conditional)
         y_bar = self.entropy(*self._exact(z_hat, text), step)
         if self.gains is not None:
@@ -158,7 +171,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
         Both are float32, any finite values; y_bar is of y's shape.
         """
         step = Write(y, self.conditional)
-        z_hat = step.z(self.h_a(y), self.prior)
+        z_hat = step.z(self.h_a(y, _single(text)), self.prior)
         y_bar = self.entropy(*self._exact(z_hat, text), step).float()
         return step.bytes(), y_bar
 

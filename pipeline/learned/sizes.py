@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline import gate
 from pipeline.complaints import near
@@ -79,6 +79,8 @@ class CatcSizes(Checked):
         qualities: rates that it codes at, each with gains of its own for the channels of y.
         tail: of the distributions of y and z.
         text: null leaves the cross-attention out.
+        hyper_text: whether the hyper-transforms h_a and h_s read the text, too.
+        states: recurrent states: one for all, or one for the means and one for the scales.
     """
 
     kind: Literal["catc"]
@@ -92,9 +94,23 @@ class CatcSizes(Checked):
     qualities: int = Field(1, ge=1, le=32)
     tail: Tail = "none"
     text: TextSizes | None = None
+    hyper_text: bool = False
+    states: Literal[1, 2] = 1
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the options that came later, where they are not used.
+
+        So older codecs keep their `config.json` and their fingerprint.
+        """
+        found: dict[str, Any] = dump(self)
+        later = {"hyper_text": False, "states": 1}
+        return {key: value for key, value in found.items() if later.get(key, ...) != value}
 
     @model_validator(mode="after")
     def _divides(self) -> CatcSizes:
+        if self.hyper_text and self.text is None:
+            raise ValueError("hyper_text needs text")
         if self.n % self.heads or self.hidden % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide n and hidden")
         if self.m % self.slices:
@@ -150,17 +166,96 @@ class LightSizes(Checked):
         return self
 
 
-Sizes = HyperpriorSizes | CatcSizes | LightSizes
-_KINDS: dict[str, type[HyperpriorSizes] | type[CatcSizes] | type[LightSizes]] = {
+class TcmSizes(Checked):
+    """Mixed transformer and CNN blocks (Liu 2023).
+
+    Attributes:
+        n: channels of z.
+        m: channels of y.
+        width: channels of each of the two branches of a block; the paper's N.
+        depth: blocks at each size of the maps; every other one has shifted windows.
+        head: channels of a head of attention at H/2; twice as many at H/4, four times at H/8 and
+            in the hyper-transforms, which divides the width.
+        slices: groups of channels of y that are coded one after the other.
+        inner: channels of the attention in the entropy model, and of its last hidden layer.
+        support: channels of its first hidden layer.
+        qualities: rates that it codes at, each with gains of its own for the channels of y.
+        tail: of the distributions of y and z.
+    """
+
+    kind: Literal["tcm"]
+    name: str = Field(pattern=NAME)
+    n: int = Field(192, ge=1, le=512)
+    m: int = Field(320, ge=1, le=512)
+    width: int = Field(ge=1, le=256)
+    depth: int = Field(2, ge=1, le=4)
+    head: int = Field(8, ge=1, le=64)
+    slices: int = Field(5, ge=1, le=16)
+    inner: int = Field(128, ge=2, le=256)
+    support: int = Field(224, ge=1, le=512)
+    qualities: int = Field(1, ge=1, le=32)
+    tail: Tail = "none"
+    text: None = None
+
+    @model_validator(mode="after")
+    def _divides(self) -> TcmSizes:
+        if self.width % (4 * self.head):
+            raise ValueError(f"four times head ({4 * self.head}) must divide width ({self.width})")
+        if self.inner % (2 * self.head):
+            raise ValueError(f"twice head ({2 * self.head}) must divide inner ({self.inner})")
+        if self.m % self.slices:
+            raise ValueError(f"slices ({self.slices}) must divide m ({self.m})")
+        return self
+
+
+class ElicSizes(Checked):
+    """Uneven groups of channels, each a checkerboard (He 2022).
+
+    Attributes:
+        n: channels of the transforms and of z.
+        m: channels of y; the groups have as many.
+        groups: channels of y that are coded one after the other.
+        support: channels of the first hidden layer of what earlier groups tell.
+        inner: of its second.
+        aggregate: channels of the last hidden layer of what all tell together.
+        qualities: rates that it codes at, each with gains of its own for the channels of y.
+        tail: of the distributions of y and z.
+    """
+
+    kind: Literal["elic"]
+    name: str = Field(pattern=NAME)
+    n: int = Field(192, ge=2, le=512)
+    m: int = Field(320, ge=2, le=512)
+    groups: list[Annotated[int, Field(ge=1, le=512)]] = Field(
+        [16, 16, 32, 64, 192], min_length=1, max_length=16
+    )
+    support: int = Field(224, ge=1, le=512)
+    inner: int = Field(128, ge=1, le=512)
+    aggregate: int = Field(512, ge=1, le=1024)
+    qualities: int = Field(1, ge=1, le=32)
+    tail: Tail = "none"
+    text: None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> ElicSizes:
+        if sum(self.groups) != self.m:
+            raise ValueError(f"groups have {sum(self.groups)} channels, m is {self.m}")
+        return self
+
+
+Sizes = HyperpriorSizes | CatcSizes | LightSizes | TcmSizes | ElicSizes
+_KINDS: dict[str, type[Sizes]] = {
     "hyperprior": HyperpriorSizes, "mean-scale": HyperpriorSizes, "catc": CatcSizes,
-    "catc-light": LightSizes,
+    "catc-light": LightSizes, "tcm": TcmSizes, "elic": ElicSizes,
 }  # fmt: skip
 
 _FULL = CatcSizes(kind="catc", name="catc", n=128, m=320, hidden=192, text=TextSizes())
 _SMALL = CatcSizes(
     kind="catc", name="catc-small", n=64, m=160, hidden=96, heads=2, text=TextSizes()
 )
-_LIGHT = LightSizes(kind="catc-light", name="catc-light", n=96, m=320, text=TextSizes())
+_LIGHT = LightSizes(
+    kind="catc-light", name="catc-light", n=96, m=320, tail="power", text=TextSizes()
+)
 
 
 def _without_text(sizes: CatcSizes | LightSizes) -> CatcSizes | LightSizes:
@@ -179,6 +274,11 @@ NETWORKS: dict[str, Sizes] = {
         _without_text(_SMALL),
         _LIGHT,
         _without_text(_LIGHT),
+        # The three sizes of the paper; the largest has its best curves.
+        TcmSizes(kind="tcm", name="tcm-small", width=64),
+        TcmSizes(kind="tcm", name="tcm-medium", width=96),
+        TcmSizes(kind="tcm", name="tcm", width=128),
+        ElicSizes(kind="elic", name="elic"),
     )
 }
 

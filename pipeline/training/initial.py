@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.learned.layers import CatBlock
+from pipeline.learned.layers import Bottleneck, CatBlock, Gated
 from pipeline.learned.light import Down, Residual, Up
 from pipeline.learned.network import Network
+from pipeline.learned.tcm import Mixture
 
 CORRELATION = 0.95
 COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
@@ -42,6 +43,8 @@ LATENT = 2.0
 """Standard deviation of z."""
 SMALL = 0.01
 """Share of the random weights that remains beside the transform, to tell channels apart."""
+CLOSED = -6.0
+"""Logit of a gate that is all but closed: what it lets through is one in 400."""
 
 
 def transforms(channels: Sequence[int]) -> tuple[list[Tensor], Tensor]:
@@ -101,7 +104,10 @@ def begin(network: Network, step: float) -> None:
             qualities whose gain is 1 so far.
     """
     sizes = network.sizes
-    widths = sizes.widths if sizes.kind == "catc-light" else (sizes.n,) * 3
+    if sizes.kind == "catc-light":
+        widths = sizes.widths
+    else:
+        widths = [2 * sizes.width if sizes.kind == "tcm" else sizes.n] * 3
     found, spread = transforms([*widths, sizes.m])
     matrices = [matrix.float() for matrix in found]
     deviations = torch.full([sizes.m], LEAST_DEVIATION)
@@ -171,16 +177,34 @@ def _begin_light(network: Any, matrices: list[Tensor]) -> tuple[Any, Any]:
 
 
 def _silence(network: Any) -> None:
-    """Let attention add nothing until trained."""
-    for part in network.modules():
+    """Let blocks of the transforms, and all that is said of the text, add nothing until trained."""
+    for part in (*network.g_a.modules(), *network.g_s.modules()):
         if isinstance(part, CatBlock):
             _zero(part.window.out, part.mlp[2])
+        elif isinstance(part, Mixture):
+            _zero(part.last)
+        elif isinstance(part, Bottleneck) and not part.rectified:
+            _zero(part.body[4])
+        elif isinstance(part, Gated):
+            last: Any = part.mask[-1]
+            nn.init.zeros_(last.weight)
+            nn.init.constant_(last.bias, CLOSED)
     network.silence_text()
 
 
 def _begin_hyperprior(network: Any, matrices: list[Tensor]) -> tuple[Any, Any]:
-    """The same for the other networks."""
-    downs, ups = network.g_a.layers[::2], network.g_s.layers[::2]
+    """The same for networks whose transforms are convolutions one after the other."""
+    return _strided(network.g_a.layers[::2], network.g_s.layers[::2], matrices)
+
+
+def _begin_elic(network: Any, matrices: list[Tensor]) -> tuple[Any, Any]:
+    """The same for ELIC, whose blocks add to what its convolutions make."""
+    _silence(network)
+    return _strided(network.g_a.down, network.g_s.up, matrices)
+
+
+def _strided(downs: Any, ups: Any, matrices: list[Tensor]) -> tuple[Any, Any]:
+    """Write the transform to convolutions of stride 2 and transposed ones."""
     _shrink(*downs, *ups)
     for layer, matrix in zip(downs, matrices, strict=True):
         _down(layer, matrix)
@@ -193,7 +217,7 @@ def _begin_hyperprior(network: Any, matrices: list[Tensor]) -> tuple[Any, Any]:
 
 BEGUN = {
     "hyperprior": _begin_hyperprior, "mean-scale": _begin_hyperprior, "catc": _begin_catc,
-    "catc-light": _begin_light,
+    "catc-light": _begin_light, "tcm": _begin_catc, "elic": _begin_elic,
 }  # fmt: skip
 """How the transform is written to each kind of network."""
 
@@ -225,32 +249,68 @@ def _uncenter(layer: Any) -> None:
 
 def _expect(network: Any, deviations: Tensor) -> None:
     """Give the entropy model the deviations of y at a gain of 1."""
-    light = network.sizes.kind == "catc-light"
-    _calm(network.h_a.layers[0].weight, _both(deviations) if light else deviations)
+    kind, layers, entropy = network.sizes.kind, network.h_a.layers, network.entropy
+    firsts = [layers[0].body[0], layers[0].skip] if kind == "tcm" else [layers[0]]
+    for first in firsts:
+        _calm(first.weight, _both(deviations) if kind == "catc-light" else deviations)
     # Without this z rounds to 0, and h_s would learn nothing until it has grown.
     y = torch.randn(1, len(deviations), 64, 64) * deviations[:, None, None]
-    speaks = LATENT / network.h_a(y).std()
-    for weights in network.h_a.layers[-1].parameters():
+    # Of CATC the layers alone: what they may be told of the text is silent.
+    speaks = LATENT / (layers(y) if kind == "catc" else network.h_a(y)).std()
+    for weights in layers[-1].parameters():
         weights *= speaks
-    entropy = network.entropy
-    if network.sizes.kind == "hyperprior":
-        entropy.h_s[-2].bias += deviations
-    elif network.sizes.kind == "mean-scale":
-        entropy.h_s[-1].bias[len(deviations) :] += deviations
-    elif light:
-        _expect_groups(entropy, deviations)
-    else:
-        parts = torch.split(deviations, entropy.depth)
-        for gate in (entropy.gru.gates, entropy.gru.candidate):
+    EXPECTED[kind](entropy, deviations)
+
+
+def _expect_scales(entropy: Any, deviations: Tensor) -> None:
+    """The scales of `hyperprior`."""
+    entropy.h_s[-2].bias += deviations
+
+
+def _expect_means_and_scales(entropy: Any, deviations: Tensor) -> None:
+    """Those of `mean-scale`."""
+    entropy.h_s[-1].bias[len(deviations) :] += deviations
+
+
+def _expect_slices(entropy: Any, deviations: Tensor) -> None:
+    """Those of the slices of CATC, which one or two states carry on."""
+    parts = torch.split(deviations, entropy.depth)
+    two = entropy.states == 2
+    for gru in (entropy.gru, entropy.scale_gru) if two else (entropy.gru,):
+        for gate in (gru.gates, gru.candidate):
             _calm(gate.weight[:, : entropy.depth], torch.stack(parts).mean(0))
-        for part, e, lrp in zip(parts, entropy.e, entropy.lrp, strict=True):
-            e[-1].bias[entropy.depth :] += part
-            _calm(lrp[0].weight[:, -entropy.depth :], part)
-            _zero(lrp[-1])
+    heads = entropy.scale_e if two else entropy.e
+    for part, e, lrp in zip(parts, heads, entropy.lrp, strict=True):
+        e[-1].bias[-entropy.depth :] += part
+        _calm(lrp[0].weight[:, -entropy.depth :], part)
+        _zero(lrp[-1])
+
+
+def _expect_tcm(entropy: Any, deviations: Tensor) -> None:
+    """Those of the slices of TCM, each of which sees all earlier ones."""
+    known = deviations[:0]
+    for index, part in enumerate(torch.split(deviations, entropy.depth)):
+        for look in (entropy.look_mean[index], entropy.look_scale[index]):
+            _calm(look[0].weight[:, len(deviations) :], known)
+        entropy.scale[index][-1].bias += part
+        lrp = entropy.lrp[index]
+        _calm(lrp[0].weight[:, -entropy.depth :], part)
+        _zero(lrp[-1])
+        known = torch.cat([known, part])
+
+
+def _expect_elic(entropy: Any, deviations: Tensor) -> None:
+    """Those of the groups of ELIC."""
+    for index, part in enumerate(torch.split(deviations, entropy.groups)):
+        if index:
+            known = deviations[: sum(entropy.groups[:index])]
+            _calm(entropy.channels[index - 1][0].weight, known)
+        _calm(entropy.around[index].weight, part)
+        entropy.together[index][-1].bias[len(part) :] += part
 
 
 def _expect_groups(entropy: Any, deviations: Tensor) -> None:
-    """The same for the groups of a space-channel model."""
+    """Those of the groups of a light CATC."""
     for index, part in enumerate(torch.split(deviations, entropy.groups)):
         known = deviations[: sum(entropy.groups[:index])]
         if index:
@@ -262,6 +322,13 @@ def _expect_groups(entropy: Any, deviations: Tensor) -> None:
         seen = torch.cat([known, part])
         _calm(lrp[0].weight[:, -len(seen) :], seen)
         _zero(lrp[-1])
+
+
+EXPECTED = {
+    "hyperprior": _expect_scales, "mean-scale": _expect_means_and_scales, "catc": _expect_slices,
+    "catc-light": _expect_groups, "tcm": _expect_tcm, "elic": _expect_elic,
+}  # fmt: skip
+"""How the entropy model of each kind of network is told the deviations."""
 
 
 def _both(deviations: Tensor) -> Tensor:

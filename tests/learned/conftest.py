@@ -32,8 +32,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "catc-small-no-text": {"n": 8, "m": 10, "hidden": 8, "heads": 2},
     "catc-light": LIGHT | {"text": TEXT},
     "catc-light-no-text": LIGHT,
+    "tcm": {"n": 8, "m": 10, "width": 8, "head": 2, "inner": 16, "support": 16},
+    "elic": {"n": 8, "m": 14, "groups": [2, 4, 8], "support": 12, "inner": 8, "aggregate": 16},
 }
 """Every network of the dict of names, with fewer channels."""
+OTHER_WIDTHS = {"tcm-small": "tcm", "tcm-medium": "tcm"}
+"""Networks that differ from others in their width alone."""
 
 
 def fill(network: Network, seed: int) -> Network:
@@ -56,8 +60,8 @@ def fill(network: Network, seed: int) -> Network:
                 continue
             unit = random.integers(-(2**20), 2**20, tuple(value.shape)) / 2**20
             bound = np.sqrt(3.0 / value[0].numel()) if value.dim() > 1 else 0.5
-            if name.startswith("g_s."):
-                bound *= 0.5  # inverse GDN squares what is large
+            if name.startswith("g_s.") or network.sizes.kind == "tcm":
+                bound *= 0.5  # inverse GDN squares what is large, and blocks add to their input
             value.copy_(torch.from_numpy((unit * bound).astype(np.float32)))
         if network.sizes.kind == "catc":
             network.g_a.last.weight.mul_(1.5)
@@ -67,6 +71,14 @@ def fill(network: Network, seed: int) -> Network:
             network.g_a.last[1].weight.mul_(1.5)
             network.g_s.last.skip.bias.add_(0.5)
             heads = [head[-1] for head in network.entropy.e]
+        elif network.sizes.kind == "tcm":
+            network.g_a.last.weight.mul_(40)
+            network.g_s.last[0].bias.add_(0.5)
+            heads = [head[-1] for head in network.entropy.scale]
+        elif network.sizes.kind == "elic":
+            network.g_a.down[-1].weight.mul_(8)
+            network.g_s.up[-1].bias.add_(0.5)
+            heads = [head[-1] for head in network.entropy.together]
         else:
             network.g_a.layers[-1].weight.mul_(8)
             network.g_s.layers[-1].bias.add_(0.5)
@@ -74,7 +86,7 @@ def fill(network: Network, seed: int) -> Network:
         for head in heads:
             if network.sizes.kind == "catc-light":
                 head.weight.mul_(0.5)  # the logarithm of a scale
-            half = 0 if network.sizes.kind == "hyperprior" else len(head.bias) // 2
+            half = 0 if network.sizes.kind in ("hyperprior", "tcm") else len(head.bias) // 2
             head.bias[half:].add_(1.4 if network.sizes.kind == "catc-light" else 4.0)
     network.update()
     return network

@@ -88,7 +88,10 @@ def exchange(name: str, picture: RGB, number: int, readers: int) -> None:
         assert np.abs(decoded.astype(int) - expected).max() <= 1, "more than rounding of float32"
 
 
-COUNTS = {"hyperprior": 12, "mean-scale": 12, "catc": 4, "catc-small": 8, "catc-light": 4}
+COUNTS = {
+    "hyperprior": 12, "mean-scale": 12, "catc": 4, "catc-small": 8, "catc-light": 4, "tcm": 2,
+    "elic": 4,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())

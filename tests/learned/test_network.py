@@ -18,13 +18,16 @@ from pipeline.learned.layers import (
 )
 from pipeline.learned.network import Network
 from pipeline.learned.sizes import NETWORKS, CatcSizes
-from tests.learned.conftest import SMALL, pictures, small, tensor, text_of
+from tests.learned.conftest import OTHER_WIDTHS, SMALL, pictures, small, tensor, text_of
 
 WITH_TEXT = [name for name, sizes in NETWORKS.items() if sizes.text is not None]
 
 
 def test_every_network_is_tested() -> None:
-    assert set(SMALL) == set(NETWORKS)
+    assert set(SMALL) | set(OTHER_WIDTHS) == set(NETWORKS)
+    for name, like in OTHER_WIDTHS.items():
+        change = {"name": name, "width": NETWORKS[name].model_dump()["width"]}
+        assert NETWORKS[name] == NETWORKS[like].model_copy(update=change)
 
 
 @pytest.mark.parametrize("name", SMALL)

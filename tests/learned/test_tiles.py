@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.learned import codec as codecs
 from pipeline.learned.bitstream import Area, Header, areas, unpack
 from pipeline.learned.codec import LearnedCodec, _cut, _with_halo
+from pipeline.learned.network import PARTS, Network
+from pipeline.learned.sizes import NETWORKS
 from tests.conftest import ROOT
-from tests.learned.conftest import SMALL, pictures, ready, tensor
+from tests.learned.conftest import SMALL, fill, pictures, ready, small, tensor, text_of
 
 
 def tiled(name: str, tile: int) -> LearnedCodec:
@@ -27,7 +28,43 @@ def _header(width: int, height: int, tile: int) -> Header:
     return Header("any", bytes(4), 1, width, height, tile, "")
 
 
+def _reach(network: Network) -> int:
+    """Pixels beyond the edges of two tiles that the transforms are seen to look at."""
+    around = network.halo + 64
+    left, right = around, around + 128
+    text = text_of(network, ["a boat"])
+    text = None if text is None else text.to("cpu", torch.float32)
+    x = torch.rand(1, 3, 64, right + around, requires_grad=True)
+    y_bar = torch.randn(1, network.sizes.m, 4, x.shape[3] // 16, requires_grad=True)
+    network.g_a(x, text)[..., left // 16 : right // 16].square().sum().backward()
+    network.g_s(y_bar, text)[..., left:right].square().sum().backward()
+    found = 0
+    for given, stride in ((x, 1), (y_bar, 16)):
+        assert given.grad is not None
+        seen = stride * given.grad.abs().amax((0, 1, 2)).nonzero()[:, 0]
+        found = max(found, left - int(seen[0]), int(seen[-1]) + stride - right)
+    return found
+
+
 @pytest.mark.parametrize("name", SMALL)
+def test_the_halo_is_as_wide_as_the_transforms_reach(name: str) -> None:
+    network = small(name).eval()
+    reach = _reach(network)
+    assert reach <= network.halo
+    if hasattr(PARTS[network.sizes.kind], "reach"):
+        # What is told is what is found, but that a latent is 16 pixels wide.
+        told = PARTS[network.sizes.kind].reach(network.sizes)
+        assert reach - 16 < told <= reach
+
+
+def test_deeper_networks_have_a_wider_halo() -> None:
+    sizes = NETWORKS["tcm"].model_dump() | SMALL["tcm"] | {"depth": 4}
+    deep = fill(Network(**sizes), 0).eval()
+    assert deep.halo > small("tcm").halo >= 192
+    assert _reach(deep) <= deep.halo
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("tcm", "elic")])
 def test_transforms_of_tiles_are_those_of_the_whole(name: str) -> None:
     """With the halo a tile sees all that it would see in the whole picture."""
     whole = ready(name)
@@ -35,7 +72,7 @@ def test_transforms_of_tiles_are_those_of_the_whole(name: str) -> None:
     text = whole._features("a boat")
     y = whole.network.analyse(x, text)
     for place in areas(512, 384, 128):
-        around, inside = _with_halo(place, 384, 512)
+        around, inside = _with_halo(place, 384, 512, whole.network.halo)
         part = whole.network.analyse(_cut(x, around, 1).contiguous(), text)
         torch.testing.assert_close(_cut(part, inside, 16), _cut(y, place, 16), rtol=1e-3, atol=1e-3)
     y_bar = torch.round(y)
@@ -49,12 +86,26 @@ def test_without_the_halo_there_would_be_seams(name: str, monkeypatch: pytest.Mo
     text = whole._features("a boat")
     y_bar = torch.round(whole.network.analyse(tensor(pictures(1, 256, 256)[0]), text))
     expected = whole._synthesise(y_bar, text, _header(256, 256, 0)).astype(int)
-    monkeypatch.setattr(codecs, "HALO", 0)
+    monkeypatch.setattr(Network, "halo", 0)
     seams = np.abs(whole._synthesise(y_bar, text, _header(256, 256, 128)) - expected)
     assert seams[:, 120:136].max() > 3
 
 
-@pytest.mark.parametrize("name", ["hyperprior", "catc-small"])
+@pytest.mark.parametrize(("name", "height"), [("tcm", 64), ("elic", 128)])
+def test_tiles_that_see_far_leave_no_seams(name: str, height: int) -> None:
+    whole = ready(name)
+    x = tensor(pictures(1, height, 640, seed=2)[0])
+    y = whole.network.analyse(x, None)
+    for place in areas(640, height, 64):
+        around, inside = _with_halo(place, height, 640, whole.network.halo)
+        part = whole.network.analyse(_cut(x, around, 1).contiguous(), None)
+        torch.testing.assert_close(_cut(part, inside, 16), _cut(y, place, 16), rtol=1e-3, atol=1e-3)
+    y_bar = torch.round(y)
+    first, second = (whole._synthesise(y_bar, None, _header(640, height, t)) for t in (0, 64))
+    assert np.abs(first.astype(int) - second).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["hyperprior", "catc-small", "elic"])
 def test_a_tiled_picture_comes_back(name: str) -> None:
     (picture,) = pictures(1, 200, 333)
     encoded = tiled(name, 128).encode_and_reconstruct(picture, "a boat")
@@ -79,14 +130,18 @@ def test_pictures_of_the_published_sets_are_one_tile() -> None:
 
 
 def test_the_halo_stays_inside_the_picture() -> None:
-    assert _with_halo(Area(0, 64, 64, 128), 64, 256) == (Area(0, 64, 0, 256), Area(0, 64, 64, 128))
+    assert _with_halo(Area(0, 64, 64, 128), 64, 256, 128) == (
+        Area(0, 64, 0, 256),
+        Area(0, 64, 64, 128),
+    )
 
 
 LARGE = """
 import resource, sys
 import numpy as np
 from pipeline.learned.codec import LearnedCodec
-from pipeline.learned.network import Network
+from pipeline.learned.network import PARTS, Network
+from pipeline.learned.sizes import NETWORKS
 from pipeline.learned.sizes import NETWORKS
 from tests.learned.conftest import TEXT, fill, pictures
 sizes = NETWORKS[sys.argv[1]].model_dump() | {"text": TEXT}

@@ -52,6 +52,10 @@ def _begun(name: str, qualities: int, step: float) -> Network:
     change = SMALL[name] | {"n": 48, "m": 120, "qualities": qualities}
     if name.startswith("catc-light"):
         change |= {"widths": [12, 48, 96], "groups": [8, 32, 80]}
+    if name == "tcm":
+        change |= {"width": 24, "depth": 1}
+    if name == "elic":
+        change |= {"groups": [8, 32, 80]}
     torch.manual_seed(0)
     network = Network(**NETWORKS[name].model_dump() | change).eval()
     begin(network, step)
@@ -80,7 +84,7 @@ def test_every_network_codes_pictures_before_training(name: str, qualities: int)
     assert 24 < poor < good and good > 27, found
 
 
-@pytest.mark.parametrize("name", ["catc-small", "mean-scale"])
+@pytest.mark.parametrize("name", ["catc-small", "mean-scale", "tcm", "elic"])
 def test_training_goes_on_from_there(name: str) -> None:
     """Nothing is out of reach of the gradient but what waits for others to speak."""
     network = _begun(name, 2, step_of(0.01)).train()
