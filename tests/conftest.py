@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -211,6 +212,19 @@ def aigi(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
         text=True,
         env={**os.environ, **environment},
     )
+
+
+def aigi_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, where the process is not the point: it has imported all already."""
+    from typer.testing import CliRunner
+
+    from pipeline.cli import app
+
+    with contextlib.chdir(ROOT):
+        done = CliRunner().invoke(app, arguments)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from pipeline.manifest import open_release
 from pipeline.pixels import pixels_sha256, png_bytes
 from pipeline.store import Store
 from pipeline.tables import IMAGES
-from tests.conftest import ROOT, aigi
+from tests.conftest import ROOT, aigi_here
 
 
 @pytest.fixture
@@ -72,14 +72,14 @@ def test_the_command_makes_rows_again_with_the_places_of_the_run(
     finished: tuple[Path, Path],
 ) -> None:
     _, run = finished
-    done = aigi("verify", str(run / "release"), "--pixels", "3")
+    done = aigi_here("verify", str(run / "release"), "--pixels", "3")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("equal bytes") == 3
     assert "36 rows, all equal to the manifest" in done.stdout
     assert "made again with: cpu, diffusers" in done.stdout
     assert "3 images made again, none differs" in done.stdout
     relative = os.path.relpath(run, ROOT)  # where the command runs
-    other = aigi("verify", relative, "--pixels", "3", "--seed", "1")
+    other = aigi_here("verify", relative, "--pixels", "3", "--seed", "1")
     assert other.returncode == 0 and other.stdout != done.stdout
 
 
@@ -90,7 +90,7 @@ def test_other_pixels_are_told_with_psnr_and_the_exit_code(
     drawn = made_again(copy, run, 4)
     changed(copy, {drawn[0].image_id}, 64)
     command = ["verify", str(copy), "--pixels", "4", "--workflow", str(path)]
-    done = aigi(*command)
+    done = aigi_here(*command)
     assert done.returncode == 1
     assert done.stdout.count("equal bytes") == 3 and done.stdout.count(" different ") == 1
     assert "1 of 4 images differ" in done.stderr
@@ -98,8 +98,8 @@ def test_other_pixels_are_told_with_psnr_and_the_exit_code(
     expected = {"64x64": "52.90", "96x64": "54.66", "64x96": "54.66"}
     row = next(row for row in open_rows(copy) if row["image_id"] == drawn[0].image_id)
     assert expected[f"{row['width']}x{row['height']}"] in done.stdout
-    assert aigi(*command, "--min-psnr", "50").returncode == 0
-    assert aigi(*command, "--min-psnr", "60").returncode == 1
+    assert aigi_here(*command, "--min-psnr", "50").returncode == 0
+    assert aigi_here(*command, "--min-psnr", "60").returncode == 1
 
 
 def open_rows(release: Path) -> list[dict[str, Any]]:
@@ -134,7 +134,7 @@ def test_clip_similarity_where_the_model_is_known(
 
 
 def test_without_models_it_says_which_one(copy: Path, tmp_path: Path) -> None:
-    done = aigi("verify", str(copy), "--pixels", "2")
+    done = aigi_here("verify", str(copy), "--pixels", "2")
     assert done.returncode == 1
     assert "sources.sd" in done.stderr and "test/tiny-sd" in done.stderr
     assert "Traceback" not in done.stderr

@@ -32,7 +32,7 @@ from pipeline.stage import Build, Compute
 from pipeline.status import damage
 from pipeline.store import Damaged, Store
 from tests import toy
-from tests.conftest import aigi, record_as_written
+from tests.conftest import aigi_here, record_as_written
 
 TABLES = ("prompts", "plan", "images", "embeddings", "quality", "duplicates", "selection")
 
@@ -341,7 +341,7 @@ def curated(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[
         duplicates={"min_similarity": 0.8},
         characteristics={},
     )
-    done = aigi("run", str(path))
+    done = aigi_here("run", str(path))
     assert done.returncode == 0, done.stderr
     yield path, folder / "run"
 
@@ -353,7 +353,7 @@ def run(curated: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
 
 
 def again(path: Path, run: Path, *more: str) -> str:
-    done = aigi("run", str(path), "--set", f"run={run}", *more)
+    done = aigi_here("run", str(path), "--set", f"run={run}", *more)
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -397,7 +397,7 @@ def test_no_release_is_made_of_pixels_that_their_row_does_not_state(
     shard = sorted((folder / "images").glob("sd-train-*.parquet"))[0]
     name = mirrored(shard)
     record_as_written(Store(str(folder)), "images", shard.stem)
-    done = aigi("run", str(path), "--set", f"run={folder}")
+    done = aigi_here("run", str(path), "--set", f"run={folder}")
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "error:" in line]
     assert f"{shard}: row" in line and name in line and "pixels_sha256" in line
@@ -430,7 +430,7 @@ def test_an_image_that_really_changed_is_followed_by_all_that_tells_of_it(
         if row["image_id"] == name
     ]
     assert [row["pixels_sha256"] for row in released] == [rows[name]["pixels_sha256"]]
-    assert aigi("verify", str(folder)).returncode == 0
+    assert aigi_here("verify", str(folder)).returncode == 0
 
 
 def test_a_lost_release_and_lost_side_files_come_back(run: tuple[Path, Path]) -> None:

@@ -19,7 +19,7 @@ import pytest
 from pipeline import workflow as workflows
 from pipeline.selection.sweep import sweep
 from pipeline.store import Store
-from tests.conftest import ROOT, aigi
+from tests.conftest import ROOT, aigi, aigi_here
 from tests.test_end_to_end import contents
 
 QUOTAS = {("sd", "train"): 24, ("sd", "test"): 2, ("sdxl", "train"): 4, ("sdxl", "test"): 6}
@@ -50,7 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator
         duplicates={"min_similarity": 0.8},
         selection={"min_clip_score": SCORE, "min_similarity": SIMILAR, "rounds": 9},
     )
-    done = aigi("run", str(path))
+    done = aigi_here("run", str(path))
     assert done.returncode == 0, done.stderr
     yield path, folder / "run"
 
@@ -138,7 +138,7 @@ def test_a_second_run_changes_nothing(copy: tuple[Path, Path]) -> None:
     path, run = copy
     tables = ("plan", "images", "embeddings", "quality", "duplicates", "selection", "release")
     before = {table: stamps(run, table) for table in tables}
-    done = aigi("run", str(path), "--set", f"run={run}")
+    done = aigi_here("run", str(path), "--set", f"run={run}")
     assert done.returncode == 0, done.stderr
     assert {table: stamps(run, table) for table in tables} == before
 
@@ -148,13 +148,15 @@ def test_a_threshold_can_be_taken_back(
 ) -> None:
     path, run = copy
     images = stamps(run, "images")
-    looser = aigi("run", str(path), "--set", f"run={run}", "--set", "selection.min_clip_score=null")
+    looser = aigi_here(
+        "run", str(path), "--set", f"run={run}", "--set", "selection.min_clip_score=null"
+    )
     assert looser.returncode == 0, looser.stderr
     reasons = {row["reason"] for row in rows_of(run, "selection").values()}
     assert "clip_score" not in reasons and "surplus" in reasons
     assert stamps(run, "images") == images
     assert contents(run) != contents(finished[1])
-    again = aigi("run", str(path), "--set", f"run={run}")
+    again = aigi_here("run", str(path), "--set", f"run={run}")
     assert again.returncode == 0, again.stderr
     assert contents(run) == contents(finished[1])
 
@@ -165,7 +167,7 @@ def test_decisions_of_people_are_applied(copy: tuple[Path, Path], tmp_path: Path
     victim = next(name for name, row in selection.items() if row["keep"])
     saved = next(name for name, row in selection.items() if row["reason"] == "clip_score")
     (tmp_path / "decisions.csv").write_text(f"image_id,decision\n{victim},drop\n{saved},keep\n")
-    done = aigi(
+    done = aigi_here(
         "run", str(path), "--set", f"run={run}",
         "--set", f"selection.review={tmp_path}/decisions.csv",
     )  # fmt: skip
@@ -186,7 +188,7 @@ def test_decisions_of_people_are_applied(copy: tuple[Path, Path], tmp_path: Path
 def test_sweep_counts_what_the_selection_would_drop(finished: tuple[Path, Path]) -> None:
     path, run = finished
     before = contents(run)
-    shown = aigi("sweep", str(path), "--examples", "1")
+    shown = aigi_here("sweep", str(path), "--examples", "1")
     assert shown.returncode == 0, shown.stderr
     assert "min_clip_score" in shown.stdout and "(now)" in shown.stdout
     lines = list(sweep(workflows.load(str(path)).rules, Store(str(run)), 2))
@@ -249,5 +251,5 @@ def test_a_sweep_can_be_looked_at(finished: tuple[Path, Path], tmp_path: Path) -
         assert max(high, wide) <= THUMB, "pictures of this test are not scaled"
         left, top = 6 + column * (THUMB + 6), 18
         np.testing.assert_array_equal(sheet[top + 2 : top + high, left : left + wide], picture[2:])
-    shown = aigi("sweep", str(path), "--sheet", str(tmp_path / "nowhere" / "s.png"))
+    shown = aigi_here("sweep", str(path), "--sheet", str(tmp_path / "nowhere" / "s.png"))
     assert shown.returncode == 1 and "cannot be written as an image" in shown.stderr

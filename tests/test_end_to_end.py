@@ -18,7 +18,7 @@ import yaml
 from pipeline.manifest import MANIFEST, open_release
 from pipeline.release.verify import compare
 from pipeline.store import Store
-from tests.conftest import ROOT, WorkflowMaker, aigi
+from tests.conftest import ROOT, WorkflowMaker, aigi, aigi_here
 
 
 def contents(root: Path) -> dict[str, str]:
@@ -157,12 +157,12 @@ def test_on_an_object_store(
 
 def test_status_and_verify_of_a_finished_run(finished: tuple[Path, Path]) -> None:
     _, run = finished
-    shown = aigi("status", str(run))
+    shown = aigi_here("status", str(run))
     assert shown.returncode == 0
     for stage in ("prompts", "plan", "images", "selection", "release", "manifest"):
         assert stage in shown.stdout
     assert shown.stdout.count("done") >= 6
-    right = aigi("verify", str(run / "release"))
+    right = aigi_here("verify", str(run / "release"))
     assert right.returncode == 0
     assert "36 rows, all equal to the manifest" in right.stdout
 
@@ -183,7 +183,7 @@ def test_verify_names_what_differs(copy: Path) -> None:
     (copy / "sdxl" / "test-00000-of-00002.parquet").unlink()
     (copy / "sdxl" / "extra.parquet").write_bytes(b"PAR1")
     (copy / "README.md").write_text("mine")
-    done = aigi("verify", str(copy))
+    done = aigi_here("verify", str(copy))
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert len(lines) == 4
@@ -193,7 +193,7 @@ def test_verify_names_what_differs(copy: Path) -> None:
         "sdxl/extra.parquet: not in the manifest",
     ]
     assert lines[3].startswith("README.md: 4 bytes, expected ")
-    assert aigi("verify", str(copy / "sd")).returncode == 1
+    assert aigi_here("verify", str(copy / "sd")).returncode == 1
 
 
 def test_manifest_is_a_record(finished: tuple[Path, Path], tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_manifest_is_a_record(finished: tuple[Path, Path], tmp_path: Path) -> No
     assert manifest["specification"]["sources"]["sd"]["steps"] == 2
     assert manifest["workflow"]["plan"]["seed"] == 0
     assert str(run) not in (run / "release" / MANIFEST).read_text()
-    recorded = aigi(
+    recorded = aigi_here(
         "run", str(path), "--set", f"run={run}", "--set", f"release.record={tmp_path}/records"
     )
     assert recorded.returncode == 0, recorded.stderr
@@ -219,7 +219,7 @@ def test_a_record_is_written_beside_the_specifications(
     make_workflow: WorkflowMaker, tmp_path: Path
 ) -> None:
     path = make_workflow(release={"version": "2.0.0", "record": "records"})
-    done = aigi("run", str(path), "--set", "plan.limit=1", "--set", "plan.sources=[sd]")
+    done = aigi_here("run", str(path), "--set", "plan.limit=1", "--set", "plan.sources=[sd]")
     assert done.returncode == 0, done.stderr
     record = tmp_path / "records" / "test-set-2.0.0.json"
     assert record.read_bytes() == (tmp_path / "run" / "release" / MANIFEST).read_bytes()
@@ -228,7 +228,7 @@ def test_a_record_is_written_beside_the_specifications(
 def test_a_changed_workflow_is_refused_by_name(finished: tuple[Path, Path]) -> None:
     path, run = finished
     before = contents(run)
-    done = aigi("run", str(path), "--set", "sources.sd.batch_size=5")
+    done = aigi_here("run", str(path), "--set", "sources.sd.batch_size=5")
     assert done.returncode == 1
     assert "images: made with other settings" in done.stderr
     assert "sources.sd.batch_size: 3 -> 5" in done.stderr

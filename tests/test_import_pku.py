@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin
 
 from pipeline.metadata import bare_png
 from pipeline.store import Store
-from tests.conftest import ROOT, aigi
+from tests.conftest import ROOT, aigi, aigi_here
 from tests.hub import serve
 from tests.pictures.test_volumes import split, write_volumes, zipped
 from tests.test_end_to_end import contents
@@ -265,7 +265,7 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     folder = tmp_path_factory.mktemp("pku")
     made = plant(folder / "PKU-AIGI-500K")
-    done = aigi(*command(folder, made.root, folder / "run"))
+    done = aigi_here(*command(folder, made.root, folder / "run"))
     assert done.returncode == 3, done.stderr
     yield Finished(made, folder / "run", done.stderr)
 
@@ -338,7 +338,7 @@ def test_everything_sound_arrives_as_it_was(finished: Finished) -> None:
             assert stored[row["image_id"]]["bytes"] == bare_png(data)[0] != data
         assert b"a front end" not in stored[row["image_id"]]["bytes"]
         assert row["note"] == "left out: text"
-    audited = aigi("verify", str(finished.run), "--pixels", "8")
+    audited = aigi_here("verify", str(finished.run), "--pixels", "8")
     assert audited.returncode == 0, audited.stdout
 
 
@@ -401,7 +401,7 @@ def test_killed_in_mid_import_then_finished(finished: Finished, tmp_path: Path) 
     images = tmp_path / "run" / "images"
     kept = {path: path.stat().st_mtime_ns for path in images.glob("*.parquet")}
     assert 0 < len(kept) < len(list((finished.run / "images").glob("*.parquet")))
-    done = aigi(*options, "--allow-fewer")
+    done = aigi_here(*options, "--allow-fewer")
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "run") == contents(finished.run)
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
@@ -411,7 +411,7 @@ def test_a_missing_volume_is_named_before_any_work(finished: Finished, tmp_path:
     volume = finished.made.root / "SD-2_1" / "SD21.z02"
     hidden = volume.rename(volume.with_name("elsewhere"))
     try:
-        done = aigi(*command(tmp_path, finished.made.root, tmp_path / "run"))
+        done = aigi_here(*command(tmp_path, finished.made.root, tmp_path / "run"))
     finally:
         hidden.rename(volume)
     assert done.returncode == 1

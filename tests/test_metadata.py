@@ -25,7 +25,7 @@ from pipeline.pages.thumbnails import _small
 from pipeline.pictures.sources import ImportSource
 from pipeline.pixels import PNG_MAGIC, decode, png_bytes, png_chunks
 from pipeline.tables import PLAN
-from tests.conftest import WorkflowMaker, aigi
+from tests.conftest import WorkflowMaker, aigi_here
 
 RGB = np.random.default_rng(3).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 SECRET = b"sk-TEST-0000-NOT-A-REAL-KEY"
@@ -210,7 +210,7 @@ def released(tmp_path: Path, make_workflow: WorkflowMaker, **settings: object) -
         plan={"dataset": "leaks.yaml"},
         sources={"mj": {"kind": "import", "path": str(folder), "fit": "keep", **settings}},
     )
-    done = aigi("run", str(path))
+    done = aigi_here("run", str(path))
     assert done.returncode == 0, done.stderr
     (file,) = (tmp_path / "run/release/mj").glob("train-*.parquet")
     rows = {row["path"]: row for row in pq.read_table(file).to_pylist()}

@@ -183,6 +183,15 @@ def test_a_changed_input_is_refused_by_name(tmp_path: Path) -> None:
         toy.make(str(tmp_path), shards=11)
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_another_version_of_a_stage_is_refused_by_name(tmp_path: Path, number: int) -> None:
+    toy.make(str(tmp_path))
+    stages = toy.stages()
+    stages[number] = replace(stages[number], version=2)
+    with pytest.raises(AigiError, match=rf"{stages[number].table}: .*\n.*stage version: 1 -> 2"):
+        run_stages(stages, Store(str(tmp_path)), Compute(), Progress(quiet=True))
+
+
 OLD = {
     "numbers": "f05a14ed9dd26ec0934759ecef228bbc20b051704c77a125b90e3cad1b48da99",
     "squares": "d512a1175bc3d3fce70d1a1915da9ad6c6f74f7c36664b8157083321f2de0ca0",

@@ -24,7 +24,7 @@ from pipeline.pixels import png_bytes
 from pipeline.progress import Progress
 from pipeline.run import run_stages
 from pipeline.store import Store
-from tests.conftest import ROOT, aigi
+from tests.conftest import ROOT, aigi_here
 
 
 def pictures(folder: Path, count: int, level: float, size: tuple[int, int] = (40, 48)) -> Path:
@@ -66,7 +66,7 @@ def execute(path: Path, *overrides: str) -> Store:
 
 
 def test_folders_become_a_table_and_a_report(workflow: Path, tmp_path: Path) -> None:
-    done = aigi("run", str(workflow))
+    done = aigi_here("run", str(workflow))
     assert done.returncode == 0, done.stderr
     store = Store(str(tmp_path / "run"))
     rows = store.read_all("characteristics").to_pylist()
@@ -85,7 +85,7 @@ def test_folders_become_a_table_and_a_report(workflow: Path, tmp_path: Path) -> 
     assert found["red_mean"]["images"] == 5 and found["red_mean"]["images_against"] == 6
     assert found["red_mean"]["p_adjusted"] >= found["red_mean"]["p_value"]
     page, figures = tmp_path / "report.html", tmp_path / "figures"
-    done = aigi("report", str(store.url), "--out", str(page), "--figures", str(figures))
+    done = aigi_here("report", str(store.url), "--out", str(page), "--figures", str(figures))
     assert done.returncode == 0, done.stderr
     names = {path.name for path in figures.iterdir()}
     assert {"texture-01.svg", "color-09.svg", "compressibility-06.svg"} <= names

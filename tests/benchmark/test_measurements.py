@@ -35,7 +35,7 @@ from pipeline.store import Store
 from pipeline.workflow import load
 from tests.benchmark.conftest import PROMPT, SIZES, execute, write_workflow
 from tests.codecs.conftest import stand_ins
-from tests.conftest import ROOT, aigi
+from tests.conftest import ROOT, aigi_here
 
 Measured = tuple[Path, Store, str]
 TIMES = ("encode_ms", "decode_ms")
@@ -430,7 +430,7 @@ def test_no_codec_at_all_is_an_error(tmp_path: Path, pictures: Path) -> None:
     workflow = write_workflow(
         tmp_path / "w.yaml", pictures, {"bpgenc": "/nowhere"}, codecs=["bpg"], strips=None
     )
-    done = aigi("run", str(workflow))
+    done = aigi_here("run", str(workflow))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "none of them can run on this machine" in done.stderr and "bpg: " in done.stderr
 

@@ -34,7 +34,7 @@ from pipeline.workflow import load
 from tests.benchmark.conftest import CODECS, PROMPT, cells_of, execute, page_of, write_workflow
 from tests.benchmark.test_measurements import Measured, rows_of
 from tests.benchmark.test_metrics import pair
-from tests.conftest import aigi
+from tests.conftest import aigi_here
 
 
 @pytest.fixture
@@ -139,11 +139,11 @@ def test_command_runs_and_plans(tmp_path: Path, pictures: Path) -> None:
     workflow = write_workflow(
         tmp_path / "w.yaml", pictures, {}, codecs=["jpeg"], strips=None, anchor="jpeg"
     )
-    plan = aigi("run", str(workflow), "--dry-run")
+    plan = aigi_here("run", str(workflow), "--dry-run")
     assert plan.returncode == 0, plan.stderr
     assert re.search(r"jpeg\s+│\s+7\s+│\s+4\s+│\s+28", plan.stdout)
     assert not (tmp_path / "run").exists()
-    done = aigi("run", str(workflow))
+    done = aigi_here("run", str(workflow))
     assert done.returncode == 0, done.stderr
     place = done.stdout.strip().removeprefix("benchmark: ")
     assert Path(place) == tmp_path / "run" / "benchmark" / "README.md"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,26 @@ def test_a_lost_shard_of_pairs_is_found_anew(store: Store) -> None:
     store.remove("duplicates", "pairs-00000.parquet")
     assert build(store) == before
     assert list(store.read_json("duplicates", COVERED)["shards"]) == sorted(store.shards("plan"))  # type: ignore[index]
+
+
+def test_pairs_of_a_shard_that_changed_are_found_anew(store: Store) -> None:
+    """What was found in the content of before is forgotten, also beside a new shard."""
+    before = build(store, scope="all", min_similarity=None)
+    assert before == {("c", "e", "pixels")}
+    shard = next(name for name in store.shards("plan") if "e" in _ids(store, name))
+    ids = _ids(store, shard)
+    write(store, shard, [{"id": one, "vector": None, "pixels": f"new {one}"} for one in ids])
+    assert build(store, scope="all", min_similarity=None) == set()
+    write(store, shard, [{"id": one, "vector": None, "pixels": "same"} for one in ids])
+    write(store, "xl-train-00009", [{"id": "x", "vector": None, "pixels": "same"}])
+    found = build(store, scope="all", min_similarity=None)
+    assert {frozenset(pair[:2]) for pair in found} == {
+        frozenset(pair) for pair in combinations([*ids, "x"], 2)
+    }
+
+
+def _ids(store: Store, shard: str) -> list[str]:
+    return [str(one) for one in store.read("plan", shard, ["image_id"])["image_id"].to_pylist()]
 
 
 def test_vectors_need_embeddings(make_workflow) -> None:  # type: ignore[no-untyped-def]

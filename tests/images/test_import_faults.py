@@ -27,7 +27,7 @@ from pipeline.pixels import png_bytes
 from pipeline.progress import Progress
 from pipeline.run import run_stages
 from pipeline.store import Store
-from tests.conftest import ROOT, aigi
+from tests.conftest import ROOT, aigi_here
 
 SIZE = (24, 32)
 
@@ -182,7 +182,7 @@ def test_a_file_that_is_gone_from_its_folder_is_a_row_until_it_is_back(
     for table, column in (("embeddings", "image_vector"), ("quality", "entropy")):
         assert len(rows_of(run, table)) == 9
         assert all(row[column] is not None for row in rows_of(run, table)), table
-    assert aigi("verify", str(run / "release")).returncode == 0
+    assert aigi_here("verify", str(run / "release")).returncode == 0
 
 
 class Faulty(LocalFileSystem):  # type: ignore[misc]

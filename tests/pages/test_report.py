@@ -23,14 +23,14 @@ from pipeline.pages.thumbnails import Place, thumbnails
 from pipeline.pixels import pixels_sha256, png_bytes
 from pipeline.store import Store
 from pipeline.tables import IMAGES, PLAN, QUALITY, SELECTION
-from tests.conftest import aigi, record_table
+from tests.conftest import aigi_here, record_table
 from tests.pages.conftest import PICTURES, Visit
 
 
 @pytest.fixture(scope="module")
 def page(hostile: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "report.html"
-    done = aigi("report", str(hostile[1]), "--out", str(out))
+    done = aigi_here("report", str(hostile[1]), "--out", str(out))
     assert done.returncode == 0, done.stderr
     return out
 
@@ -241,7 +241,7 @@ def test_many_images_are_a_small_page(tmp_path: Path, count: int) -> None:
 
 
 def test_no_run_no_report(tmp_path: Path) -> None:
-    done = aigi("report", str(tmp_path), "--out", str(tmp_path / "report.html"))
+    done = aigi_here("report", str(tmp_path), "--out", str(tmp_path / "report.html"))
     assert done.returncode == 1 and "no run here" in done.stderr
     assert not (tmp_path / "report.html").exists()
 

@@ -20,7 +20,7 @@ from pipeline.selection.agreement import as_csv, cohens_kappa, merge
 from pipeline.selection.review import DECISIONS, read_review
 from pipeline.shown import visible
 from pipeline.store import Store
-from tests.conftest import aigi
+from tests.conftest import aigi_here
 from tests.pages.conftest import Visit
 
 
@@ -28,7 +28,7 @@ from tests.pages.conftest import Visit
 def page(hostile: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of 30 images, written by the command."""
     out = tmp_path_factory.mktemp("review") / "review.html"
-    done = aigi(
+    done = aigi_here(
         "review", str(hostile[1]), "--reason", "kept,blank,duplicate", "--sample", "30",
         "--out", str(out),
     )  # fmt: skip
@@ -158,7 +158,7 @@ def test_two_people_are_merged(tmp_path: Path) -> None:
     other = tmp_path / "ben.csv"
     one.write_text("image_id,decision\n" + "a,keep\nb,drop\nc,keep\nd,unsure\ne,drop\n")
     other.write_text("image_id,decision\n" + "a,keep\nb,keep\nc,keep\nd,unsure\nf,drop\n")
-    done = aigi("merge-reviews", str(one), str(other), "--out", str(tmp_path / "both.csv"))
+    done = aigi_here("merge-reviews", str(one), str(other), "--out", str(tmp_path / "both.csv"))
     assert done.returncode == 0, done.stderr
     assert f"b  {one}: drop  {other}: keep" in done.stdout
     # 3 of 4 the same; by chance (2 * 3 + 1 * 0 + 1 * 1) / 16.
@@ -166,7 +166,7 @@ def test_two_people_are_merged(tmp_path: Path) -> None:
     assert read_review(str(tmp_path / "both.csv")) == {
         "a": "keep", "b": "unsure", "c": "keep", "d": "unsure", "e": "drop", "f": "drop"
     }  # fmt: skip
-    alone = aigi("merge-reviews", str(one), "--out", str(tmp_path / "both.csv"))
+    alone = aigi_here("merge-reviews", str(one), "--out", str(tmp_path / "both.csv"))
     assert alone.returncode == 1 and "two people" in alone.stderr
 
 

@@ -15,7 +15,7 @@ from pipeline import AigiError
 from pipeline.release.diff import Difference, diff
 from pipeline.store import Store
 from pipeline.tables import RELEASE
-from tests.conftest import aigi
+from tests.conftest import aigi_here
 
 Rows = dict[str, dict[str, Any]]
 
@@ -101,13 +101,13 @@ def test_differences_are_those_of_the_rows(
 def test_the_command_counts_names_and_exits(tmp_path: Path) -> None:
     old = release(tmp_path / "a", {str(i): row() for i in range(9)})
     new = release(tmp_path / "b", {str(i): row("a, ship" if i < 2 else "a boat") for i in range(5)})
-    done = aigi("diff", old, new, "--limit", "1")
+    done = aigi_here("diff", old, new, "--limit", "1")
     assert done.returncode == 1
     assert done.stdout.splitlines() == ["changed sd/train 0: text", "removed sd/train 6"]
     assert "sd/train: 2 changed" in done.stderr and "sd/train: 4 removed" in done.stderr
-    listed = aigi("diff", old, new, "--csv").stdout.splitlines()
+    listed = aigi_here("diff", old, new, "--csv").stdout.splitlines()
     assert listed[0] == "what,config,split,image_id,columns" and len(listed) == 7
-    same = aigi("diff", old, old)
+    same = aigi_here("diff", old, old)
     assert same.returncode == 0 and same.stdout == "" and "no row differs" in same.stderr
 
 

@@ -23,7 +23,7 @@ from pipeline.run import run_stages
 from pipeline.settings import Location
 from pipeline.store import Store
 from pipeline.workflow import Workflow
-from tests.conftest import aigi
+from tests.conftest import aigi_here
 
 REGENERATE = "workflows/regenerate.yaml"
 RELEASE = ["release.version=1.2.3", "release.record=null"]
@@ -57,7 +57,7 @@ def test_the_same_release_from_the_manifest_inside_it(
     _, run = finished
     overrides = [f"plan.manifest={run / 'release' / MANIFEST}", f"run={tmp_path / 'again'}"]
     command = [f"--set={value}" for value in [*overrides, *places(models), *RELEASE]]
-    done = aigi("run", REGENERATE, *command)
+    done = aigi_here("run", REGENERATE, *command)
     assert done.returncode == 0, done.stderr
     assert files(tmp_path / "again" / "release") == files(run / "release")
     first = json.loads((run / "release" / MANIFEST).read_text())
@@ -73,7 +73,7 @@ def test_the_same_release_from_the_manifest_inside_it(
     assert {k: v for k, v in again.items() if k not in documents} == {
         k: v for k, v in first.items() if k not in documents
     }
-    assert aigi("diff", str(run), str(tmp_path / "again")).returncode == 0
+    assert aigi_here("diff", str(run), str(tmp_path / "again")).returncode == 0
 
 
 def test_the_same_plan_from_a_manifest_alone(

@@ -20,7 +20,7 @@ from pipeline.pixels import png_bytes
 from pipeline.release.trust import asked, confirm
 from pipeline.store import RUN_WORKFLOW
 from pipeline.workflow import Workflow
-from tests.conftest import ROOT, aigi
+from tests.conftest import ROOT, aigi_here
 from tests.learned.conftest import pictures
 
 RECORD = ROOT / "manifests" / "releases" / "aigi-demo-0.1.0.json"
@@ -245,15 +245,15 @@ def test_the_commands_stop_before_any_work_and_go_on_when_told(
     command = [
         "run", str(bare), f"--set=plan.manifest={tmp_path / MANIFEST}", "--set=plan.sources=[sd]",
     ]  # fmt: skip
-    dry = aigi(*command, "--dry-run")
+    dry = aigi_here(*command, "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "--trust would be needed for: model test/tiny-sd@seed-0 (sources.sd.model)" in dry.stdout
-    done = aigi(*command)
+    done = aigi_here(*command)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "\n  model test/tiny-sd@seed-0 (sources.sd.model)\n" in done.stderr
     assert not (tmp_path / "again").exists()
     # Confirmed, it is looked for on the Hub, which no test has.
-    told = aigi(*command, "--trust")
+    told = aigi_here(*command, "--trust")
     assert told.returncode == 1 and "would have this machine load" not in told.stderr
     assert "cannot look up test/tiny-sd@seed-0" in told.stderr and "Traceback" not in told.stderr
 
