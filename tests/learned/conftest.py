@@ -76,7 +76,7 @@ def fill(network: Network, seed: int) -> Network:
             network.g_s.last[0].bias.add_(0.5)
             heads = [head[-1] for head in network.entropy.scale]
         elif network.sizes.kind == "elic":
-            network.g_a.down[-1].weight.mul_(8)
+            network.g_a.down[-1].weight.mul_(4)
             network.g_s.up[-1].bias.add_(0.5)
             heads = [head[-1] for head in network.entropy.together]
         else:

@@ -65,12 +65,12 @@ def trained(
     begin(network, step_of(WEIGHT))
     network.train()
     parameters = [value for name, value in network.named_parameters() if name != "prior.median"]
-    optimizer = torch.optim.Adam(parameters, 5e-4)
+    optimizer = torch.optim.Adam(parameters, 2e-4)
     aux = torch.optim.Adam([network.prior.median], 5e-4)
     for step, (x, texts) in enumerate(data):
         torch.manual_seed(seed * 1_000_003 + step)  # the same noise for all arms
         for group in optimizer.param_groups:
-            group["lr"] = 5e-4 * (1 - step / len(data)) + 1e-6
+            group["lr"] = 2e-4 * (1 - step / len(data)) + 1e-6
         torch.autograd.backward(loss(network, encoder, x, texts))
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
