@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
@@ -81,6 +81,36 @@ class Progress:
     def skip(self, table: str, count: int, what: str = "shards") -> None:
         """Report that a stage is already finished."""
         self.say(f"{table}: {count} {what}, already made")
+
+    @contextmanager
+    def steps(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Progress of one long piece of work: call what this gives with steps done and all steps.
+
+        Nothing is left of it on a terminal; elsewhere there is a line every ten seconds.
+        """
+        started = shown = time.monotonic()
+        live = self.out.isatty() and not self.quiet
+
+        def told(done: int, total: int) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            if self.quiet or now - shown < (0.2 if live else _EVERY):
+                return
+            shown = now
+            left = (total - done) * (now - started) / max(done, 1)
+            text = f"{what}: {done}/{total} steps, {duration(left)} left"
+            print(
+                f"\r\x1b[2K{text}" if live else text,
+                end="" if live else "\n",
+                file=self.out,
+                flush=True,
+            )
+
+        try:
+            yield told
+        finally:
+            if live:
+                print("\r\x1b[2K", end="", file=self.out, flush=True)
 
     @contextmanager
     def stage(self, table: str, total: int, done: int, rows: int) -> Iterator[Bar]:

@@ -27,7 +27,7 @@ from pipeline.benchmark.settings import Benchmark, Strips
 from pipeline.benchmark.versions import Shards, at_hand, here_of
 from pipeline.codecs.codec import CodecSettings, Here
 from pipeline.codecs.command import Missing
-from pipeline.codecs.table import digest, qualities, row_of
+from pipeline.codecs.table import digest, searchable
 from pipeline.collection import Collection, Part
 from pipeline.faults import let_through
 from pipeline.pixels import png_bytes
@@ -105,7 +105,7 @@ class Comparer:
             made[quality] = self.bench.measure(given, quality, image, row["text"])
             return float(made[quality].columns[unit])
 
-        quality, _ = nearest(row_of(given).grid or qualities(given), measure, target)
+        quality, _ = nearest(searchable(given), measure, target)
         return quality, made[quality]
 
 

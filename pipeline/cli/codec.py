@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline import AigiError
 from pipeline.cli.show import explained, read_file, talk, tell
 from pipeline.files import write_file
+
+if TYPE_CHECKING:
+    from pipeline.learned.refine import Gain
 
 Codec = Annotated[
     str | None,
@@ -40,11 +43,29 @@ def encode(
         str, typer.Option(help="What the image shows; it is stored in the file.")
     ] = "",
     quality: Annotated[
-        int | None,
+        float | None,
         typer.Option(
-            "--quality", "-q", help="1, 2, …, from low to high rate.", show_default="the highest"
+            "--quality",
+            "-q",
+            help="1, 2, …, from low to high rate, or between two, as 2.5.",
+            show_default="the highest",
         ),
     ] = None,
+    bpp: Annotated[
+        float | None,
+        typer.Option(help="Instead: the largest file of at most so many bits a pixel."),
+    ] = None,
+    psnr: Annotated[
+        float | None, typer.Option(help="Instead: the smallest file of at least so many dB.")
+    ] = None,
+    effort: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=2,
+            help="1, 2: search for a cheaper file; takes some 10 and 40 times as long.",
+        ),
+    ] = 0,
     revision: Revision = None,
     text_folder: TextFolder = None,
     device: Device = "auto",
@@ -54,21 +75,43 @@ def encode(
         from pipeline.learned.bitstream import MOST_PIXELS, rates
         from pipeline.learned.codec import load
         from pipeline.learned.shipped import DEFAULT, shipped
+        from pipeline.learned.targets import coded, meet
         from pipeline.pixels import BadPicture
         from pipeline.pixels import decode as decode_picture
+        from pipeline.progress import Progress
 
+        if sum(given is not None for given in (quality, bpp, psnr)) > 1:
+            raise AigiError("encode: --quality, --bpp and --psnr exclude each other. Give one.")
         try:
             picture = decode_picture(read_file(image), MOST_PIXELS)
         except BadPicture as error:
             raise AigiError(f"{image}: {error}") from None
         codec = load(DEFAULT if model is None else model, revision, device, text_folder)
-        data = codec.encode(picture.rgb, prompt, quality)
+        progress = Progress()
+        with progress.steps(f"{image.name}: search") as told:
+            target = bpp if psnr is None else psnr
+            if target is not None:
+                found = meet(
+                    codec,
+                    picture.rgb,
+                    prompt,
+                    "bpp" if psnr is None else "psnr",
+                    target,
+                    effort,
+                    lambda met: talk(
+                        f"quality {met.quality:g}: {met.bpp:.4f} bpp, {met.psnr:.2f} dB"
+                    ),
+                    told,
+                )
+            else:
+                found = coded(codec, picture.rgb, prompt, quality, effort, told)
+        data = found.data
         write_file(out, data)
-        found = rates(data)
         note = f" ({picture.note})" if picture.note else ""
         tell(
             f"{out}: {len(data):,} bytes, {found.bpp:.4f} bpp, "
-            f"{found.bpp_without_prompt:.4f} without the prompt{note}"
+            f"{rates(data).bpp_without_prompt:.4f} without the prompt, "
+            f"{found.psnr:.2f} dB, quality {found.quality:g}{_gain(found.gain)}{note}"
         )
         if prompt and codec.text is None:
             talk(f"{codec.name} does not use prompts, so the prompt is not stored")
@@ -76,6 +119,18 @@ def encode(
         # Not the name of the picture itself, which may lie beside the file.
         decoded = out.with_name(f"{out.stem}-decoded.png")
         talk(f"next: aigi decode {out}{which} -o {decoded}")
+
+
+def _gain(gain: Gain | None) -> str:
+    """What a search came to, for the line of the result."""
+    if gain is None:
+        return ""
+    if not gain.kept:
+        return f"; search of {gain.steps} steps: nothing better"
+    return (
+        f"; search of {gain.steps} steps: {gain.bytes_before:,} to {gain.bytes_after:,} bytes, "
+        f"{gain.psnr_before:.2f} to {gain.psnr_after:.2f} dB"
+    )
 
 
 def decode(

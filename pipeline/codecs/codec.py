@@ -67,7 +67,8 @@ class CodecSettings(Settings):
     qualities: tuple[float, ...] | None = Field(
         None,
         min_length=1,
-        description="as the codec counts them; of models, all of them: 1, 2, …; null: usual",
+        description="as the codec counts them; of models, all of them: 1, 2, …, and fractions "
+        "between those of one network; null: usual",
     )
     preset: str | None = Field(None, description="of hevc and vvc")
     models: tuple[Annotated[str, BeforeValidator(_locate_model)], ...] = Field(
@@ -78,6 +79,9 @@ class CodecSettings(Settings):
     )
     text: Location | None = Field(None, description="learned: folder of the text encoder")
     prompts: bool = Field(True, description="learned: false codes with an empty prompt")
+    effort: int = Field(
+        0, ge=0, le=2, description="learned: 1, 2: search for cheaper files, which takes long"
+    )
 
     @property
     def label(self) -> str:

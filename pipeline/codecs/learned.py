@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import AigiError
+from pipeline.learned.bitstream import QUALITY_STEPS, in_steps, quality_steps
 from pipeline.models.hub import Place
 from pipeline.pixels import RGB
 
 if TYPE_CHECKING:
     from pipeline.learned.codec import LearnedCodec
+
+TWENTIETHS = 20
+"""Steps between two qualities of a network that a search tries: of 3 % of the rate each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,13 +26,15 @@ class Learned:
 
     Attributes:
         codec: of `pipeline.learned`.
-        quality: of those that it codes at.
+        quality: of those that it codes at, or between two of them.
         prompts: false codes every image with an empty prompt.
+        effort: of the search for cheaper files.
     """
 
     codec: LearnedCodec
-    quality: int
+    quality: float
     prompts: bool
+    effort: int = 0
 
     @property
     def loaded(self) -> Mapping[str, str]:
@@ -37,7 +43,8 @@ class Learned:
 
     def encode(self, image: RGB, prompt: str = "") -> bytes:
         """The whole file of a uint8 H x W x 3 image, prompt included."""
-        return self.codec.encode(image, prompt if self.prompts else "", self.quality)
+        prompt = prompt if self.prompts else ""
+        return self.codec.encode(image, prompt, self.quality, self.effort)
 
     def decode(self, data: bytes) -> RGB:
         """The image of a file: uint8, H x W x 3."""
@@ -47,6 +54,38 @@ class Learned:
 def points(models: Sequence[str]) -> list[tuple[str, int]]:
     """All models at each of their qualities, in order: a network may code at several rates."""
     return [(model, q) for model in models for q in range(1, _qualities(model) + 1)]
+
+
+def point(points: Sequence[tuple[str, int]], quality: float) -> tuple[str, float]:
+    """The model and its own quality that a quality of all models means.
+
+    Args:
+        points: as `points` gives them; they count from 1.
+        quality: from 1 to their number; a fraction lies between two qualities of one network.
+
+    Raises:
+        AigiError: it lies between two models, or between the steps that a file can have.
+    """
+    steps = quality_steps(quality)
+    model, own = points[steps // QUALITY_STEPS - 1]
+    if not steps % QUALITY_STEPS:
+        return model, own
+    above = points[steps // QUALITY_STEPS]
+    if above != (model, own + 1):
+        raise AigiError(
+            f"quality {quality:g} lies between two models, {model} and {above[0]}. Fractions are "
+            "between qualities of one network."
+        )
+    return model, in_steps(own * QUALITY_STEPS + steps % QUALITY_STEPS)
+
+
+def grid(points: Sequence[tuple[str, int]]) -> tuple[float, ...]:
+    """Qualities for a search: all points, and twentieths between those of one network."""
+    found = []
+    for number, (model, own) in enumerate(points, 1):
+        between = points[number : number + 1] == [(model, own + 1)]
+        found += [number + step / TWENTIETHS for step in range(TWENTIETHS if between else 1)]
+    return tuple(found)
 
 
 def _place(model: str) -> tuple[str, str | None]:
@@ -70,7 +109,9 @@ def _qualities(model: str) -> int:
         return 1  # where it is loaded, it is said what is wrong
 
 
-def learned(model: str, quality: int, device: str, text: str | None, prompts: bool) -> Learned:
+def learned(
+    model: str, quality: float, device: str, text: str | None, prompts: bool, effort: int = 0
+) -> Learned:
     """Load a network from a folder, or of a Hub id (`ORG/NAME[@REVISION]`).
 
     Raises:
@@ -79,7 +120,7 @@ def learned(model: str, quality: int, device: str, text: str | None, prompts: bo
     from pipeline.learned.codec import load
 
     name, revision = _place(model)
-    return Learned(load(name, revision, device, text), quality, prompts)
+    return Learned(load(name, revision, device, text), quality, prompts, effort)
 
 
 def prompt_bytes(data: bytes) -> int:

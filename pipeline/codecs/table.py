@@ -120,8 +120,8 @@ def _points(given: CodecSettings) -> list[tuple[str, int]]:
 
 
 def _learned(settings: EncoderSettings, given: CodecSettings, quality: float, here: Here) -> Codec:
-    model, own = _points(given)[round(quality) - 1]
-    return learned.learned(model, own, here.device, given.text, given.prompts)
+    model, own = learned.point(_points(given), quality)
+    return learned.learned(model, own, here.device, given.text, given.prompts, given.effort)
 
 
 def _weights(given: CodecSettings) -> list[tuple[str, str]]:
@@ -361,6 +361,7 @@ def row_of(given: CodecSettings) -> Row:
     for name, of in (
         ("models", ("learned", "compressai")),
         ("text", ("learned",)),
+        ("effort", ("learned",)),
         ("preset", [name for name, one in CODECS.items() if one.presets]),
     ):
         if getattr(given, name) and given.codec not in of:
@@ -374,7 +375,8 @@ def row_of(given: CodecSettings) -> Row:
         raise AigiError(f"benchmark.codecs: {given.label}: {given.codec} takes no prompts")
     if given.qualities is None:
         return row  # nothing to hold to the ends: models are not looked for
-    ends = (1, len(_points(given))) if given.codec == "learned" else (1, 8)
+    points = _points(given) if given.codec == "learned" else []
+    ends = (1, len(points)) if points else (1, 8)
     low, high = (min(row.grid), max(row.grid)) if row.grid else ends
     for quality in given.qualities:
         if not low <= quality <= high:
@@ -382,7 +384,12 @@ def row_of(given: CodecSettings) -> Row:
                 f"benchmark.codecs: {given.label}: quality {quality:g} is not in {low:g} to "
                 f"{high:g} ({row.format})"
             )
-        if quality % 1 and not any(step % 1 for step in row.grid):
+        if points:
+            try:
+                learned.point(points, quality)
+            except AigiError as error:
+                raise AigiError(f"benchmark.codecs: {given.label}: {error}") from None
+        elif quality % 1 and not any(step % 1 for step in row.grid):
             raise AigiError(
                 f"benchmark.codecs: {given.label}: quality {quality:g} is no whole number "
                 f"({row.format})"
@@ -405,6 +412,18 @@ def qualities(given: CodecSettings) -> tuple[float, ...]:
     return row.qualities
 
 
+def searchable(given: CodecSettings) -> tuple[float, ...]:
+    """The qualities that a search for a rate may try, from low to high rate.
+
+    Raises:
+        AigiError: as `row_of`.
+    """
+    row = row_of(given)
+    if given.codec == "learned":
+        return learned.grid(_points(given))
+    return row.grid or qualities(given)
+
+
 def _hashed(facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -419,6 +438,8 @@ def digest(given: CodecSettings) -> str:
         AigiError: there is no such model, or its weights cannot be read.
     """
     settings = given.model_dump(exclude={"name", "qualities", "models", "text"})
+    if not given.effort:
+        del settings["effort"]  # as it was before there were efforts
     facts: list[object] = [settings | {"preset": _preset(given)}]
     if given.codec == "learned":
         facts += [sha256 or name for name, sha256 in _weights(given)]

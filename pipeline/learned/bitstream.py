@@ -1,11 +1,13 @@
 """A header and coded tiles in, the bytes of a file out, and back.
 
     magic     4   "AIGI"
-    version   1   2; files of version 1 have no quality, and are read
+    version   1   2, or 3 where there is a fraction of a quality; files of version 1 have no
+                  quality, and are read
     checksum  4   CRC-32 of all that follows
     model     1+  length and name, ASCII
     weights   4   first bytes of the model's fingerprint
     quality   1   from 1, the lowest rate of the model
+    fraction  1   of version 3 alone: 1 to 199, in steps of 1/200, towards the next quality
     width     v   pixels            v: a varint, 7 bits a byte, low ones first, at most 4 bytes
     height    v
     tile      v   side of a tile in steps of 64 pixels; 0: the picture is one tile
@@ -22,6 +24,7 @@ Everything in the file counts as rate.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from dataclasses import dataclass
@@ -31,7 +34,9 @@ from pipeline.learned.coding import DamagedStream
 from pipeline.learned.prompt import compress_prompt, decompress_prompt
 from pipeline.learned.sizes import NAME
 
-MAGIC, VERSION, WITHOUT_QUALITY = b"AIGI", 2, 1
+MAGIC, VERSION, WITHOUT_QUALITY, WITH_FRACTION = b"AIGI", 2, 1, 3
+QUALITY_STEPS = 200
+"""Between two qualities: every number with two digits after the point is one of them."""
 START = 9
 STRIDE = 64
 MOST_TILE_PIXELS = 1536 * 1536
@@ -49,7 +54,7 @@ class Header:
     Attributes:
         model: name of the model that coded it.
         weights: 4 bytes of its fingerprint.
-        quality: of the model's, from 1, the lowest rate.
+        quality: of the model's, from 1, the lowest rate; a multiple of 1/200.
         width, height: of the picture, in pixels.
         tile: side of a tile in pixels, a multiple of 64; 0: one tile.
         prompt: empty where there is none, or where the model does not read it.
@@ -57,7 +62,7 @@ class Header:
 
     model: str
     weights: bytes
-    quality: int
+    quality: float
     width: int
     height: int
     tile: int
@@ -174,20 +179,43 @@ def _read_prompt(reader: _Reader) -> str:
         raise DamagedStream("bitstream: its prompt is not text. Get the file again.") from None
 
 
-def seal(body: bytes) -> bytes:
+def quality_steps(quality: float) -> int:
+    """A quality in steps of 1/200.
+
+    Raises:
+        AigiError: it lies between two of them.
+    """
+    steps = round(quality * QUALITY_STEPS) if math.isfinite(quality) else -1
+    if not math.isclose(steps / QUALITY_STEPS, quality, abs_tol=1e-9):
+        raise AigiError(
+            f"quality: {quality:.9g}: a file has qualities in steps of {1 / QUALITY_STEPS:g}. "
+            f"Give {steps / QUALITY_STEPS:g}, which is the nearest."
+        )
+    return steps
+
+
+def in_steps(steps: int) -> float:
+    """The quality of so many steps of 1/200; a whole one is an int."""
+    return steps / QUALITY_STEPS if steps % QUALITY_STEPS else steps // QUALITY_STEPS
+
+
+def seal(body: bytes, version: int = VERSION) -> bytes:
     """A file of all that stands after the checksum."""
-    return MAGIC + bytes([VERSION]) + zlib.crc32(body).to_bytes(4, "big") + body
+    return MAGIC + bytes([version]) + zlib.crc32(body).to_bytes(4, "big") + body
 
 
 def pack(header: Header, tiles: list[bytes]) -> bytes:
     """The bytes of a file."""
     name = header.model.encode("ascii")
-    parts = [bytes([len(name)]), name, header.weights, bytes([header.quality])]
+    whole, fraction = divmod(quality_steps(header.quality), QUALITY_STEPS)
+    quality = bytes([whole, fraction]) if fraction else bytes([whole])
+    parts = [bytes([len(name)]), name, header.weights, quality]
     parts += [_varint(n) for n in (header.width, header.height, header.tile // STRIDE)]
     parts.append(pack_prompt(header.prompt))
     for tile in tiles[:-1]:
         parts += [_varint(len(tile)), tile]
-    return seal(b"".join([*parts, tiles[-1]]))
+    version = WITH_FRACTION if fraction else VERSION
+    return seal(b"".join([*parts, tiles[-1]]), version)
 
 
 def unpack(data: bytes, max_pixels: int = MOST_PIXELS) -> tuple[Header, list[bytes]]:
@@ -220,10 +248,10 @@ def _unpack_header(data: bytes) -> tuple[Header, _Reader]:
         raise DamagedStream("bitstream: not an aigi file: it does not start with AIGI.")
     if len(data) < START:
         raise DamagedStream("bitstream: cut short. Get the file again.")
-    if data[4] not in (VERSION, WITHOUT_QUALITY):
+    if data[4] not in (VERSION, WITHOUT_QUALITY, WITH_FRACTION):
         raise DamagedStream(
-            f"bitstream: version {data[4]}; this aigi reads up to version {VERSION}. Get a newer "
-            "aigi, or the file again."
+            f"bitstream: version {data[4]}; this aigi reads up to version {WITH_FRACTION}. Get a "
+            "newer aigi, or the file again."
         )
     if zlib.crc32(data[START:]) != int.from_bytes(data[5:START], "big"):
         raise DamagedStream("bitstream: damaged or cut short: wrong checksum. Get the file again.")
@@ -236,11 +264,20 @@ def _unpack_header(data: bytes) -> tuple[Header, _Reader]:
     (quality,) = b"\1" if data[4] == WITHOUT_QUALITY else reader.bytes(1, "header")
     if not quality:
         raise DamagedStream("bitstream: its quality is 0. Get the file again.")
+    fraction = 0
+    if data[4] == WITH_FRACTION:
+        (fraction,) = reader.bytes(1, "header")
+        if not 0 < fraction < QUALITY_STEPS:  # 0 has a shorter way to be written
+            raise DamagedStream(
+                f"bitstream: claims {fraction} of {QUALITY_STEPS} steps between two qualities. Get "
+                "the file again."
+            )
     width, height, tile = (reader.varint("header") for _ in range(3))
     if not width or not height:
         raise DamagedStream(f"bitstream: claims {width}x{height} pixels. Get the file again.")
     prompt = _read_prompt(reader)
-    return Header(name, weights, quality, width, height, tile * STRIDE, prompt), reader
+    exactly = in_steps(quality * QUALITY_STEPS + fraction)
+    return Header(name, weights, exactly, width, height, tile * STRIDE, prompt), reader
 
 
 @dataclass(frozen=True)

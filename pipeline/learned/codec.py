@@ -1,7 +1,6 @@
 """A trained network in, a codec out: images and prompts to files, and back.
 
-The transforms see a tile with the pixels of its neighbours around it, as far as they reach, so
-tiles leave no seams; the entropy model sees each tile alone. What is promised:
+What is promised:
 
 - A file decodes to the same latents on every machine, thread count and kernel, or fails with
   `DamagedStream`; never to something else.
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +22,30 @@ from torch import Tensor
 
 from pipeline import AigiError
 from pipeline.learned import bitstream
-from pipeline.learned.bitstream import MOST_PIXELS, MOST_TILE_PIXELS, STRIDE, Area, Header, areas
+from pipeline.learned.bitstream import (
+    MOST_PIXELS,
+    MOST_TILE_PIXELS,
+    STRIDE,
+    Area,
+    Header,
+    areas,
+    in_steps,
+    quality_steps,
+)
 from pipeline.learned.coding import DamagedStream
 from pipeline.learned.layers import Text
-from pipeline.learned.network import CONFIG, WEIGHTS, Y_STRIDE, Network
+from pipeline.learned.network import CONFIG, WEIGHTS, Network
+from pipeline.learned.refine import EFFORTS, Gain, Told, refined
 from pipeline.learned.shipped import shipped
 from pipeline.learned.sizes import read
 from pipeline.learned.text import TextEncoder
+from pipeline.learned.tiles import TILE, Y_STRIDE, around, cut, eight_bits, joined, within
 from pipeline.models.device import pick_device
 from pipeline.models.hub import Place
 from pipeline.models.weights import Part, digest
 
 RGB = npt.NDArray[np.uint8]
 """An image: uint8, H x W x 3, red green blue, 0 to 255."""
-
-TILE = 1024
-"""Side of the tiles of an image that is too large for one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +55,26 @@ class Encoded:
     Attributes:
         data: the file.
         reconstruction: what it decodes to here: uint8, H x W x 3.
+        gain: of the search; None where there was none.
     """
 
     data: bytes
     reconstruction: RGB
+    gain: Gain | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Coded:
+    """An image on its way: what is in the file, and what the synthesis is given."""
+
+    header: Header
+    tiles: list[bytes]
+    y_bar: Tensor
+    text: Text | None
+    gain: Gain | None
+
+    def data(self) -> bytes:
+        return bitstream.pack(self.header, self.tiles)
 
 
 class LearnedCodec:
@@ -100,29 +123,42 @@ class LearnedCodec:
         text_weights = None if self.text is None else self.text.state()
         self.weights = network.fingerprint(text_weights)[:4]
 
-    def encode(self, image: RGB, prompt: str = "", quality: int | None = None) -> bytes:
+    def encode(
+        self, image: RGB, prompt: str = "", quality: float | None = None, effort: int = 0
+    ) -> bytes:
         """Code an image; the bytes alone suffice to decode it.
 
         Args:
             image: uint8, H x W x 3, of any size from 1 x 1.
             prompt: what it shows; a network without text ignores it and does not store it.
-            quality: from 1 to `qualities`, the highest rate; None: that.
+            quality: from 1 to `qualities`, the highest rate, in steps of 0.005; None: that.
+            effort: 1 and 2 search for latents that cost less, see `pipeline.learned.refine`.
 
         Raises:
-            AigiError: the image or the prompt is none, or there is no such quality.
+            AigiError: the image or the prompt is none, or there is no such quality or effort.
         """
-        return self._encode(image, prompt, quality)[0]
+        return self._encode(image, prompt, quality, effort).data()
 
     def encode_and_reconstruct(
-        self, image: RGB, prompt: str = "", quality: int | None = None
+        self,
+        image: RGB,
+        prompt: str = "",
+        quality: float | None = None,
+        effort: int = 0,
+        told: Told | None = None,
     ) -> Encoded:
         """Code an image (uint8, H x W x 3), and decode it without reading it back.
+
+        Args:
+            image, prompt, quality, effort: as `encode` takes them.
+            told: hears of every step of a search: how many are done, and of how many.
 
         Raises:
             AigiError: as `encode`.
         """
-        data, header, y_bar, text = self._encode(image, prompt, quality)
-        return Encoded(data, self._synthesise(y_bar, text, header))
+        coded = self._encode(image, prompt, quality, effort, told)
+        seen = self._synthesise(coded.y_bar, coded.text, coded.header)
+        return Encoded(coded.data(), seen, coded.gain)
 
     def decode(self, data: bytes, max_pixels: int = MOST_PIXELS) -> RGB:
         """The image of a file: uint8, H x W x 3.
@@ -139,7 +175,7 @@ class LearnedCodec:
             )
         if header.quality > self.qualities:
             raise DamagedStream(
-                f"bitstream: coded at quality {header.quality}; {self.name} has {self.qualities}."
+                f"bitstream: coded at quality {header.quality:g}; {self.name} has {self.qualities}."
             )
         text = self._features(header.prompt)
         places = areas(header.width, header.height, header.tile)
@@ -147,19 +183,30 @@ class LearnedCodec:
             self.network.read(tile, place.bottom - place.top, place.right - place.left, text)
             for tile, place in zip(tiles, places, strict=True)
         )
-        y_bar = _joined(y_bars, places)
+        y_bar = joined(y_bars, places)
         return self._synthesise(y_bar, text, header)
 
     def _features(self, prompt: str) -> Text | None:
         return None if self.text is None else self.text([prompt])
 
-    def _encode(
-        self, image: RGB, prompt: str, quality: int | None
-    ) -> tuple[bytes, Header, Tensor, Text | None]:
+    def _quality(self, quality: float | None) -> float:
         if quality is None:
-            quality = self.qualities
+            return self.qualities
         if not 1 <= quality <= self.qualities:
-            raise AigiError(f"quality: {quality}: {self.name} codes at 1 to {self.qualities}")
+            raise AigiError(f"quality: {quality:g}: {self.name} codes at 1 to {self.qualities}")
+        return in_steps(quality_steps(quality))
+
+    def _encode(
+        self,
+        image: RGB,
+        prompt: str,
+        quality: float | None,
+        effort: int,
+        told: Told | None = None,
+    ) -> _Coded:
+        quality = self._quality(quality)
+        if effort not in EFFORTS:
+            raise AigiError(f"effort: {effort}: expected one of {', '.join(map(str, EFFORTS))}")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise AigiError(
                 f"image: {image.dtype} {'x'.join(map(str, image.shape))}; expected uint8, height x "
@@ -171,23 +218,36 @@ class LearnedCodec:
         tile = self._tile(width, height)
         text = self._features(prompt)
         places = areas(width, height, tile)
-        bottom, right = places[-1].bottom, places[-1].right
-        whole = np.pad(image, ((0, bottom - height), (0, right - width), (0, 0)), mode="edge")
-        coded = []
+        bounds = Area(0, places[-1].bottom, 0, places[-1].right)
+        whole = np.pad(
+            image, ((0, bounds.bottom - height), (0, bounds.right - width), (0, 0)), mode="edge"
+        )
+        coded, latents = [], []
 
         def y_bars() -> Iterator[Tensor]:
             for place in places:
-                around, inside = _with_halo(place, bottom, right, self.network.halo)
-                part = whole[around.top : around.bottom, around.left : around.right]
+                outer = around(place, bounds, self.network.halo)
+                part = whole[outer.top : outer.bottom, outer.left : outer.right]
                 x = torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
                 y = self.network.analyse(x.permute(2, 0, 1)[None].float() / 255, text, quality)
-                data, y_bar = self.network.write(_cut(y, inside, Y_STRIDE).contiguous(), text)
+                y = cut(y, within(place, outer), Y_STRIDE).contiguous()
+                data, y_bar = self.network.write(y, text)
                 coded.append(data)
+                if effort:
+                    latents.append(y)
                 yield y_bar
 
-        y_bar = _joined(y_bars(), places)
+        y_bar = joined(y_bars(), places)
         header = Header(self.name, self.weights, quality, width, height, tile, stored)
-        return bitstream.pack(header, coded), header, y_bar, text
+        found = _Coded(header, coded, y_bar, text, None)
+        if not effort:
+            return found
+        tiles, y_bar, gain = refined(
+            self.network, text, quality, image, places, latents, coded, y_bar, effort, told
+        )
+        better = _Coded(header, tiles, y_bar, text, None)
+        before, after = (len(one.data()) for one in (found, better))
+        return replace(better, gain=replace(gain, bytes_before=before, bytes_after=after))
 
     def _tile(self, width: int, height: int) -> int:
         pixels = bitstream.padded(width) * bitstream.padded(height)
@@ -197,56 +257,16 @@ class LearnedCodec:
 
     def _synthesise(self, y_bar: Tensor, text: Text | None, header: Header) -> RGB:
         places = areas(header.width, header.height, header.tile)
-        bottom, right = places[-1].bottom, places[-1].right
-        out = np.empty((bottom, right, 3), np.uint8)
+        bounds = Area(0, places[-1].bottom, 0, places[-1].right)
+        out = np.empty((bounds.bottom, bounds.right, 3), np.uint8)
         for place in places:
-            around, inside = _with_halo(place, bottom, right, self.network.halo)
+            outer = around(place, bounds, self.network.halo)
             x_hat = self.network.synthesise(
-                _cut(y_bar, around, Y_STRIDE).contiguous(), text, header.quality
+                cut(y_bar, outer, Y_STRIDE).contiguous(), text, header.quality
             )
-            x_hat = _cut(x_hat, inside, 1)[0].permute(1, 2, 0)
-            pixels = torch.round(torch.nan_to_num(x_hat).clamp(0, 1) * 255).to(torch.uint8)
+            pixels = eight_bits(cut(x_hat, within(place, outer), 1))
             out[place.top : place.bottom, place.left : place.right] = pixels.cpu().numpy()
         return np.ascontiguousarray(out[: header.height, : header.width])
-
-
-def _with_halo(place: Area, bottom: int, right: int, halo: int) -> tuple[Area, Area]:
-    """A tile with what is around it, and where the tile is in there."""
-    around = Area(
-        max(place.top - halo, 0),
-        min(place.bottom + halo, bottom),
-        max(place.left - halo, 0),
-        min(place.right + halo, right),
-    )
-    inside = Area(
-        place.top - around.top,
-        place.bottom - around.top,
-        place.left - around.left,
-        place.right - around.left,
-    )
-    return around, inside
-
-
-def _cut(x: Tensor, area: Area, stride: int) -> Tensor:
-    return x[
-        ...,
-        area.top // stride : area.bottom // stride,
-        area.left // stride : area.right // stride,
-    ]
-
-
-def _joined(tiles: Iterator[Tensor], places: list[Area]) -> Tensor:
-    """Latents of the whole image; memory is taken once the first tile has proved right."""
-    whole: Tensor | None = None
-    for tile, place in zip(tiles, places, strict=True):
-        if len(places) == 1:
-            return tile
-        if whole is None:
-            shape = (places[-1].bottom // Y_STRIDE, places[-1].right // Y_STRIDE)
-            whole = tile.new_empty((1, tile.shape[1], *shape))
-        _cut(whole, place, Y_STRIDE).copy_(tile)
-    assert whole is not None
-    return whole
 
 
 def load(

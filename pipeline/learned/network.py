@@ -30,8 +30,6 @@ from pipeline.models.weights import Part, compare, digest, header, shapes
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TABLE = "conditional.table"
 """Weights that only a codec with fitted tables has."""
-Y_STRIDE = 16
-"""Pixels of a latent; of a latent of z there are `STRIDE`."""
 
 PARTS: dict[str, Any] = {
     "hyperprior": hyperprior, "mean-scale": hyperprior, "catc": catc, "catc-light": light,
@@ -125,13 +123,13 @@ class Network(nn.Module, PyTorchModelHubMixin):
             self.g_s(y_bar.to(x.dtype), text), torch.cat(step.likelihoods, 1), z_likelihoods
         )
 
-    def compress(self, x: Tensor, text: Text | None = None, quality: int | None = None) -> bytes:
+    def compress(self, x: Tensor, text: Text | None = None, quality: float | None = None) -> bytes:
         """Code one picture, 1 x 3 x H x W, of a frozen network.
 
         Args:
             x: float32, 1 x 3 x H x W, 0 to 1; 64 divides H and W.
             text: features of its prompt, for networks with text.
-            quality: from 1, for networks of several; None: the highest.
+            quality: from 1, for networks of several, also between two; None: the highest.
         """
         return self.write(self.analyse(x, text, quality), text)[0]
 
@@ -141,7 +139,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
         height: int,
         width: int,
         text: Text | None = None,
-        quality: int | None = None,
+        quality: float | None = None,
     ) -> Tensor:
         """The picture (float32, 1 x 3 x height x width, about 0 to 1) that `compress` coded.
 
@@ -151,7 +149,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
         return self.synthesise(self.read(data, height, width, text), text, quality)
 
     @torch.no_grad()
-    def analyse(self, x: Tensor, text: Text | None, quality: int | None = None) -> Tensor:
+    def analyse(self, x: Tensor, text: Text | None, quality: float | None = None) -> Tensor:
         """g_a: 1 x 3 x H x W in, y out as it is coded at a quality (None: the highest).
 
         Args:
@@ -165,13 +163,33 @@ class Network(nn.Module, PyTorchModelHubMixin):
         return y if self.gains is None else self.gains.scale(y, _one(quality, y))
 
     @torch.no_grad()
-    def write(self, y: Tensor, text: Text | None) -> tuple[bytes, Tensor]:
-        """Code y, 1 x M x H/16 x W/16; the data, and the y_bar that `read` will return.
+    def hyper(self, y: Tensor, text: Text | None) -> Tensor:
+        """h_a: y as it is coded in, z out.
 
-        Both are float32, any finite values; y_bar is of y's shape.
+        Args:
+            y: float32, 1 x M x H/16 x W/16, any finite values.
+            text: features of its prompt, for networks with text.
+
+        Returns:
+            float32, 1 x N x H/64 x W/64, any finite values.
+        """
+        z: Tensor = self.h_a(y, _single(text))
+        return z
+
+    @torch.no_grad()
+    def write(self, y: Tensor, text: Text | None, z: Tensor | None = None) -> tuple[bytes, Tensor]:
+        """Code y; the data, and the y_bar that `read` will return.
+
+        Args:
+            y: float32, 1 x M x H/16 x W/16, any finite values.
+            text: features of its prompt, for networks with text.
+            z: float32, 1 x N x H/64 x W/64, any finite values; None: what h_a makes of y.
+
+        Returns:
+            y_bar is float32, of y's shape, any finite values.
         """
         step = Write(y, self.conditional)
-        z_hat = step.z(self.h_a(y, _single(text)), self.prior)
+        z_hat = step.z(self.hyper(y, text) if z is None else z, self.prior)
         y_bar = self.entropy(*self._exact(z_hat, text), step).float()
         return step.bytes(), y_bar
 
@@ -189,7 +207,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
         return y_bar
 
     @torch.no_grad()
-    def synthesise(self, y_bar: Tensor, text: Text | None, quality: int | None = None) -> Tensor:
+    def synthesise(self, y_bar: Tensor, text: Text | None, quality: float | None = None) -> Tensor:
         """g_s: y_bar that was coded at a quality (None: the highest) in, the picture out.
 
         Args:
@@ -199,6 +217,10 @@ class Network(nn.Module, PyTorchModelHubMixin):
         Returns:
             float32, 1 x 3 x 16h x 16w, about 0 to 1, not clamped.
         """
+        return self.shown(y_bar, text, quality)
+
+    def shown(self, y_bar: Tensor, text: Text | None, quality: float | None) -> Tensor:
+        """`synthesise`, with gradients for y_bar: the same shapes and values."""
         if self.gains is not None:
             y_bar = self.gains.restore(y_bar, _one(quality, y_bar))
         x_hat: Tensor = self.g_s(y_bar, _single(text))
@@ -354,7 +376,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
             ) from error
 
 
-def _one(quality: int | None, near: Tensor) -> Tensor | None:
+def _one(quality: float | None, near: Tensor) -> Tensor | None:
     return None if quality is None else torch.tensor([quality], device=near.device)
 
 

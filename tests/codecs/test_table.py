@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import AigiError
+from pipeline.codecs import learned
 from pipeline.codecs.codec import CodecSettings, named_codec
-from pipeline.codecs.table import CODECS, digest
+from pipeline.codecs.table import CODECS, digest, qualities, row_of, searchable
 
 OLD = {
     "jpeg": "73fd8651",
@@ -78,3 +79,40 @@ def test_a_new_codec_has_its_settings_in_its_digest(monkeypatch: pytest.MonkeyPa
         monkeypatch.setitem(CODECS, "stub", replace(CODECS["jpeg"], settings=settings))
         found.add(digest(CodecSettings(codec="stub")))
     assert len(found) == 3
+
+
+def test_fractions_lie_between_the_qualities_of_one_network() -> None:
+    points = [("a", 1), ("a", 2), ("a", 3), ("b", 1), ("c", 1)]
+    assert learned.point(points, 1) == ("a", 1) and learned.point(points, 5) == ("c", 1)
+    assert learned.point(points, 2.5) == ("a", 2.5)
+    assert learned.point([("b", 1), *points], 3.37) == ("a", 2.37)
+    for quality, two in ((3.5, "a and b"), (4.005, "b and c")):
+        with pytest.raises(AigiError, match=f"quality {quality:g} lies between two models, {two}"):
+            learned.point(points, quality)
+    with pytest.raises(AigiError, match=r"in steps of 0\.005"):
+        learned.point(points, 1.001)
+    grid = learned.grid(points)
+    assert len(grid) == 43 and grid[:2] == (1, 1.05) and grid[-3:] == (3, 4, 5)
+    assert all(learned.point(points, quality) for quality in grid)
+
+
+def test_a_network_that_comes_with_aigi_is_measured_between_its_qualities() -> None:
+    given = CodecSettings.model_validate(
+        named_codec("catc-small") | {"qualities": [2, 1.5, 1]}  # type: ignore[operator]
+    )
+    assert qualities(given) == (1, 1.5, 2)
+    assert min(searchable(given)) == 1 and max(searchable(given)) == 4
+    for wrong, why in ((1.001, "in steps of 0.005"), (4.5, "is not in 1 to 4")):
+        with pytest.raises(AigiError, match=f"benchmark.codecs: catc-small: .*{why}"):
+            qualities(given.model_copy(update={"qualities": (wrong,)}))
+    both = given.model_copy(update={"models": ("catc-small", "mean-scale-small")})
+    with pytest.raises(AigiError, match=r"quality 4\.5 lies between two models"):
+        qualities(both.model_copy(update={"qualities": (4.5,)}))
+
+
+def test_an_effort_is_part_of_the_digest_and_none_is_not() -> None:
+    given = CodecSettings.model_validate(named_codec("catc-small"))
+    assert digest(given) == digest(given.model_copy(update={"qualities": (1.0, 1.5)}))
+    assert len({digest(given.model_copy(update={"effort": n})) for n in (0, 1, 2)}) == 3
+    with pytest.raises(AigiError, match="jpeg takes no effort"):
+        row_of(CodecSettings(codec="jpeg", effort=1))

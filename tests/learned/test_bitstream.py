@@ -110,6 +110,20 @@ def test_what_stands_where() -> None:
     assert int.from_bytes(data[5:9], "big") == zlib.crc32(data[9:])
 
 
+def test_a_quality_between_two_is_said_exactly_in_one_byte_more() -> None:
+    whole = pack(HEADER, [b"tile"])
+    for quality, fraction in ((3.005, 1), (3.37, 74), (3.5, 100), (3.995, 199)):
+        header = dataclasses.replace(HEADER, quality=quality)
+        data = pack(header, [b"tile"])
+        assert data[:5] == b"AIGI\3" and data[18:20] == bytes([3, fraction])
+        assert data[9:18] + data[18:19] + data[20:] == whole[9:]
+        assert unpack(data) == (header, [b"tile"])
+    assert pack(dataclasses.replace(HEADER, quality=3.0), [b"tile"]) == whole
+    for quality in (3.001, 2.9999, float("nan")):
+        with pytest.raises(AigiError, match=r"in steps of 0\.005"):
+            pack(dataclasses.replace(HEADER, quality=quality), [b"tile"])
+
+
 def _claim(width: int, height: int, tile: int) -> bytes:
     fields = b"".join(map(_varint, (width, height, tile)))
     return seal(b"\4catc\1\2\3\4\1" + fields + b"\0" + bytes(50))
@@ -121,7 +135,11 @@ def _claim(width: int, height: int, tile: int) -> bytes:
         (b"", "not an aigi file"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "not an aigi file"),
         (b"AIGI", "cut short"),
-        (b"AIGI\3" + bytes(40), "version 3"),
+        (b"AIGI\4" + bytes(40), "version 4; this aigi reads up to version 3"),
+        (seal(b"\4catc\1\2\3\4\1", 3), "cut short in its header"),
+        (seal(b"\4catc\1\2\3\4\0\144" + bytes(50), 3), "its quality is 0"),
+        (seal(b"\4catc\1\2\3\4\1\0\5\5\0\0t", 3), "claims 0 of 200 steps"),
+        (seal(b"\4catc\1\2\3\4\1\310\5\5\0\0t", 3), "claims 200 of 200 steps"),
         (seal(b"\4catc\1\2\3\4" + bytes(50)), "its quality is 0"),
         (pack(HEADER, [b"tile"])[:-1], "wrong checksum"),
         (_claim(0, 5, 0), "claims 0x5"),

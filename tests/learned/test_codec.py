@@ -122,6 +122,32 @@ def test_one_network_codes_at_several_qualities(name: str, tmp_path: Path) -> No
     assert several.encode(picture, PROMPT) == coded[2].data, "the highest where none is given"
 
 
+def test_a_network_codes_between_its_qualities() -> None:
+    several = LearnedCodec(small("mean-scale", qualities=3), "cpu")
+    (picture,) = pictures(1, 100, 130)
+    qualities = (1, 1.25, 1.5, 2, 2.37, 3)
+    coded = [several.encode_and_reconstruct(picture, quality=quality) for quality in qualities]
+    assert [bitstream.unpack(one.data)[0].quality for one in coded] == list(qualities)
+    assert [one.data[4] for one in coded] == [2, 3, 3, 2, 3, 2]
+    for one in coded:
+        assert np.array_equal(several.decode(one.data), one.reconstruction)
+    sizes = [len(one.data) for one in coded]
+    assert sizes == sorted(set(sizes))
+    assert several.encode(picture, quality=2.0) == coded[3].data
+    # Decoded with the gains of its own quality, not of a neighbour.
+    header, tiles = bitstream.unpack(coded[2].data)
+    other = several.decode(bitstream.pack(dataclasses.replace(header, quality=1.25), tiles))
+    assert not np.array_equal(other, coded[2].reconstruction)
+    for quality in (0.5, 3.005, float("nan"), float("inf")):
+        with pytest.raises(AigiError, match="mean-scale codes at 1 to 3"):
+            several.encode(picture, quality=quality)
+    with pytest.raises(AigiError, match=r"quality: 1\.333: .* Give 1\.335, which is the nearest"):
+        several.encode(picture, quality=1.333)
+    claimed = bitstream.pack(dataclasses.replace(header, quality=3.5), tiles)
+    with pytest.raises(DamagedStream, match=r"coded at quality 3\.5; mean-scale has 3"):
+        several.decode(claimed)
+
+
 def test_qualities_train_and_code_alike() -> None:
     """What a batch of mixed qualities learns from is what each picture is coded to."""
     network = small("mean-scale", qualities=3).eval()

@@ -41,15 +41,18 @@ def damaged(draw: st.DrawFn, name: str) -> tuple[bytes, bool]:
             data[place // 8] ^= 1 << place % 8
         return bytes(data), False
     if kind == "random":
-        head = draw(st.sampled_from([b"", b"AIGI", b"AIGI\1", b"AIGI\2"]))
+        head = draw(st.sampled_from([b"", b"AIGI", b"AIGI\1", b"AIGI\2", b"AIGI\3"]))
         return head + draw(st.binary(max_size=200)), False
     if kind == "claim":
         sizes = st.one_of(st.integers(1, 1 << 13), st.integers(0, (1 << 28) - 1))
         fields = [draw(sizes), draw(sizes), draw(st.integers(0, 64))]
         claim = bytes([len(name)]) + name.encode() + ready(name).weights
         claim += bytes([draw(st.sampled_from([1, 1, 1, 0, 2, 255]))])
+        version = draw(st.sampled_from([2, 2, 3]))
+        if version == 3:
+            claim += bytes([draw(st.sampled_from([0, 1, 100, 199, 200, 255]))])
         claim += b"".join(map(_varint, fields)) + pack_prompt(draw(st.sampled_from(["", "a boat"])))
-        return seal(claim + draw(st.binary(max_size=400))), True
+        return seal(claim + draw(st.binary(max_size=400)), version), True
     body = data[START:]
     if kind == "splice":
         at, count = draw(st.integers(0, len(body))), draw(st.integers(0, 60))

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from pipeline.learned.bitstream import Area, Header, areas, unpack
-from pipeline.learned.codec import LearnedCodec, _cut, _with_halo
+from pipeline.learned.codec import LearnedCodec
 from pipeline.learned.network import PARTS, Network
 from pipeline.learned.sizes import NETWORKS
+from pipeline.learned.tiles import around, cut, within
 from tests.conftest import ROOT
 from tests.learned.conftest import SMALL, fill, pictures, ready, small, tensor, text_of
 
@@ -72,9 +73,10 @@ def test_transforms_of_tiles_are_those_of_the_whole(name: str) -> None:
     text = whole._features("a boat")
     y = whole.network.analyse(x, text)
     for place in areas(512, 384, 128):
-        around, inside = _with_halo(place, 384, 512, whole.network.halo)
-        part = whole.network.analyse(_cut(x, around, 1).contiguous(), text)
-        torch.testing.assert_close(_cut(part, inside, 16), _cut(y, place, 16), rtol=1e-3, atol=1e-3)
+        outer = around(place, Area(0, 384, 0, 512), whole.network.halo)
+        part = whole.network.analyse(cut(x, outer, 1).contiguous(), text)
+        inside = cut(part, within(place, outer), 16)
+        torch.testing.assert_close(inside, cut(y, place, 16), rtol=1e-3, atol=1e-3)
     y_bar = torch.round(y)
     first, second = (whole._synthesise(y_bar, text, _header(512, 384, t)) for t in (0, 128))
     assert np.abs(first.astype(int) - second).max() <= 1
@@ -97,9 +99,10 @@ def test_tiles_that_see_far_leave_no_seams(name: str, height: int) -> None:
     x = tensor(pictures(1, height, 640, seed=2)[0])
     y = whole.network.analyse(x, None)
     for place in areas(640, height, 64):
-        around, inside = _with_halo(place, height, 640, whole.network.halo)
-        part = whole.network.analyse(_cut(x, around, 1).contiguous(), None)
-        torch.testing.assert_close(_cut(part, inside, 16), _cut(y, place, 16), rtol=1e-3, atol=1e-3)
+        outer = around(place, Area(0, height, 0, 640), whole.network.halo)
+        part = whole.network.analyse(cut(x, outer, 1).contiguous(), None)
+        inside = cut(part, within(place, outer), 16)
+        torch.testing.assert_close(inside, cut(y, place, 16), rtol=1e-3, atol=1e-3)
     y_bar = torch.round(y)
     first, second = (whole._synthesise(y_bar, None, _header(640, height, t)) for t in (0, 64))
     assert np.abs(first.astype(int) - second).max() <= 1
@@ -130,10 +133,9 @@ def test_pictures_of_the_published_sets_are_one_tile() -> None:
 
 
 def test_the_halo_stays_inside_the_picture() -> None:
-    assert _with_halo(Area(0, 64, 64, 128), 64, 256, 128) == (
-        Area(0, 64, 0, 256),
-        Area(0, 64, 64, 128),
-    )
+    outer = around(Area(0, 64, 64, 128), Area(0, 64, 0, 256), 128)
+    assert outer == Area(0, 64, 0, 256)
+    assert within(Area(0, 64, 64, 128), outer) == Area(0, 64, 64, 128)
 
 
 LARGE = """
