@@ -212,8 +212,8 @@ def test_steps_without_a_finite_gradient_are_passed_over_and_counted(
 
     def poisoned(*arguments: Any) -> Any:
         calls["n"] += 1  # type: ignore[operator]
-        loss, bpp, mse = genuine(*arguments)
-        return (loss * float("nan") if calls["n"] in calls["bad"] else loss), bpp, mse  # type: ignore[operator]
+        loss, terms = genuine(*arguments)
+        return (loss * float("nan") if calls["n"] in calls["bad"] else loss), terms  # type: ignore[operator]
 
     monkeypatch.setattr(trainer, "rate_distortion", poisoned)
     workflow = workflow_of(tmp_path / "a", release, steps=8, validation_pictures=0)
@@ -480,9 +480,11 @@ def test_each_crop_is_weighed_by_its_quality(release: Path, tmp_path: Path) -> N
     assert len(seen) == 2, "a crop's place in the batch decides nothing"
     x = torch.rand(2, 3, 64, 64)
     output = trainer.network(x, None, torch.tensor([1, 2]))
-    loss, bpp, _ = rate_distortion(output, x, torch.tensor([0.001, 0.1]), "mse")
+    loss, terms = rate_distortion(output, x, torch.tensor([0.001, 0.1]), "mse")
+    bpp = output.bits() / (2 * 64 * 64)
     each = (output.x_hat - x).square().mean((1, 2, 3))
     expected = 255**2 * (0.001 * each[0] + 0.1 * each[1]) / 2 + bpp
+    assert torch.allclose(terms.mse, each)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
 
