@@ -68,7 +68,8 @@ def _reading(workflow: Workflow) -> Iterator[tuple[str, Pictures, str]]:
             "train",
             to_train_on(train, workflow.run),
             f"{network}, λ {', '.join(f'{weight:g}' for weight in train.lambdas)}: "
-            f"{train.steps:,} steps of {crops_of(train)} each",
+            f"{train.steps:,} steps of {crops_of(train)}"
+            + (f"; then {', '.join(train.anchors)} beside" if train.anchors else ""),
         )
 
 
@@ -99,7 +100,7 @@ def crops_of(train: Train) -> str:
     """Crops of a step, in words: of all processes where it is known how many there are."""
     if train.global_batch is not None:
         return f"{train.global_batch} crops"
-    return f"{train.batch * train.accumulate} crops for every process"
+    return f"{train.batch * train.accumulate} crops of every process"
 
 
 def _counted(pictures: Pictures, workflow: Workflow) -> dict[str, int | None]:

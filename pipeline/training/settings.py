@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from pipeline import AigiError
+from pipeline.codecs.table import CODECS, no_codec
 from pipeline.collection import Pictures
 from pipeline.settings import Count, Location, Settings, Share
 
@@ -180,6 +181,11 @@ class Train(_Batches):
     validation_pictures: Annotated[int, Field(ge=0)] = Field(
         16, description="images from the validation split of each source; 0: no validation"
     )
+    anchors: tuple[str, ...] = Field(
+        (),
+        description="codecs of the benchmark that the validation images are coded with too, once "
+        "training ends: rate-distortion curves, and BD-rates against the first",
+    )
     tracker: Literal["tensorboard", "trackio", "wandb"] | None = Field(
         None,
         description="tracker of accelerate; tensorboard: pip install 'aigi[train]', else pip "
@@ -203,6 +209,11 @@ class Train(_Batches):
             raise ValueError("distortion ms-ssim needs crops of at least 192")
         if self.neighbour is not None and self.neighbour > self.steps:
             raise ValueError(f"neighbour: {self.neighbour} is more than steps ({self.steps})")
+        for name in self.anchors:
+            if name not in CODECS:
+                raise ValueError(f"anchors: {no_codec(name)}")
+        if self.anchors and not self.validation_pictures:
+            raise ValueError("anchors: they code the validation images; raise validation_pictures")
         if self.schedule == "cosine" and self.milestones:
             raise ValueError("milestones: leave them out; schedule cosine has none")
         if self.foreign_prompts is not None and self.text_dropout + self.foreign_share > 1:
@@ -264,7 +275,7 @@ class Train(_Batches):
 
 LATER = (
     "validation_data", "continuous", "loss_scale", "late_crops", "augment", "schedule",
-    "global_batch", "parallel", "neighbour",
+    "global_batch", "parallel", "neighbour", "anchors",
 )  # fmt: skip
 
 

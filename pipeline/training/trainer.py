@@ -50,7 +50,7 @@ PATIENCE = timedelta(hours=6)
 FREE = {
     "steps", "threads", "log_every", "save_every", "validate_every", "validation_pictures",
     "tracker", "text_folder", "max_skipped", "lambdas", "together", "data", "init",
-    "validation_data", "parallel",
+    "validation_data", "parallel", "anchors",
 }  # fmt: skip
 """Settings that may change while a codec is trained, or that are recorded in another form."""
 
