@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline.cli.run import _make
 from pipeline.intact import USUAL
 from pipeline.progress import Progress
 from pipeline.store import Store
-from pipeline.training import apart, checkpoint
+from pipeline.training import apart, checkpoint, fit
 from pipeline.training.cost import cost, flops_of_crop
 from pipeline.training.settings import Train
 from tests.conftest import ROOT
@@ -85,6 +86,40 @@ def test_each_codec_begins_with_its_neighbour(
 ONE = {"neighbour": None}
 
 
+@pytest.mark.parametrize(("rank", "mine"), [(0, NAMES[::2]), (1, NAMES[1:2])])
+def test_processes_take_codecs_in_turn(
+    rank: int,
+    mine: list[str],
+    one_by_one: Path,
+    release: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    genuine = fit.accelerator_of
+
+    class OneOfTwo:
+        num_processes, process_index, is_main_process = 2, rank, rank == 0
+
+        def __init__(self, *given: Any) -> None:
+            self.accelerator = genuine(*given)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.accelerator, name)
+
+    monkeypatch.setattr("pipeline.training.train.accelerator_of", OneOfTwo)
+    folder = tmp_path / "train"
+    others = [name for name in NAMES if name not in mine]
+    for name in others:  # what the other process makes
+        shutil.copytree(one_by_one / name, folder / name)
+        (folder / name / "curve.csv").write_text("of another process")
+    trained(workflow_of(tmp_path, release, **APART, parallel="codecs"), Progress(quiet=True))
+    for name in mine:
+        same_bits(*(checkpoint.path_of(f / name, 6) for f in (folder, one_by_one)))
+    for name in others:
+        assert (folder / name / "curve.csv").read_text() == "of another process"
+
+
+@pytest.mark.slow
 def test_processes_of_a_launcher_train_codecs_apart(
     one_by_one: Path, release: Path, tmp_path: Path
 ) -> None:
