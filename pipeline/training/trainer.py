@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -260,12 +260,8 @@ class Trainer:
         steps = facts["settings"].get("steps", self.settings.steps)
         before, now = (
             flat(
-                {k: v for k, v in one.items() if k != "steps"}
-                | {
-                    "milestones": [
-                        m for m in one["milestones"] if at_step(m, steps) < facts["step"]
-                    ]
-                }
+                {name: value for name, value in one.items() if name != "steps"}
+                | {"milestones": _passed(one["milestones"], steps, facts["step"])}
             )
             for one in (facts["settings"], settings)
         )
@@ -511,6 +507,11 @@ class Trainer:
         device = self.accelerator.device
         name = "cpu" if device.type == "cpu" else str(device)  # accelerate numbers CPUs, too
         return validate(self.model_now(), self.validation, self.text, name)
+
+
+def _passed(milestones: Sequence[float], steps: int, step: int) -> list[int]:
+    """The milestones of so many steps that are behind a step."""
+    return [at for milestone in milestones if (at := at_step(milestone, steps)) < step]
 
 
 def _observed(
