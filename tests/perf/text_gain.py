@@ -120,9 +120,10 @@ def train(arm: str, seed: int, steps: int, encoder: TextEncoder) -> Network:
         torch.autograd.backward(network.aux_loss())
         aux.step()
         if step % 200 == 199:
+            bpp = float((terms.y_bpp + terms.z_bpp).mean())
             print(
                 f"{arm}, seed {seed}: step {step + 1:,} of {steps:,}, "
-                f"{float((terms.y_bpp + terms.z_bpp).mean()) * SIDE**2:.0f} bits, {time.monotonic() - began:.0f} s",
+                f"{bpp * SIDE**2:.0f} bits, {time.monotonic() - began:.0f} s",
                 flush=True,
             )
     return network.eval()
