@@ -21,6 +21,7 @@ from pipeline.learned.network import CONFIG, WEIGHTS
 from pipeline.learned.sizes import Sizes
 from pipeline.pixels import RGB, decibels
 from pipeline.progress import Progress, duration
+from pipeline.shown import public
 from pipeline.training import checkpoint
 from pipeline.training.apart import NEIGHBOUR
 from pipeline.training.distortion import LEAST_SIDE
@@ -307,7 +308,9 @@ def start_tracker(accelerator: Any, settings: Train, name: str) -> None:
         accelerator.init_trackers(f"{name}/tensorboard")
     elif settings.tracker is not None:
         accelerator.init_trackers(
-            "aigi", config=settings.recorded(), init_kwargs={settings.tracker: {"name": name}}
+            "aigi",
+            config=public(settings.recorded()),
+            init_kwargs={settings.tracker: {"name": name}},
         )
 
 
