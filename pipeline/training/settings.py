@@ -213,7 +213,9 @@ class Train(_Batches):
             if name not in CODECS:
                 raise ValueError(f"anchors: {no_codec(name)}")
         if self.anchors and not self.validation_pictures:
-            raise ValueError("anchors: they code the validation images; raise validation_pictures")
+            raise ValueError(
+                "anchors: leave them out; they code validation images, and there are none"
+            )
         if self.schedule == "cosine" and self.milestones:
             raise ValueError("milestones: leave them out; schedule cosine has none")
         if self.foreign_prompts is not None and self.text_dropout + self.foreign_share > 1:

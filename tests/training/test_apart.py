@@ -250,7 +250,7 @@ def test_trained_codecs_are_measured_beside_anchors(release: Path, tmp_path: Pat
     assert [row["quality"] for row in tiny] == [1, 2] and all(row["bpp"] > 0 for row in tiny)
     with pytest.raises(ValueError, match=r"anchors: .*jpg"):
         _settings(anchors=["jpg"])
-    with pytest.raises(ValueError, match="anchors: they code the validation images"):
+    with pytest.raises(ValueError, match="anchors: leave them out"):
         _settings(anchors=["jpeg"], validation_pictures=0)
 
 
