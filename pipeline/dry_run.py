@@ -10,8 +10,10 @@ from rich.table import Table
 
 from pipeline import AigiError
 from pipeline.benchmark.settings import Benchmark
-from pipeline.collection import Pictures, asked_or_own
+from pipeline.collection import Pictures
 from pipeline.settings import SPLITS
+from pipeline.training.images import to_train_on
+from pipeline.training.settings import Train
 from pipeline.workflow import READERS, Workflow
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ def parts(workflow: Workflow) -> Iterator[Table | str]:
 
     if (reading := _reading_table(workflow)).row_count:
         yield reading
+    if workflow.train is not None:
+        yield _training_table(workflow.train, workflow)
     if (benchmark := workflow.benchmark_here()) is not None:
         yield _benchmark_table(benchmark, workflow)
     if workflow.plan is None and any(getattr(workflow, name) is not None for name in READERS):
@@ -62,10 +66,41 @@ def _reading(workflow: Workflow) -> Iterator[tuple[str, Pictures, str]]:
         network = train.network if isinstance(train.network, str) else train.network.get("name")
         yield (
             "train",
-            asked_or_own(train.data, workflow.run).model_copy(update={"splits": ("train",)}),
+            to_train_on(train, workflow.run),
             f"{network}, λ {', '.join(f'{weight:g}' for weight in train.lambdas)}: "
-            f"{train.steps:,} steps of {train.batch * train.accumulate} crops each",
+            f"{train.steps:,} steps of {crops_of(train)}"
+            + (f"; then {', '.join(train.anchors)} beside" if train.anchors else ""),
         )
+
+
+def _training_table(train: Train, workflow: Workflow) -> Table:
+    from pipeline.training.cost import cost
+
+    compute = workflow.compute
+    processes = compute.workers if compute.ray is not None else 1
+    apart = train.parallel == "codecs"
+    found = cost(train, 1 if apart else processes)
+    processes = min(processes, found.codecs) if apart else processes
+    table = Table("", title=f"Training in {workflow.run}")
+    for heading in ("codecs", "processes", "crops of each", "PFLOP", "hours"):
+        table.add_column(heading, justify="right")
+    hours = found.hours(compute.gpu_tflops) / processes
+    table.add_row(
+        *("train", f"{found.codecs}", f"{processes}", f"{found.crops:,}"),
+        *(f"{found.flops / 1e15:,.1f}", f"{hours:,.1f}"),
+    )  # fmt: skip
+    table.caption = (
+        f"Each process at {compute.gpu_tflops:g} TFLOP/s sustained (compute.gpu_tflops); a "
+        "launcher may start other numbers of processes."
+    )
+    return table
+
+
+def crops_of(train: Train) -> str:
+    """Crops of a step, in words: of all processes where it is known how many there are."""
+    if train.global_batch is not None:
+        return f"{train.global_batch} crops"
+    return f"{train.batch * train.accumulate} crops of every process"
 
 
 def _counted(pictures: Pictures, workflow: Workflow) -> dict[str, int | None]:

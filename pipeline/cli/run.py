@@ -74,6 +74,11 @@ def _make(workflow: Workflow, quiet: bool, checks: Checks) -> None:
 
     progress, store = Progress(quiet=quiet), Store(workflow.run)
     building, reading, benchmark = stages(workflow), readers(workflow), workflow.benchmark_here()
+    train = workflow.train
+    if train is not None and train.anchors and benchmark is not None:
+        raise AigiError(
+            "train.anchors: leave it out beside a benchmark section, which measures in their place"
+        )
     alone = benchmark is not None or any(
         not (isinstance(stage, Files) and stage.together) for stage in (*building, *reading)
     )
@@ -87,6 +92,10 @@ def _make(workflow: Workflow, quiet: bool, checks: Checks) -> None:
     elif first_process():
         _record(workflow)
     run_stages(reading, store, workflow.compute, progress, checks)
+    if train is not None and train.anchors and first_process():
+        from pipeline.benchmark.trained import benchmark_of
+
+        benchmark = benchmark_of(train, workflow.run)
     if benchmark is not None:
         from pipeline.benchmark.stages import make as measure
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pipeline import AigiError
 from pipeline.learned.entropy import Conditional, Factorized, noise, straight_through
-from pipeline.learned.tables import BORDERS, MOST, SCALES, Code, Ints, doublings
+from pipeline.learned.tables import BORDERS, LEAST_SCALE, MOST, SCALES, Code, Ints, doublings
 
 MEAN_STEPS = 256
 ESCAPES = 4 << 15
@@ -260,11 +260,19 @@ class Estimate:
         self.conditional = conditional or Conditional()
         self.likelihoods: list[Tensor] = []
         self.coded: list[slice] = []
+        self.squares: list[Tensor] = []
+
+    def spread(self) -> Tensor:
+        """Means over each image of ((y - mean) / scale)²: float32, B, at least 0, no gradient."""
+        return torch.stack(self.squares).sum(0) / self.y[0].numel()
 
     def __call__(
         self, part: slice, mean: Tensor, scale: Tensor, where: Tensor | None = None
     ) -> Tensor:
         distance = self.y[:, part] - mean
+        squares = (distance.detach() / scale.detach().clamp(min=LEAST_SCALE)).float().square()
+        squares = squares if where is None else squares.where(where, 0)
+        self.squares.append(squares.flatten(1).sum(1))
         rounded = straight_through(distance)
         if not self.training and self.conditional.table is not None:
             found = self.conditional.tabled(rounded, scale)

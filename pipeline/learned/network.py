@@ -48,20 +48,26 @@ class Output(NamedTuple):
         x_hat: float32, B x 3 x H x W, about 0 to 1.
         y_likelihoods, z_likelihoods: of every latent, in (0, 1]: B x M x H/16 x W/16 and
             B x N x H/64 x W/64, float32; the first float64 once frozen.
+        spread: float32, B, at least 0, without a gradient: means of ((y - mean) / scale)²; where
+            scales are right it is 1. None: not known.
     """
 
     x_hat: Tensor
     y_likelihoods: Tensor
     z_likelihoods: Tensor
+    spread: Tensor | None = None
 
     def bits(self) -> Tensor:
         """Estimated bits of the whole batch, a scalar: dtype of the likelihoods, at least 0."""
         return -self.y_likelihoods.log2().sum() - self.z_likelihoods.log2().sum()
 
-    def bits_of_each(self) -> Tensor:
-        """Estimated bits of each image, shape (B,): dtype of the likelihoods, at least 0."""
-        y, z = (part.log2().flatten(1).sum(1) for part in self[1:])
-        return -y - z
+    def bits_of_each(self) -> tuple[Tensor, Tensor]:
+        """Estimated bits of y and of z of each image, each of shape (B,).
+
+        They have the dtype of the likelihoods and are at least 0.
+        """
+        y, z = (-p.log2().flatten(1).sum(1) for p in (self.y_likelihoods, self.z_likelihoods))
+        return y, z
 
 
 class Network(nn.Module, PyTorchModelHubMixin):
@@ -120,7 +126,10 @@ class Network(nn.Module, PyTorchModelHubMixin):
         if self.gains is not None:
             y_bar = self.gains.restore(y_bar, quality)
         return Output(
-            self.g_s(y_bar.to(x.dtype), text), torch.cat(step.likelihoods, 1), z_likelihoods
+            self.g_s(y_bar.to(x.dtype), text),
+            torch.cat(step.likelihoods, 1),
+            z_likelihoods,
+            step.spread(),
         )
 
     def compress(self, x: Tensor, text: Text | None = None, quality: float | None = None) -> bytes:

@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from pipeline.learned.network import CONFIG, WEIGHTS
 from pipeline.learned.sizes import Sizes
 from pipeline.pixels import RGB, decibels
 from pipeline.progress import Progress, duration
+from pipeline.shown import public
 from pipeline.training import checkpoint
+from pipeline.training.apart import NEIGHBOUR
 from pipeline.training.distortion import LEAST_SIDE
 from pipeline.training.images import to_validate_with
-from pipeline.training.settings import Train, at_step
+from pipeline.training.settings import Train
 from pipeline.training.trainer import PATIENCE, Trainer, init_of
 from pipeline.training.validation import Found
 
@@ -32,10 +35,20 @@ def codecs_of(settings: Train, sizes: Sizes) -> dict[str, tuple[float, ...]]:
     """Names of the codecs to train, and λ of each of their qualities.
 
     Raises:
-        AigiError: the network codes at several qualities, but not as many as there are λ; or two λ
-            are equal.
+        AigiError: the network codes at several qualities, but not as many as there are λ; two λ are
+            equal; or a setting is for several codecs or for several qualities, and there is one.
     """
     name, lambdas = f"{sizes.name}-{settings.distortion}", settings.lambdas
+    codecs = len(lambdas) if sizes.qualities == 1 else 1
+    for key, value in (
+        ("parallel", settings.parallel == "codecs"),
+        ("neighbour", settings.neighbour),
+    ):
+        if value and codecs == 1:
+            raise AigiError(
+                f"train.{key}: for several codecs, and this trains one. Give several λ without "
+                "train.together, or leave it out."
+            )
     if sizes.qualities == 1:
         for key in ("continuous", "loss_scale"):
             if key in settings.model_fields_set and getattr(settings, key) not in (False, "none"):
@@ -96,6 +109,12 @@ class _Log:
 CURVE = ["step", "loss", "bpp", "psnr", "learning_rate", "seconds"]
 
 
+RATES = [
+    *("step", "quality", "lambda", "crops", "loss", "y_bpp", "z_bpp", "psnr", "calibration"),
+    "gradient_norm",
+]
+
+
 VALIDATION = [
     *("step", "quality", "loss", "bpp", "bpp_without_prompt", "psnr", "ms_ssim", "pictures")
 ]
@@ -114,7 +133,9 @@ def fit(trainer: Trainer, progress: Progress) -> None:
         progress.say(f"train: {name}: {state.step:,} steps, already made")
         return
     curve = _Log(folder / "curve.csv", CURVE, state.step) if main else None
+    rates = _Log(folder / "rates.csv", RATES, state.step) if main else None
     table = _Log(folder / "validation.csv", VALIDATION, state.step) if main else None
+    progress.say(f"train: {name}: steps of {trainer.crops_of_a_step()}")
     if state.step:
         progress.say(f"train: {name}: resumes from step {state.step:,}")
     for change in trainer.changed:
@@ -148,8 +169,24 @@ def fit(trainer: Trainer, progress: Progress) -> None:
             rate = settings.learning_rate_at(state.step - 1)
             if curve is not None:
                 curve.write(state.step, loss, bpp, quality, rate, state.seconds)
+            seen = trainer.seen()
+            for row in seen:
+                if rates is not None:
+                    rates.write(state.step, *(row[column] for column in RATES[1:]))
             trainer.accelerator.log(
-                {"loss": loss, "bpp": bpp, "psnr": quality, "learning_rate": rate}, state.step
+                {
+                    "loss": loss,
+                    "bpp": bpp,
+                    "psnr": quality,
+                    "learning_rate": rate,
+                    "gradient_norm": seen[0]["gradient_norm"],
+                    **{
+                        f"{column}/{row['quality']}": row[column]
+                        for row in seen
+                        for column in ("loss", "y_bpp", "z_bpp", "calibration")
+                    },
+                },
+                state.step,
             )
             pace = (time.monotonic() - began) / (state.step - first)
             progress.say(
@@ -161,6 +198,8 @@ def fit(trainer: Trainer, progress: Progress) -> None:
             if main:
                 _validated(trainer, table, progress)
             trainer.accelerator.wait_for_everyone()
+        if state.step == settings.neighbour and main:
+            _keep(trainer, folder / NEIGHBOUR)
         if done or state.step % settings.save_every == 0:
             trainer.save()
     if main:
@@ -212,9 +251,8 @@ def _keep(trainer: Trainer, target: Path, found: Sequence[Found] = ()) -> None:
     ]
     lambdas = ", ".join(f"{weight:g}" for weight in trainer.weights)
     how = (
-        f"{state.step:,} steps of {settings.batch * settings.accumulate} crops of "
-        f"{settings.crop}x{settings.crop}{_more(settings)}, λ = {lambdas}, {settings.distortion}, "
-        f"seed {settings.seed}, on {trainer.accelerator.num_processes} "
+        f"{state.step:,} steps of {trainer.crops_of_a_step()}{_more(settings)}, λ = {lambdas}, "
+        f"{settings.distortion}, seed {settings.seed}, on {trainer.accelerator.num_processes} "
         f"{trainer.accelerator.device.type} process(es)."
         + "".join(f" {change[0].upper()}{change[1:]}." for change in state.changes)
     )
@@ -231,12 +269,7 @@ def _keep(trainer: Trainer, target: Path, found: Sequence[Found] = ()) -> None:
 
 def _more(settings: Train) -> str:
     """What else a card reports of the crops and rates."""
-    late, told = settings.late_crops, ""
-    if late is not None:
-        told += (
-            f" (after {at_step(late.after, settings.steps):,} steps "
-            f"{late.batch * settings.accumulate} of {late.crop}x{late.crop})"
-        )
+    told = ""
     if settings.augment:
         told += ", turned, mirrored and scaled"
     if settings.continuous:
@@ -254,13 +287,11 @@ def accelerator_of(settings: Train, device: str, folder: Path) -> Any:
         raise AigiError(f"compute.device: {device}: training needs auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise AigiError("compute.device: cuda: torch finds no GPU on this machine")
-    if settings.tracker is not None:
-        try:
-            import tensorboard  # noqa: F401
-        except ImportError:
-            raise AigiError(
-                "train.tracker: tensorboard is not installed. Run pip install 'aigi[train]'"
-            ) from None
+    if settings.tracker is not None and find_spec(settings.tracker) is None:
+        package = "'aigi[train]'" if settings.tracker == "tensorboard" else settings.tracker
+        raise AigiError(
+            f"train.tracker: {settings.tracker} is not installed. Run pip install {package}"
+        )
     return Accelerator(
         mixed_precision={"float32": "no", "bfloat16": "bf16"}[settings.precision],
         # Told so, accelerate starts a group of processes on CPUs too.
@@ -269,6 +300,18 @@ def accelerator_of(settings: Train, device: str, folder: Path) -> Any:
         project_dir=str(folder),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+
+
+def start_tracker(accelerator: Any, settings: Train, name: str) -> None:
+    """Begin to track a codec: in its folder, or under its name in the project `aigi`."""
+    if settings.tracker == "tensorboard":
+        accelerator.init_trackers(f"{name}/tensorboard")
+    elif settings.tracker is not None:
+        accelerator.init_trackers(
+            "aigi",
+            config=public(settings.recorded()),
+            init_kwargs={settings.tracker: {"name": name}},
+        )
 
 
 def validation_of(settings: Train, run: str) -> list[tuple[RGB, str]]:

@@ -3,25 +3,58 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
+from pipeline import AigiError
+from pipeline.codecs.table import CODECS, no_codec
 from pipeline.collection import Pictures
 from pipeline.settings import Count, Location, Settings, Share
 
 
-class LateCrops(Settings):
+class _Batches(Settings):
+    """Crops are counted by process (`batch`) or over all of them (`global_batch`), not by both."""
+
+    if TYPE_CHECKING:  # fields of the classes below, each in its place
+        batch: int
+        global_batch: int | None
+
+    @model_validator(mode="after")
+    def _counted_once(self) -> Self:
+        if self.global_batch is not None and "batch" in self.model_fields_set:
+            raise ValueError(
+                "batch: leave it out beside global_batch, which says how many crops a step has"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = dump(self)
+        if dumped.get("global_batch") is not None:
+            dumped.pop("batch", None)
+        return dumped
+
+
+class LateCrops(_Batches):
     """Other crops for the last steps: larger ones show a network how far its context reaches."""
 
     crop: Annotated[int, Field(ge=64, multiple_of=64)] = Field(
         256, description="pixels a side of a crop"
     )
     batch: Count = Field(2, description="crops of a process in a batch")
+    global_batch: Count | None = Field(
+        None, description="in place of `batch`: crops of a step over all processes"
+    )
     after: Share = Field(0.9, description="share of `steps` that are taken before")
 
 
-class Train(Settings):
+class Train(_Batches):
     """Images with prompts in, a trained codec for each λ out, below RUN/train."""
 
     data: Pictures | None = Field(
@@ -63,6 +96,16 @@ class Train(Settings):
         description="trained codec to start from: its folder, hf://ORG/NAME[@REVISION], or the "
         "`train` folder of a run, for the best one of the same name and λ",
     )
+    parallel: Literal["crops", "codecs"] = Field(
+        "crops",
+        description="what processes share: the crops of each step, or the codecs, each of which "
+        "one process trains alone",
+    )
+    neighbour: Count | None = Field(
+        None,
+        description="begin the codec of each λ but the first with the weights that the codec "
+        "before has after this many steps; null: all begin as the first",
+    )
     initial: Literal["transform", "random"] = Field(
         "transform",
         description="weights to start from without init: those of a transform coder, or random "
@@ -81,7 +124,14 @@ class Train(Settings):
     )
     steps: Count = Field(1_000_000, description="steps of the optimiser; may be raised later")
     batch: Count = Field(
-        8, description="crops of a process in a batch; a step has `accumulate` batches"
+        8,
+        description="crops of a process in a batch; a step has `accumulate` batches of every "
+        "process",
+    )
+    global_batch: Count | None = Field(
+        None,
+        description="in place of `batch`: crops of a step over all processes and `accumulate`, "
+        "which share them evenly",
     )
     accumulate: Count = Field(1, description="batches whose gradients are summed in a step")
     crop: Annotated[int, Field(ge=64, multiple_of=64)] = Field(
@@ -131,8 +181,15 @@ class Train(Settings):
     validation_pictures: Annotated[int, Field(ge=0)] = Field(
         16, description="images from the validation split of each source; 0: no validation"
     )
-    tracker: Literal["tensorboard"] | None = Field(
-        None, description="tracker of accelerate; for it: pip install 'aigi[train]'"
+    anchors: tuple[str, ...] = Field(
+        (),
+        description="codecs of the benchmark that the validation images are coded with too, once "
+        "training ends: rate-distortion curves, and BD-rates against the first",
+    )
+    tracker: Literal["tensorboard", "trackio", "wandb"] | None = Field(
+        None,
+        description="tracker of accelerate; tensorboard: pip install 'aigi[train]', else pip "
+        "install with its name",
     )
 
     @model_validator(mode="after")
@@ -143,9 +200,22 @@ class Train(Settings):
                 raise ValueError(
                     f"{name}.splits: leave it out; training uses train, validation uses validation"
                 )
+        if self.late_crops is not None and (
+            (self.global_batch is None) != (self.late_crops.global_batch is None)
+        ):
+            raise ValueError("late_crops: give it a global_batch if and only if there is one")
         late = self.crop if self.late_crops is None else self.late_crops.crop
         if self.distortion == "ms-ssim" and min(self.crop, late) < 192:
             raise ValueError("distortion ms-ssim needs crops of at least 192")
+        if self.neighbour is not None and self.neighbour > self.steps:
+            raise ValueError(f"neighbour: {self.neighbour} is more than steps ({self.steps})")
+        for name in self.anchors:
+            if name not in CODECS:
+                raise ValueError(f"anchors: {no_codec(name)}")
+        if self.anchors and not self.validation_pictures:
+            raise ValueError(
+                "anchors: leave them out; they code validation images, and there are none"
+            )
         if self.schedule == "cosine" and self.milestones:
             raise ValueError("milestones: leave them out; schedule cosine has none")
         if self.foreign_prompts is not None and self.text_dropout + self.foreign_share > 1:
@@ -158,12 +228,28 @@ class Train(Settings):
         shares = any(isinstance(milestone, float) for milestone in self.milestones)
         return self.schedule == "cosine" or self.late_crops is not None or shares
 
-    def crops_at(self, step: int) -> tuple[int, int]:
-        """Pixels a side and number of the crops of a batch, after `step` steps."""
+    def crops_at(self, step: int, processes: int = 1) -> tuple[int, int]:
+        """Pixels a side and number of the crops of a process's batch, after `step` steps.
+
+        Raises:
+            AigiError: processes cannot share the crops of a step evenly.
+        """
         late = self.late_crops
-        if late is None or step < at_step(late.after, self.steps):
-            return self.crop, self.batch
-        return late.crop, late.batch
+        now: Train | LateCrops = self
+        if late is not None and step >= at_step(late.after, self.steps):
+            now = late
+        if now.global_batch is None:
+            return now.crop, now.batch
+        parts = processes * self.accumulate
+        each, rest = divmod(now.global_batch, parts)
+        if rest:
+            key = "train.global_batch" if now is self else "train.late_crops.global_batch"
+            raise AigiError(
+                f"{key}: {now.global_batch} crops cannot be shared evenly by {processes} "
+                f"process(es) with {self.accumulate} batch(es) a step (train.accumulate). Give a "
+                f"multiple of {parts}."
+            )
+        return now.crop, each
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate after `step` steps: it rises over `warmup` and falls by the schedule."""
@@ -181,12 +267,17 @@ class Train(Settings):
         Settings that came after the first records are left out where they have their default: so
         they change no record of before.
         """
-        later = {name for name in LATER if getattr(self, name) == _default(name)}
-        return self.model_dump(mode="json", exclude=later)
+        dumped = self.model_dump(mode="json")
+        return {
+            name: value
+            for name, value in dumped.items()
+            if name not in LATER or getattr(self, name) != _default(name)
+        }
 
 
 LATER = (
     "validation_data", "continuous", "loss_scale", "late_crops", "augment", "schedule",
+    "global_batch", "parallel", "neighbour", "anchors",
 )  # fmt: skip
 
 

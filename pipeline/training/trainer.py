@@ -7,12 +7,12 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from pipeline.learned.network import Network, Output
 from pipeline.learned.sizes import NETWORKS, Sizes, parse
 from pipeline.learned.text import TextEncoder
 from pipeline.outside import opened
-from pipeline.pixels import RGB
+from pipeline.pixels import RGB, decibels
 from pipeline.shown import public
 from pipeline.stage import flat
 from pipeline.training import checkpoint
@@ -50,7 +50,7 @@ PATIENCE = timedelta(hours=6)
 FREE = {
     "steps", "threads", "log_every", "save_every", "validate_every", "validation_pictures",
     "tracker", "text_folder", "max_skipped", "lambdas", "together", "data", "init",
-    "validation_data",
+    "validation_data", "parallel", "anchors",
 }  # fmt: skip
 """Settings that may change while a codec is trained, or that are recorded in another form."""
 
@@ -78,23 +78,38 @@ def sizes_of(settings: Train) -> Sizes:
     return sizes
 
 
+class Terms(NamedTuple):
+    """What the losses of B images consist of; each is float32, shape (B,), at least 0.
+
+    Attributes:
+        distortion: times λ.
+        y_bpp, z_bpp: estimated bits a pixel of y and of z.
+        mse: over values from 0 to 1.
+    """
+
+    distortion: Tensor
+    y_bpp: Tensor
+    z_bpp: Tensor
+    mse: Tensor
+
+
 def rate_distortion(
     output: Output,
     x: Tensor,
     weight: float | Tensor,
     distortion: str,
-    scale: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss: λ·255²·MSE + bpp (Ballé 2018), or λ·(1 - MS-SSIM) + bpp.
+    scale: float | Tensor = 1.0,
+) -> tuple[Tensor, Terms]:
+    """The loss: λ·255²·MSE + bpp (Ballé 2018), or λ·(1 - MS-SSIM) + bpp; and its terms.
 
     Args:
         output: of the network for x.
         x: float32 tensor B x 3 x H x W in 0 to 1.
         weight: λ of all images, or a tensor with the λ of each.
-        scale: float32, B, above 0: the loss of each image is multiplied by it; None: by 1.
+        scale: what the loss of each image is multiplied by, above 0; or a float32 tensor (B,).
 
     Returns:
-        loss, bpp and MSE (over values from 0 to 1), scalar tensors.
+        The mean of the images' losses, a float32 scalar, and what they consist of.
     """
     pixels = x.shape[2] * x.shape[3]
     x_hat = output.x_hat.float()
@@ -105,11 +120,8 @@ def rate_distortion(
         with torch.autocast(x.device.type, enabled=False):
             # Outside 0 … 1 its terms lose their meaning; the gradient of clamp would be 0 there.
             distortions = weight * (1 - ms_ssim(x_hat, x))
-    if scale is None:
-        bpp = output.bits() / (x.shape[0] * pixels)
-        return distortions.mean() + bpp, bpp, errors.mean()
-    rates = output.bits_of_each() / pixels
-    return (scale * (distortions + rates)).mean(), rates.mean(), errors.mean()
+    y, z = (bits / pixels for bits in output.bits_of_each())
+    return (scale * (distortions + y + z)).mean(), Terms(distortions, y, z, errors)
 
 
 def _seed(*parts: object) -> int:
@@ -141,6 +153,7 @@ class Trainer:
         accelerator: the accelerator of accelerate.
         collection: images of the train split.
         validation: decoded images (uint8, H x W x 3) and prompts.
+        init: the model to begin with, in place of that of the settings.
 
     Raises:
         AigiError: the folder was begun with other settings, or `init` does not fit.
@@ -155,11 +168,14 @@ class Trainer:
         accelerator: Any,
         collection: Collection,
         validation: list[tuple[RGB, str]],
+        init: Path | None = None,
     ) -> None:
         self.settings, self.weights, self.folder = settings, weights, folder
         self.accelerator, self.collection, self.validation = accelerator, collection, validation
         sizes = sizes_of(settings)
-        self.init = None if settings.init is None else init_of(settings.init, folder.name)
+        self.crops_of_a_step()  # processes must be able to share them
+        own = None if settings.init is None else init_of(settings.init, folder.name)
+        self.init = own if init is None else str(init)
         self.text = (
             None
             if sizes.text is None
@@ -168,6 +184,8 @@ class Trainer:
         self.foreign = _foreign_prompts(settings)
         self.state = _Progress(settings=self._recorded(sizes, threads))
         self.changed: list[str] = []
+        self.observed: list[Tensor] = []
+        self.norms: list[Tensor] = []
         self.middle = math.exp(math.fsum(map(math.log, weights)) / len(weights))
         torch.manual_seed(_seed(settings.seed, "weights"))
         self.network = Network(**sizes.model_dump())
@@ -241,15 +259,13 @@ class Trainer:
             return
         tensors, facts = checkpoint.load(files[-1])
         settings = self.state.settings
+        # A network that has more sizes now has their defaults then.
+        facts["settings"]["network"] = parse(facts["settings"]["network"]).model_dump(mode="json")
         steps = facts["settings"].get("steps", self.settings.steps)
         before, now = (
             flat(
-                {k: v for k, v in one.items() if k != "steps"}
-                | {
-                    "milestones": [
-                        m for m in one["milestones"] if at_step(m, steps) < facts["step"]
-                    ]
-                }
+                {name: value for name, value in one.items() if name != "steps"}
+                | {"milestones": _passed(one["milestones"], steps, facts["step"])}
             )
             for one in (facts["settings"], settings)
         )
@@ -311,13 +327,27 @@ class Trainer:
         switch = None if late is None else at_step(late.after, settings.steps)
         if switch is None or step < switch:
             # Left where the late crops begin; there are no more of them than the steps take.
-            each = settings.batch * settings.accumulate
+            size, count = settings.crops_at(step, self.accelerator.num_processes)
+            each = count * settings.accumulate
             most = None if switch is None else (switch - step) * each
-            yield from itertools.islice(self._stream(settings.crop, step * each), most)
+            yield from itertools.islice(self._stream(size, step * each), most)
             step = switch or step
         if late is not None:
-            each = late.batch * settings.accumulate
-            yield from self._stream(late.crop, step * each)
+            size, count = settings.crops_at(step, self.accelerator.num_processes)
+            yield from self._stream(size, step * count * settings.accumulate)
+
+    def crops_of_a_step(self) -> str:
+        """How many crops of all processes a step has, and of what size, in words."""
+        settings, processes = self.settings, self.accelerator.num_processes
+        late = settings.late_crops
+        switch = None if late is None else at_step(late.after, settings.steps)
+        told = []
+        for step in (0,) if switch is None else (0, switch):
+            size, count = settings.crops_at(step, processes)
+            crops = count * settings.accumulate * processes
+            told.append(f"{crops:,} crops of {size}x{size}")
+        more = "" if switch is None else f", from step {switch:,} on {told[1]}"
+        return told[0] + more
 
     def _stream(self, size: int, start: int) -> Iterator[Crop]:
         settings = self.settings
@@ -338,7 +368,7 @@ class Trainer:
         )
 
     def _batch(self, crops: Iterator[Crop], drawn: random.Random) -> tuple[Tensor, Text | None]:
-        _, count = self.settings.crops_at(self.state.step)
+        _, count = self.settings.crops_at(self.state.step, self.accelerator.num_processes)
         taken = [next(crops) for _ in range(count)]
         device = self.accelerator.device
         pixels = torch.from_numpy(np.stack([crop.pixels for crop in taken])).to(device)
@@ -366,6 +396,7 @@ class Trainer:
         drawn = random.Random(f"{settings.seed} text {number} {rank}")
         torch.manual_seed(_seed(settings.seed, "step", number, rank))
         sums = torch.zeros(3, device=self.accelerator.device)
+        rows = []
         for micro in range(settings.accumulate):
             x, text = self._batch(crops, drawn)
             quality, weight = self._qualities(drawn, micro, len(x))
@@ -373,10 +404,13 @@ class Trainer:
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
                     output = self.forward(x, text, quality)
-                scale = self._scale(weight)
-                found = rate_distortion(output, x, weight, settings.distortion, scale)
-                self.accelerator.backward(found[0] / settings.accumulate)
-            sums += torch.stack(found).detach() / settings.accumulate
+                scale = self.scale_of(weight)
+                loss, terms = rate_distortion(output, x, weight, settings.distortion, scale)
+                self.accelerator.backward(loss / settings.accumulate)
+            with torch.no_grad():
+                found = torch.stack([loss, (terms.y_bpp + terms.z_bpp).mean(), terms.mse.mean()])
+                sums += found / settings.accumulate
+                rows.append(_observed(quality, weight, terms, output))
         # After all processes have shared their gradients, all see the same norm.
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip)
         finite = bool(torch.isfinite(norm))
@@ -394,8 +428,10 @@ class Trainer:
         self.state.step += 1
         if not finite:
             return None
-        loss, bpp, mse = sums.tolist()
-        return loss, bpp, mse
+        self.observed.append(torch.cat(rows))
+        self.norms.append(norm)
+        mean_loss, bpp, mse = sums.tolist()
+        return mean_loss, bpp, mse
 
     def _qualities(
         self, drawn: random.Random, micro: int, crops: int
@@ -431,9 +467,29 @@ class Trainer:
         """By what the loss of a crop with this λ is multiplied."""
         return 1.0 if self.settings.loss_scale == "none" else (self.middle / weight) ** 0.5
 
-    def _scale(self, weight: float | Tensor) -> Tensor | None:
-        scale = self.scale_of(weight)
-        return scale if isinstance(scale, Tensor) else None
+    def seen(self) -> list[dict[str, float | int]]:
+        """Means of this process's crops since the last call, a row for each quality seen.
+
+        A quality between two counts to the nearer one.
+        """
+        if not self.observed:
+            return []
+        rows = torch.cat(self.observed).double().cpu()
+        norm = float(torch.stack(self.norms).double().mean())
+        self.observed.clear()
+        self.norms.clear()
+        found: list[dict[str, float | int]] = []
+        for quality in sorted(set(rows[:, 0].round().tolist())):
+            here = rows[rows[:, 0].round() == quality]
+            _, weight, loss, y_bpp, z_bpp, mse, spread = here.mean(0).tolist()
+            found.append(
+                {
+                    "quality": int(quality), "lambda": weight, "crops": len(here), "loss": loss,
+                    "y_bpp": y_bpp, "z_bpp": z_bpp, "psnr": decibels(1, mse),
+                    "calibration": spread, "gradient_norm": norm,
+                }
+            )  # fmt: skip
+        return found
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -455,6 +511,26 @@ class Trainer:
         device = self.accelerator.device
         name = "cpu" if device.type == "cpu" else str(device)  # accelerate numbers CPUs, too
         return validate(self.model_now(), self.validation, self.text, name)
+
+
+def _passed(milestones: Sequence[float], steps: int, step: int) -> list[int]:
+    """The milestones of so many steps that are behind a step."""
+    return [at for milestone in milestones if (at := at_step(milestone, steps)) < step]
+
+
+def _observed(
+    quality: Tensor | None, weight: float | Tensor, terms: Terms, output: Output
+) -> Tensor:
+    """A row for each crop: quality, λ, loss, bits a pixel of y and z, MSE and spread."""
+    count = len(terms.mse)
+    spread = terms.mse.new_full((count,), math.nan) if output.spread is None else output.spread
+    columns = (
+        terms.mse.new_ones(count) if quality is None else quality,
+        torch.as_tensor(weight, device=terms.mse.device).expand(count),
+        terms.distortion + terms.y_bpp + terms.z_bpp,
+        *(terms.y_bpp, terms.z_bpp, terms.mse, spread),
+    )
+    return torch.stack([column.detach().float() for column in columns], 1)
 
 
 def init_of(place: str, name: str) -> str:

@@ -111,7 +111,7 @@ def train(arm: str, seed: int, steps: int, encoder: TextEncoder) -> Network:
             group["lr"] = 0.5 * LEARNING_RATE * (1 + math.cos(math.pi * step / steps))
         torch.manual_seed(seed * steps + step)  # the same noise for every arm
         output = network(x, _text(encoder, ARMS[arm](texts)))
-        loss, bpp, _ = rate_distortion(output, x, WEIGHT, "mse")
+        loss, terms = rate_distortion(output, x, WEIGHT, "mse")
         optimiser.zero_grad()
         aux.zero_grad()
         torch.autograd.backward(loss)
@@ -120,9 +120,10 @@ def train(arm: str, seed: int, steps: int, encoder: TextEncoder) -> Network:
         torch.autograd.backward(network.aux_loss())
         aux.step()
         if step % 200 == 199:
+            bpp = float((terms.y_bpp + terms.z_bpp).mean())
             print(
                 f"{arm}, seed {seed}: step {step + 1:,} of {steps:,}, "
-                f"{float(bpp) * SIDE**2:.0f} bits, {time.monotonic() - began:.0f} s",
+                f"{bpp * SIDE**2:.0f} bits, {time.monotonic() - began:.0f} s",
                 flush=True,
             )
     return network.eval()

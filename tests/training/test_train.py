@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import random
@@ -24,7 +23,6 @@ import yaml
 from safetensors.torch import load_file
 
 from pipeline import AigiError
-from pipeline.collection import Collection
 from pipeline.learned.codec import load, load_network
 from pipeline.learned.network import Network
 from pipeline.learned.text import TextEncoder
@@ -36,14 +34,13 @@ from pipeline.training.logs import logs
 from pipeline.training.settings import Train
 from pipeline.training.trainer import rate_distortion
 from pipeline.training.validation import Found
-from pipeline.workflow import Workflow
 from tests.conftest import ROOT, aigi
 from tests.learned.conftest import TEXT, pictures
 from tests.training.release import trained, write_release
+from tests.training.small import HYPERPRIOR, rows_of, same_bits, train_here, trainer_of, workflow_of
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
-HYPERPRIOR = {"kind": "hyperprior", "name": "tiny", "n": 8, "m": 12}
 CATC = {"kind": "catc", "name": "tiny", "n": 8, "m": 10, "hidden": 8, "heads": 2, "text": TEXT}
 NAME = "train/tiny-mse-0.013"
 
@@ -58,67 +55,19 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_release(tmp_path_factory.mktemp("train"), parts)
 
 
-def _workflow(run: Path, release: Path, **settings: Any) -> Workflow:
-    small: dict[str, Any] = {
-        "data": {"place": str(release)},
-        "network": HYPERPRIOR,
-        "weights": {"mj52": 4},
-        "steps": 12,
-        "batch": 2,
-        "crop": 64,
-        "shuffle_buffer": 24,
-        "initial": "random",  # what trains is seen in few steps
-        "learning_rate": 1e-3,
-        "save_every": 4,
-        "validate_every": 6,
-        "log_every": 3,
-    }
-    return Workflow(run=str(run), train=Train.model_validate(small | settings))
-
-
-def _train(run: Path, release: Path, **settings: Any) -> Path:
-    (folder,) = trained(_workflow(run, release, **settings), Progress(quiet=True))
-    return folder
-
-
-def _trainer(run: Path, release: Path, **settings: Any) -> trainer.Trainer:
-    """A trainer as `train` makes it, for single steps."""
-    workflow = _workflow(run, release, validation_pictures=0, **settings)
-    assert workflow.train is not None
-    run.mkdir(parents=True, exist_ok=True)
-    accelerator = fit.accelerator_of(workflow.train, "cpu", run)
-    assert workflow.train.data is not None
-    data = workflow.train.data.model_copy(update={"splits": ("train",)})
-    (weights,) = fit.codecs_of(workflow.train, trainer.sizes_of(workflow.train)).values()
-    return trainer.Trainer(workflow.train, weights, run, 1, accelerator, Collection(data), [])
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _equal(one: Path, other: Path) -> None:
-    """Two checkpoints or models hold the same bits under the same names."""
-    first, second = load_file(one), load_file(other)
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, release: Path) -> Path:
     """60 steps of a network with text, never stopped."""
     run = tmp_path_factory.mktemp("undisturbed")
     Store(str(run)).write_json({}, RUN_WORKFLOW)  # as the command records it
-    return _train(run, release, network=CATC, steps=60, save_every=10, validate_every=20)
+    return train_here(run, release, network=CATC, steps=60, save_every=10, validate_every=20)
 
 
 def test_a_trained_codec_codes_and_beats_its_begin(undisturbed: Path) -> None:
-    curve = _rows(undisturbed / "curve.csv")
+    curve = rows_of(undisturbed / "curve.csv")
     assert [int(row["step"]) for row in curve] == list(range(3, 61, 3))
     assert float(curve[-1]["loss"]) < 0.5 * float(curve[0]["loss"])
-    whole = _rows(undisturbed / "validation.csv")
+    whole = rows_of(undisturbed / "validation.csv")
     assert [int(row["step"]) for row in whole] == [20, 40, 60]
     best = min(whole, key=lambda row: float(row["loss"]))
     assert f"{float(best['psnr']):.2f}" in (undisturbed / "best" / "README.md").read_text()
@@ -139,7 +88,7 @@ def test_status_and_report_show_what_was_trained(undisturbed: Path) -> None:
     store = Store(str(undisturbed.parents[1]))
     (log,) = logs(store)
     assert (log.name, log.step, log.steps) == ("tiny-mse-0.013", 60, None)
-    assert log.validation[-1]["psnr"] == float(_rows(undisturbed / "validation.csv")[-1]["psnr"])
+    assert log.validation[-1]["psnr"] == float(rows_of(undisturbed / "validation.csv")[-1]["psnr"])
     done = aigi("status", store.url)
     assert done.returncode == 0, done.stderr
     assert re.search(rf"{log.name} +│ +60 │ .* {log.curve[-1]['bpp']:.4f} ", done.stdout)
@@ -160,7 +109,7 @@ def test_status_and_report_show_what_was_trained(undisturbed: Path) -> None:
 def test_killed_again_and_again_the_weights_are_the_same_bits(
     undisturbed: Path, release: Path, tmp_path: Path
 ) -> None:
-    workflow = _workflow(
+    workflow = workflow_of(
         tmp_path / "run", release, network=CATC, steps=60, save_every=10, validate_every=20
     )
     path = tmp_path / "train.yaml"
@@ -185,12 +134,12 @@ def test_killed_again_and_again_the_weights_are_the_same_bits(
     assert done.returncode == 0, done.stderr
     assert "resumes from step" in done.stderr
     for name in ("last", "best"):
-        _equal(folder / name / "model.safetensors", undisturbed / name / "model.safetensors")
-    _equal(checkpoint.path_of(folder, 60), checkpoint.path_of(undisturbed, 60))
+        same_bits(folder / name / "model.safetensors", undisturbed / name / "model.safetensors")
+    same_bits(checkpoint.path_of(folder, 60), checkpoint.path_of(undisturbed, 60))
     mine, theirs = (checkpoint.load(checkpoint.path_of(f, 60))[1] for f in (folder, undisturbed))
     for key in ("step", "skipped", "best_step", "best_loss"):
         assert mine[key] == theirs[key]
-    assert _rows(folder / "validation.csv") == _rows(undisturbed / "validation.csv")
+    assert rows_of(folder / "validation.csv") == rows_of(undisturbed / "validation.csv")
     again = aigi("run", str(path))
     assert "already made" in again.stderr
     assert logs(Store(str(tmp_path / "run")))[0].progress == "60 of 60"
@@ -198,14 +147,14 @@ def test_killed_again_and_again_the_weights_are_the_same_bits(
 
 def test_steps_may_be_raised_and_other_settings_not(release: Path, tmp_path: Path) -> None:
     same = {"validation_pictures": 0, "accumulate": 2}
-    _train(tmp_path / "a", release, steps=8, **same)
-    longer = _train(tmp_path / "a", release, steps=12, log_every=5, **same)
-    straight = _train(tmp_path / "b", release, steps=12, **same)
-    _equal(longer / "last" / "model.safetensors", straight / "last" / "model.safetensors")
+    train_here(tmp_path / "a", release, steps=8, **same)
+    longer = train_here(tmp_path / "a", release, steps=12, log_every=5, **same)
+    straight = train_here(tmp_path / "b", release, steps=12, **same)
+    same_bits(longer / "last" / "model.safetensors", straight / "last" / "model.safetensors")
     with pytest.raises(AigiError, match=r"other settings:\n  batch: 2 -> 4\n"):
-        _train(tmp_path / "a", release, steps=12, batch=4, **same)
+        train_here(tmp_path / "a", release, steps=12, batch=4, **same)
     with pytest.raises(AigiError, match=r"network\.m: 12 -> 16"):
-        _train(tmp_path / "a", release, network=HYPERPRIOR | {"m": 16}, **same)
+        train_here(tmp_path / "a", release, network=HYPERPRIOR | {"m": 16}, **same)
 
 
 def test_a_training_from_before_there_were_tails_is_resumed(release: Path, tmp_path: Path) -> None:
@@ -224,17 +173,17 @@ def test_a_training_from_before_there_were_tails_is_resumed(release: Path, tmp_p
 
 def test_milestones_to_come_may_move_and_those_passed_not(release: Path, tmp_path: Path) -> None:
     same = {"validation_pictures": 0, "log_every": 1}
-    _train(tmp_path / "a", release, steps=8, milestones=[3, 9], **same)
-    moved = _train(tmp_path / "a", release, steps=12, milestones=[3, 8, 11], **same)
-    straight = _train(tmp_path / "b", release, steps=12, milestones=[3, 8, 11], **same)
-    _equal(moved / "last" / "model.safetensors", straight / "last" / "model.safetensors")
-    rates = [[row["learning_rate"] for row in _rows(f / "curve.csv")] for f in (moved, straight)]
+    train_here(tmp_path / "a", release, steps=8, milestones=[3, 9], **same)
+    moved = train_here(tmp_path / "a", release, steps=12, milestones=[3, 8, 11], **same)
+    straight = train_here(tmp_path / "b", release, steps=12, milestones=[3, 8, 11], **same)
+    same_bits(moved / "last" / "model.safetensors", straight / "last" / "model.safetensors")
+    rates = [[row["learning_rate"] for row in rows_of(f / "curve.csv")] for f in (moved, straight)]
     assert rates[0] == rates[1] and len(set(rates[0])) == 4
     # What is recorded is what it was trained with last.
     again = {"steps": 14, **same}
-    _train(tmp_path / "a", release, milestones=[3, 8, 11, 13], **again)
+    train_here(tmp_path / "a", release, milestones=[3, 8, 11, 13], **again)
     with pytest.raises(AigiError, match=r"milestones: \[3, 8, 11, 13\] -> \[3, 11, 13\]"):
-        _train(tmp_path / "a", release, milestones=[3, 11, 13], **again | {"steps": 15})
+        train_here(tmp_path / "a", release, milestones=[3, 11, 13], **again | {"steps": 15})
 
 
 def test_the_best_is_kept_and_worse_ones_are_not(
@@ -246,24 +195,24 @@ def test_the_best_is_kept_and_worse_ones_are_not(
         "validate",
         lambda self: [Found(1, 0.5, 0.4, next(errors), 20.0, None)],
     )
-    folder = _train(tmp_path, release, steps=9, validate_every=3)
+    folder = train_here(tmp_path, release, steps=9, validate_every=3)
     _, facts = checkpoint.load(checkpoint.found(folder)[-1])
     assert facts["best_step"] == 6
     assert facts["best_loss"] == pytest.approx(0.013 * 255**2 * 0.01 + 0.5)
-    at_six = _train(tmp_path / "six", release, steps=6, validation_pictures=0)
-    _equal(folder / "best" / "model.safetensors", at_six / "last" / "model.safetensors")
+    at_six = train_here(tmp_path / "six", release, steps=6, validation_pictures=0)
+    same_bits(folder / "best" / "model.safetensors", at_six / "last" / "model.safetensors")
 
 
 def test_a_damaged_checkpoint_is_named(release: Path, tmp_path: Path) -> None:
-    folder = _train(tmp_path, release, steps=8, validation_pictures=0)
+    folder = train_here(tmp_path, release, steps=8, validation_pictures=0)
     newest = checkpoint.found(folder)[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
     with pytest.raises(AigiError, match=rf"{newest.name}: damaged .*Delete it"):
-        _train(tmp_path, release, steps=12, validation_pictures=0)
+        train_here(tmp_path, release, steps=12, validation_pictures=0)
     newest.unlink()
-    straight = _train(tmp_path / "b", release, steps=12, validation_pictures=0)
-    again = _train(tmp_path, release, steps=12, validation_pictures=0)
-    _equal(again / "last" / "model.safetensors", straight / "last" / "model.safetensors")
+    straight = train_here(tmp_path / "b", release, steps=12, validation_pictures=0)
+    again = train_here(tmp_path, release, steps=12, validation_pictures=0)
+    same_bits(again / "last" / "model.safetensors", straight / "last" / "model.safetensors")
 
 
 def test_steps_without_a_finite_gradient_are_passed_over_and_counted(
@@ -277,11 +226,11 @@ def test_steps_without_a_finite_gradient_are_passed_over_and_counted(
 
     def poisoned(*arguments: Any) -> Any:
         calls["n"] += 1  # type: ignore[operator]
-        loss, bpp, mse = genuine(*arguments)
-        return (loss * float("nan") if calls["n"] in calls["bad"] else loss), bpp, mse  # type: ignore[operator]
+        loss, terms = genuine(*arguments)
+        return (loss * float("nan") if calls["n"] in calls["bad"] else loss), terms  # type: ignore[operator]
 
     monkeypatch.setattr(trainer, "rate_distortion", poisoned)
-    workflow = _workflow(tmp_path / "a", release, steps=8, validation_pictures=0)
+    workflow = workflow_of(tmp_path / "a", release, steps=8, validation_pictures=0)
     (folder,) = trained(workflow, Progress())
     assert "step 3 had no finite gradient" in capsys.readouterr().err
     facts = checkpoint.load(checkpoint.found(folder)[-1])[1]
@@ -290,10 +239,10 @@ def test_steps_without_a_finite_gradient_are_passed_over_and_counted(
     assert all(torch.isfinite(w.float()).all() for w in weights.values())
     calls |= {"n": 0, "bad": set(range(1, 100))}
     with pytest.raises(AigiError, match=r"3 steps had no finite gradient .*in a new run\.$"):
-        _train(tmp_path / "b", release, max_skipped=2, validation_pictures=0)
+        train_here(tmp_path / "b", release, max_skipped=2, validation_pictures=0)
     calls |= {"n": 0, "bad": set(range(5, 100))}
     with pytest.raises(AigiError, match=r"state-00000004\.safetensors is the last checkpoint\.$"):
-        _train(tmp_path / "c", release, max_skipped=2, validation_pictures=0)
+        train_here(tmp_path / "c", release, max_skipped=2, validation_pictures=0)
 
 
 def test_gradients_are_accumulated_as_if_in_one_batch(
@@ -302,8 +251,8 @@ def test_gradients_are_accumulated_as_if_in_one_batch(
     # Noise would differ between one batch and two; clipping would hide another scale.
     monkeypatch.setattr("pipeline.learned.coding.noise", lambda x: x)
     monkeypatch.setattr("pipeline.learned.entropy.noise", lambda x: x)
-    one = _trainer(tmp_path / "a", release, batch=4, accumulate=1, clip=1e9)
-    two = _trainer(tmp_path / "b", release, batch=2, accumulate=2, clip=1e9)
+    one = trainer_of(tmp_path / "a", release, batch=4, accumulate=1, clip=1e9)
+    two = trainer_of(tmp_path / "b", release, batch=2, accumulate=2, clip=1e9)
     assert one.step(one.crops()) == pytest.approx(two.step(two.crops()), rel=1e-5)
     for a, b in zip(one.parameters, two.parameters, strict=True):
         first, second = (t.optimizer.state[p]["exp_avg"] for t, p in ((one, a), (two, b)))
@@ -311,7 +260,7 @@ def test_gradients_are_accumulated_as_if_in_one_batch(
 
 
 def test_the_gradient_is_clipped_and_the_average_follows(release: Path, tmp_path: Path) -> None:
-    trainer = _trainer(tmp_path, release, clip=0.5, ema=0.5)
+    trainer = trainer_of(tmp_path, release, clip=0.5, ema=0.5)
     before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
     crops = trainer.crops()
     trainer.step(crops)
@@ -350,27 +299,27 @@ def test_foreign_prompts_stand_in_for_some(release: Path, tmp_path: Path) -> Non
     file = tmp_path / "prompts.txt"
     file.write_text("four dogs\n\n five cats \n")
     asked: dict[str, Any] = {"network": CATC, "foreign_prompts": str(file)}
-    trainer = _trainer(tmp_path / "a", release, **asked, text_dropout=0.5, foreign_share=0.25)
+    trainer = trainer_of(tmp_path / "a", release, **asked, text_dropout=0.5, foreign_share=0.25)
     chance, crop = random.Random(0), next(trainer.crops())
     counts = Counter(trainer._prompt(crop, chance) for _ in range(4000))
     assert set(counts) == {"", crop.text, "four dogs", "five cats"} and crop.text
     expected = {"": 2000, crop.text: 1000, "four dogs": 500, "five cats": 500}
     assert all(abs(counts[prompt] - n) < 130 for prompt, n in expected.items()), counts
-    _train(tmp_path / "b", release, **asked, steps=2, save_every=2, validation_pictures=0)
+    train_here(tmp_path / "b", release, **asked, steps=2, save_every=2, validation_pictures=0)
     file.write_text("four dogs\n")
     with pytest.raises(AigiError, match=r"other settings:\n  foreign_prompts: "):
-        _train(tmp_path / "b", release, **asked, steps=4, save_every=2, validation_pictures=0)
+        train_here(tmp_path / "b", release, **asked, steps=4, save_every=2, validation_pictures=0)
     for text, said in (("", "no line has a prompt"), (None, "cannot be read")):
         file.unlink() if text is None else file.write_text(text)
         with pytest.raises(AigiError, match=said):
-            _trainer(tmp_path / "c", release, **asked)
+            trainer_of(tmp_path / "c", release, **asked)
     with pytest.raises(ValueError, match="must not be more than 1"):
-        _workflow(tmp_path, release, **asked, text_dropout=0.9)
+        workflow_of(tmp_path, release, **asked, text_dropout=0.9)
 
 
 def test_prompts_are_dropped_as_often_as_asked(release: Path, tmp_path: Path) -> None:
     def texts(share: float) -> list[bool]:
-        trainer = _trainer(tmp_path / str(share), release, network=CATC, text_dropout=share)
+        trainer = trainer_of(tmp_path / str(share), release, network=CATC, text_dropout=share)
         assert trainer.text is not None
         empty = trainer.text([""]).features.float()
         crops, chance, found = trainer.crops(), random.Random(0), []
@@ -390,13 +339,13 @@ def test_prompts_are_dropped_as_often_as_asked(release: Path, tmp_path: Path) ->
 
 def test_ms_ssim_is_trained_too(release: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 192"):
-        _workflow(tmp_path, release, distortion="ms-ssim", crop=128)
+        workflow_of(tmp_path, release, distortion="ms-ssim", crop=128)
     # The pictures are smaller than the crops, which mirror them; validation is not asked for.
     asked: dict[str, Any] = {"distortion": "ms-ssim", "crop": 192, "validation_pictures": 0}
-    workflow = _workflow(tmp_path, release, **asked, lambdas=[8.0, 64.0], steps=6, log_every=1)
+    workflow = workflow_of(tmp_path, release, **asked, lambdas=[8.0, 64.0], steps=6, log_every=1)
     folders = trained(workflow, Progress(quiet=True))
     assert [folder.name for folder in folders] == ["tiny-ms-ssim-8", "tiny-ms-ssim-64"]
-    low, high = (_rows(folder / "curve.csv")[0] for folder in folders)
+    low, high = (rows_of(folder / "curve.csv")[0] for folder in folders)
     # First steps of equal networks: only λ differs, so λ's factor follows from both losses.
     unlike = [float(r["loss"]) - float(r["bpp"]) for r in (low, high)]
     assert unlike[1] / unlike[0] == pytest.approx(8.0, rel=1e-3)
@@ -404,32 +353,34 @@ def test_ms_ssim_is_trained_too(release: Path, tmp_path: Path) -> None:
 
 
 def test_a_codec_is_tuned_from_another(release: Path, tmp_path: Path) -> None:
-    first = _train(tmp_path / "a", release, steps=8, validation_pictures=0)
+    first = train_here(tmp_path / "a", release, steps=8, validation_pictures=0)
     start = load_network(first / "last")
-    trainer = _trainer(tmp_path / "b", release, init=str(first / "last"))
+    trainer = trainer_of(tmp_path / "b", release, init=str(first / "last"))
     for name, value in start.state_dict().items():
         assert torch.equal(trainer.network.state_dict()[name], value), name
     with pytest.raises(AigiError, match=r"train\.init: .*its sizes are"):
-        _trainer(tmp_path / "c", release, init=str(first / "last"), network=HYPERPRIOR | {"n": 16})
-    measured = _train(tmp_path / "e", release, steps=6)
-    same = _trainer(tmp_path / "f" / measured.name, release, init=str(measured.parent))
+        trainer_of(
+            tmp_path / "c", release, init=str(first / "last"), network=HYPERPRIOR | {"n": 16}
+        )
+    measured = train_here(tmp_path / "e", release, steps=6)
+    same = trainer_of(tmp_path / "f" / measured.name, release, init=str(measured.parent))
     assert same.init == str(measured / "best")
-    tuned = _train(
+    tuned = train_here(
         tmp_path / "d", release, init=str(first / "last"), validation_pictures=0, steps=4
     )
     Network(**HYPERPRIOR).save_pretrained(tmp_path / "other")
     with pytest.raises(AigiError, match=r"other settings:\n  init: "):
-        _train(tmp_path / "d", release, init=str(tmp_path / "other"), validation_pictures=0)
+        train_here(tmp_path / "d", release, init=str(tmp_path / "other"), validation_pictures=0)
     # What it started from is in the checkpoint, so it may go.
     shutil.rmtree(first)
-    _train(tmp_path / "d", release, init=str(first / "last"), validation_pictures=0, steps=6)
+    train_here(tmp_path / "d", release, init=str(first / "last"), validation_pictures=0, steps=6)
     assert checkpoint.load(checkpoint.found(tuned)[-1])[1]["step"] == 6
 
 
 def test_what_later_codecs_start_from_is_asked_for_first(release: Path, tmp_path: Path) -> None:
-    first = _train(tmp_path / "a", release, steps=2, validate_every=2)
+    first = train_here(tmp_path / "a", release, steps=2, validate_every=2)
     with pytest.raises(AigiError, match=r"train\.init: .*/a/train has no config\.json"):
-        _train(tmp_path / "b", release, init=str(first.parent), lambdas=[0.013, 0.05])
+        train_here(tmp_path / "b", release, init=str(first.parent), lambdas=[0.013, 0.05])
     assert not (tmp_path / "b").exists()
 
 
@@ -437,7 +388,7 @@ def test_another_text_encoder_is_refused(
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: dict[str, Any] = {"network": CATC, "validation_pictures": 0, "save_every": 2}
-    _train(tmp_path, release, **asked, steps=2)
+    train_here(tmp_path, release, **asked, steps=2)
     state = TextEncoder.state
 
     def changed(self: Any) -> dict[str, torch.Tensor]:
@@ -445,7 +396,7 @@ def test_another_text_encoder_is_refused(
 
     monkeypatch.setattr(TextEncoder, "state", changed)
     with pytest.raises(AigiError, match=r"other settings:\n  text encoder: [0-9a-f]{64} -> "):
-        _train(tmp_path, release, **asked, steps=4)
+        train_here(tmp_path, release, **asked, steps=4)
 
 
 def test_logs_survive_a_kill_while_they_are_cut(
@@ -475,10 +426,10 @@ def test_one_network_learns_the_rates_of_all_lambdas(release: Path, tmp_path: Pa
     asked: dict[str, Any] = {
         "lambdas": [0.001, 0.01, 0.1], "together": True, "steps": 30, "validate_every": 15,
     }  # fmt: skip
-    folder = _train(tmp_path / "a", release, **asked)
+    folder = train_here(tmp_path / "a", release, **asked)
     Store(str(tmp_path / "a")).write_json({}, RUN_WORKFLOW)  # as the command records it
     assert folder.name == "tiny-mse"
-    rows = _rows(folder / "validation.csv")
+    rows = rows_of(folder / "validation.csv")
     assert [(row["step"], row["quality"]) for row in rows] == [
         (str(step), str(quality)) for step in (15, 30) for quality in (1, 2, 3)
     ]
@@ -496,28 +447,28 @@ def test_one_network_learns_the_rates_of_all_lambdas(release: Path, tmp_path: Pa
         assert float(row["loss"]) == pytest.approx(loss, rel=1e-5)
     assert float(rows[3]["bpp"]) < float(rows[5]["bpp"])
     # Stopped and gone on with, it is the same; the report has a row for each.
-    half = _train(tmp_path / "b", release, **asked | {"steps": 15})
-    assert _rows(half / "validation.csv") == rows[:3]
-    _train(tmp_path / "b", release, **asked)
-    _equal(half / "last" / "model.safetensors", folder / "last" / "model.safetensors")
+    half = train_here(tmp_path / "b", release, **asked | {"steps": 15})
+    assert rows_of(half / "validation.csv") == rows[:3]
+    train_here(tmp_path / "b", release, **asked)
+    same_bits(half / "last" / "model.safetensors", folder / "last" / "model.safetensors")
     (log,) = logs(Store(str(tmp_path / "a")))
     assert list(log.by_quality) == [f"tiny-mse, quality {quality}" for quality in (1, 2, 3)]
     page, _ = report(Store(str(tmp_path / "a")))
     assert all(name in page for name in log.by_quality)
     with pytest.raises(AigiError, match=r"tiny codes at 3 qualities\. Give a λ for each"):
-        _train(tmp_path / "c", release, **asked | {"lambdas": [0.1, 0.01, 0.001]})
+        train_here(tmp_path / "c", release, **asked | {"lambdas": [0.1, 0.01, 0.001]})
 
 
 def test_training_begins_with_a_transform(release: Path, tmp_path: Path) -> None:
     sizes = HYPERPRIOR | {"n": 48, "m": 64}
     asked: dict[str, Any] = {"network": sizes, "lambdas": [0.02], "crop": 192}
     random, mse = (
-        _trainer(tmp_path / initial, release, initial=initial, **asked)
+        trainer_of(tmp_path / initial, release, initial=initial, **asked)
         for initial in ("random", "transform")
     )
     # λ of MS-SSIM is of another size; the step of quantisation is not.
     asked |= {"distortion": "ms-ssim", "lambdas": [0.02 * 1280]}
-    similar = _trainer(tmp_path / "ms-ssim", release, initial="transform", **asked)
+    similar = trainer_of(tmp_path / "ms-ssim", release, initial="transform", **asked)
     for name, weights in mse.network.state_dict().items():
         torch.testing.assert_close(similar.network.state_dict()[name], weights)
     first = [trainer.step(trainer.crops()) for trainer in (random, mse)]
@@ -528,7 +479,7 @@ def test_training_begins_with_a_transform(release: Path, tmp_path: Path) -> None
 
 def test_each_crop_is_weighed_by_its_quality(release: Path, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"lambdas": [0.001, 0.1], "together": True, "batch": 4}
-    trainer = _trainer(tmp_path, release, **asked)
+    trainer = trainer_of(tmp_path, release, **asked)
     assert trainer.network.gains is not None
     gains, inverse = trainer.network.gains.log_gain, trainer.network.gains.log_inverse
     assert float(gains[1, 0] - gains[0, 0]) == pytest.approx(0.5 * np.log(100))
@@ -543,16 +494,18 @@ def test_each_crop_is_weighed_by_its_quality(release: Path, tmp_path: Path) -> N
     assert len(seen) == 2, "a crop's place in the batch decides nothing"
     x = torch.rand(2, 3, 64, 64)
     output = trainer.network(x, None, torch.tensor([1, 2]))
-    loss, bpp, _ = rate_distortion(output, x, torch.tensor([0.001, 0.1]), "mse")
+    loss, terms = rate_distortion(output, x, torch.tensor([0.001, 0.1]), "mse")
+    bpp = output.bits() / (2 * 64 * 64)
     each = (output.x_hat - x).square().mean((1, 2, 3))
     expected = 255**2 * (0.001 * each[0] + 0.1 * each[1]) / 2 + bpp
+    assert torch.allclose(terms.mse, each)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_text_is_added_to_a_network_without(release: Path, tmp_path: Path) -> None:
     blind = CATC | {"text": None}
-    first = _train(tmp_path / "a", release, network=blind, steps=8, validation_pictures=0)
-    trainer = _trainer(tmp_path / "b", release, network=CATC, init=str(first / "last"))
+    first = train_here(tmp_path / "a", release, network=blind, steps=8, validation_pictures=0)
+    trainer = trainer_of(tmp_path / "b", release, network=CATC, init=str(first / "last"))
     start = load_network(first / "last").eval()
     x, text = trainer._batch(trainer.crops(), random.Random(0))
     hearing = trainer.network.eval()
@@ -564,22 +517,22 @@ def test_text_is_added_to_a_network_without(release: Path, tmp_path: Path) -> No
     names = [name for name in trainer.names if name.endswith("text.out.weight")]
     assert len(names) == 7
     assert all(trainer.network.state_dict()[name].abs().max() > 0 for name in names)
-    full = _train(tmp_path / "e", release, network=CATC, steps=4, validation_pictures=0)
+    full = train_here(tmp_path / "e", release, network=CATC, steps=4, validation_pictures=0)
     with pytest.raises(AigiError, match="They may differ only in text"):
-        _trainer(tmp_path / "c", release, network=blind, init=str(full / "last"))
+        trainer_of(tmp_path / "c", release, network=blind, init=str(full / "last"))
 
 
 def test_bf16_trains_and_is_tracked(release: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = _train(
+    folder = train_here(
         tmp_path, release, network=CATC, precision="bfloat16", tracker="tensorboard", steps=6
     )
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("psnr")] == [3, 6]
-    curve = [float(row["psnr"]) for row in _rows(folder / "curve.csv")]
+    curve = [float(row["psnr"]) for row in rows_of(folder / "curve.csv")]
     assert [event.value for event in events.Scalars("psnr")] == pytest.approx(curve, rel=1e-4)
     assert [event.step for event in events.Scalars("validation/bpp")] == [6]
     assert all(
@@ -590,22 +543,24 @@ def test_bf16_trains_and_is_tracked(release: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_trained_says_why(release: Path, tmp_path: Path) -> None:
     with pytest.raises(AigiError, match=r"no network nothing; there are hyperprior"):
-        _train(tmp_path, release, network="nothing")
+        train_here(tmp_path, release, network="nothing")
     with pytest.raises(AigiError, match="no source mod among"):
-        _train(tmp_path, release, weights={"mod": 7})
+        train_here(tmp_path, release, weights={"mod": 7})
     with pytest.raises(ValueError, match="training uses train"):
-        _workflow(tmp_path, release, data={"place": str(release), "splits": ["test"]})
+        workflow_of(tmp_path, release, data={"place": str(release), "splits": ["test"]})
     only = write_release(tmp_path / "only", {("sdxl", "train"): pictures(2, 96, 96)})
     with pytest.raises(AigiError, match=r"set train\.validation_pictures=0"):
-        _train(tmp_path / "x", only, weights={})
+        train_here(tmp_path / "x", only, weights={})
     small: dict[str, Any] = {"distortion": "ms-ssim", "crop": 192}
     with pytest.raises(AigiError, match=r"sides of 161 pixels.*\n.*validation_pictures=0"):
-        _train(tmp_path / "y", release, **small)
+        train_here(tmp_path / "y", release, **small)
     assert not (tmp_path / "y").exists(), "said before the first step"
     with pytest.raises(AigiError, match=r"0\.01, 0\.010000001: two would train the same codec"):
-        _train(tmp_path / "z", release, lambdas=[0.01, 0.010000001])
+        train_here(tmp_path / "z", release, lambdas=[0.01, 0.010000001])
     measured = tmp_path / "measured.yaml"
-    workflow = _workflow(tmp_path / "w", release).model_dump(mode="json", include={"run", "train"})
+    workflow = workflow_of(tmp_path / "w", release).model_dump(
+        mode="json", include={"run", "train"}
+    )
     measured.write_text(yaml.safe_dump(workflow | {"benchmark": {"codecs": ["jpeg"]}}))
     for file in ("workflows/demo.yaml", str(measured)):
         done = aigi("run", file, "--set", f"run={tmp_path / 'w'}", WORLD_SIZE="2")
@@ -618,13 +573,13 @@ def test_a_compiled_step_is_the_same_step(release: Path, tmp_path: Path) -> None
     if shutil.which("g++") is None:
         pytest.skip("torch.compile on a CPU wants g++")
     small = {"steps": 4, "save_every": 4, "validation_pictures": 0}
-    eager = _train(tmp_path / "eager", release, **small)
-    compiled = _train(tmp_path / "compiled", release, compile=True, **small)
+    eager = train_here(tmp_path / "eager", release, **small)
+    compiled = train_here(tmp_path / "compiled", release, compile=True, **small)
     one, other = (checkpoint.load(checkpoint.path_of(f, 4))[0] for f in (eager, compiled))
     names = [name for name in one if name.startswith("network.")]
     # Adam's first steps are of the size of the rate, whatever rounding does to gradients.
     assert all(torch.allclose(one[n].float(), other[n].float(), atol=8e-3) for n in names)
     moved = [n for n in names if not torch.equal(one[n], other[n])]
     assert len(moved) < len(names), "nothing is equal: another start or other crops"
-    curves = [_rows(folder / "curve.csv")[0] for folder in (eager, compiled)]
+    curves = [rows_of(folder / "curve.csv")[0] for folder in (eager, compiled)]
     assert float(curves[0]["loss"]) == pytest.approx(float(curves[1]["loss"]), rel=0.02)
