@@ -29,8 +29,23 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pipeline.learned import context
-from pipeline.learned.layers import CatBlock, Gdn, Text, conv
+from pipeline.learned.layers import WINDOW, CatBlock, Gdn, Text, conv
 from pipeline.learned.sizes import LightSizes
+
+WINDOW_PIXELS = 8 * WINDOW
+"""Side of a window of the CAT block, at H/8."""
+
+
+def reach(sizes: LightSizes) -> int:
+    """How many pixels beyond a tile, whose windows are whole, the transforms look.
+
+    g_a looks as far as the convolutions before its attention. Those of g_s come after it, so it
+    looks at all of the windows that they reach.
+    """
+    first, second, third = sizes.blocks
+    blocks = 4 * first + 8 * second + 16 * third
+    into, out_of = 21 + blocks, 8 + blocks  # with what halvings and doublings reach
+    return max(into, -(-out_of // WINDOW_PIXELS) * WINDOW_PIXELS)
 
 
 def _width(sizes: LightSizes) -> int | None:

@@ -58,10 +58,16 @@ def test_the_halo_is_as_wide_as_the_transforms_reach(name: str) -> None:
         assert reach - 16 < told <= reach
 
 
-def test_deeper_networks_have_a_wider_halo() -> None:
-    sizes = NETWORKS["tcm"].model_dump() | SMALL["tcm"] | {"depth": 4}
+@pytest.mark.parametrize(
+    ("name", "change", "least"),
+    [("tcm", {"depth": 4}, 192), ("catc-light-no-text", {"blocks": [2, 4, 6]}, 64)],
+)
+def test_deeper_networks_have_a_wider_halo(
+    name: str, change: dict[str, object], least: int
+) -> None:
+    sizes = NETWORKS[name].model_dump() | SMALL[name] | change
     deep = fill(Network(**sizes), 0).eval()
-    assert deep.halo > small("tcm").halo >= 192
+    assert deep.halo > small(name).halo >= least
     assert _reach(deep) <= deep.halo
 
 
