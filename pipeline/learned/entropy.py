@@ -313,7 +313,7 @@ class Conditional(nn.Module):
         found, start = [], 0
         table = self.table.cpu().numpy().astype(np.int64)
         for code in mixture_codes():
-            found.append(unfolded(table[start : start + kinds(code)], code))
+            found.append(unfolded(table[start : start + kinds(code)], code.reach, code.octave))
             start += kinds(code)
         return found
 

@@ -150,12 +150,6 @@ def _reach(scale: float) -> int:
     return int(np.ceil(5.5 * scale)) + 1
 
 
-def _mirrored(edges: Floats) -> Floats:
-    """Probabilities of -K … K, from the cumulative at -K - 0.5 … -0.5."""
-    half = np.diff(edges)
-    return np.concatenate([half, [1.0 - 2.0 * edges[-1]], half[::-1]])
-
-
 @lru_cache(maxsize=1)
 def gaussian_codes() -> list[Code]:
     """A code for each of `SCALES`: symbols -K … K around 0, then the escape.
@@ -165,8 +159,11 @@ def gaussian_codes() -> list[Code]:
     codes = []
     for scale in SCALES:
         reach = _reach(scale)
+        # Up to the middle; the other half is its mirror image.
         edges = _normal_cdf((np.arange(-reach, 1) - 0.5) / scale)
-        codes.append(Code(integer_table(_mirrored(edges), 2.0 * float(edges[0])), reach))
+        half = np.diff(edges)
+        whole = np.concatenate([half, [1.0 - 2.0 * edges[-1]], half[::-1]])
+        codes.append(Code(integer_table(whole, 2.0 * float(edges[0])), reach))
     return codes
 
 
@@ -185,10 +182,28 @@ def mixture_codes() -> list[Code]:
         normal = _normal_cdf(steps / scale)
         edges = (1.0 - TAIL_SHARE) * normal + TAIL_SHARE * tail_cdf(steps, width)
         left = np.append(tail_cdf(-octave_starts(reach, octave), width), 0.0)
-        outside = 2.0 * TAIL_SHARE * -np.diff(left)
-        outside[0] += 2.0 * (1.0 - TAIL_SHARE) * normal[0]
-        codes.append(Code(integer_table(_mirrored(edges), outside), reach, octave))
+        outside = TAIL_SHARE * -np.diff(left)
+        outside[0] += (1.0 - TAIL_SHARE) * normal[0]
+        shares = 2.0 * np.concatenate([[0.5 - edges[-1]], np.diff(edges)[::-1], outside])
+        codes.append(_even(shares, reach, octave))
     return codes
+
+
+def _even(shares: Floats, reach: int, octave: int) -> Code:
+    """The code of probabilities of 0, of +-1 … +-reach, each of both, and of the octaves."""
+    twice = _twice(reach, len(shares))
+    free = (1 << PRECISION) - int(twice.sum())
+    half: Ints = np.floor(shares / twice * free).astype(np.int64) + 1
+    # Rounding down leaves some; 0 takes it, so that both signs stay alike.
+    half[0] += (1 << PRECISION) - int((twice * half).sum())
+    return unfolded(half, reach, octave)
+
+
+def _twice(reach: int, size: int) -> Ints:
+    """How many symbols of the table each of `size` folded ones is: 2 for +-1 … +-reach, else 1."""
+    twice = np.ones(size, np.int64)
+    twice[1 : reach + 1] = 2
+    return twice
 
 
 def kinds(code: Code) -> int:
@@ -204,13 +219,12 @@ def folded(code: Code) -> Ints:
     return code.table[code.reach :]
 
 
-def unfolded(half: Ints, like: Code) -> Code:
+def unfolded(half: Ints, reach: int, octave: int) -> Code:
     """The code whose `folded` frequencies are given, int64, shape (kinds,).
 
-    It is one if they are from 1 and the table adds up to 2^24: see `sound`.
+    It can be coded with if they are from 1 and the table adds up to 2^24: see `sound`.
     """
-    table = np.concatenate([half[like.reach : 0 : -1], half])
-    return Code(table, like.reach, like.octave)
+    return Code(np.concatenate([half[reach:0:-1], half]), reach, octave)
 
 
 def sound(code: Code) -> bool:
@@ -234,16 +248,10 @@ def fitted(counts: Ints, prior: Code) -> Code:
         counts: int64, shape (kinds,), from 0: of 0, of +-1 … +-reach, and of the octaves.
         prior: code of the mixture.
     """
-    twice = np.ones(kinds(prior), np.int64)
-    twice[1 : prior.reach + 1] = 2
-    expected = twice * folded(prior) / float(1 << PRECISION)
-    share = (counts + BELIEF * expected) / (counts.sum() + BELIEF)
-    share = np.where(counts < RARE, np.maximum(share, expected), share)
-    # Sign by sign, so that both have the same; what rounding leaves goes to 0.
-    free = (1 << PRECISION) - len(prior.table)
-    half: Ints = np.floor(share / share.sum() / twice * free).astype(np.int64) + 1
-    half[0] += (1 << PRECISION) - int((twice * half).sum())
-    return unfolded(half, prior)
+    expected = _twice(prior.reach, kinds(prior)) * folded(prior) / float(1 << PRECISION)
+    shares = (counts + BELIEF * expected) / (counts.sum() + BELIEF)
+    shares = np.where(counts < RARE, np.maximum(shares, expected), shares)
+    return _even(shares / shares.sum(), prior.reach, prior.octave)
 
 
 def range_model(table: Ints) -> Any:

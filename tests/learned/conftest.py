@@ -93,9 +93,10 @@ def fill(network: Network, seed: int) -> Network:
 
 
 def small(name: str, seed: int = 0, qualities: int = 1) -> Network:
-    """A small network of that name, not frozen."""
-    sizes = NETWORKS[name].model_dump() | SMALL[name] | {"qualities": qualities}
-    return fill(Network(**sizes), seed)
+    """A small network of that name, not frozen; NAME-power is one with a tail."""
+    kind = name.removesuffix("-power")
+    sizes = NETWORKS[kind].model_dump() | SMALL[kind] | {"name": name, "qualities": qualities}
+    return fill(Network(**sizes | {"tail": "none" if kind == name else "power"}), seed)
 
 
 def pictures(count: int, height: int = 64, width: int = 64, seed: int = 0) -> list[RGB]:

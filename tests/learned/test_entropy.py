@@ -239,12 +239,15 @@ def test_the_median_is_learned_alone() -> None:
     torch.testing.assert_close(half, torch.full_like(half, 0.5), atol=0.03, rtol=0)
 
 
-def test_z_comes_back_and_costs_what_was_estimated() -> None:
-    prior = factorized().eval()
+@pytest.mark.parametrize("tail", [False, True])
+def test_z_comes_back_and_costs_what_was_estimated(tail: bool) -> None:
+    prior = factorized(tail=tail).eval()
     prior.update()
     assert prior.ready()
     z = torch.randn(1, 5, 40, 50) * 6
     z[0, 0, 0, 0] = 500.0  # far outside the table
+    if tail:
+        z[0, 1, :20, 0] = torch.linspace(-32_000, 32_000, 20)
     z_hat, likelihoods = prior(z)
     write = coding.Write(torch.zeros(1, 1, 1, 1))
     written = write.z(z, prior)

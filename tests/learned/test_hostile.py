@@ -16,7 +16,7 @@ from pipeline.learned.codec import LearnedCodec
 from pipeline.learned.coding import DamagedStream, RangeWriter
 from tests.learned.conftest import pictures, ready, text_encoder
 
-CODECS = ("mean-scale", "catc", "catc-small")
+CODECS = ("mean-scale", "catc", "catc-small", "mean-scale-power")
 
 
 @cache
