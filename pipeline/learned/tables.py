@@ -113,17 +113,17 @@ def tail_cdf(x: Floats, width: float) -> Floats:
     return found
 
 
-def integer_table(probabilities: Floats, outside: float | Floats) -> Ints:
+def integer_table(probabilities: Floats, escape: float) -> Ints:
     """Frequencies that add up to 2^24, none of them 0.
 
     Args:
         probabilities: of symbols that follow each other, float64, shape (S,), 0 to 1.
-        outside: probability of all other symbols, or of E kinds of them, float64, shape (E,).
+        escape: probability of all other symbols.
 
     Returns:
-        int64, shape (S + 1,) or (S + E,), from 1: the symbols', and those outside at the end.
+        int64, shape (S + 1,), from 1: the symbols', and the escape's at the end.
     """
-    all_of_them = np.clip(np.append(probabilities, outside), 0.0, None)
+    all_of_them = np.append(np.clip(probabilities, 0.0, None), max(escape, 0.0))
     free = (1 << PRECISION) - len(all_of_them)
     table: Ints = np.floor(all_of_them * free).astype(np.int64) + 1
     # Rounding down leaves some; the likeliest symbol takes them.
