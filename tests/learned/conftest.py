@@ -96,7 +96,7 @@ def small(name: str, seed: int = 0, qualities: int = 1) -> Network:
     """A small network of that name, not frozen; NAME-power is one with a tail."""
     kind = name.removesuffix("-power")
     sizes = NETWORKS[kind].model_dump() | SMALL[kind] | {"name": name, "qualities": qualities}
-    return fill(Network(**sizes | {"tail": "none" if kind == name else "power"}), seed)
+    return fill(Network(**sizes if kind == name else sizes | {"tail": "power"}), seed)
 
 
 def pictures(count: int, height: int = 64, width: int = 64, seed: int = 0) -> list[RGB]:
