@@ -90,7 +90,7 @@ def exchange(name: str, picture: RGB, number: int, readers: int) -> None:
 
 COUNTS = {
     "hyperprior": 12, "mean-scale": 12, "catc": 4, "catc-small": 8, "catc-light": 4, "tcm": 2,
-    "elic": 4,
+    "elic": 2,
 }  # fmt: skip
 
 
