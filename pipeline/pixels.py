@@ -445,3 +445,9 @@ def decibels(signal: float, noise: float) -> float:
         noise: mean of the squared differences; or their sum.
     """
     return min(10 * math.log10(signal / noise), CAP_DB) if noise else CAP_DB
+
+
+def squared_error(one: RGB, other: RGB) -> int:
+    """Sum of the squared differences of two images (uint8, H x W x 3, of one size); exact."""
+    difference = one.astype(np.int32) - other
+    return int(np.einsum("ijk,ijk->", difference, difference, dtype=np.int64))

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import AigiError
-from pipeline.pixels import CAP_DB, RGB, decibels
+from pipeline.pixels import CAP_DB, RGB, decibels, squared_error
 
 _UINT8 = np.dtype(np.uint8)
 
@@ -34,10 +34,7 @@ def psnr(one: RGB, other: RGB) -> float:
         AigiError: the images are not of one size.
     """
     _check(one, other)
-    # Exact: squares of differences are whole numbers.
-    difference = one.astype(np.int32) - other
-    error = float(np.einsum("ijk,ijk->", difference, difference, dtype=np.int64))
-    return decibels(255**2 * one.size, error)
+    return decibels(255**2 * one.size, squared_error(one, other))
 
 
 def ms_ssim(one: RGB, other: RGB) -> float | None:

@@ -29,7 +29,7 @@ from pipeline.learned.bitstream import STRIDE, Area
 from pipeline.learned.layers import Text
 from pipeline.learned.network import Network
 from pipeline.learned.tiles import Y_STRIDE, around, cut, eight_bits, within
-from pipeline.pixels import decibels
+from pipeline.pixels import decibels, squared_error
 
 EFFORTS = {0: 0, 1: 15, 2: 60}
 """Steps of the gradient at each effort."""
@@ -93,10 +93,9 @@ class _Image:
         outer = around(area, self.bounds, self.network.halo)
         part = cut(y_bar, outer, Y_STRIDE).contiguous()
         x_hat = self.network.synthesise(part, self.text, quality or self.quality)
-        found = eight_bits(cut(x_hat, within(area, outer), 1)).cpu().numpy().astype(np.int32)
+        found = eight_bits(cut(x_hat, within(area, outer), 1)).cpu().numpy()
         wanted = self.clipped(area)
-        difference = found[: wanted.shape[0], : wanted.shape[1]] - wanted
-        return int(np.einsum("ijk,ijk->", difference, difference, dtype=np.int64))
+        return squared_error(found[: wanted.shape[0], : wanted.shape[1]], wanted)
 
     def errors(self, y_bar: Tensor, quality: float | None = None) -> int:
         return sum(self.error(y_bar, place, quality) for place in self.places)

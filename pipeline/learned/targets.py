@@ -12,13 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from pipeline import AigiError
 from pipeline.learned.bitstream import QUALITY_STEPS, in_steps
 from pipeline.learned.codec import RGB, LearnedCodec
 from pipeline.learned.refine import Gain, Told
-from pipeline.pixels import decibels
+from pipeline.pixels import decibels, squared_error
 
 Unit = Literal["bpp", "psnr"]
 _NAMES = {"bpp": "bits a pixel", "psnr": "dB"}
@@ -43,11 +41,6 @@ class Met:
     gain: Gain | None = None
 
 
-def _psnr(one: RGB, other: RGB) -> float:
-    difference = one.astype(np.int32) - other
-    return decibels(255**2 * one.size, int(np.einsum("ijk,ijk->", difference, difference)))
-
-
 def coded(
     codec: LearnedCodec,
     image: RGB,
@@ -67,7 +60,8 @@ def coded(
     found = codec.encode_and_reconstruct(image, prompt, quality, effort, told)
     bpp = 8 * len(found.data) / (image.shape[0] * image.shape[1])
     exact = codec.qualities if quality is None else quality
-    return Met(found.data, exact, bpp, _psnr(image, found.reconstruction), found.gain)
+    psnr = decibels(255**2 * image.size, squared_error(image, found.reconstruction))
+    return Met(found.data, exact, bpp, psnr, found.gain)
 
 
 def meet(
