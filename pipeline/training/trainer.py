@@ -55,10 +55,6 @@ FREE = {
 """Settings that may change while a codec is trained, or that are recorded in another form."""
 
 
-EARLIER = {"network.tail": "none"}
-"""What was the case in trainings from before there were such settings."""
-
-
 def sizes_of(settings: Train) -> Sizes:
     """The network of the settings; with `together`, it has as many qualities as there are λ.
 
@@ -272,7 +268,7 @@ class Trainer:
         changed = [
             f"{name}: {before.get(name)} -> {now.get(name)}"
             for name in sorted(before | now)
-            if before.get(name, EARLIER.get(name)) != now.get(name, EARLIER.get(name))
+            if before.get(name) != now.get(name)
         ]
         if changed:
             raise AigiError(

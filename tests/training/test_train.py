@@ -171,20 +171,6 @@ def test_a_training_from_before_there_were_tails_is_resumed(release: Path, tmp_p
         )
 
 
-def test_a_training_from_before_there_were_tails_is_resumed(release: Path, tmp_path: Path) -> None:
-    same = {"validation_pictures": 0, "network": HYPERPRIOR}
-    folder = _train(tmp_path / "a", release, steps=2, **same)
-    tensors, facts = checkpoint.load(checkpoint.path_of(folder, 2))
-    assert facts["settings"]["network"].pop("tail") == "none"
-    checkpoint.save(folder, 2, tensors, facts)
-    _train(tmp_path / "a", release, steps=3, **same)
-    assert checkpoint.path_of(folder, 3).exists()
-    with pytest.raises(AigiError, match=r"network\.tail: none -> power"):
-        _train(
-            tmp_path / "a", release, steps=4, **same | {"network": HYPERPRIOR | {"tail": "power"}}
-        )
-
-
 def test_milestones_to_come_may_move_and_those_passed_not(release: Path, tmp_path: Path) -> None:
     same = {"validation_pictures": 0, "log_every": 1}
     train_here(tmp_path / "a", release, steps=8, milestones=[3, 9], **same)
