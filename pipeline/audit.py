@@ -28,7 +28,7 @@ from pipeline.release import regenerate
 from pipeline.release.trust import confirm
 from pipeline.release.words import library_words
 from pipeline.settings import check
-from pipeline.store import RUN_WORKFLOW, Store
+from pipeline.store import Store
 from pipeline.workflow import Workflow
 
 
@@ -106,20 +106,6 @@ def _decoded(row: Mapping[str, Any]) -> RGB:
     from PIL import Image
 
     return np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"))
-
-
-def places_of(target: str) -> dict[str, Any]:
-    """The unchecked workflow of the run that a release folder is in; empty if it is in none.
-
-    Not of a published one: whoever publishes could name folders of this machine.
-    """
-    if target.startswith(("hf://", "http://", "https://")):
-        return {}
-    for url in (target, os.path.dirname(target.rstrip("/"))):
-        found = Store(url).read_json(RUN_WORKFLOW) if url else None
-        if found is not None:
-            return found
-    return {}
 
 
 def audit(

@@ -106,6 +106,7 @@ class Collection:
         parts: in the order in which they are read.
         state: hex digest of everything that decides the rows; for a folder, names and sizes.
             `digest` tells of one part, and of the content of its files.
+        release: its files and its manifest; None: a folder of images.
 
     Raises:
         AigiError: there are none.
@@ -118,11 +119,13 @@ class Collection:
         self._texts: dict[str, str] = {}
         self._sha256: dict[str, str] = {}
         self._digests: dict[str, str] = {}
+        self.release: tuple[Store, dict[str, Any]] | None = None
         found = None if packed(place) else find_release(place)
         if found is None:
             self.parts, state = self._folder()
         else:
             self.store, manifest = found
+            self.release = found
             self.parts, state = self._release(manifest)
         self._by_name = {part.name: part for part in self.parts}
         self.state = hashlib.sha256(json.dumps(state).encode()).hexdigest()
@@ -142,6 +145,23 @@ class Collection:
                 [self._picture(part, number) for number in part.groups], COLUMNS
             ).select(wanted)
         return _read_groups(self.store, part, wanted)
+
+    def rows(self, name: str, columns: Sequence[str]) -> pa.Table:
+        """The rows of a part of a release, with any columns of it; null where it has none.
+
+        Raises:
+            AigiError: a file is missing or damaged, or no part of a release has this name.
+        """
+        part = self._part(name)
+        if not part.path:
+            raise AigiError(f"{self.pictures.place}: a folder of images, not a release")
+        shard = part.path.removesuffix(".parquet")
+        with self.store.parquet("", shard, list(columns), some=True) as parquet:
+            have = [column for column in columns if column in parquet.schema_arrow.names]
+            table = parquet.read_row_groups(list(part.groups), have)
+        table = table.slice(part.skip, part.rows)
+        absent = pa.nulls(table.num_rows)
+        return pa.table({column: table[column] if column in have else absent for column in columns})
 
     def digest(self, name: str) -> str:
         """Hex digest of everything that decides the rows of a part: content, not names alone.

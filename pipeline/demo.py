@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +150,86 @@ def code_pictures(run: Path, models: dict[str, str]) -> list[tuple[str, int, flo
     return found
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A codec over images of the demo: means, but for the number of images."""
+
+    codec: str
+    images: int
+    bpp: float
+    psnr: float
+    encode_s: float
+    decode_s: float
+
+
+def code_at_hand(run: Path) -> tuple[list[Measured], list[str]]:
+    """Code the first test image of each source by every codec at hand that is not trained.
+
+    Files of `recipe` are in `run/coded`.
+
+    Returns:
+        the codecs, and lines on what was left out and on what recipes need.
+    """
+    import numpy as np
+
+    from pipeline.benchmark.metrics import psnr
+    from pipeline.codecs.codec import Codec, CodecSettings, Here, OfRows
+    from pipeline.codecs.command import Missing
+    from pipeline.codecs.recipe import known_of, needs
+    from pipeline.codecs.table import CODECS, opened, qualities
+    from pipeline.collection import Collection, Pictures
+    from pipeline.learned.bitstream import MOST_PIXELS
+    from pipeline.pixels import decode
+    from pipeline.release.making import NotKnown
+
+    (run / "coded").mkdir(exist_ok=True)
+    collection = Collection(Pictures(place=str(run), splits=("test",), limit=1))
+    images, known = [], []
+    for part in collection.parts:
+        for row in collection.read(part.name, ["image_id", "image"]).to_pylist():
+            images.append((row["image_id"], decode(row["image"]["bytes"], MOST_PIXELS).rgb))
+        known += known_of(collection, part.name)
+    found, notes, absent = [], [], []
+    here = Here(device="cpu")
+    for name, row in CODECS.items():
+        given = CodecSettings(codec=name)
+        if name in ("learned", "compressai"):
+            continue
+        try:
+            row.version(given, here)
+        except Missing:
+            absent.append(name)
+            continue
+        usual = qualities(given)
+        codec = opened(given, usual[len(usual) // 2], here)
+        measured = []
+        for (image_id, image), text in zip(images, known, strict=True):
+            mine: Codec = codec
+            if isinstance(codec, OfRows):
+                try:
+                    mine = codec.of(text)
+                except NotKnown as why:
+                    notes.append(str(why))
+                    continue
+            started = time.perf_counter()
+            data = mine.encode(image)
+            between = time.perf_counter()
+            decoded = mine.decode(data)
+            ended = time.perf_counter()
+            if row.rows:
+                (run / "coded" / f"{image_id[:12]}-{name}.aigi").write_bytes(data)
+            bpp = 8 * len(data) / (image.shape[0] * image.shape[1])
+            measured.append((bpp, psnr(image, decoded), between - started, ended - between))
+        if measured:
+            means = (float(mean) for mean in np.mean(measured, axis=0))
+            label = f"{name} {usual[len(usual) // 2]:g}" if len(usual) > 1 else name
+            found.append(Measured(label, len(measured), *means))
+    notes += [f"recipe needs {model} beside the file" for model in needs(known, {})]
+    if absent:
+        notes.append(f"not on this machine: {', '.join(absent)}")
+    return found, notes
+
+
 def run_demo(
     out: Path,
     overrides: Iterable[str],
@@ -163,6 +244,7 @@ def run_demo(
     from rich.table import Table
 
     from pipeline.learned.shipped import DEFAULT
+    from pipeline.pixels import CAP_DB
 
     started = time.perf_counter()
     execute(demo_workflow(out, overrides))
@@ -195,6 +277,19 @@ def run_demo(
     for name, count, bpp, prompt, decibels in code_pictures(out, trained | {DEFAULT: DEFAULT}):
         coded.add_row(name, f"{count}", f"{bpp:.3f}", f"{prompt:.3f}", f"{decibels:.2f}")
     show(coded)
+    title = "The first test image of each source by the other codecs at hand"
+    others = Table("codec, quality", title=title)
+    for heading in ("images", "bpp", "PSNR, dB", "seconds to encode", "to decode"):
+        others.add_column(heading, justify="right")
+    at_hand, notes = code_at_hand(out)
+    for one in at_hand:
+        times = (f"{one.encode_s:.2f}", f"{one.decode_s:.2f}")
+        exact = " (exact)" if one.psnr == CAP_DB else ""
+        cells = (f"{one.images}", f"{one.bpp:.4f}", f"{one.psnr:.2f}{exact}", *times)
+        others.add_row(one.codec, *cells)
+    show(others)
+    for note in notes:
+        show(note)
     images = sum(line["images"] for line in lines)
     show(f"{images} images in {time.perf_counter() - started:.0f} s: {release}")
     show(f"next: aigi status {out}; aigi verify {release}; aigi report {out}")

@@ -18,9 +18,10 @@ from PIL import Image
 
 from pipeline import AigiError
 from pipeline import audit as audits
-from pipeline.audit import Remade, audit, places_of
+from pipeline.audit import Remade, audit
 from pipeline.manifest import open_release
 from pipeline.pixels import pixels_sha256, png_bytes
+from pipeline.release.regenerate import places_of
 from pipeline.store import Store
 from pipeline.tables import IMAGES
 from tests.conftest import ROOT, aigi_here

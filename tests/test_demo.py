@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline import workflow as workflows
 from pipeline.build import make, stages
-from pipeline.demo import code_pictures, demo_workflow, findings
+from pipeline.demo import code_at_hand, code_pictures, demo_workflow, findings
 from pipeline.plan import specification
 from pipeline.plan.rounds import rounds_made, summary
 from pipeline.progress import Progress
@@ -102,6 +102,13 @@ def test_it_ends_with_files_of_a_codec_trained_on_it(run: Path) -> None:
     decoded = load(model, device="cpu").decode(files[0].read_bytes())
     written = np.asarray(Image.open(files[0].with_suffix(".png")))
     assert np.array_equal(decoded, written)
+
+
+def test_every_codec_at_hand_codes_its_images_or_says_why_not(run: Path) -> None:
+    found, notes = code_at_hand(run)
+    assert {"jpeg 50", "webp 70"} <= {one.codec for one in found}
+    assert all(one.images == 2 and one.psnr > 20 for one in found)
+    assert sum("no recipe: an imported image" in note for note in notes) == 2
 
 
 def test_an_import_at_its_end_is_asked_once(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pipeline.benchmark.measurements import (
     facts_of,
     pixels_of,
     with_job,
+    with_known,
 )
 from pipeline.benchmark.search import nearest
 from pipeline.benchmark.settings import Benchmark, Strips
@@ -48,18 +49,22 @@ def chosen_parts(collection: Collection) -> list[Part]:
     return list(first.values())
 
 
+def _chosen(collection: Collection, part: Part, count: int) -> list[int]:
+    marks = collection.read(part.name, ["watermark"])["watermark"].to_pylist()
+    return [i for i, mark in enumerate(marks) if marks[:i].count(mark) < count]
+
+
 def chosen_rows(collection: Collection, part: Part, count: int) -> pa.Table:
     """The first images of a part: so many of each kind of watermark."""
-    marks = collection.read(part.name, ["watermark"])["watermark"].to_pylist()
-    rows = [i for i, mark in enumerate(marks) if marks[:i].count(mark) < count]
-    return collection.read(part.name, COLUMNS).take(rows)
+    return collection.read(part.name, COLUMNS).take(_chosen(collection, part, count))
 
 
 def _read(
     collection: Collection, count: int, found: dict[str, Job], store: Store, name: str
 ) -> pa.Table:
     job = found[name]
-    return with_job(chosen_rows(collection, job.part, count), job)
+    rows = with_known(collection.read(job.part.name, COLUMNS), job, collection)
+    return with_job(rows.take(_chosen(collection, job.part, count)), job)
 
 
 class Comparer:
@@ -102,7 +107,7 @@ class Comparer:
         made: dict[float, Coded] = {}
 
         def measure(quality: float) -> float:
-            made[quality] = self.bench.measure(given, quality, image, row["text"])
+            made[quality] = self.bench.measure(given, quality, image, row["text"], row.get("known"))
             return float(made[quality].columns[unit])
 
         quality, _ = nearest(searchable(given), measure, target)

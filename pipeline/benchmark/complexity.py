@@ -1,6 +1,7 @@
 """Codecs and sizes in, the `complexity` table out: operations, time and memory of each.
 
-Every row is measured in a process of its own, so that its peak of memory is its own:
+A recipe is drawn at each size from what made the first image of which that is known. Every row is
+measured in a process of its own, so that its peak of memory is its own:
 
     python -m pipeline.benchmark.complexity < request.json > found.json
 """
@@ -26,12 +27,14 @@ import pyarrow as pa
 from pipeline.benchmark.measurements import pixels_of
 from pipeline.benchmark.settings import Benchmark, Complexity
 from pipeline.benchmark.versions import Shards, agreed, at_hand, here_of
-from pipeline.codecs.codec import CodecSettings, Here
+from pipeline.codecs.codec import CodecSettings, Here, OfRows
 from pipeline.codecs.command import CodecFailed, finished, peak_mib
+from pipeline.codecs.recipe import OneRecipe, known_of
 from pipeline.codecs.table import digest, opened, qualities, row_of
 from pipeline.collection import Collection
 from pipeline.faults import MachineFault, in_short, killed_by, of_machine
 from pipeline.pixels import RGB, decode, png_bytes
+from pipeline.release.making import Known, making
 from pipeline.stage import Compute, Map
 from pipeline.store import Store
 
@@ -76,6 +79,8 @@ def _parameters(codec: Any) -> int:
     """Weights of a network and its text encoder."""
     import torch
 
+    if isinstance(codec, OneRecipe):
+        return codec.codec.remaker.parameters
     inner = getattr(codec, "codec", codec)
     modules = [inner.network, getattr(getattr(inner, "text", None), "model", None)]
     return sum(
@@ -87,9 +92,18 @@ def _parameters(codec: Any) -> int:
 
 
 def measure(
-    given: CodecSettings, quality: float, here: Here, image: RGB, rounds: int
+    given: CodecSettings,
+    quality: float,
+    here: Here,
+    image: RGB,
+    rounds: int,
+    known: str | None = None,
 ) -> dict[str, Any]:
-    """The columns of COMPLEXITY for one image (uint8, H x W x 3), measured in this process."""
+    """The columns of COMPLEXITY for one image (uint8, H x W x 3), measured in this process.
+
+    Args:
+        known: JSON of what made an image, for a codec of rows: what it makes here is coded.
+    """
     row = row_of(given)
     if row.network:
         import torch
@@ -97,6 +111,10 @@ def measure(
     before = _memory_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what came before
     codec = opened(given, quality, here)
+    if isinstance(codec, OfRows):
+        codec = codec.of(known or "{}")
+        assert isinstance(codec, OneRecipe)
+        image = codec.image()
     pixels = image.shape[0] * image.shape[1]
     found: dict[str, Any] = {}
     if row.network:
@@ -159,6 +177,7 @@ class Weigher:
             "threads": self.threads,
             "rounds": self.rounds,
             "image": base64.b64encode(row["image"]).decode(),
+            "known": row["known"],
         }
         # Where the package lies, also in a worker of Ray that runs elsewhere.
         root = str(Path(__file__).resolve().parents[2])
@@ -183,6 +202,21 @@ class Weigher:
         return found
 
 
+def _known(collection: Collection, side: int) -> str:
+    """What made the first image of which that is known, as if it had this many pixels a side."""
+    text = Known(reason="no recipe: no image of this collection has one").model_dump_json()
+    for part in collection.parts:
+        for text in known_of(collection, part.name):
+            found = Known.model_validate_json(text)
+            if (made_by := found.making) is not None:
+                size = {"width": side, "height": side}
+                drawn = making({**made_by.model_dump(), **size}, f"complexity.sides: {side}")
+                return found.model_copy(
+                    update={"making": drawn, "batch": None, "weights": None}
+                ).model_dump_json()
+    return text
+
+
 def _read(
     collection: Collection, found: dict[str, tuple[CodecSettings, int]], store: Store, name: str
 ) -> pa.Table:
@@ -196,6 +230,7 @@ def _read(
                 "side": side,
                 "quality": float(usual[len(usual) // 2]),
                 "image": png_bytes(square(pixels_of(row), side)),
+                "known": _known(collection, side) if row_of(given).rows else None,
             }
         ]
     )
@@ -251,7 +286,7 @@ def main() -> None:
         torch.set_num_threads(request["threads"])
         device = device_name(pick_device(request["device"]))
     try:
-        found = measure(given, request["quality"], here, image, request["rounds"])
+        found = measure(given, request["quality"], here, image, request["rounds"], request["known"])
     except Exception as error:
         if isinstance(error, CodecFailed):
             raise SystemExit(str(error)) from None

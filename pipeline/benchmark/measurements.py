@@ -26,8 +26,9 @@ from pipeline.benchmark import perceptual
 from pipeline.benchmark.metrics import METRICS
 from pipeline.benchmark.settings import Benchmark
 from pipeline.benchmark.versions import Shards, agreed, at_hand, here_of
-from pipeline.codecs.codec import Codec, CodecSettings, Here
+from pipeline.codecs.codec import Codec, CodecSettings, Here, OfRows
 from pipeline.codecs.command import Missing
+from pipeline.codecs.recipe import known_of
 from pipeline.codecs.table import digest, opened, qualities, row_of
 from pipeline.collection import Collection, Part
 from pipeline.faults import MachineFault, let_through
@@ -152,11 +153,18 @@ def with_job(rows: pa.Table, job: Job) -> pa.Table:
     )
 
 
+def with_known(rows: pa.Table, job: Job, collection: Collection) -> pa.Table:
+    """The rows of a whole part, for a codec that needs it with what is known of their making."""
+    if not row_of(job.codec).rows:
+        return rows
+    return rows.append_column("known", pa.array(known_of(collection, job.part.name)))
+
+
 def _read(
     collection: Collection, found: dict[str, Job], vectors: bool, store: Store, name: str
 ) -> pa.Table:
     job = found[name]
-    rows = collection.read(job.part.name, COLUMNS)
+    rows = with_known(collection.read(job.part.name, COLUMNS), job, collection)
     if vectors:
         references = store.read("references", job.part.name, ["image_id", *VECTORS])
         if references["image_id"] != rows["image_id"]:
@@ -208,11 +216,21 @@ class Bench:
         self._codec: Codec | None = None
         self.loaded: dict[str, str] = {}
 
-    def measure(self, given: CodecSettings, quality: float, image: RGB, prompt: str) -> Coded:
+    def measure(
+        self,
+        given: CodecSettings,
+        quality: float,
+        image: RGB,
+        prompt: str,
+        known: str | None = None,
+    ) -> Coded:
         """Code and decode an image (uint8, H x W x 3) once, by the clock.
 
         What codecs return lies in memory of the CPU, so a device has finished by then. A codec in
         this process codes the first image twice: what it sets up on first use does not count.
+
+        Args:
+            known: JSON of what is known of its making, for a codec of rows.
 
         Raises:
             Missing: this machine cannot run the codec, or has another version than the driver.
@@ -220,7 +238,7 @@ class Bench:
             Exception: whatever the codec raises.
         """
         row = row_of(given)
-        codec = self._open(given, quality, image, prompt)
+        codec = self._open(given, quality, image, prompt, known)
         started = time.perf_counter()
         data = codec.encode(image, prompt)
         between = time.perf_counter()
@@ -252,7 +270,9 @@ class Bench:
             self._found[given.label] = agreed(given.label, version, self.versions)
         return self._found[given.label]
 
-    def _open(self, given: CodecSettings, quality: float, image: RGB, prompt: str) -> Codec:
+    def _open(
+        self, given: CodecSettings, quality: float, image: RGB, prompt: str, known: str | None
+    ) -> Codec:
         key = (given.model_dump_json(), quality)
         if self._codec is None or self._key != key:
             self._codec, self.loaded = None, {}  # a network goes before the next one comes
@@ -263,12 +283,26 @@ class Bench:
                 raise
             except Exception as error:
                 raise MachineFault(f"{given.label}: cannot be opened: {error}") from error
-            parts: Mapping[str, str] = getattr(codec, "loaded", {})
-            self.loaded = {f"{given.label} {quality:g} {p}": sha for p, sha in parts.items()}
+            self._load(given, quality, codec)
             if not row_of(given).external:
-                codec.decode(codec.encode(image, prompt))
+                mine = self._of_image(given, quality, codec, known)
+                mine.decode(mine.encode(image, prompt))
             self._key, self._codec = key, codec
-        return self._codec
+        return self._of_image(given, quality, self._codec, known)
+
+    def _of_image(
+        self, given: CodecSettings, quality: float, codec: Codec, known: str | None
+    ) -> Codec:
+        """The codec itself, or that of one image."""
+        if not isinstance(codec, OfRows) or known is None:
+            return codec
+        mine = codec.of(known)
+        self._load(given, quality, codec)  # another image may be another model's
+        return mine
+
+    def _load(self, given: CodecSettings, quality: float, codec: Codec) -> None:
+        parts: Mapping[str, str] = getattr(codec, "loaded", {})
+        self.loaded = {f"{given.label} {quality:g} {p}": sha for p, sha in parts.items()}
 
     def _device(self, network: bool) -> str:
         if not network:
@@ -335,7 +369,7 @@ class Measurer:
         facts |= {"width": image.shape[1], "height": image.shape[0]}
         given = CodecSettings.model_validate_json(row["settings"])
         try:
-            coded = self.bench.measure(given, row["quality"], image, row["text"])
+            coded = self.bench.measure(given, row["quality"], image, row["text"], row.get("known"))
             return facts | coded.columns | self._content(row, image, coded.image)
         except (Missing, Unreachable):  # of this machine, not of the image
             raise

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import markdown
-from pipeline.benchmark import figures, prompts, published
+from pipeline.benchmark import figures, prompts, published, recipes
 from pipeline.benchmark.cells import (
     cell_of,
     file_names,
@@ -196,6 +196,7 @@ class Report:
             "",
         ]
         lines += [*failed, ""] if failed else []
+        lines += recipes.lines(self.benchmark, self.collection)
         if self.skipped:
             lines += ["Not measured here, since this machine lacks something:", ""]
             lines += [f"- {escape(label)}: {escape(why)}" for label, why in self.skipped.items()]

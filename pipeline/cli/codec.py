@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import AigiError
+from pipeline.cli.recipe import Recipe, Trust, decode_recipe, encode_recipe, refuse
 from pipeline.cli.show import explained, read_file, talk, tell
 from pipeline.files import write_file
 
@@ -35,8 +36,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 def encode(
     image: Annotated[
-        Path, typer.Argument(help="PNG, JPEG, WebP or similar; alpha is blended over white.")
-    ],
+        Path | None, typer.Argument(help="PNG, JPEG, WebP or similar; alpha is blended over white.")
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
     model: Codec = None,
     prompt: Annotated[
@@ -69,9 +71,19 @@ def encode(
     revision: Revision = None,
     text_folder: TextFolder = None,
     device: Device = "auto",
+    recipe: Recipe = None,
+    trust: Trust = False,
 ) -> None:
-    """Code an image to an .aigi file with a learned codec."""
+    """Code an image to an .aigi file with a learned codec, or as what made it."""
     with explained():
+        if recipe is not None:
+            asked = {"--prompt": prompt, "--quality": quality, "--bpp": bpp, "--psnr": psnr}
+            asked |= {"--effort": effort, "--revision": revision, "--text": text_folder}
+            refuse(asked, "a recipe")
+            return encode_recipe(recipe, image, out, model, trust, device)
+        refuse({"--trust": trust}, "a learned codec")
+        if image is None:
+            raise AigiError("encode: give an image, or what made one: --recipe RELEASE#IMAGE_ID")
         from pipeline.learned.bitstream import MOST_PIXELS, rates
         from pipeline.learned.codec import load
         from pipeline.learned.shipped import DEFAULT, shipped
@@ -140,15 +152,21 @@ def decode(
     revision: Revision = None,
     text_folder: TextFolder = None,
     device: Device = "auto",
+    trust: Trust = False,
 ) -> None:
     """Decode an .aigi file to a PNG file, with the model that coded it."""
     with explained():
+        from pipeline.codecs.recipe import is_recipe
         from pipeline.learned.bitstream import unpack
         from pipeline.learned.codec import load
         from pipeline.learned.shipped import shipped
         from pipeline.pixels import png_bytes
 
         data = read_file(file)
+        if is_recipe(data):
+            refuse({"--revision": revision, "--text": text_folder}, "a recipe")
+            return decode_recipe(file, data, out, model, trust, device)
+        refuse({"--trust": trust}, "a learned codec")
         header, _ = unpack(data)
         if model is None and header.model in shipped():
             model = header.model

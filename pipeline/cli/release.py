@@ -85,7 +85,8 @@ def verify(
         if pixels:
             from pipeline import settings
             from pipeline import workflow as workflows
-            from pipeline.audit import audit, places_of
+            from pipeline.audit import audit
+            from pipeline.release.regenerate import places_of
 
             if workflow_file is not None:
                 mine = workflows.load(workflow_file, overrides or ())

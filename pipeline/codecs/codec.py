@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 from pydantic import (
     BeforeValidator,
@@ -31,7 +31,11 @@ def _locate_model(value: object, info: ValidationInfo) -> object:
     """A folder or pattern of folders where there is one, else the Hub id as it stands."""
     if not isinstance(value, str) or "://" in value:
         return value
-    place = located(value, (info.context or {}).get("base"))
+    base = (info.context or {}).get("base")
+    name, sign, folder = value.partition("=")
+    if sign:  # of a recipe: ORG/NAME=FOLDER
+        return f"{name}={located(folder, base)}"
+    place = located(value, base)
     local = value.startswith((".", "/", "~")) or "*" in value or Path(place).exists()
     return place if local else str(value)
 
@@ -75,7 +79,8 @@ class CodecSettings(Settings):
         (),
         description="learned: names, folders or Hub ids, lowest rate first, or a pattern as "
         "RUN/train/catc-mse-*, lowest λ first; none: `catc-small`, which comes "
-        "with aigi; compressai: one network",
+        "with aigi; compressai: one network; recipe: generators to trust, as ORG/NAME or "
+        "ORG/NAME=FOLDER",
     )
     text: Location | None = Field(None, description="learned: folder of the text encoder")
     prompts: bool = Field(True, description="learned: false codes with an empty prompt")
@@ -108,6 +113,18 @@ class Here:
     device: str = "auto"
 
 
+@runtime_checkable
+class OfRows(Protocol):
+    """A codec that codes an image by what its row says of how it was made."""
+
+    def of(self, known: str) -> Codec:
+        """The codec of one image.
+
+        Args:
+            known: JSON of `pipeline.release.making.Known`.
+        """
+
+
 def no_prompt(data: bytes) -> int:
     """Bytes of the prompt in a file that has none."""
     return 0
@@ -131,6 +148,7 @@ class Row:
         network: runs on the device of the workflow; all others on the CPU.
         prompt_bytes: how many bytes of a file hold the prompt.
         presets: that its encoder has, the usual one first.
+        rows: it is one of `OfRows`.
     """
 
     title: str
@@ -144,3 +162,4 @@ class Row:
     network: bool = False
     prompt_bytes: Callable[[bytes], int] = no_prompt
     presets: tuple[str, ...] = ()
+    rows: bool = False

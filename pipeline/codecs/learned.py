@@ -125,6 +125,7 @@ def learned(
 
 def prompt_bytes(data: bytes) -> int:
     """How many bytes of a file hold the prompt."""
-    from pipeline.learned.bitstream import pack_prompt, unpack
+    from pipeline.learned.bitstream import unpack
+    from pipeline.learned.fields import pack_prompt
 
     return len(pack_prompt(unpack(data)[0].prompt))

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 from pipeline import AigiError
@@ -161,6 +162,27 @@ def _zoo(settings: EncoderSettings, given: CodecSettings, quality: float, here: 
 
 def _zoo_version(given: CodecSettings, here: Here) -> str:
     return f"{zoo.version()}, {given.models[0]}"
+
+
+def _recipe(settings: EncoderSettings, given: CodecSettings, quality: float, here: Here) -> Codec:
+    from pipeline.codecs.recipe import recipe
+
+    return recipe(given.models, here.device)
+
+
+def _recipe_version(given: CodecSettings, here: Here) -> str:
+    from pipeline import __version__
+    from pipeline.codecs.recipe import named_models
+
+    named_models(given.models)
+    found = ", ".join(f"{name} {metadata.version(name)}" for name in ("diffusers", "torch"))
+    return f"aigi {__version__}, {found}"
+
+
+def _recipe_prompt_bytes(data: bytes) -> int:
+    from pipeline.codecs.recipe import prompt_bytes
+
+    return prompt_bytes(data)
 
 
 _PERCENT = tuple(float(quality) for quality in range(1, 101))
@@ -323,6 +345,18 @@ CODECS: dict[str, Row] = {
         settings={},
         network=True,
     ),
+    "recipe": Row(
+        title="recipe (what made it)",
+        format="RGB, 4:4:4, 8 bits, lossless; generated images alone",
+        qualities=(1,),
+        grid=(1.0,),
+        open=_recipe,
+        version=_recipe_version,
+        settings={},
+        network=True,
+        prompt_bytes=_recipe_prompt_bytes,
+        rows=True,
+    ),
 }
 
 
@@ -359,7 +393,7 @@ def row_of(given: CodecSettings) -> Row:
     if given.codec == "compressai" and not given.models:
         raise AigiError(f"benchmark.codecs: {given.label}: give one network as models")
     for name, of in (
-        ("models", ("learned", "compressai")),
+        ("models", ("learned", "compressai", "recipe")),
         ("text", ("learned",)),
         ("effort", ("learned",)),
         ("preset", [name for name, one in CODECS.items() if one.presets]),
@@ -443,7 +477,7 @@ def digest(given: CodecSettings) -> str:
     facts: list[object] = [settings | {"preset": _preset(given)}]
     if given.codec == "learned":
         facts += [sha256 or name for name, sha256 in _weights(given)]
-    else:
+    elif given.codec != "recipe":  # where its models are decides no byte
         facts += given.models
     encoder = _hashed(dict(CODECS[given.codec].settings))
     if encoder != _FIRST.get(given.codec, _hashed({})):

@@ -31,7 +31,8 @@ from dataclasses import dataclass
 
 from pipeline import AigiError
 from pipeline.learned.coding import DamagedStream
-from pipeline.learned.prompt import compress_prompt, decompress_prompt
+from pipeline.learned.fields import Reader, read_prompt, varint
+from pipeline.learned.fields import pack_prompt as pack_prompt
 from pipeline.learned.sizes import NAME
 
 MAGIC, VERSION, WITHOUT_QUALITY, WITH_FRACTION = b"AIGI", 2, 1, 3
@@ -43,8 +44,6 @@ MOST_TILE_PIXELS = 1536 * 1536
 """Of one tile: a decoder must hold the features of all of them at once."""
 MOST_PIXELS = 1 << 27
 """Of a picture, unless a caller allows more."""
-MOST_PROMPT = 4096
-"""Bytes of UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -104,81 +103,6 @@ def areas(width: int, height: int, tile: int) -> list[Area]:
     ]
 
 
-def _varint(value: int) -> bytes:
-    if not 0 <= value < 1 << 28:
-        raise ValueError(f"{value} does not fit into 28 bits")
-    out = bytearray()
-    while value >= 128:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
-
-
-class _Reader:
-    """The bytes of a file, read from the left; nothing is copied before its length is checked."""
-
-    def __init__(self, data: bytes, at: int) -> None:
-        self.data, self.at = data, at
-
-    def bytes(self, count: int, what: str) -> bytes:
-        if count > len(self.data) - self.at:
-            raise DamagedStream(f"bitstream: cut short in its {what}. Get the file again.")
-        self.at += count
-        return self.data[self.at - count : self.at]
-
-    def varint(self, what: str) -> int:
-        value = 0
-        for shift in (0, 7, 14, 21):
-            (byte,) = self.bytes(1, what)
-            value |= (byte & 127) << shift
-            if byte < 128:
-                if shift and not byte:
-                    break  # there is a shorter way to write it
-                return value
-        raise DamagedStream(f"bitstream: its {what} is no number. Get the file again.")
-
-
-def pack_prompt(prompt: str) -> bytes:
-    """The field of a prompt.
-
-    Raises:
-        AigiError: it is longer than 4,096 bytes in UTF-8, or not text.
-    """
-    try:
-        text = prompt.encode()
-    except UnicodeEncodeError as error:
-        raise AigiError(f"prompt: not text that UTF-8 can hold: {error}") from None
-    if len(text) > MOST_PROMPT:
-        raise AigiError(
-            f"prompt: {len(text):,} bytes in UTF-8; at most {MOST_PROMPT:,} are stored. Shorten "
-            "it: text encoders read some 50 words."
-        )
-    if not text:
-        return _varint(0)
-    coded = compress_prompt(text)
-    if len(coded) + len(_varint(len(coded))) < len(text):
-        return _varint(2 * len(text)) + _varint(len(coded)) + coded
-    return _varint(2 * len(text) + 1) + text
-
-
-def _read_prompt(reader: _Reader) -> str:
-    head = reader.varint("prompt")
-    length, plain = head >> 1, head & 1
-    if length > MOST_PROMPT:
-        raise DamagedStream(
-            f"bitstream: claims a prompt of {length:,} bytes; at most {MOST_PROMPT:,} are stored."
-        )
-    if plain:
-        text = reader.bytes(length, "prompt")
-    else:
-        coded = reader.bytes(reader.varint("prompt"), "prompt") if length else b""
-        text = decompress_prompt(coded, length)
-    try:
-        return text.decode()
-    except UnicodeDecodeError:
-        raise DamagedStream("bitstream: its prompt is not text. Get the file again.") from None
-
-
 def quality_steps(quality: float) -> int:
     """A quality in steps of 1/200.
 
@@ -210,10 +134,10 @@ def pack(header: Header, tiles: list[bytes]) -> bytes:
     whole, fraction = divmod(quality_steps(header.quality), QUALITY_STEPS)
     quality = bytes([whole, fraction]) if fraction else bytes([whole])
     parts = [bytes([len(name)]), name, header.weights, quality]
-    parts += [_varint(n) for n in (header.width, header.height, header.tile // STRIDE)]
+    parts += [varint(n) for n in (header.width, header.height, header.tile // STRIDE)]
     parts.append(pack_prompt(header.prompt))
     for tile in tiles[:-1]:
-        parts += [_varint(len(tile)), tile]
+        parts += [varint(len(tile)), tile]
     version = WITH_FRACTION if fraction else VERSION
     return seal(b"".join([*parts, tiles[-1]]), version)
 
@@ -243,7 +167,7 @@ def unpack(data: bytes, max_pixels: int = MOST_PIXELS) -> tuple[Header, list[byt
     return header, tiles
 
 
-def _unpack_header(data: bytes) -> tuple[Header, _Reader]:
+def _unpack_header(data: bytes) -> tuple[Header, Reader]:
     if data[:4] != MAGIC:
         raise DamagedStream("bitstream: not an aigi file: it does not start with AIGI.")
     if len(data) < START:
@@ -255,7 +179,7 @@ def _unpack_header(data: bytes) -> tuple[Header, _Reader]:
         )
     if zlib.crc32(data[START:]) != int.from_bytes(data[5:START], "big"):
         raise DamagedStream("bitstream: damaged or cut short: wrong checksum. Get the file again.")
-    reader = _Reader(data, START)
+    reader = Reader(data, START)
     (length,) = reader.bytes(1, "header")
     name = reader.bytes(length, "header").decode("ascii", "replace")
     if not re.fullmatch(NAME, name):
@@ -275,7 +199,7 @@ def _unpack_header(data: bytes) -> tuple[Header, _Reader]:
     width, height, tile = (reader.varint("header") for _ in range(3))
     if not width or not height:
         raise DamagedStream(f"bitstream: claims {width}x{height} pixels. Get the file again.")
-    prompt = _read_prompt(reader)
+    prompt = read_prompt(reader)
     exactly = in_steps(quality * QUALITY_STEPS + fraction)
     return Header(name, weights, exactly, width, height, tile * STRIDE, prompt), reader
 

@@ -8,6 +8,7 @@ made again from the captions, and must match the manifest.
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections.abc import Collection, Mapping
@@ -22,6 +23,7 @@ from pipeline.plan import specification
 from pipeline.release.recipe import Recipe
 from pipeline.shown import public
 from pipeline.stage import flat
+from pipeline.store import RUN_WORKFLOW, Store
 
 _PLACE = re.compile(
     r"prompts\.sources\.\d+\.(path|photos|folder|dataset)|prompts\.filters\.blocklist"
@@ -178,3 +180,17 @@ def merged(
             data[name] = mine[name]
     data["compute"] = {**(mine.get("compute") or {}), **data["compute"]}
     return data
+
+
+def places_of(target: str) -> dict[str, Any]:
+    """The unchecked workflow of the run that a release folder is in; empty if it is in none.
+
+    Not of a published one: whoever publishes could name folders of this machine.
+    """
+    if target.startswith(("hf://", "http://", "https://")):
+        return {}
+    for url in (target, os.path.dirname(target.rstrip("/"))):
+        found = Store(url).read_json(RUN_WORKFLOW) if url else None
+        if found is not None:
+            return found
+    return {}

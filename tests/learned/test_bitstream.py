@@ -11,20 +11,17 @@ from hypothesis import strategies as st
 
 from pipeline import AigiError
 from pipeline.learned.bitstream import (
-    MOST_PROMPT,
     MOST_TILE_PIXELS,
     Header,
-    _Reader,
-    _varint,
     areas,
     pack,
-    pack_prompt,
     padded,
     rates,
     seal,
     unpack,
 )
 from pipeline.learned.coding import DamagedStream
+from pipeline.learned.fields import MOST_PROMPT, Reader, pack_prompt, varint
 from pipeline.learned.prompt import compress_prompt, decompress_prompt
 
 HEADER = Header("catc", b"\1\2\3\4", 3, 100, 70, 0, "a cat")
@@ -69,16 +66,16 @@ def test_prompts_that_cannot_be_stored_are_refused() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, (1 << 28) - 1))
-def test_varints(value: int) -> None:
-    reader = _Reader(_varint(value) + b"\0", 0)
+def testvarints(value: int) -> None:
+    reader = Reader(varint(value) + b"\0", 0)
     assert reader.varint("number") == value
-    assert reader.at == len(_varint(value)) <= 4
+    assert reader.at == len(varint(value)) <= 4
 
 
 @pytest.mark.parametrize("data", [b"\x80", b"\x80\0", b"\xff\xff\xff\xff\1", b""])
 def test_numbers_have_one_form(data: bytes) -> None:
     with pytest.raises(DamagedStream):
-        _Reader(data, 0).varint("number")
+        Reader(data, 0).varint("number")
 
 
 @settings(max_examples=100, deadline=None)
@@ -125,7 +122,7 @@ def test_a_quality_between_two_is_said_exactly_in_one_byte_more() -> None:
 
 
 def _claim(width: int, height: int, tile: int) -> bytes:
-    fields = b"".join(map(_varint, (width, height, tile)))
+    fields = b"".join(map(varint, (width, height, tile)))
     return seal(b"\4catc\1\2\3\4\1" + fields + b"\0" + bytes(50))
 
 
@@ -148,9 +145,9 @@ def _claim(width: int, height: int, tile: int) -> bytes:
         (_claim(4096, 4096, 0), "a tile of 4096x4096"),
         (_claim(4096, 4096, 40), "a tile of 2560x2560"),
         (seal(b"\3../\1\2\3\4\5\5\0\0"), "name of its model"),
-        (seal(b"\4catc\1\2\3\4\1\5\5\0" + _varint(2 * 5000)), "a prompt of 5,000"),
-        (seal(b"\4catc\1\2\3\4\1\5\5\0" + _varint(2 * 4 + 1) + b"\xff\xfe\xfd\xfc"), "not text"),
-        (seal(b"\4catc\1\2\3\4\1\5\5\0" + _varint(2 * 4 + 1) + b"ab"), "cut short in its prompt"),
+        (seal(b"\4catc\1\2\3\4\1\5\5\0" + varint(2 * 5000)), "a prompt of 5,000"),
+        (seal(b"\4catc\1\2\3\4\1\5\5\0" + varint(2 * 4 + 1) + b"\xff\xfe\xfd\xfc"), "not text"),
+        (seal(b"\4catc\1\2\3\4\1\5\5\0" + varint(2 * 4 + 1) + b"ab"), "cut short in its prompt"),
     ],
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import AigiError
-from pipeline.learned.bitstream import MOST_TILE_PIXELS, START, _varint, pack_prompt, seal, unpack
+from pipeline.learned.bitstream import MOST_TILE_PIXELS, START, seal, unpack
 from pipeline.learned.codec import LearnedCodec
 from pipeline.learned.coding import DamagedStream, RangeWriter
+from pipeline.learned.fields import pack_prompt, varint
 from tests.learned.conftest import pictures, ready, text_encoder
 
 CODECS = ("mean-scale", "catc", "catc-small", "mean-scale-power")
@@ -51,7 +52,7 @@ def damaged(draw: st.DrawFn, name: str) -> tuple[bytes, bool]:
         version = draw(st.sampled_from([2, 2, 3]))
         if version == 3:
             claim += bytes([draw(st.sampled_from([0, 1, 100, 199, 200, 255]))])
-        claim += b"".join(map(_varint, fields)) + pack_prompt(draw(st.sampled_from(["", "a boat"])))
+        claim += b"".join(map(varint, fields)) + pack_prompt(draw(st.sampled_from(["", "a boat"])))
         return seal(claim + draw(st.binary(max_size=400)), version), True
     body = data[START:]
     if kind == "splice":
@@ -122,8 +123,8 @@ def test_a_line_that_pads_to_many_gigabytes_is_refused(monkeypatch: pytest.Monke
     count = (1 << 27) // 1536 + 1
     name = codec.name.encode()
     head = bytes([len(name)]) + name + codec.weights + b"\1"
-    head += _varint(1) + _varint(1 << 27) + _varint(1536 // 64) + pack_prompt("")
-    data = seal(head + _varint(len(tile)) + tile + b"\1\0" * (count - 1))
+    head += varint(1) + varint(1 << 27) + varint(1536 // 64) + pack_prompt("")
+    data = seal(head + varint(len(tile)) + tile + b"\1\0" * (count - 1))
     monkeypatch.setattr(codec.network, "read", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(DamagedStream, match=r"claims 1x134217728 pixels \(8,589,934,592 when"):
         codec.decode(data)
@@ -169,6 +170,6 @@ def test_a_long_prompt_of_garbage_is_bounded() -> None:
     assert text_encoder() is not None
     head = bytes([4]) + b"catc" + ready("catc").weights + bytes([1, 64, 64, 0])
     for length in (4096, 4097, (1 << 27) - 1):
-        forged = seal(head + _varint(2 * length) + _varint(30) + bytes(range(30)) + bytes(100))
+        forged = seal(head + varint(2 * length) + varint(30) + bytes(range(30)) + bytes(100))
         with pytest.raises(DamagedStream):
             ready("catc").decode(forged)

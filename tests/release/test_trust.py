@@ -13,10 +13,10 @@ import pytest
 
 from pipeline import AigiError
 from pipeline import workflow as workflows
-from pipeline.audit import places_of
 from pipeline.manifest import MANIFEST, PLAN_FILE
 from pipeline.models.hub import Place
 from pipeline.pixels import png_bytes
+from pipeline.release.regenerate import places_of
 from pipeline.release.trust import asked, confirm
 from pipeline.store import RUN_WORKFLOW
 from pipeline.workflow import Workflow
