@@ -77,8 +77,9 @@ def encode(
     """Code an image to an .aigi file with a learned codec, or as what made it."""
     with explained():
         if recipe is not None:
-            asked = {"--prompt": prompt, "--quality": quality, "--bpp": bpp, "--psnr": psnr}
-            asked |= {"--effort": effort, "--revision": revision, "--text": text_folder}
+            asked: dict[str, object] = {"--prompt": prompt, "--quality": quality, "--bpp": bpp}
+            asked |= {"--psnr": psnr, "--effort": effort}
+            asked |= {"--revision": revision, "--text": text_folder}
             refuse(asked, "a recipe")
             return encode_recipe(recipe, image, out, model, trust, device)
         refuse({"--trust": trust}, "a learned codec")
