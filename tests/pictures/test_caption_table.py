@@ -108,11 +108,7 @@ def aligned(place: str, table: str) -> dict[str, str]:
 def trained(place: str, table: str) -> dict[str, str]:
     settings = Train(data=Pictures(place=place, captions=table))
     stage = training.stage(settings, "run", Compute())
-    with pytest.raises(AigiError) as found:
-        stage.state(Store("run"))
-    if "no images of splits train" not in str(found.value):
-        raise found.value
-    # A folder has no train split; its table was read all the same.
+    stage.state(Store("run"))  # reads the table
     return texts(Collection(settings.data)) if settings.data else {}
 
 
