@@ -47,8 +47,8 @@ import numpy as np
 
 from pipeline import AigiError
 from pipeline.codecs.residual import decode_residual, encode_residual
-from pipeline.learned.coding import DamagedStream
 from pipeline.learned.fields import Reader, pack_prompt, read_prompt, varint
+from pipeline.learned.range_coder import DamagedStream
 from pipeline.pixels import RGB, decibels, pixels_sha256
 from pipeline.release.making import MOST_BATCH, Known, Making, NotKnown, making
 from pipeline.release.regenerate import HUB_ID

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.learned.coding import DamagedStream, bytes_to_words, words_to_bytes
+from pipeline.learned.range_coder import DamagedStream, bytes_to_words, words_to_bytes
 from pipeline.learned.tables import PRECISION, Ints, range_model
 from pipeline.pixels import RGB
 

@@ -30,9 +30,9 @@ import zlib
 from dataclasses import dataclass
 
 from pipeline import AigiError
-from pipeline.learned.coding import DamagedStream
 from pipeline.learned.fields import Reader, read_prompt, varint
 from pipeline.learned.fields import pack_prompt as pack_prompt
+from pipeline.learned.range_coder import DamagedStream
 from pipeline.learned.sizes import NAME
 
 MAGIC, VERSION, WITHOUT_QUALITY, WITH_FRACTION = b"AIGI", 2, 1, 3

@@ -32,9 +32,9 @@ from pipeline.learned.bitstream import (
     in_steps,
     quality_steps,
 )
-from pipeline.learned.coding import DamagedStream
 from pipeline.learned.layers import Text
 from pipeline.learned.network import CONFIG, WEIGHTS, Network
+from pipeline.learned.range_coder import DamagedStream
 from pipeline.learned.refine import EFFORTS, Gain, Told, refined
 from pipeline.learned.shipped import shipped
 from pipeline.learned.sizes import read

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipeline import AigiError
-from pipeline.learned.coding import DamagedStream
 from pipeline.learned.prompt import compress_prompt, decompress_prompt
+from pipeline.learned.range_coder import DamagedStream
 
 MOST_PROMPT = 4096
 """Bytes of UTF-8."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.learned.coding import DamagedStream, bytes_to_words, words_to_bytes
+from pipeline.learned.range_coder import DamagedStream, bytes_to_words, words_to_bytes
 from pipeline.learned.tables import PRECISION, Ints, range_model
 
 ORDERS = 6

@@ -37,7 +37,7 @@ from pipeline.codecs.recipe import (
 from pipeline.codecs.residual import decode_residual, encode_residual
 from pipeline.codecs.table import digest
 from pipeline.collection import Collection, Pictures
-from pipeline.learned.coding import DamagedStream
+from pipeline.learned.range_coder import DamagedStream
 from pipeline.pixels import RGB, decode, png_bytes
 from pipeline.release.making import Known, Making, NotKnown, known_of_row
 from pipeline.release.remake import OtherWeights, Remaker, Untrusted

@@ -20,9 +20,9 @@ from pipeline.learned.bitstream import (
     seal,
     unpack,
 )
-from pipeline.learned.coding import DamagedStream
 from pipeline.learned.fields import MOST_PROMPT, Reader, pack_prompt, varint
 from pipeline.learned.prompt import compress_prompt, decompress_prompt
+from pipeline.learned.range_coder import DamagedStream
 
 HEADER = Header("catc", b"\1\2\3\4", 3, 100, 70, 0, "a cat")
 

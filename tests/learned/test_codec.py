@@ -16,7 +16,7 @@ import torch
 from pipeline import AigiError
 from pipeline.learned import bitstream
 from pipeline.learned.codec import LearnedCodec, load
-from pipeline.learned.coding import DamagedStream
+from pipeline.learned.range_coder import DamagedStream
 from pipeline.pixels import RGB, decode, png_bytes
 from tests.conftest import ROOT
 from tests.learned.conftest import SMALL, codec, pictures, ready, small, tensor, text_of
@@ -215,7 +215,7 @@ def test_the_fingerprint_covers_everything_that_decides_bits(tmp_path: Path) -> 
 RUN = """
 import sys, numpy as np
 from pipeline.learned.codec import LearnedCodec, load
-from pipeline.learned.coding import DamagedStream
+from pipeline.learned.range_coder import DamagedStream
 codec = load(sys.argv[1], device="cpu")
 np.save(sys.argv[3], codec.decode(open(sys.argv[2], "rb").read()))
 """

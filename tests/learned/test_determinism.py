@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from pipeline.learned.codec import LearnedCodec
-from pipeline.learned.coding import DamagedStream
 from pipeline.learned.network import Network
+from pipeline.learned.range_coder import DamagedStream
 from pipeline.learned.sizes import NETWORKS
 from pipeline.pixels import RGB
 from tests.learned.conftest import TEXT, fill, pictures, small

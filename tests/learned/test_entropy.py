@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.learned import coding
-from pipeline.learned.coding import RangeReader, RangeWriter, _snapped, read_scaled, write_scaled
+from pipeline.learned.coding import _snapped
 from pipeline.learned.entropy import Conditional, Factorized, gaussian_likelihood
+from pipeline.learned.range_coder import RangeReader, RangeWriter, read_scaled, write_scaled
 from pipeline.learned.tables import (
     BORDERS,
     MOST,

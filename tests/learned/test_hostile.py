@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pipeline import AigiError
 from pipeline.learned.bitstream import MOST_TILE_PIXELS, START, seal, unpack
 from pipeline.learned.codec import LearnedCodec
-from pipeline.learned.coding import DamagedStream, RangeWriter
 from pipeline.learned.fields import pack_prompt, varint
+from pipeline.learned.range_coder import DamagedStream, RangeWriter
 from tests.learned.conftest import pictures, ready, text_encoder
 
 CODECS = ("mean-scale", "catc", "catc-small", "mean-scale-power")

@@ -11,15 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.learned.coding import (
+from pipeline.learned.coding import Estimate
+from pipeline.learned.entropy import Conditional, gaussian_likelihood
+from pipeline.learned.range_coder import (
     DamagedStream,
-    Estimate,
     RangeReader,
     RangeWriter,
     read_scaled,
     write_scaled,
 )
-from pipeline.learned.entropy import Conditional, gaussian_likelihood
 from pipeline.learned.tables import (
     BORDERS,
     LEAST_TAIL_WIDTH,

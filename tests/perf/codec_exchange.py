@@ -24,8 +24,8 @@ import torch
 
 from pipeline.learned.bitstream import MOST_PIXELS
 from pipeline.learned.codec import LearnedCodec, load
-from pipeline.learned.coding import DamagedStream
 from pipeline.learned.network import Network
+from pipeline.learned.range_coder import DamagedStream
 from pipeline.learned.sizes import NETWORKS
 from pipeline.models.device import device_name, pick_device
 from pipeline.pixels import RGB, decode

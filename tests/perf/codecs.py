@@ -32,7 +32,7 @@ TARGET_SHARE = 0.15
 
 
 def _ours(name: str, width: int, height: int, rounds: int) -> dict[str, Any]:
-    from pipeline.learned import coding
+    from pipeline.learned import range_coder
     from pipeline.learned.codec import LearnedCodec
     from pipeline.learned.network import Network
     from pipeline.learned.sizes import NETWORKS
@@ -56,9 +56,9 @@ def _ours(name: str, width: int, height: int, rounds: int) -> dict[str, Any]:
         return call
 
     for owner, method in (
-        (coding.RangeWriter, "write"),
-        (coding.RangeWriter, "bytes"),
-        (coding.RangeReader, "read"),
+        (range_coder.RangeWriter, "write"),
+        (range_coder.RangeWriter, "bytes"),
+        (range_coder.RangeReader, "read"),
     ):
         setattr(owner, method, timed(getattr(owner, method)))
     data = codec.encode(picture, "a red boat")
