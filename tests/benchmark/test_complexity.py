@@ -81,7 +81,7 @@ def test_a_program_that_is_killed_fails_the_shard_and_not_the_row(tmp_path: Path
     programs = stand_ins(tmp_path)
     given = CodecSettings(codec="bpg")
     row = {"settings": given.model_dump_json(), "side": 32, "quality": 32.0,
-           "image": png_bytes(picture(32, 32))}  # fmt: skip
+           "image": png_bytes(picture(32, 32)), "known": None}  # fmt: skip
     weigher = Weigher(Here(programs, "cpu"), 1, 1, {})
     Path(programs["bpgenc"]).write_text("#!/bin/sh\nkill -KILL $$\n")
     with pytest.raises(MachineFault, match=r"bpg at 32 pixels a side: .*ended by SIGKILL"):
