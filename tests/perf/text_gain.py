@@ -136,7 +136,7 @@ def measured(network: Network, arm: str, count: int, encoder: TextEncoder) -> di
     for first in range(TEST, TEST + count, BATCH):
         x, texts = drawn(range(first, first + BATCH))
         output = network(x, _text(encoder, ARMS[arm](texts)))
-        bits += output.bits_of_each().tolist()
+        bits += sum(output.bits_of_each()).tolist()
         errors += (output.x_hat.clamp(0, 1) - x).square().mean((1, 2, 3)).tolist()
     mean_bits, mse = statistics.fmean(bits), statistics.fmean(errors)
     return {
