@@ -102,47 +102,53 @@ def check_demo(folder: Path, done: subprocess.CompletedProcess[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    folder = tmp_path_factory.mktemp("demo") / "out"
-    return folder, python("-m", "pipeline.cli", "demo", "--out", str(folder))
-
-
-def test_demo(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    folder, done = demo
-    check_demo(folder, done)
-    assert str(folder / "release") in done.stdout, "says where to look"
-
-
-def test_demo_again_makes_nothing_anew(
-    demo: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    folder, _ = demo
-    before = {p: p.stat().st_mtime_ns for p in (folder / "images").glob("*.parquet")}
-    done = python("-m", "pipeline.cli", "demo", "--out", str(folder))
-    check_demo(folder, done)
-    assert "already made" in done.stderr
-    assert {p: p.stat().st_mtime_ns for p in (folder / "images").glob("*.parquet")} == before
-
-
-def test_demo_from_an_installed_wheel_in_an_empty_folder(tmp_path: Path) -> None:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages with aigi as its wheel installs it."""
+    root = tmp_path_factory.mktemp("wheel")
     build = python(
         "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
-        "--wheel-dir", str(tmp_path / "wheels"), str(ROOT),
+        "--wheel-dir", str(root / "wheels"), str(ROOT),
     )  # fmt: skip
     assert build.returncode == 0, build.stderr
-    (wheel,) = (tmp_path / "wheels").glob("aigi-*.whl")
-    site = tmp_path / "site"
+    (wheel,) = (root / "wheels").glob("aigi-*.whl")
+    site = root / "site"
     install = python(
         "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)
     )
     assert install.returncode == 0, install.stderr
-    empty = tmp_path / "empty"
-    empty.mkdir()
+    return site
+
+
+@pytest.fixture(scope="module")
+def demo(
+    site: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """An empty folder in which the installed wheel made the demo, and what it said."""
+    empty = tmp_path_factory.mktemp("demo")
+    return empty, python("-m", "pipeline.cli", "demo", folder=empty, PYTHONPATH=str(site))
+
+
+def test_demo_from_an_installed_wheel_in_an_empty_folder(
+    demo: tuple[Path, subprocess.CompletedProcess[str]], site: Path
+) -> None:
+    empty, done = demo
     where = python("-c", "import pipeline; print(pipeline.__file__)", folder=empty,
                    PYTHONPATH=str(site))  # fmt: skip
     assert where.stdout.startswith(str(site)), "the wheel runs, not the checkout"
-    done = python("-m", "pipeline.cli", "demo", folder=empty, PYTHONPATH=str(site))
     check_demo(empty / "runs" / "demo", done)
+    assert "runs/demo/release" in done.stdout, "says where to look"
+
+
+def test_demo_again_makes_nothing_anew(
+    demo: tuple[Path, subprocess.CompletedProcess[str]], site: Path
+) -> None:
+    empty, _ = demo
+    folder = empty / "runs" / "demo"
+    before = {p: p.stat().st_mtime_ns for p in (folder / "images").glob("*.parquet")}
+    done = python("-m", "pipeline.cli", "demo", folder=empty, PYTHONPATH=str(site))
+    check_demo(folder, done)
+    assert "already made" in done.stderr
+    assert {p: p.stat().st_mtime_ns for p in (folder / "images").glob("*.parquet")} == before
 
 
 def test_a_second_run_in_one_directory_is_refused(tmp_path: Path) -> None:
