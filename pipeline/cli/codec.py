@@ -65,7 +65,7 @@ def encode(
         typer.Option(
             min=0,
             max=2,
-            help="1, 2: search for a cheaper file; takes some 10 and 40 times as long.",
+            help="1, 2: search for a cheaper file; takes some 30 and 100 times as long.",
         ),
     ] = 0,
     revision: Revision = None,
