@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.benchmark.bd import Interpolation
-from pipeline.benchmark.rates import Comparison, compare, curves
+from pipeline.benchmark.rates import Comparison, against, curves
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,4 @@ def compared(
         how: the interpolation.
     """
     found = curves(without_prompts(measurements), labels)
-    return {
-        group: {
-            label: compare(of[anchor], mine, "psnr", how)
-            for label, mine in of.items()
-            if label != anchor
-        }
-        for group, of in found.items()
-        if anchor in of
-    }
+    return {group: against(anchor, of, "psnr", how) for group, of in found.items() if anchor in of}

@@ -214,3 +214,16 @@ def compare(anchor: Curves, test: Curves, metric: str, how: Interpolation) -> Co
 
     interval = bootstrap(theirs, ours, how, difference)
     return Comparison(len(shared), rate, quality, interval)
+
+
+def against(
+    anchor: str, found: Mapping[str, Curves], metric: str, how: Interpolation
+) -> dict[str, Comparison]:
+    """Each codec of a group against the anchor; none where that is not among them."""
+    if anchor not in found:
+        return {}
+    return {
+        label: compare(found[anchor], mine, metric, how)
+        for label, mine in found.items()
+        if label != anchor
+    }

@@ -34,9 +34,8 @@ from pipeline.benchmark.rates import (
     BD_RATES,
     FOLDER,
     REPORTED,
-    Comparison,
     Curves,
-    compare,
+    against,
     curves,
     group_name,
 )
@@ -81,19 +80,10 @@ class Report:
         self.drawn = [metric for metric in self.metrics if metric.db is not None]
         self.comparisons = {
             metric.name: {
-                group: self._compared(found, metric.name) for group, found in self.curves.items()
+                group: against(benchmark.anchor, found, metric.name, benchmark.interpolation)
+                for group, found in self.curves.items()
             }
             for metric in self.drawn
-        }
-
-    def _compared(self, found: Mapping[str, Curves], metric: str) -> dict[str, Comparison]:
-        anchor = found.get(self.benchmark.anchor)
-        if anchor is None:
-            return {}
-        return {
-            label: compare(anchor, mine, metric, self.benchmark.interpolation)
-            for label, mine in found.items()
-            if label != self.benchmark.anchor
         }
 
     def write(self) -> str:

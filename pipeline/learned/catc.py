@@ -52,6 +52,7 @@ from pipeline.learned.layers import (
     ResidualUp,
     Text,
     conv,
+    heard,
     subpixel,
 )
 from pipeline.learned.sizes import CatcSizes
@@ -121,8 +122,7 @@ class Asking(nn.Module):
 
     def forward(self, x: Tensor, text: Text | None) -> Tensor:
         assert text is not None
-        found: Tensor = self.text(self.norm(x.flatten(2).transpose(1, 2)), text)
-        return found.transpose(1, 2).view_as(x)
+        return heard(self.norm, self.text, x, text)
 
 
 class HyperAnalysis(nn.Module):
@@ -204,10 +204,7 @@ class EntropyModel(nn.Module):
         if not self.has_text:
             return state
         assert text is not None
-        flat = state.flatten(2).transpose(1, 2)
-        found = self.text(self.norm(flat), text)
-        out: Tensor = state + found.transpose(1, 2).view_as(state)
-        return out
+        return state + heard(self.norm, self.text, state, text)
 
     def _scale_asked(self, state: Tensor, text: Text | None) -> Tensor:
         """The same of the state of the scales."""

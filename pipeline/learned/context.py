@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.learned.coding import Step
-from pipeline.learned.layers import CrossAttention, Text, conv, subpixel
+from pipeline.learned.layers import CrossAttention, Text, conv, heard, subpixel
 
 LARGEST = 8.0
 """Of the logarithm of a scale: e^8 is beyond the widest table, and far from infinity."""
@@ -113,9 +113,7 @@ class EntropyModel(nn.Module):
         if not self.has_text:
             return hyper
         assert text is not None
-        found = self.text(self.norm(hyper.flatten(2).transpose(1, 2)), text)
-        out: Tensor = hyper + found.transpose(1, 2).view_as(hyper)
-        return out
+        return hyper + heard(self.norm, self.text, hyper, text)
 
     def forward(self, z_hat: Tensor, text: Text | None, step: Step) -> Tensor:
         outer = next(self.lrp.parameters()).dtype

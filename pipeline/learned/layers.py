@@ -250,6 +250,20 @@ class CrossAttention(nn.Module):
         return out
 
 
+def heard(norm: nn.LayerNorm, attention: CrossAttention, x: Tensor, text: Text) -> Tensor:
+    """What every position of a map is told by the text.
+
+    Args:
+        norm: of the channels, before they ask.
+        x: float32 or float64, B x C x H x W, any finite values.
+
+    Returns:
+        Shape and dtype of x.
+    """
+    found: Tensor = attention(norm(x.flatten(2).transpose(1, 2)), text)
+    return found.transpose(1, 2).view_as(x)
+
+
 class WindowAttention(nn.Module):
     """Self-attention in windows of 8x8 with a bias for each offset (Liu 2021).
 
