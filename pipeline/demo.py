@@ -171,12 +171,13 @@ def code_at_hand(run: Path) -> tuple[list[Measured], list[str]]:
         the codecs, and lines on what was left out and on what recipes need.
     """
     import numpy as np
+    import torch
 
-    from pipeline.benchmark.metrics import psnr
-    from pipeline.codecs.codec import Codec, CodecSettings, Here, OfRows
+    from pipeline.benchmark.measurements import Bench
+    from pipeline.codecs.codec import CodecSettings, Here
     from pipeline.codecs.command import Missing
     from pipeline.codecs.recipe import known_of, needs
-    from pipeline.codecs.table import CODECS, opened, qualities
+    from pipeline.codecs.table import CODECS, qualities
     from pipeline.collection import Collection, Pictures
     from pipeline.learned.bitstream import MOST_PIXELS
     from pipeline.pixels import decode
@@ -190,40 +191,32 @@ def code_at_hand(run: Path) -> tuple[list[Measured], list[str]]:
             images.append((row["image_id"], decode(row["image"]["bytes"], MOST_PIXELS).rgb))
         known += known_of(collection, part.name)
     found, notes, absent = [], [], []
-    here = Here(device="cpu")
-    for name, row in CODECS.items():
-        given = CodecSettings(codec=name)
+    bench = Bench(Here(device="cpu"), torch.get_num_threads())
+    for name, codec in CODECS.items():
         if name in ("learned", "compressai"):
             continue
-        try:
-            row.version(given, here)
-        except Missing:
-            absent.append(name)
-            continue
+        given = CodecSettings(codec=name)
         usual = qualities(given)
-        codec = opened(given, usual[len(usual) // 2], here)
+        middle = usual[len(usual) // 2]
         measured = []
-        for (image_id, image), text in zip(images, known, strict=True):
-            mine: Codec = codec
-            if isinstance(codec, OfRows):
+        try:
+            for (image_id, image), text in zip(images, known, strict=True):
                 try:
-                    mine = codec.of(text)
+                    coded = bench.measure(given, middle, image, "", text if codec.rows else None)
                 except NotKnown as why:
                     notes.append(str(why))
                     continue
-            started = time.perf_counter()
-            data = mine.encode(image)
-            between = time.perf_counter()
-            decoded = mine.decode(data)
-            ended = time.perf_counter()
-            if row.rows:
-                (run / "coded" / f"{image_id[:12]}-{name}.aigi").write_bytes(data)
-            bpp = 8 * len(data) / (image.shape[0] * image.shape[1])
-            measured.append((bpp, psnr(image, decoded), between - started, ended - between))
+                if codec.rows:
+                    (run / "coded" / f"{image_id[:12]}-{name}.aigi").write_bytes(coded.data)
+                of = coded.columns
+                measured.append((of["bpp"], of["psnr"], of["encode_ms"], of["decode_ms"]))
+        except Missing:
+            absent.append(name)
         if measured:
-            means = (float(mean) for mean in np.mean(measured, axis=0))
-            label = f"{name} {usual[len(usual) // 2]:g}" if len(usual) > 1 else name
-            found.append(Measured(label, len(measured), *means))
+            bpp, decibels, encode_ms, decode_ms = np.mean(measured, axis=0).tolist()
+            label = f"{name} {middle:g}" if len(usual) > 1 else name
+            seconds = (encode_ms / 1000, decode_ms / 1000)
+            found.append(Measured(label, len(measured), bpp, decibels, *seconds))
     notes += [f"recipe needs {model} beside the file" for model in needs(known, {})]
     if absent:
         notes.append(f"not on this machine: {', '.join(absent)}")

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from tests.conftest import ROOT, aigi
@@ -85,70 +84,6 @@ def test_schema_describes_the_workflow() -> None:
     done = python("-m", "pipeline.cli", "schema")
     described = json.loads(done.stdout)
     assert {"run", "prompts", "plan", "images", "release"} <= set(described["properties"])
-
-
-def check_demo(folder: Path, done: subprocess.CompletedProcess[str]) -> None:
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "DIFFERENT" not in done.stdout
-    assert done.stdout.count("as generated") == 15, "five sources, three splits"
-    release = folder / "release"
-    assert {path.name for path in release.iterdir()} >= {"sd21-base", "sd21", "sdxl", "mj52", "mod"}
-    manifest = json.loads((release / "manifest.json").read_text())
-    counts = dict.fromkeys(manifest["wanted"], 0)
-    for file in manifest["files"]:
-        counts[f"{file['config']}/{file['split']}"] += file["rows"]
-    assert counts == manifest["wanted"], "every quota is met exactly"
-    assert sum(counts.values()) >= 100
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of packages with aigi as its wheel installs it."""
-    root = tmp_path_factory.mktemp("wheel")
-    build = python(
-        "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
-        "--wheel-dir", str(root / "wheels"), str(ROOT),
-    )  # fmt: skip
-    assert build.returncode == 0, build.stderr
-    (wheel,) = (root / "wheels").glob("aigi-*.whl")
-    site = root / "site"
-    install = python(
-        "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)
-    )
-    assert install.returncode == 0, install.stderr
-    return site
-
-
-@pytest.fixture(scope="module")
-def demo(
-    site: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """An empty folder in which the installed wheel made the demo, and what it said."""
-    empty = tmp_path_factory.mktemp("demo")
-    return empty, python("-m", "pipeline.cli", "demo", folder=empty, PYTHONPATH=str(site))
-
-
-def test_demo_from_an_installed_wheel_in_an_empty_folder(
-    demo: tuple[Path, subprocess.CompletedProcess[str]], site: Path
-) -> None:
-    empty, done = demo
-    where = python("-c", "import pipeline; print(pipeline.__file__)", folder=empty,
-                   PYTHONPATH=str(site))  # fmt: skip
-    assert where.stdout.startswith(str(site)), "the wheel runs, not the checkout"
-    check_demo(empty / "runs" / "demo", done)
-    assert "runs/demo/release" in done.stdout, "says where to look"
-
-
-def test_demo_again_makes_nothing_anew(
-    demo: tuple[Path, subprocess.CompletedProcess[str]], site: Path
-) -> None:
-    empty, _ = demo
-    folder = empty / "runs" / "demo"
-    before = {p: p.stat().st_mtime_ns for p in (folder / "images").glob("*.parquet")}
-    done = python("-m", "pipeline.cli", "demo", folder=empty, PYTHONPATH=str(site))
-    check_demo(folder, done)
-    assert "already made" in done.stderr
-    assert {p: p.stat().st_mtime_ns for p in (folder / "images").glob("*.parquet")} == before
 
 
 def test_a_second_run_in_one_directory_is_refused(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_nothing_leaks_from_training_to_test(finished: tuple[Path, Path]) -> Non
         assert rows_of(run, "selection")[row["duplicate_of"]]["reason"] in (None, "surplus")
 
 
+@pytest.mark.slow
 def test_killed_in_a_round_then_finished(finished: tuple[Path, Path], tmp_path: Path) -> None:
     path, undisturbed = finished
     run = tmp_path / "run"

@@ -117,7 +117,8 @@ def test_killed_in_mid_images_then_finished(finished: tuple[Path, Path], tmp_pat
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow  # test_ray has small stages for every day
+@pytest.mark.parametrize("workers", [1, 2])
 def test_ray_gives_the_same_bytes(
     finished: tuple[Path, Path], tmp_path: Path, workers: int
 ) -> None:

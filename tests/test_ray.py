@@ -175,6 +175,7 @@ def test_an_address_without_a_cluster_is_an_error(tmp_path: Path, address: str) 
         toy.make(str(tmp_path), Compute(ray=address))
 
 
+@pytest.mark.slow
 def test_a_lost_machine_of_a_cluster(tmp_path: Path, serial: Path) -> None:
     """Two nodes by address; one is killed in mid-stage, the other does its work."""
     from ray.cluster_utils import Cluster

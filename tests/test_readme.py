@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -38,9 +39,9 @@ WITH_BLOCKS = [path for path in READMES if path != FRONT and BLOCK.search(path.r
 def run_blocks(readme: Path, folder: Path, hub: Hub) -> None:
     """Execute the marked blocks of a README, one after the other, in a folder."""
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
-    environment = hub.environment(PATH=path, PYTHONPATH=str(ROOT))
+    environment = hub.environment(PATH=path)
     for kind, text in BLOCK.findall(readme.read_text()):
-        command = {"sh": ["sh", "-e", "-c", text], "python": [sys.executable, "-c", text]}
+        command = {"sh": ["sh", "-e", "-c", text], "python": ["python", "-c", text]}
         done = subprocess.run(
             command[kind], cwd=folder, env=environment, capture_output=True, text=True
         )
@@ -54,8 +55,26 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="module")
-def front(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Path:
-    """A folder like the root of a checkout, after the front door's commands: they make the demo."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages with aigi as its wheel installs it."""
+    root = tmp_path_factory.mktemp("wheel")
+
+    def pip(command: str, *arguments: str) -> None:
+        quiet = [sys.executable, "-m", "pip", command, "--quiet", "--no-deps"]
+        subprocess.run([*quiet, *arguments], check=True)
+
+    pip("wheel", "--no-build-isolation", "--wheel-dir", str(root / "wheels"), str(ROOT))
+    (wheel,) = (root / "wheels").glob("aigi-*.whl")
+    pip("install", "--target", str(root / "site"), str(wheel))
+    return root / "site"
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory: pytest.TempPathFactory, site: Path, hub: Hub) -> Path:
+    """A folder like the root of a checkout, after the front door's commands: they make the demo.
+
+    The commands are those of the installed wheel: Python looks for no module in the folder.
+    """
     folder = tmp_path_factory.mktemp("front")
     for name in ("workflows", "manifests", "prompts"):
         shutil.copytree(ROOT / name, folder / name)  # paths in a workflow start at its file
@@ -63,17 +82,45 @@ def front(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Path:
     (folder / "bin").mkdir()
     for name, arguments in (("aigi", "-m pipeline.cli"), ("python", "")):
         file = folder / "bin" / name
-        file.write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
+        lines = [
+            "#!/bin/sh",
+            f"export PYTHONPATH={site} PYTHONSAFEPATH=1",
+            f'exec {sys.executable} {arguments} "$@"',
+        ]
+        file.write_text("\n".join([*lines, ""]))
         file.chmod(0o755)
+    where = [str(folder / "bin" / "python"), "-c", "import pipeline; print(pipeline.__file__)"]
+    said = subprocess.run(where, cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert said.startswith(str(site)), "the wheel runs, not the checkout"
     run_blocks(FRONT, folder, hub)
     return folder
 
 
 def test_the_commands_of_the_front_door_make_the_demo(front: Path) -> None:
-    assert (front / "runs" / "demo" / "release" / "manifest.json").exists()
+    release = front / "runs" / "demo" / "release"
+    assert {path.name for path in release.iterdir()} >= {"sd21-base", "sd21", "sdxl", "mj52", "mod"}
+    manifest = json.loads((release / "manifest.json").read_text())
+    counts = dict.fromkeys(manifest["wanted"], 0)
+    for file in manifest["files"]:
+        counts[f"{file['config']}/{file['split']}"] += file["rows"]
+    assert counts == manifest["wanted"], "every quota is met exactly"
+    assert sum(counts.values()) >= 100
     assert (front / "report.html").exists()
     assert len(BLOCK.findall(FRONT.read_text())) >= 3
     assert len(WITH_BLOCKS) >= 12
+
+
+def test_the_demo_again_makes_nothing_anew(front: Path) -> None:
+    images = front / "runs" / "demo" / "images"
+    before = {path: path.stat().st_mtime_ns for path in images.glob("*.parquet")}
+    command = [str(front / "bin" / "aigi"), "demo"]
+    done = subprocess.run(command, cwd=front, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "DIFFERENT" not in done.stdout
+    assert done.stdout.count("as generated") == 15, "five sources, three splits"
+    assert "runs/demo/release" in done.stdout, "says where to look"
+    assert "already made" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in images.glob("*.parquet")} == before
 
 
 @pytest.mark.parametrize("readme", WITH_BLOCKS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -188,9 +188,10 @@ def pixels_of(row: dict[str, Any]) -> RGB:
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """An image after a codec (uint8, H x W x 3), with the columns of MEASUREMENTS of it."""
+    """An image after a codec (uint8, H x W x 3), its file, and its columns of MEASUREMENTS."""
 
     image: RGB
+    data: bytes
     columns: dict[str, Any]
 
 
@@ -257,7 +258,7 @@ class Bench:
             "device": self._device(row.network),
             "codec_version": self.version(given),
         }
-        return Coded(decoded, columns)
+        return Coded(decoded, data, columns)
 
     def version(self, given: CodecSettings) -> str:
         """The version of a codec here, looked up once.
