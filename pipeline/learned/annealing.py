@@ -22,8 +22,8 @@ from torch import Tensor
 
 from pipeline.learned.bitstream import STRIDE, Area
 from pipeline.learned.entropy import Conditional
-from pipeline.learned.layers import Text
 from pipeline.learned.network import Network
+from pipeline.learned.networks.layers import Text
 from pipeline.learned.tiles import Y_STRIDE, cut
 
 RATE = 0.4

@@ -32,8 +32,8 @@ from pipeline.learned.bitstream import (
     in_steps,
     quality_steps,
 )
-from pipeline.learned.layers import Text
 from pipeline.learned.network import CONFIG, WEIGHTS, Network
+from pipeline.learned.networks.layers import Text
 from pipeline.learned.range_coder import DamagedStream
 from pipeline.learned.refine import EFFORTS, Gain, Told, refined
 from pipeline.learned.shipped import shipped

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.learned.layers import lower_bound
+from pipeline.learned.networks.layers import lower_bound
 from pipeline.learned.tables import (
     BORDERS,
     LEAST_SCALE,

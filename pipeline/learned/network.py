@@ -18,12 +18,12 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from pipeline import AigiError
-from pipeline.learned import catc, elic, hyperprior, light, tcm
 from pipeline.learned.bitstream import STRIDE
 from pipeline.learned.card import card
 from pipeline.learned.coding import Estimate, Read, Write
 from pipeline.learned.entropy import Conditional, Factorized
-from pipeline.learned.layers import CrossAttention, Gains, Text
+from pipeline.learned.networks import catc, elic, hyperprior, light, tcm
+from pipeline.learned.networks.layers import CrossAttention, Gains, Text
 from pipeline.learned.sizes import Sizes, parse
 from pipeline.models.weights import Part, compare, digest, header, shapes
 

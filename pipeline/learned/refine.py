@@ -26,8 +26,8 @@ from torch import Tensor
 
 from pipeline.learned.annealing import Annealer, Latents
 from pipeline.learned.bitstream import STRIDE, Area
-from pipeline.learned.layers import Text
 from pipeline.learned.network import Network
+from pipeline.learned.networks.layers import Text
 from pipeline.learned.tiles import Y_STRIDE, around, cut, eight_bits, within
 from pipeline.pixels import decibels, squared_error
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline import AigiError
 from pipeline.files import file_sha256
-from pipeline.learned.layers import Text
+from pipeline.learned.networks.layers import Text
 from pipeline.learned.sizes import TextSizes
 from pipeline.models.clip import CONFIG, WEIGHTS, check_tensors, open_model, read_config
 from pipeline.models.hub import Place, check_sha256

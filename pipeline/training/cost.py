@@ -65,8 +65,8 @@ def flops_of_crop(settings: Train, size: int) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     from pipeline.learned.bitstream import STRIDE
-    from pipeline.learned.layers import Text
     from pipeline.learned.network import Network
+    from pipeline.learned.networks.layers import Text
     from pipeline.training.trainer import sizes_of
 
     sizes = sizes_of(settings)

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.learned.layers import Bottleneck, CatBlock, Gated
-from pipeline.learned.light import Down, Residual, Up
 from pipeline.learned.network import Network
-from pipeline.learned.tcm import Mixture
+from pipeline.learned.networks.layers import Bottleneck, CatBlock, Gated
+from pipeline.learned.networks.light import Down, Residual, Up
+from pipeline.learned.networks.tcm import Mixture
 
 CORRELATION = 0.95
 COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))

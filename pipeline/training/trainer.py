@@ -21,8 +21,8 @@ from torch import Tensor
 from pipeline import AigiError
 from pipeline.collection import Collection
 from pipeline.learned.codec import load_network
-from pipeline.learned.layers import Text
 from pipeline.learned.network import Network, Output
+from pipeline.learned.networks.layers import Text
 from pipeline.learned.sizes import NETWORKS, Sizes, parse
 from pipeline.learned.text import TextEncoder
 from pipeline.outside import opened

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from pipeline import AigiError
-from pipeline.learned.layers import (
+from pipeline.learned.network import Network
+from pipeline.learned.networks.layers import (
     CatBlock,
     CrossAttention,
     Gains,
@@ -16,7 +17,6 @@ from pipeline.learned.layers import (
     WindowAttention,
     lower_bound,
 )
-from pipeline.learned.network import Network
 from pipeline.learned.sizes import NETWORKS, CatcSizes
 from tests.learned.conftest import OTHER_WIDTHS, SMALL, pictures, small, tensor, text_of
 
@@ -171,7 +171,7 @@ def test_cat_block_in_pieces_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
     text = Text(torch.randn(2, 3, 6), torch.ones(2, 3, dtype=torch.bool))
     x = torch.randn(2, 8, 16, 24)
     whole = block(x, text)
-    monkeypatch.setattr("pipeline.learned.layers.POSITIONS", 300)
+    monkeypatch.setattr("pipeline.learned.networks.layers.POSITIONS", 300)
     with torch.no_grad():
         torch.testing.assert_close(block(x, text), whole)
     # A window does not see its neighbours.

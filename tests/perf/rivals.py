@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.learned.codec import LearnedCodec
-from pipeline.learned.layers import Text
 from pipeline.learned.network import Network
+from pipeline.learned.networks.layers import Text
 from pipeline.learned.sizes import NETWORKS
 from pipeline.markdown import Safe, table
 from tests.learned.conftest import TEXT, pictures

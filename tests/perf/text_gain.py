@@ -39,8 +39,8 @@ import torch
 
 from pipeline.files import replaced
 from pipeline.learned.bitstream import pack_prompt
-from pipeline.learned.layers import Text
 from pipeline.learned.network import Network
+from pipeline.learned.networks.layers import Text
 from pipeline.learned.sizes import LightSizes, TextSizes
 from pipeline.learned.text import TextEncoder
 from pipeline.tiny.captions import captions

@@ -11,8 +11,8 @@ import torch
 from pipeline.benchmark.metrics import psnr
 from pipeline.learned.bitstream import rates
 from pipeline.learned.codec import LearnedCodec
-from pipeline.learned.layers import Text
 from pipeline.learned.network import Network
+from pipeline.learned.networks.layers import Text
 from pipeline.learned.sizes import NETWORKS
 from pipeline.training.initial import begin, step_of, transforms
 from tests.learned.conftest import SMALL, scene, tensor, text_of

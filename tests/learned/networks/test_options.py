@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from pipeline import AigiError
-from pipeline.learned.catc import Asking
 from pipeline.learned.codec import LearnedCodec, load
 from pipeline.learned.network import Network
+from pipeline.learned.networks.catc import Asking
 from pipeline.learned.sizes import NETWORKS, parse
 from pipeline.training.initial import begin, step_of
 from tests.learned.conftest import SMALL, fill, pictures, small, tensor, text_of

@@ -45,9 +45,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.learned import layers
 from pipeline.learned.coding import Step
-from pipeline.learned.layers import (
+from pipeline.learned.networks import layers
+from pipeline.learned.networks.layers import (
     Gated,
     ResidualDown,
     ResidualUp,

@@ -21,7 +21,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pipeline.learned.coding import Step
-from pipeline.learned.layers import Gdn, Text, conv, deconv
+from pipeline.learned.networks.layers import Gdn, Text, conv, deconv
 from pipeline.learned.sizes import HyperpriorSizes
 
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import AigiError
-from pipeline.learned import tcm
-from pipeline.learned.context import black
 from pipeline.learned.network import Network
+from pipeline.learned.networks import tcm
+from pipeline.learned.networks.context import black
 from pipeline.learned.sizes import NETWORKS, parse
 from tests.learned.conftest import small
 
@@ -67,7 +67,7 @@ def test_nobody_looks_at_what_fills_up_a_window(
 
     monkeypatch.setattr(F, "pad", filled)
     torch.testing.assert_close(block(x), expected)
-    monkeypatch.setattr("pipeline.learned.layers.POSITIONS", 128)
+    monkeypatch.setattr("pipeline.learned.networks.layers.POSITIONS", 128)
     with torch.no_grad():
         torch.testing.assert_close(block(x), expected)
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.learned.coding import Step
-from pipeline.learned.layers import CrossAttention, Text, conv, heard, subpixel
+from pipeline.learned.networks.layers import CrossAttention, Text, conv, heard, subpixel
 
 LARGEST = 8.0
 """Of the logarithm of a scale: e^8 is beyond the widest table, and far from infinity."""

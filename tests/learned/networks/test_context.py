@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pipeline.learned.coding import Estimate, Read, Write
-from pipeline.learned.context import black
 from pipeline.learned.network import Network
+from pipeline.learned.networks.context import black
 from tests.learned.conftest import small
 
 Said = list[tuple[slice, Tensor, Tensor, Tensor | None]]

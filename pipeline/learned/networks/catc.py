@@ -44,7 +44,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.learned.coding import Step
-from pipeline.learned.layers import (
+from pipeline.learned.networks.layers import (
     CatBlock,
     ConvGru,
     CrossAttention,

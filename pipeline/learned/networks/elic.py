@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.learned.coding import Step
-from pipeline.learned.context import black
-from pipeline.learned.layers import Bottleneck, Gated, Text, conv, deconv
+from pipeline.learned.networks.context import black
+from pipeline.learned.networks.layers import Bottleneck, Gated, Text, conv, deconv
 from pipeline.learned.sizes import ElicSizes
 
 KERNEL = 5

@@ -28,8 +28,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pipeline.learned import context
-from pipeline.learned.layers import WINDOW, CatBlock, Gdn, Text, conv
+from pipeline.learned.networks import context
+from pipeline.learned.networks.layers import WINDOW, CatBlock, Gdn, Text, conv
 from pipeline.learned.sizes import LightSizes
 
 WINDOW_PIXELS = 8 * WINDOW
