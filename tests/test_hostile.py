@@ -285,15 +285,18 @@ def test_the_commands_say_it_in_one_line(release: Release, tmp_path: Path) -> No
         assert MANIFEST in done.stderr or "config.json" in done.stderr
 
 
+@pytest.mark.parametrize("log", ["curve", "validation", "rates"])
 @pytest.mark.parametrize(
-    ("curve", "workflow"),
+    ("damaged", "workflow"),
     [("step,loss\nx,1\n", "{}"), ("loss\n1\n", "{}"), ("step\nnan\n", '{"train": {"steps": 3}}')],
 )
-def test_damaged_logs_of_training_are_named(tmp_path: Path, curve: str, workflow: str) -> None:
+def test_damaged_logs_of_training_are_named(
+    tmp_path: Path, log: str, damaged: str, workflow: str
+) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
-    (tmp_path / "train" / "a" / "curve.csv").write_text(curve)
+    (tmp_path / "train" / "a" / f"{log}.csv").write_text(damaged)
     (tmp_path / RUN_WORKFLOW).write_text(workflow)
-    with pytest.raises(AigiError, match=r"train/a/curve\.csv: not a log of training"):
+    with pytest.raises(AigiError, match=rf"train/a/{log}\.csv: not a log of training"):
         logs(Store(str(tmp_path)))
 
 

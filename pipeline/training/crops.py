@@ -1,8 +1,9 @@
 """A collection of images in, an endless stream of random crops and their prompts out.
 
-An image is read and decoded once for several crops, which leave through a shuffle buffer. The order
-follows from the seed alone and is known before anything is decoded: threads change nothing, and a
-stream can start anywhere at the cost of filling its buffer.
+An image is read and decoded once for several crops, which leave through a shuffle buffer. The
+images of a part may all be alike, being of one source or neighbours in a folder, so the stream
+draws from several parts at once. The order follows from the seed alone and is known before anything
+is decoded: threads change nothing, and a stream can start anywhere once its buffer is filled.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ LARGEST_SCALE = 2.0
 """A crop is scaled down from a part of the image with at most this many times its sides."""
 AHEAD = 8
 """Images that are decoded in advance, for each thread."""
+SPARE = 2
+"""Parts that stay in memory beside those that are drawn from: threads are some images behind."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Crops:
         rank, world: number of this process, and of all processes, which share an epoch's images.
         threads: number of threads that decode.
         start: crops of this stream to skip, because they were used before.
+        interleave: parts that are drawn from at once; so many are in memory.
         augment: whether crops are turned by 0, 90, 180 or 270 degrees, mirrored, and half of them
             scaled down by at most 2, where the image is large enough for it.
 
@@ -85,11 +89,12 @@ class Crops:
         threads: int = 2,
         start: int = 0,
         augment: bool = False,
+        interleave: int = 1,
     ) -> None:
         self.collection, self.size, self.per_picture = collection, size, per_picture
         self.buffer, self.weights, self.seed = buffer, dict(weights or {}), seed
         self.rank, self.world, self.threads, self.start = rank, world, threads, start
-        self.augment = augment
+        self.augment, self.interleave = augment, interleave
         sources = {part.source for part in collection.parts}
         for source in self.weights:
             if source not in sources:
@@ -158,14 +163,30 @@ class Crops:
             order.shuffle(parts)
             # Whole parts where there are plenty: each is then read by one process alone.
             whole = len(parts) >= 4 * self.world
-            for at, part in enumerate(parts):
+            mine = parts[self.rank :: self.world] if whole else parts
+            for here, part, row in self._mixed(mine, rounds, order):
+                if whole or next(turn) % self.world == self.rank:
+                    yield _Visit(next(numbers), here, part, row)
+
+    def _mixed(
+        self, parts: list[Part], rounds: Iterator[int], order: random.Random
+    ) -> Iterator[tuple[int, Part, int]]:
+        """The rows of all parts, each with the number of its part: drawn from several at a time."""
+        waiting = iter(parts)
+        drawn: list[tuple[int, Part, list[int]]] = []
+        while True:
+            for part in itertools.islice(waiting, self.interleave - len(drawn)):
                 rows = list(range(part.rows))
                 order.shuffle(rows)
-                here = next(rounds)
-                for row in rows:
-                    mine = at if whole else next(turn)
-                    if mine % self.world == self.rank:
-                        yield _Visit(next(numbers), here, part, row)
+                drawn.append((next(rounds), part, rows))
+            if not drawn:
+                return
+            # One part needs no draw: the order of runs of before.
+            at = order.randrange(len(drawn)) if self.interleave > 1 else 0
+            here, part, rows = drawn[at]
+            yield here, part, rows.pop(0)
+            if not rows:
+                del drawn[at]
 
     def _decoded(
         self, visits: Iterator[_Visit], pool: Executor
@@ -173,13 +194,15 @@ class Crops:
         """Crops of images, in the order of the visits; threads work some images ahead."""
 
         def with_rows() -> Iterator[tuple[_Visit, Future[pa.Table]]]:
-            rows: Future[pa.Table] | None = None
-            at = -1
+            held: dict[int, Future[pa.Table]] = {}  # those used last are at the end
             for visit in visits:
-                if rows is None or visit.round != at:
+                rows = held.pop(visit.round, None)
+                if rows is None:
                     columns = ["image_id", "image", "text"]
                     rows = pool.submit(self.collection.read, visit.part.name, columns)
-                    at = visit.round
+                held[visit.round] = rows
+                if len(held) > self.interleave + SPARE:
+                    del held[next(iter(held))]
                 yield visit, rows
 
         return ahead(with_rows(), self._cut, pool, AHEAD * self.threads)

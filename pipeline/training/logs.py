@@ -26,18 +26,20 @@ class Log:
         curve: step, loss, bpp, psnr, learning_rate and seconds, means since the row before.
         validation: step, quality, loss, bpp, bpp_without_prompt, psnr, ms_ssim and pictures, of
             real files; a row for each quality of the network.
+        rates: step, quality, lambda, crops, loss, y_bpp, z_bpp, psnr, calibration and
+            gradient_norm, means of the crops of each quality since the row before.
     """
 
     name: str
     steps: int | None
     curve: list[dict[str, float]]
     validation: list[dict[str, float]]
+    rates: list[dict[str, float]]
 
-    @property
-    def by_quality(self) -> dict[str, list[dict[str, float]]]:
-        """Validation of each quality, by the codec's name and, where there are several, quality."""
+    def by_quality(self, rows: list[dict[str, float]]) -> dict[str, list[dict[str, float]]]:
+        """Rows of each quality, by the codec's name and, where there are several, the quality."""
         found: dict[float, list[dict[str, float]]] = {}
-        for row in self.validation:
+        for row in rows:
             found.setdefault(row.get("quality", 1), []).append(row)
         which = ", quality {:.0f}" if len(found) > 1 else ""
         return {self.name + which.format(quality): rows for quality, rows in found.items()}
@@ -71,12 +73,12 @@ def logs(store: Store) -> list[Log]:
     found = []
     for path in sorted(store.fs.ls(store.path(FOLDER), detail=False)):
         name = posixpath.basename(path.rstrip("/"))
-        curve, validation = (
-            _numbers(store, name, f"{kind}.csv") for kind in ("curve", "validation")
+        curve, validation, rates = (
+            _numbers(store, name, f"{kind}.csv") for kind in ("curve", "validation", "rates")
         )
         if curve or validation:
             known = steps if isinstance(steps, int) else None
-            found.append(Log(name, known, curve, validation))
+            found.append(Log(name, known, curve, validation, rates))
     return found
 
 

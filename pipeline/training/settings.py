@@ -144,6 +144,9 @@ class Train(_Batches):
     )
     crops_per_picture: Count = Field(8, description="crops of an image each time it is decoded")
     shuffle_buffer: Count = Field(1024, description="crops in the shuffle buffer")
+    interleave: Count = Field(
+        4, description="parts of the images, of up to 100 each, that crops are drawn from at once"
+    )
     threads: Count = Field(2, description="threads of each process that decode images")
     learning_rate: float = Field(1e-4, gt=0, description="of Adam, before the milestones")
     schedule: Literal["steps", "cosine"] = Field(
@@ -264,25 +267,23 @@ class Train(_Batches):
     def recorded(self) -> dict[str, Any]:
         """The settings as a record of a training contains them.
 
-        Settings that came after the first records are left out where they have their default: so
-        they change no record of before.
+        Settings that came after the first records are left out where they have the value that
+        those trainings had: so they change no record of before.
         """
         dumped = self.model_dump(mode="json")
         return {
             name: value
             for name, value in dumped.items()
-            if name not in LATER or getattr(self, name) != _default(name)
+            if name not in LATER or value != LATER[name]
         }
 
 
-LATER = (
-    "validation_data", "continuous", "loss_scale", "late_crops", "augment", "schedule",
-    "global_batch", "parallel", "neighbour", "anchors",
-)  # fmt: skip
-
-
-def _default(name: str) -> Any:
-    return Train.model_fields[name].get_default(call_default_factory=True)
+LATER: dict[str, Any] = {
+    "validation_data": None, "continuous": False, "loss_scale": "none", "late_crops": None,
+    "augment": False, "schedule": "steps", "global_batch": None, "parallel": "crops",
+    "neighbour": None, "anchors": [], "interleave": 1,
+}  # fmt: skip
+"""What settings that came after the first records were before they came."""
 
 
 def at_step(moment: float, steps: int) -> int:

@@ -33,7 +33,7 @@ from pipeline.training import checkpoint
 from pipeline.training.crops import Crop, Crops
 from pipeline.training.distortion import ms_ssim
 from pipeline.training.initial import begin, step_of
-from pipeline.training.settings import Train, at_step
+from pipeline.training.settings import LATER, Train, at_step
 from pipeline.training.validation import Found, validate
 
 AUX = "prior.median"
@@ -260,7 +260,7 @@ class Trainer:
         steps = facts["settings"].get("steps", self.settings.steps)
         before, now = (
             flat(
-                {name: value for name, value in one.items() if name != "steps"}
+                {name: value for name, value in (LATER | one).items() if name != "steps"}
                 | {"milestones": _passed(one["milestones"], steps, facts["step"])}
             )
             for one in (facts["settings"], settings)
@@ -360,6 +360,7 @@ class Trainer:
                 settings.threads,
                 start,
                 settings.augment,
+                settings.interleave,
             )
         )
 

@@ -18,7 +18,9 @@ from pipeline.demo import TINY
 from pipeline.pages.measured import rate_distortion
 from pipeline.pages.report import report
 from pipeline.pages.section import Section
+from pipeline.pages.trained import training
 from pipeline.store import Store
+from pipeline.training.logs import Log
 from tests.benchmark.conftest import execute
 from tests.pages.conftest import Visit
 from tests.pages.test_report import axe
@@ -109,6 +111,24 @@ def test_marked_pictures_have_curves_of_their_own(benchmark: Store) -> None:
     ]  # fmt: skip
 
 
+def test_each_rate_of_a_training_has_its_own_row_and_line() -> None:
+    rows = [
+        {"step": step, "quality": quality, "lambda": 0.01 * quality, "loss": quality / step,
+         "y_bpp": 0.5, "z_bpp": 0.01, "psnr": 30, "calibration": 0.9, "gradient_norm": 2}
+        for step in (10.0, 20.0) for quality in (1.0, 2.0)
+    ]  # fmt: skip
+    curve = [{"step": step, "loss": 1 / step, "seconds": 9} for step in (10.0, 20.0)]
+    section = training([Log("catc", 20, curve, [], rows)])
+    table = section.tables[-1]
+    assert list(table.rows[1]) == [
+        "catc, quality 2", "20", "0.02", "0.1", "0.5000", "0.0100", "30.00", "0.900", "2"
+    ]  # fmt: skip
+    assert len(table.rows) == 2 and table.right == 8
+    assert "loss of each λ" in section.charts[-1] and "catc, quality 1" in section.charts[-1]
+    # A training of before has no such file.
+    assert len(training([Log("catc", 20, curve, [], [])]).tables) == 1
+
+
 def test_axe_finds_nothing(chromium: Any, benchmark: Store, tmp_path: Path) -> None:
     source = axe()
     shutil.copytree(benchmark.path(), tmp_path / "run")
@@ -116,6 +136,9 @@ def test_axe_finds_nothing(chromium: Any, benchmark: Store, tmp_path: Path) -> N
     folder.mkdir(parents=True)
     (folder / "curve.csv").write_text("step,loss,bpp,psnr,seconds\n10,2.5,0.4,25,9\n20,2,0.3,2")
     (folder / "validation.csv").write_text("step,loss,bpp,psnr,ms_ssim\n10,2.1,0.41,25.5,\n")
+    (folder / "rates.csv").write_text(
+        "step,quality,lambda,loss,y_bpp\n10,1,0.01,2,0.4\n10,2,0.1,3,0.5\n"
+    )
     (tmp_path / "report.html").write_text(report(Store(str(tmp_path / "run")))[0])
     with Visit(chromium, tmp_path / "report.html", bypass_csp=True) as visit:
         assert "10" in visit.page.locator("#training td").first.inner_text(), "no half line"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,16 +78,72 @@ def test_the_buffer_keeps_crops_of_one_picture_apart(collection: Collection) -> 
     assert sum(a == b for a, b in itertools.pairwise(without)) > 0.8 * len(without)
 
 
+def test_parts_are_mixed(tmp_path: Path) -> None:
+    """Neighbours in a folder are often alike: a stream is no walk from one to the next."""
+    parts = {
+        (name, "train"): [_plain(10 * at + n) for n in range(8)]
+        for at, name in enumerate("abcdefgh")
+    }
+    collection = Collection(Pictures(place=str(write_release(tmp_path, parts)), splits=("train",)))
+
+    def sources(interleave: int) -> list[int]:
+        crops = _take(Crops(collection, 8, 1, buffer=0, seed=3, interleave=interleave), 128)
+        keys = [key[0] for key in _keys(crops)]
+        assert all(set(map(keys[:64].count, keys)) == {1} for keys in (keys, keys[64:])), "an epoch"
+        return [key // 10 for key in keys]
+
+    def runs(found: list[int]) -> int:
+        return sum(a != b for a, b in itertools.pairwise(found))
+
+    assert runs(sources(1)) < 32, "parts have four rows"
+    mixed = sources(4)
+    assert runs(mixed) > 60
+    assert all(len(set(mixed[at : at + 12])) >= 3 for at in range(0, 48, 12))
+    # All that are there, if more are asked for; in one process or in two.
+    assert len(set(sources(100)[:24])) >= 6
+    shared = [
+        key[0]
+        for rank in range(2)
+        for key in _keys(
+            _take(Crops(collection, 8, 1, 0, seed=3, rank=rank, world=2, interleave=4), 32)
+        )
+    ]
+    assert sorted(shared) == sorted(set(shared)) and len(shared) == 64
+
+
+def test_few_parts_are_in_memory(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part is read once an epoch, though the stream goes to and fro between parts."""
+    read: list[str] = []
+    reading = collection.read
+
+    def counted(name: str, columns: list[str]) -> Any:
+        read.append(name)
+        return reading(name, columns)
+
+    monkeypatch.setattr(collection, "read", counted)
+    epochs = 4
+    _take(Crops(collection, 8, 1, 0, seed=3, threads=1, interleave=2), 15 * epochs)
+    assert len(read) <= len(collection.parts) * (epochs + 1)
+
+
 @given(
-    st.integers(0, 130), st.integers(1, 5), st.integers(0, 40), st.integers(1, 3), st.integers(1, 4)
-)
+    st.integers(0, 130), st.integers(1, 5), st.integers(0, 40), st.integers(1, 3),
+    st.integers(1, 4), st.integers(1, 5),
+)  # fmt: skip
 def test_a_stream_starts_anywhere(
-    collection: Collection, start: int, per_picture: int, buffer: int, world: int, threads: int
+    collection: Collection,
+    start: int,
+    per_picture: int,
+    buffer: int,
+    world: int,
+    threads: int,
+    interleave: int,
 ) -> None:
     rank = start % world
 
     def stream(start: int, threads: int) -> Crops:
-        return Crops(collection, 8, per_picture, buffer, {"b": 1.5}, 4, rank, world, threads, start)
+        given = (per_picture, buffer, {"b": 1.5}, 4, rank, world, threads, start)
+        return Crops(collection, 8, *given, interleave=interleave)
 
     whole = _take(stream(0, 1), start + 20)
     later = _take(stream(start, threads), 20)

@@ -177,20 +177,24 @@ def test_more_steps_change_a_schedule_aloud(
     (folder,) = trained(workflow_of(tmp_path, release, **same, steps=9), Progress())
     _, facts = checkpoint.load(checkpoint.path_of(folder, 9))
     assert len(facts["changes"]) == 2, "each change is recorded once"
-    with pytest.raises(AigiError, match="schedule: cosine -> None"):
+    with pytest.raises(AigiError, match="schedule: cosine -> steps"):
         train_here(tmp_path, release, **same | {"schedule": "steps"}, steps=9)
 
 
 def test_a_record_from_before_these_settings_still_fits(release: Path, tmp_path: Path) -> None:
-    folder = train_here(tmp_path, release, steps=4, validation_pictures=0)
+    before: dict[str, Any] = {"validation_pictures": 0, "interleave": 1}
+    folder = train_here(tmp_path, release, steps=4, **before)
     path = checkpoint.path_of(folder, 4)
     tensors, facts = checkpoint.load(path)
     assert not set(LATER) & set(facts["settings"]) and "steps" not in facts["settings"]
     del facts["changes"]
     checkpoint.save(folder, facts.pop("step"), tensors, facts)
-    train_here(tmp_path, release, steps=5, validation_pictures=0)
-    with pytest.raises(AigiError, match=r"augment: None -> True"):
-        train_here(tmp_path, release, steps=6, validation_pictures=0, augment=True)
+    train_here(tmp_path, release, steps=5, **before)
+    with pytest.raises(AigiError, match=r"augment: False -> True"):
+        train_here(tmp_path, release, steps=6, **before, augment=True)
+    # A default that came later would take other crops from here on.
+    with pytest.raises(AigiError, match=r"other settings:\n  interleave: 1 -> 4\nSet them back"):
+        train_here(tmp_path, release, steps=6, validation_pictures=0)
 
 
 def _gradient(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
