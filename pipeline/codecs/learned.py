@@ -112,7 +112,9 @@ def _qualities(model: str) -> int:
 def learned(
     model: str, quality: float, device: str, text: str | None, prompts: bool, effort: int = 0
 ) -> Learned:
-    """Load a network from a folder, or of a Hub id (`ORG/NAME[@REVISION]`).
+    """A network from a folder, or of a Hub id (`ORG/NAME[@REVISION]`).
+
+    The one that was loaded last stays in memory, for a search tries many of its qualities.
 
     Raises:
         AigiError: there is none, or it is damaged.
@@ -120,7 +122,17 @@ def learned(
     from pipeline.learned.codec import load
 
     name, revision = _place(model)
-    return Learned(load(name, revision, device, text), quality, prompts, effort)
+    files = [path for folder in filter(None, (name, text)) for path in Path(folder).glob("*.*")]
+    stamps = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(files))
+    key = (name, revision, device, text, stamps)
+    if key not in _LAST:
+        _LAST.clear()  # one network goes before the next one comes
+        _LAST[key] = load(name, revision, device, text)
+    return Learned(_LAST[key], quality, prompts, effort)
+
+
+_LAST: dict[object, LearnedCodec] = {}
+"""The network that was loaded last, by its place and the times of its files."""
 
 
 def prompt_bytes(data: bytes) -> int:

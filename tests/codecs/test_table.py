@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline import AigiError
 from pipeline.codecs import learned
-from pipeline.codecs.codec import CodecSettings, named_codec
-from pipeline.codecs.table import CODECS, digest, qualities, row_of, searchable
+from pipeline.codecs.codec import CodecSettings, Here, named_codec
+from pipeline.codecs.table import CODECS, digest, opened, qualities, row_of, searchable
+from pipeline.learned import codec as codec_module
+from tests.learned.conftest import pictures, small
 
 OLD = {
     "jpeg": "73fd8651",
@@ -116,3 +119,31 @@ def test_an_effort_is_part_of_the_digest_and_none_is_not() -> None:
     assert len({digest(given.model_copy(update={"effort": n})) for n in (0, 1, 2)}) == 3
     with pytest.raises(AigiError, match="jpeg takes no effort"):
         row_of(CodecSettings(codec="jpeg", effort=1))
+
+
+def test_a_network_is_loaded_once_for_all_its_qualities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    loading = codec_module.load
+
+    def counted(name: str, *more: Any) -> Any:
+        calls.append(name)
+        return loading(name, *more)
+
+    monkeypatch.setattr(codec_module, "load", counted)
+    folders = [str(tmp_path / name) for name in ("one", "two")]
+    for seed, folder in enumerate(folders):
+        small("mean-scale", seed, qualities=2).save_pretrained(folder)
+
+    def coded(folder: str, quality: float) -> bytes:
+        given = CodecSettings(codec="learned", models=(folder,))
+        return opened(given, quality, Here(device="cpu")).encode(pictures(1)[0])
+
+    files = [coded(folders[0], quality) for quality in (1, 1.5, 2)]
+    assert len(set(files)) == 3 and calls == folders[:1]
+    other = coded(folders[1], 2)
+    assert other != files[2] and calls == folders
+    # A folder that was written anew is another codec.
+    small("mean-scale", 5, qualities=2).save_pretrained(folders[1])
+    assert coded(folders[1], 2) != other and len(calls) == 3
