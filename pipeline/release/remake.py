@@ -76,10 +76,15 @@ def unconfirmed(
     return found
 
 
+def name_of(making: Making) -> str:
+    """The model in words: its name and revision, and another VAE if it has one."""
+    return f"{making.model}@{making.revision}" + (f" with VAE {making.vae}" if making.vae else "")
+
+
 def needed(making: Making, folders: Mapping[str, str]) -> str:
     """The model that a decoder needs, in words: its name, and the bytes of its weights."""
     place = Place.of("recipe", folder_of(making, folders), making.model, making.revision)
-    name = f"{making.model}@{making.revision}" + (f" with VAE {making.vae}" if making.vae else "")
+    name = name_of(making)
     if place.folder is None and not place.held():
         return f"{name} (weights not on this machine, so their size is not known)"
     folder = place.fetch()
@@ -98,7 +103,7 @@ class Remaker:
         remedy: how to confirm them: a sentence.
 
     Attributes:
-        loaded: digests of the weights of the last pipeline, by component.
+        loaded: digests of the weights of the last pipeline, by its model, dtype and component.
     """
 
     def __init__(
@@ -151,7 +156,9 @@ class Remaker:
             self._diffuser, self.loaded = None, {}  # the old one goes first
             local = making.local(folder_of(making, self.folders))
             self._diffuser = Diffuser("recipe", making.spec(), local, self.device)
-            self._key, self.loaded = key, dict(self._diffuser.loaded)
+            name = f"{name_of(making)} {making.dtype}"
+            parts = self._diffuser.loaded.items()
+            self._key, self.loaded = key, {f"{name} {part}": sha for part, sha in parts}
         # Tiling is looked up at each call.
         self._diffuser.local = making.local(folder_of(making, self.folders))
         return self._diffuser

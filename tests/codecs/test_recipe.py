@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -41,6 +42,8 @@ from pipeline.learned.range_coder import DamagedStream
 from pipeline.pixels import RGB, decode, png_bytes
 from pipeline.release.making import Known, Making, NotKnown, known_of_row
 from pipeline.release.remake import OtherWeights, Remaker, Untrusted
+from pipeline.store import Store
+from tests.benchmark.conftest import execute
 
 MAKING = Making(
     pipeline="sd",
@@ -369,6 +372,31 @@ def test_in_the_benchmark_it_is_a_codec_like_any_other(release: Path) -> None:
         assert row["encode_ms"] > 0 and row["prompt_bytes"] > 5 and row["device"] == "cpu"
     page = "\n".join(lines(Benchmark(codecs=(given,)), Collection(place)))
     assert "- test/tiny-sd" in page and "bytes of weights" in page
+
+
+def benchmark_of(release: Path, folder: Path, **more: Any) -> Store:
+    """A benchmark of the first test image of each source by recipe and JPEG."""
+    jpeg = {"codec": "jpeg", "qualities": [50]}
+    pictures = {"place": str(release), "splits": ["test"], "limit": 1}
+    section = {"pictures": pictures, "codecs": ["recipe", jpeg], "anchor": "jpeg", "strips": None}
+    workflow = folder / "w.yaml"
+    workflow.write_text(yaml.safe_dump({"run": str(folder / "run"), "benchmark": section | more}))
+    return execute(workflow)[0]
+
+
+def test_a_benchmark_takes_images_of_several_models(release: Path, tmp_path: Path) -> None:
+    store = benchmark_of(release, tmp_path)
+    rows = [row for row in store.read_all("measurements").to_pylist() if row["codec"] == "recipe"]
+    assert {row["source"] for row in rows} == {"sd", "sdxl"}
+    assert all(row["error"] is None and row["psnr"] == 100 for row in rows)
+
+
+@pytest.mark.slow
+def test_what_a_recipe_costs_is_counted(release: Path, tmp_path: Path) -> None:
+    store = benchmark_of(release, tmp_path, complexity={"sides": [64]})
+    (row,) = (r for r in store.read_all("complexity").to_pylist() if r["codec"] == "recipe")
+    assert row["error"] is None and row["parameters"] > 1e6
+    assert row["encode_kmac_per_pixel"] > 10 and row["decode_kmac_per_pixel"] > 10
 
 
 def test_imported_images_and_folders_say_why_they_have_none(tmp_path: Path) -> None:
