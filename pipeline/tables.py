@@ -164,7 +164,7 @@ RELEASE_MEANING = {
     "steps": "of the scheduler; null: imported",
     "guidance_scale": "of classifier-free guidance; null: imported",
     "negative_prompt": "what the guidance leads away from; null: imported",
-    "scheduler": "the sampler; null: imported",
+    "scheduler": "the sampler, with its options; own: what the model came with; null: imported",
     "dtype": "number format of the model while it drew; null: imported",
     "watermark": "which mark the picture carries, `none` where it has none",
     "pair_id": "image_id of the same picture without a mark, where there are both; else null",
@@ -175,8 +175,9 @@ RELEASE_MEANING = {
     "left out; null: nothing",
     "batch_size": "pictures drawn at once, which moves the last bit of some pixels; null: imported",
     "device": "what drew the picture, or decoded an imported one",
-    "versions": "JSON object: versions of the libraries that made the pixels, and `weights`: "
-    "sha256 of the tensors of each component of the model, as they were loaded",
+    "versions": "JSON object: versions of the libraries that made the pixels, `weights`: sha256 of "
+    "the tensors of each component of the model, as they were loaded, and `scheduler`: its class "
+    "and all its settings",
 }
 
 

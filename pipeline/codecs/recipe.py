@@ -6,12 +6,13 @@
     image     8   first bytes of the sha256 of the image's pixels
     weights   4   first bytes of the digest of the model's weights, as they are loaded
     pipeline  1   which of PIPELINES
-    scheduler 1   which of SCHEDULERS
+    scheduler 1   which of SCHEDULERS; 255: its text follows, behind the VAE
     how       1   dtype (of DTYPES) + 4 * device (of DEVICES) + 16 * tiling + 32 * slicing
                   + 64 * compiled + 128 * (another VAE)
     model     v   which of MODELS, from 1; 0: its name follows, as a prompt
     revision  1   20: a commit of 20 bytes follows; 0: a name follows, as a prompt
     vae           if there is another: its name, as a prompt
+    scheduler     if it is none of SCHEDULERS: its text, as a prompt
     width     v   in steps of 8 pixels      v: a varint, as in `pipeline.learned.bitstream`
     height    v
     steps     v
@@ -62,6 +63,7 @@ MAGIC, VERSION, START = b"AIGR", 1, 9
 PIPELINES = ("sd", "sdxl")
 SCHEDULERS = (
     "ddim", "ddpm", "dpm-solver++", "euler", "euler-ancestral", "heun", "lms", "pndm", "unipc",
+    "own",
 )  # fmt: skip
 DTYPES = ("float32", "float16", "bfloat16")
 DEVICES = ("cpu", "cuda", "mps")
@@ -75,6 +77,7 @@ MODELS = (
     "aigi/tiny-sdxl",
 )
 _EXACT = (1 << 28) - 1
+_NAMED = 255
 _COMMIT = 20
 DEAR = 64
 """Bytes of a residual above which a batch is worth its cost: it is drawn whenever it is decoded."""
@@ -114,7 +117,8 @@ def pack(header: Header, residual: bytes) -> bytes:
     how = DTYPES.index(of.dtype) + 4 * DEVICES.index(of.device)
     how += 16 * of.tiling + 32 * of.slicing + 64 * of.compiled + 128 * bool(of.vae)
     parts = [header.image, header.weights]
-    parts.append(bytes([PIPELINES.index(of.pipeline), SCHEDULERS.index(of.scheduler), how]))
+    scheduler = SCHEDULERS.index(of.scheduler) if of.scheduler in SCHEDULERS else _NAMED
+    parts.append(bytes([PIPELINES.index(of.pipeline), scheduler, how]))
     if of.model in MODELS:
         parts.append(varint(MODELS.index(of.model) + 1))
     else:
@@ -129,6 +133,8 @@ def pack(header: Header, residual: bytes) -> bytes:
         parts += [b"\0", pack_prompt(of.revision)]
     if of.vae:
         parts.append(pack_prompt(of.vae))
+    if scheduler == _NAMED:
+        parts.append(pack_prompt(of.scheduler))
     parts += [varint(n) for n in (of.width // 8, of.height // 8, of.steps)]
     hundredths = round(100 * of.guidance_scale) if of.guidance_scale < 1e6 else _EXACT
     if hundredths / 100 == of.guidance_scale and hundredths < _EXACT:
@@ -167,7 +173,6 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
     pipeline, scheduler, how = reader.bytes(3, "header")
     fields: dict[str, Any] = {
         "pipeline": _of(PIPELINES, pipeline, "pipeline"),
-        "scheduler": _of(SCHEDULERS, scheduler, "scheduler"),
         "dtype": _of(DTYPES, how & 3, "dtype"),
         "device": _of(DEVICES, how >> 2 & 3, "device"),
         "tiling": bool(how & 16),
@@ -184,6 +189,10 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
         fields["vae"] = read_prompt(reader)
         if not fields["vae"]:
             raise DamagedStream("recipe: its VAE has no name. Get the file again.")
+    if scheduler == _NAMED:
+        fields["scheduler"] = read_prompt(reader)
+    else:
+        fields["scheduler"] = _of(SCHEDULERS, scheduler, "scheduler")
     for name in ("width", "height"):
         fields[name] = 8 * reader.varint(name)
     fields["steps"] = reader.varint("steps")

@@ -16,12 +16,14 @@ from pydantic import Field
 
 from pipeline import AigiError
 from pipeline.faults import MachineFault, let_through, short_of_memory
+from pipeline.images import schedulers
 from pipeline.marks.names import embed
 from pipeline.models.device import device_name, pick_device
 from pipeline.models.hub import Place, check_sha256, loading
 from pipeline.models.weights import Part, check_model, check_pipeline, digest
 from pipeline.pixels import RGB, PngEffort, decode_threads, pixels_sha256, png_bytes
-from pipeline.plan.families import FAMILIES, SCHEDULERS
+from pipeline.plan.families import FAMILIES
+from pipeline.plan.schedulers import OWN, scheduler_of
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.settings import Count, Location, Settings
 from pipeline.tables import IMAGES
@@ -92,7 +94,7 @@ def _pipeline_folder(place: Place, spec: DiffusersSpec, given: Mapping[str, Any]
 
 
 def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> None:
-    """Check that the model is there and its weights are the expected ones, before any work.
+    """Check that the model is there, its weights are the expected ones and its scheduler fits.
 
     Of a model of the Hub only hashes are compared here: it is downloaded where it is run, and
     there its tensors are looked at before the first image.
@@ -114,6 +116,11 @@ def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Non
         check_pipeline(place, local.folder, [*FAMILIES[spec.pipeline].options, *other])
     if (vae := _other_vae(name, local)) is not None and vae.folder is not None:
         _vae_folder(vae)
+    wanted = scheduler_of(spec.scheduler)
+    if str(wanted) != OWN:
+        key = f"sources.{name}.scheduler"
+        own = schedulers.own_of(key, place.fetch(schedulers.CONFIG))
+        schedulers.made(key, wanted, own, spec.steps)
 
 
 @dataclass
@@ -125,7 +132,12 @@ class _Picture:
     batch_size: int
 
 
-def _versions(weights: Mapping[str, str]) -> str:
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of diffusers without its notes on itself."""
+    return {name: value for name, value in config.items() if not name.startswith("_")}
+
+
+def _versions(weights: Mapping[str, str], scheduler: Any) -> str:
     import diffusers
     import torch
     import transformers
@@ -135,6 +147,7 @@ def _versions(weights: Mapping[str, str]) -> str:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "weights": dict(weights),
+        "scheduler": {"class": type(scheduler).__name__, **_public(scheduler.config)},
     }
     return json.dumps(found, sort_keys=True)
 
@@ -203,8 +216,9 @@ class Diffuser:
             if isinstance(module, torch.nn.Module):
                 origin = other if other is not None and part == "vae" else place
                 self.loaded[part] = digest(Part(origin.where, origin, part), module)
-        scheduler: Any = getattr(diffusers, SCHEDULERS[spec.scheduler])
-        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+        pipe.scheduler = schedulers.made(
+            f"sources.{name}.scheduler", scheduler_of(spec.scheduler), pipe.scheduler, spec.steps
+        )
         pipe.set_progress_bar_config(disable=True)
         pipe = pipe.to(self.device)
         if local.attention_slicing:
@@ -214,7 +228,7 @@ class Diffuser:
         self.pipe: Any = pipe
         self.provenance = {
             "device": device_name(self.device),
-            "versions": _versions(self.loaded),
+            "versions": _versions(self.loaded, pipe.scheduler),
         }
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:

@@ -43,16 +43,3 @@ FAMILIES = {
     "sdxl": Family("StableDiffusionXLPipeline", {"add_watermarker": False}),
 }
 """Families by the name that a specification gives as `pipeline`."""
-
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "dpm-solver++": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler-ancestral": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "lms": "LMSDiscreteScheduler",
-    "pndm": "PNDMScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
-"""Scheduler names of a specification, and the diffusers class of each."""

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from pipeline import gate
 from pipeline.complaints import near
@@ -18,7 +18,8 @@ from pipeline.gate import Sha256, matching
 from pipeline.manifest import REMEDY, read_manifest
 from pipeline.marks import names as watermark
 from pipeline.marks import visible
-from pipeline.plan.families import FAMILIES, SCHEDULERS
+from pipeline.plan.families import FAMILIES
+from pipeline.plan.schedulers import OWN, scheduler_of
 from pipeline.settings import Settings, Split, check, read_yaml
 from pipeline.shown import public_url
 
@@ -54,6 +55,9 @@ def _among(names: Collection[str]) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+SchedulerText = Annotated[str, BeforeValidator(lambda given: str(scheduler_of(given)))]
 
 
 class SplitSpec(Settings):
@@ -116,7 +120,11 @@ class DiffusersSpec(_SourceSpec):
     sha256: dict[File, Sha256] = Field(
         default_factory=dict, description="sha256 by weight file; checked before any work"
     )
-    scheduler: Annotated[str, _among(SCHEDULERS)]
+    scheduler: SchedulerText = Field(
+        OWN,
+        description="own: what the model came with; a name or class of diffusers; with options: "
+        "{name: dpm-solver++, use_karras_sigmas: true}",
+    )
     steps: Number
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     negative_prompt: str = ""

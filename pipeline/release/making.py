@@ -21,7 +21,8 @@ from pipeline.manifest import MANIFEST
 from pipeline.marks.names import parse
 from pipeline.marks.visible import logo_of
 from pipeline.plan import specification
-from pipeline.plan.families import FAMILIES, SCHEDULERS
+from pipeline.plan.families import FAMILIES
+from pipeline.plan.schedulers import scheduler_of
 from pipeline.plan.specification import Dataset, DiffusersSpec, Revision, SplitSpec
 from pipeline.release.regenerate import HUB_ID, places_of
 from pipeline.store import Store
@@ -89,8 +90,10 @@ class Making(Checked):
             raise ValueError(f"place: {self.place} of a batch of {self.batch}")
         if self.vae and HUB_ID.fullmatch(self.vae) is None:
             raise ValueError("vae: expected ORG/NAME of the Hub")
-        if self.scheduler not in SCHEDULERS or self.pipeline not in FAMILIES:
-            raise ValueError(f"no pipeline {self.pipeline!r} or no scheduler {self.scheduler!r}")
+        if self.pipeline not in FAMILIES:
+            raise ValueError(f"no pipeline {self.pipeline!r}")
+        if str(scheduler_of(self.scheduler)) != self.scheduler:
+            raise ValueError(f"scheduler: {self.scheduler!r} is not written as rows have it")
         _mark(self.watermark)
         self.spec()
         return self

@@ -41,7 +41,7 @@ from pipeline.collection import Collection, Pictures
 from pipeline.learned.range_coder import DamagedStream
 from pipeline.pixels import RGB, decode, png_bytes
 from pipeline.release.making import Known, Making, NotKnown, known_of_row
-from pipeline.release.remake import OtherWeights, Remaker, Untrusted
+from pipeline.release.remake import OtherWeights, Remaker, Untrusted, unconfirmed
 from pipeline.store import Store
 from tests.benchmark.conftest import execute
 
@@ -71,7 +71,14 @@ def sealed(body: bytes) -> bytes:
     st.builds(
         dict,
         pipeline=st.sampled_from(recipes.PIPELINES),
-        scheduler=st.sampled_from(recipes.SCHEDULERS),
+        scheduler=st.sampled_from(
+            [
+                *recipes.SCHEDULERS,
+                "deis",
+                'euler {"use_karras_sigmas":true}',
+                "DDIMParallelScheduler",
+            ]
+        ),
         dtype=st.sampled_from(recipes.DTYPES),
         device=st.sampled_from(recipes.DEVICES),
         model=st.sampled_from([*recipes.MODELS, "a/b"]),
@@ -278,19 +285,39 @@ def test_an_image_too_far_from_what_is_made_is_refused_with_its_distance(
 def test_a_batch_is_drawn_where_a_residual_would_be_dear(
     images: list[tuple[RGB, Known]], codec: RecipeCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, known = images[0]
-    several = made_by(known).model_copy(update={"batch": 3})
-    image = codec.remaker.images(several)[1]
-    real, far = codec.remaker.images, np.random.default_rng(0).integers(0, 2, image.shape, np.uint8)
+    plain, known = images[0]
+    far = np.random.default_rng(0).integers(0, 2, (4, *plain.shape), np.uint8)
 
     def images_of(making: Making) -> list[RGB]:
-        return [one ^ far if making.batch == 1 else one for one in real(making)]
+        """Each place of a batch moves other pixels; an image alone has places of its own."""
+        found = [plain ^ far[place] for place in range(making.batch)]
+        return found if making.batch > 1 else [plain ^ far[3]]
 
     monkeypatch.setattr(codec.remaker, "images", images_of)
-    data = codec.encode_known(image, known.model_copy(update={"batch": 3}))
-    header, residual = unpack(data)
-    assert header.making.batch == 3 and not residual
-    assert np.array_equal(codec.decode(data), image)
+    for place in range(3):
+        image = plain ^ far[place]
+        data = codec.encode_known(image, known.model_copy(update={"batch": 3}))
+        header, residual = unpack(data)
+        assert (header.making.batch, header.making.place, residual) == (3, place, b"")
+        assert np.array_equal(codec.decode(data), image)
+
+
+def test_an_image_of_another_size_has_no_recipe(
+    images: list[tuple[RGB, Known]], codec: RecipeCodec
+) -> None:
+    image, known = images[0]
+    height, width = image.shape[:2]
+    with pytest.raises(NotKnown, match=f"{width}x{height - 8} pixels, but {width}x{height} were"):
+        codec.encode_known(image[8:].copy(), known)
+
+
+def test_a_pipeline_is_loaded_anew_where_its_scheduler_is_another(
+    images: list[tuple[RGB, Known]], codec: RecipeCodec
+) -> None:
+    making = made_by(images[0][1])
+    other = making.model_copy(update={"scheduler": "euler-ancestral"})
+    first, second, third = (codec.remaker.images(one)[0] for one in (making, other, making))
+    assert np.array_equal(first, third) and not np.array_equal(first, second)
 
 
 def test_threads_are_those_of_the_file_and_stay_as_they_were(
@@ -322,6 +349,10 @@ def test_nothing_is_loaded_on_the_word_of_a_file(monkeypatch: pytest.MonkeyPatch
         codec.decode(pack(Header(vae, bytes(8), bytes(4)), b""))
     for part in ("x.aigi", "model test/tiny-sd@seed-0", "model test/vae@main", "Give --trust."):
         assert part in str(refused.value)
+    # Each model is confirmed by its own name, or by a folder.
+    assert unconfirmed(vae, {}, {"test/tiny-sd"}) == ["model test/vae@main"]
+    assert unconfirmed(vae, {"test/tiny-sd": "/x"}) == ["model test/vae@main"]
+    assert unconfirmed(vae, {}, {"test/tiny-sd", "test/vae"}) == []
 
 
 def test_other_weights_are_named(images: list[tuple[RGB, Known]], codec: RecipeCodec) -> None:

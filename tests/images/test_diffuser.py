@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from pipeline.faults import MachineFault
 from pipeline.files import file_sha256
 from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
 from pipeline.marks.dwt_dct import embed_dwt_dct
-from pipeline.plan.families import FAMILIES, SCHEDULERS, Family
+from pipeline.plan.families import FAMILIES, Family
+from pipeline.plan.schedulers import SCHEDULERS
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.tables import IMAGES, PLAN
 from tests.conftest import WorkflowMaker
@@ -119,15 +121,14 @@ def test_pixels_are_those_of_plain_diffusers(models: Path, kind: str, folder: st
 
 
 def test_row_says_what_made_it(diffuser: Diffuser) -> None:
-    import json
-
     made = run(diffuser, plan_rows(3))
     assert [row["image_id"] for row in made] == ["id0", "id1", "id2"]
     assert [row["batch_size"] for row in made] == [2, 2, 1]
     for row in made:
         assert (row["width"], row["height"], row["error"], row["device"]) == (64, 64, None, "cpu")
         versions = json.loads(row["versions"])
-        assert set(versions) == {"diffusers", "torch", "transformers", "weights"}
+        libraries = {"diffusers", "torch", "transformers"}
+        assert set(versions) == {*libraries, "weights", "scheduler"}
         assert versions["weights"] == diffuser.loaded
         assert list(diffuser.loaded) == ["text_encoder", "unet", "vae"]
         assert row["image"]["path"] == f"{row['image_id']}.png"
@@ -326,14 +327,39 @@ def test_a_family_is_one_row(models: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_every_scheduler_of_the_specification_runs(models: Path) -> None:
     seen = set()
-    for name in SCHEDULERS:
+    for name in ("own", *SCHEDULERS):
+        if name.startswith("flow"):
+            continue  # for models that predict one
         local = DiffusersSource(folder=str(models / "sd"), batch_size=1)
-        loaded = Diffuser("sd", spec(scheduler=name), local, "cpu")
-        assert type(loaded.pipe.scheduler).__name__ == SCHEDULERS[name]
+        loaded = Diffuser("sd", spec(scheduler=name, steps=4), local, "cpu")
+        kind = SCHEDULERS.get(name, "DDIMScheduler")
+        assert type(loaded.pipe.scheduler).__name__ == kind
         (row,) = run(loaded, plan_rows(1, steps=4))
         assert row["error"] is None, name
+        # What the model came with can be read in every row.
+        recorded = json.loads(row["versions"])["scheduler"]
+        assert recorded["class"] == kind and recorded["num_train_timesteps"] == 1000
+        assert not any(key.startswith("_") for key in recorded)
         seen.add(row["pixels_sha256"])
-    assert len(seen) > 4
+    assert len(seen) > 8
+
+
+def test_options_of_a_scheduler_move_pixels_and_are_checked_first(models: Path) -> None:
+    local = DiffusersSource(folder=str(models / "sd"), batch_size=1)
+
+    def pixels_of(scheduler: object) -> str:
+        given = spec(scheduler=scheduler, steps=4)
+        check_weights("sd", given, local)
+        (row,) = run(Diffuser("sd", given, local, "cpu"), plan_rows(1, steps=4))
+        return str(row["pixels_sha256"])
+
+    plain = pixels_of("euler")
+    assert pixels_of({"name": "euler", "use_karras_sigmas": True}) != plain
+    assert pixels_of({"name": "euler", "use_karras_sigmas": False}) == plain
+    with pytest.raises(AigiError, match=r"sources\.sd\.scheduler: euler has no option karras"):
+        check_weights("sd", spec(scheduler={"name": "euler", "karras": True}), local)
+    with pytest.raises(AigiError, match=r"sources\.sd\.scheduler: flow-euler is for models"):
+        check_weights("sd", spec(scheduler="flow-euler"), local)
 
 
 def test_missing_or_changed_weights_are_named(models: Path, tmp_path: Path) -> None:
