@@ -63,6 +63,23 @@ Location = Annotated[str, BeforeValidator(_locate)]
 """A local path (made absolute) or an fsspec URL (`s3://…`, kept as written)."""
 
 
+def folder_or_hub(value: str, base: Path | None) -> str:
+    """A folder where there is one or a path is written as one; else a Hub id as it stands."""
+    place = located(value, base)
+    local = value.startswith((".", "/", "~")) or "*" in value or Path(place).exists()
+    return place if local else str(value)
+
+
+def _locate_model(value: object, info: ValidationInfo) -> object:
+    return (
+        folder_or_hub(value, (info.context or {}).get("base")) if isinstance(value, str) else value
+    )
+
+
+Model = Annotated[str, BeforeValidator(_locate_model)]
+"""A folder (made absolute), or a Hub id: ORG/NAME, and @REVISION behind it if one is wanted."""
+
+
 class Settings(BaseModel):
     """Base of every section: immutable, and an unknown key is an error."""
 

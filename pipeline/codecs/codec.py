@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 from pydantic import (
@@ -24,7 +23,7 @@ from pydantic import (
 from pipeline.codecs.command import EncoderSettings
 from pipeline.learned.shipped import shipped
 from pipeline.pixels import RGB
-from pipeline.settings import Location, Settings, located
+from pipeline.settings import Location, Settings, folder_or_hub, located
 
 
 def _locate_model(value: object, info: ValidationInfo) -> object:
@@ -35,9 +34,7 @@ def _locate_model(value: object, info: ValidationInfo) -> object:
     name, sign, folder = value.partition("=")
     if sign:  # of a recipe: ORG/NAME=FOLDER
         return f"{name}={located(folder, base)}"
-    place = located(value, base)
-    local = value.startswith((".", "/", "~")) or "*" in value or Path(place).exists()
-    return place if local else str(value)
+    return folder_or_hub(value, base)
 
 
 def named_codec(value: object) -> object:

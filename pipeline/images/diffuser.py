@@ -25,7 +25,7 @@ from pipeline.pixels import RGB, PngEffort, decode_threads, pixels_sha256, png_b
 from pipeline.plan.families import FAMILIES
 from pipeline.plan.schedulers import OWN, scheduler_of
 from pipeline.plan.specification import DiffusersSpec
-from pipeline.settings import Count, Location, Settings
+from pipeline.settings import Count, Location, Model, Settings
 from pipeline.tables import IMAGES
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ class DiffusersSource(Settings):
     kind: Literal["diffusers"] = "diffusers"
     folder: Location | None = Field(None, description="local copy; null: download from the Hub")
     batch_size: Count = Field(4, description="images made at once")
-    vae: Location | str | None = Field(None, description="another VAE (folder or Hub id)")
+    vae: Model | None = Field(
+        None, description="another VAE: a folder, or a Hub id as ORG/NAME@REVISION"
+    )
     vae_tiling: bool | None = Field(
         None, description="decode in tiles, one image at a time; null: from 1536 pixels per side"
     )
@@ -61,7 +63,10 @@ def _other_vae(name: str, local: DiffusersSource) -> Place | None:
     if local.vae is None:
         return None
     key = f"sources.{name}.vae"
-    return Place(key, key, local.vae if os.path.isdir(local.vae) else None, local.vae)
+    if os.path.isabs(local.vae):
+        return Place(key, key, local.vae)
+    repository, _, revision = local.vae.partition("@")
+    return Place(key, key, None, repository, revision or None)
 
 
 def _vae_folder(place: Place) -> str:

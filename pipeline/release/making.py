@@ -238,7 +238,7 @@ class Makings:
         ran = (workflow.get("sources") or {}).get(row["source"]) or {}
         vae = ran.get("vae")
         if vae is not None and HUB_ID.fullmatch(vae) is None:
-            raise NotKnown(f"{where}: no recipe: it was made with a VAE from a folder, {vae}")
+            raise NotKnown(f"{where}: no recipe: it was made with a VAE that it cannot name, {vae}")
         tiling = ran.get("vae_tiling")
         if tiling is None:
             tiling = max(row["width"], row["height"]) >= TILE_FROM

@@ -54,7 +54,7 @@ def is_place(dotted: str, value: object) -> bool:
         return False
     # Another VAE and a dataset may also be a Hub id, which is the same everywhere.
     if dotted.endswith((".vae", ".dataset")):
-        return HUB_ID.fullmatch(value) is None
+        return HUB_ID.fullmatch(value.partition("@")[0]) is None
     return True
 
 

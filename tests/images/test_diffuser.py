@@ -402,3 +402,15 @@ def test_compiled_pictures_are_nearly_the_same(models: Path) -> None:
         assert eager["error"] is compiled["error"] is None
         difference = np.abs(pixels(eager).astype(int) - pixels(compiled).astype(int))
         assert difference.max() <= 2
+
+
+def test_another_vae_is_a_folder_or_a_hub_id(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+
+    def vae(value: str) -> str | None:
+        given = {"vae": value}
+        return DiffusersSource.model_validate(given, context={"base": tmp_path}).vae
+
+    assert vae("mine") == str(tmp_path / "mine")
+    assert vae("./absent") == str(tmp_path / "absent"), "a path, though nothing is there"
+    assert vae("ORG/NAME@v1") == "ORG/NAME@v1"

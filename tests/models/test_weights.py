@@ -469,6 +469,13 @@ here = Diffuser("a", sound, DiffusersSource(folder=folder + "/sound"), "cpu")
 there = Diffuser("a", sound, DiffusersSource(), "cpu")
 assert there.loaded == here.loaded and list(there.loaded) == ["text_encoder", "unet", "vae"]
 assert run(there, plan_rows(1)) == run(here, plan_rows(1))
+api.create_repo("tester/vae")
+api.upload_folder(repo_id="tester/vae", folder_path=folder + "/vae")
+for vae in ("tester/vae@main", folder + "/vae"):
+    local = DiffusersSource(vae=vae)
+    check_weights("a", sound, local)
+    changed = Diffuser("a", sound, local, "cpu").loaded
+    assert {name for name in changed if changed[name] != here.loaded[name]} == {"vae"}
 other = spec(model="tester/misnamed", revision="main")
 for vae in (None, "tester/misnamed"):  # which has no weights of a VAE at its root
     try:
@@ -486,6 +493,11 @@ def test_a_pipeline_of_the_hub_is_looked_at_before_it_is_loaded(
     rewritten(
         tmp_path / "misnamed" / "text_encoder" / ONE,
         lambda w: {f"x.{name}": value for name, value in w.items()},
+    )
+    shutil.copytree(models / "sd" / "vae", tmp_path / "vae")
+    rewritten(
+        tmp_path / "vae" / "diffusion_pytorch_model.safetensors",
+        lambda w: {name: 0.9 * value for name, value in w.items()},
     )
     with serve(tmp_path / "hub") as hub:
         done = subprocess.run(
