@@ -144,8 +144,10 @@ class Train(_Batches):
     )
     crops_per_picture: Count = Field(8, description="crops of an image each time it is decoded")
     shuffle_buffer: Count = Field(1024, description="crops in the shuffle buffer")
-    interleave: Count = Field(
-        4, description="parts of the images, of up to 100 each, that crops are drawn from at once"
+    interleave: Count | None = Field(
+        None,
+        description="parts of the images, of up to 100 each, that crops are drawn from at once; "
+        "null: as the training began, a new one with 4",
     )
     threads: Count = Field(2, description="threads of each process that decode images")
     learning_rate: float = Field(1e-4, gt=0, description="of Adam, before the milestones")
@@ -274,7 +276,7 @@ class Train(_Batches):
         return {
             name: value
             for name, value in dumped.items()
-            if name not in LATER or value != LATER[name]
+            if name not in LATER or value not in (LATER[name], None)
         }
 
 

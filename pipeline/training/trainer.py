@@ -53,6 +53,8 @@ FREE = {
     "validation_data", "parallel", "anchors",
 }  # fmt: skip
 """Settings that may change while a codec is trained, or that are recorded in another form."""
+INTERLEAVE = 4
+"""Parts of the images that crops of a new training are drawn from at once."""
 
 
 def sizes_of(settings: Train) -> Sizes:
@@ -138,6 +140,17 @@ class _Progress:
     changes: list[str] = field(default_factory=list)
 
 
+def _mixed(settings: Train, folder: Path) -> Train:
+    """The settings with the parts that crops are drawn from: a training goes on as it began."""
+    if settings.interleave is not None:
+        return settings
+    files = checkpoint.found(folder)
+    parts = INTERLEAVE
+    if files:
+        parts = checkpoint.load(files[-1])[1]["settings"].get("interleave", LATER["interleave"])
+    return settings.model_copy(update={"interleave": parts})
+
+
 class Trainer:
     """One codec in training.
 
@@ -166,6 +179,7 @@ class Trainer:
         validation: list[tuple[RGB, str]],
         init: Path | None = None,
     ) -> None:
+        settings = _mixed(settings, folder)
         self.settings, self.weights, self.folder = settings, weights, folder
         self.accelerator, self.collection, self.validation = accelerator, collection, validation
         sizes = sizes_of(settings)
@@ -360,7 +374,7 @@ class Trainer:
                 settings.threads,
                 start,
                 settings.augment,
-                settings.interleave,
+                settings.interleave or INTERLEAVE,
             )
         )
 

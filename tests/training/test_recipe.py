@@ -181,6 +181,23 @@ def test_more_steps_change_a_schedule_aloud(
         train_here(tmp_path, release, **same | {"schedule": "steps"}, steps=9)
 
 
+FIRST = {
+    "accumulate", "aux_learning_rate", "batch", "clip", "compile", "crop", "crops_per_picture",
+    "data", "distortion", "ema", "foreign_prompts", "foreign_share", "init", "initial", "lambdas",
+    "learning_rate", "log_every", "max_skipped", "milestone_factor", "milestones", "network",
+    "precision", "save_every", "seed", "shuffle_buffer", "steps", "text_dropout", "text_folder",
+    "threads", "together", "tracker", "validate_every", "validation_pictures", "warmup", "weights",
+}  # fmt: skip
+"""Settings of the first records of trainings, all of which a record has."""
+
+
+def test_a_finished_training_of_before_stays_finished() -> None:
+    """Another record would be another training: a setting that comes goes into LATER."""
+    unset = Train.model_validate({"data": {"place": "/x"}, "lambdas": [0.01]})
+    assert set(unset.recorded()) == FIRST
+    assert set(Train.model_fields) == FIRST | set(LATER)
+
+
 def test_a_record_from_before_these_settings_still_fits(release: Path, tmp_path: Path) -> None:
     before: dict[str, Any] = {"validation_pictures": 0, "interleave": 1}
     folder = train_here(tmp_path, release, steps=4, **before)
@@ -192,9 +209,13 @@ def test_a_record_from_before_these_settings_still_fits(release: Path, tmp_path:
     train_here(tmp_path, release, steps=5, **before)
     with pytest.raises(AigiError, match=r"augment: False -> True"):
         train_here(tmp_path, release, steps=6, **before, augment=True)
-    # A default that came later would take other crops from here on.
+    # A default that came later would take other crops from here on: it goes on as it began.
     with pytest.raises(AigiError, match=r"other settings:\n  interleave: 1 -> 4\nSet them back"):
-        train_here(tmp_path, release, steps=6, validation_pictures=0)
+        train_here(tmp_path, release, steps=6, validation_pictures=0, interleave=4)
+    folder = train_here(tmp_path, release, steps=6, validation_pictures=0)
+    assert "interleave" not in checkpoint.load(checkpoint.path_of(folder, 6))[1]["settings"]
+    new = train_here(tmp_path / "new", release, steps=2, validation_pictures=0)
+    assert checkpoint.load(checkpoint.path_of(new, 2))[1]["settings"]["interleave"] == 4
 
 
 def _gradient(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
