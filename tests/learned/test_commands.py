@@ -72,7 +72,7 @@ def test_errors_name_the_remedy(tmp_path: Path, model: Path) -> None:
         (("encode", tmp_path / "absent.png", "--model", model, *out), "absent.png: no such file"),
         (("encode", tmp_path / "text.png", "--model", model, *out), "not a picture"),
         (("encode", tmp_path / "in.png", "--model", tmp_path, *out), "no config.json"),
-        (("encode", tmp_path / "in.png", "--model", "no/such", *out), "one of catc-small"),
+        (("encode", tmp_path / "in.png", "--model", "no/such", *out), "one of catc-light"),
         (("decode", tmp_path / "text.png", "--model", model, *out), "not an aigi file"),
     ):
         done = aigi(*arguments)

@@ -167,6 +167,6 @@ def test_the_card_has_what_was_measured() -> None:
 def test_offline_a_hub_id_is_an_error_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     with pytest.raises(
-        AigiError, match=r"nothing@v1.*its folder as --model FOLDER, or name one of catc-small"
+        AigiError, match=r"nothing@v1.*its folder as --model FOLDER, or name one of catc-light"
     ):
         load("nobody/nothing", revision="v1")

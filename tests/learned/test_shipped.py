@@ -24,17 +24,19 @@ from pipeline.learned.sizes import NETWORKS, CatcSizes, parse
 from pipeline.pixels import RGB, decode
 from tests.learned.conftest import scene, small
 
-NAMES = ("catc-small", "mean-scale-small")
+NAMES = ("catc-light", "catc-small", "mean-scale-small")
 
 
-def test_two_codecs_come_with_aigi_and_they_are_small() -> None:
+def test_three_codecs_come_with_aigi_and_they_are_small() -> None:
     assert tuple(shipped()) == NAMES
     assert DEFAULT == "catc-small"
-    assert sum(file.stat().st_size for file in FOLDER.rglob("*.safetensors")) <= 20_000_000
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*.safetensors")) <= 30_000_000
     found = [
         parse(json.loads((folder / "config.json").read_text())) for folder in shipped().values()
     ]
-    catc, mean_scale = found
+    light, catc, mean_scale = found
+    change = {"name": "catc-light", "qualities": 4}
+    assert light == NETWORKS["catc-light-no-text"].model_copy(update=change)
     assert isinstance(catc, CatcSizes) and catc.text is not None and catc.text.tower == "tiny"
     assert catc == NETWORKS["catc-small"].model_copy(update={"text": catc.text, "qualities": 4})
     change = {"name": "mean-scale-small", "n": 64, "m": 128, "qualities": 4}
