@@ -92,10 +92,10 @@ def _check_options(where: str, given: Scheduler, kind: Any) -> None:
                 f"{where}: {given.name} has no option {option}; {near(option, list(arguments))}"
             )
         default = arguments[option].default
-        same = isinstance(value, bool) == isinstance(default, bool)
-        number = isinstance(default, int | float) and not isinstance(default, bool)
         if default in (None, inspect.Parameter.empty) or value is None:
             continue
+        same = isinstance(value, bool) == isinstance(default, bool)
+        number = isinstance(default, int | float) and not isinstance(default, bool)
         if not same or (number and not isinstance(value, int | float)):
             raise AigiError(
                 f"{where}: {given.name}: {option}: {value!r}; expected a value like {default!r}"

@@ -53,8 +53,8 @@ def training(logs: Sequence[Log]) -> Section:
     series = [
         _line(name, rows, "loss")
         for log in logs
-        for name, rows in log.by_quality(log.rates).items()
-        if len({row.get("quality") for row in log.rates}) > 1
+        if len(found := log.by_quality(log.rates)) > 1
+        for name, rows in found.items()
     ]
     if any(len(line.x) for line in series):
         charts.append(lines("Training: loss of each λ", series, "step", "loss", from_zero=False))

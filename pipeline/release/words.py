@@ -90,7 +90,7 @@ def embedder_words(settings: Embeddings) -> str:
 
 
 def library_words(versions: str | None) -> str:
-    """Libraries, weights and scheduler of the column `versions`: all weights by a short digest."""
+    """Libraries and weights of the column `versions`; all weights have one short digest here."""
     try:
         found = json.loads(versions or "")
     except (ValueError, RecursionError):
@@ -100,6 +100,5 @@ def library_words(versions: str | None) -> str:
     if weights := found.pop("weights", None):
         text = json.dumps(weights, sort_keys=True).encode()
         found["weights"] = hashlib.sha256(text).hexdigest()[:12]
-    if isinstance(scheduler := found.pop("scheduler", None), dict):
-        found["scheduler"] = scheduler.get("class")
+    found.pop("scheduler", None)  # settings have a table of their own
     return ", ".join(f"{name} {version}" for name, version in found.items())

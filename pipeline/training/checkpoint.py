@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,28 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         AigiError: the file is damaged.
     """
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(file.metadata()["aigi"])
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """The facts and the step alone, of which no tensor needs to be read.
+
+    Raises:
+        AigiError: the file is damaged.
+    """
+    with _opened(path) as file:
+        return dict(json.loads(file.metadata()["aigi"]))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["aigi"])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+            yield file
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise AigiError(
             f"{path}: damaged ({error}). Delete it: training resumes from the checkpoint before."

@@ -147,7 +147,7 @@ def _mixed(settings: Train, folder: Path) -> Train:
     files = checkpoint.found(folder)
     parts = INTERLEAVE
     if files:
-        parts = checkpoint.load(files[-1])[1]["settings"].get("interleave", LATER["interleave"])
+        parts = checkpoint.facts(files[-1])["settings"].get("interleave", LATER["interleave"])
     return settings.model_copy(update={"interleave": parts})
 
 

@@ -285,6 +285,24 @@ def test_an_image_too_far_from_what_is_made_is_refused_with_its_distance(
 def test_a_batch_is_drawn_where_a_residual_would_be_dear(
     images: list[tuple[RGB, Known]], codec: RecipeCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    _, known = images[0]
+    several = made_by(known).model_copy(update={"batch": 3})
+    image = codec.remaker.images(several)[1]
+    real, far = codec.remaker.images, np.random.default_rng(0).integers(0, 2, image.shape, np.uint8)
+
+    def images_of(making: Making) -> list[RGB]:
+        return [one ^ far if making.batch == 1 else one for one in real(making)]
+
+    monkeypatch.setattr(codec.remaker, "images", images_of)
+    data = codec.encode_known(image, known.model_copy(update={"batch": 3}))
+    header, residual = unpack(data)
+    assert header.making.batch == 3 and not residual
+    assert np.array_equal(codec.decode(data), image)
+
+
+def test_each_place_of_a_batch_is_told_from_the_others(
+    images: list[tuple[RGB, Known]], codec: RecipeCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain, known = images[0]
     far = np.random.default_rng(0).integers(0, 2, (4, *plain.shape), np.uint8)
 

@@ -81,16 +81,20 @@ class Floor:
         return self.bits * abs(self.estimate - 1) > OFF * self.bits + END
 
 
-def best_jpeg(image: RGB, most: int) -> float | None:
-    """PSNR of the best baseline JPEG of at most `most` bytes; None: there is none."""
-    found = None
+def jpegs(image: RGB) -> list[tuple[int, float]]:
+    """Bytes and PSNR of all baseline JPEGs of an image, in 4:4:4."""
+    found = []
     for quality in range(1, 101):
         out = io.BytesIO()
         Image.fromarray(image).save(out, "JPEG", quality=quality, subsampling=0, optimize=True)
-        if len(out.getvalue()) <= most:
-            value = psnr(image, np.asarray(Image.open(out).convert("RGB")))
-            found = value if found is None else max(found, value)
+        decoded = np.asarray(Image.open(out).convert("RGB"))
+        found.append((len(out.getvalue()), psnr(image, decoded)))
     return found
+
+
+def best_jpeg(jpegs: list[tuple[int, float]], most: int) -> float | None:
+    """PSNR of the best JPEG of at most `most` bytes; None: there is none."""
+    return max((value for size, value in jpegs if size <= most), default=None)
 
 
 @torch.no_grad()
@@ -106,7 +110,7 @@ def floors(codec: LearnedCodec, bare: Network, name: str, image: RGB) -> list[Fl
     x = torch.from_numpy(padded).permute(2, 0, 1)[None].float() / 255
     text = None if codec.text is None else codec.text([""])
     mine = None if text is None else text.to("cpu", torch.float32)
-    found = []
+    found, ladder = [], jpegs(image)
     for quality in range(1, codec.qualities + 1):
         data = codec.encode(image, "", quality)
         bits = 8 * sum(map(len, unpack(data)[1]))
@@ -121,7 +125,7 @@ def floors(codec: LearnedCodec, bare: Network, name: str, image: RGB) -> list[Fl
                 8 * len(data) / (height * width),
                 bits,
                 psnr(image, codec.decode(data)),
-                best_jpeg(image, len(data)),
+                best_jpeg(ladder, len(data)),
                 estimated / bits,
                 10 * float(np.log10(255**2 / max(error, 1e-5))),
             )

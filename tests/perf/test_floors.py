@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.benchmark.metrics import psnr
 from pipeline.learned.codec import load, load_network
 from tests.learned.conftest import small
-from tests.perf.floors import Floor, best_jpeg, floors, odd, summary
+from tests.perf.floors import Floor, best_jpeg, floors, jpegs, odd, summary
 
 
 def test_floors_are_those_of_the_files(tmp_path: Path) -> None:
@@ -21,9 +21,10 @@ def test_floors_are_those_of_the_files(tmp_path: Path) -> None:
     assert rows[0].bpp == 8 * len(data) / image[..., 0].size
     assert rows[0].psnr == psnr(image, codec.decode(data))
     assert 0.5 < rows[0].estimate < 1.5
+    ladder = jpegs(image)
     # JPEG of as many bytes, and no worse with more of them.
-    assert best_jpeg(image, 50) is None
-    little, more = best_jpeg(image, 4000), best_jpeg(image, 40000)
+    assert best_jpeg(ladder, 50) is None
+    little, more = best_jpeg(ladder, 4000), best_jpeg(ladder, 40000)
     assert little is not None and more is not None and little < more
     # What is missed is named.
     good = Floor("a", 1, 0.1, 10_000, 30, 20, 1.001, 50)
