@@ -14,6 +14,7 @@ from pipeline.files import write_file
 
 if TYPE_CHECKING:
     from pipeline.learned.refine import Gain
+    from pipeline.learned.targets import Met
 
 Codec = Annotated[
     str | None,
@@ -85,7 +86,7 @@ def encode(
         refuse({"--trust": trust}, "a learned codec")
         if image is None:
             raise AigiError("encode: give an image, or what made one: --recipe RELEASE#IMAGE_ID")
-        from pipeline.learned.bitstream import MOST_PIXELS, rates
+        from pipeline.learned.bitstream import MOST_PIXELS, is_lossless, rates
         from pipeline.learned.codec import load
         from pipeline.learned.shipped import DEFAULT, shipped
         from pipeline.learned.targets import coded, meet
@@ -112,7 +113,7 @@ def encode(
                     target,
                     effort,
                     lambda met: talk(
-                        f"quality {met.quality:g}: {met.bpp:.4f} bpp, {met.psnr:.2f} dB"
+                        f"quality {met.quality:g}: {met.bpp:.4f} bpp, {_decibels(met)}"
                     ),
                     told,
                 )
@@ -124,14 +125,22 @@ def encode(
         tell(
             f"{out}: {len(data):,} bytes, {found.bpp:.4f} bpp, "
             f"{rates(data).bpp_without_prompt:.4f} without the prompt, "
-            f"{found.psnr:.2f} dB, quality {found.quality:g}{_gain(found.gain)}{note}"
+            f"{_decibels(found)}, quality {found.quality:g}{_gain(found.gain)}{note}"
         )
-        if prompt and codec.text is None:
+        if prompt and is_lossless(data):
+            talk("a lossless file has no prompt")
+        elif prompt and codec.text is None:
             talk(f"{codec.name} does not use prompts, so the prompt is not stored")
         which = "" if model is None or model in shipped() else f" --model {model}"
         # Not the name of the picture itself, which may lie beside the file.
         decoded = out.with_name(f"{out.stem}-decoded.png")
         talk(f"next: aigi decode {out}{which} -o {decoded}")
+
+
+def _decibels(met: Met) -> str:
+    from pipeline.learned.bitstream import is_lossless
+
+    return "lossless" if is_lossless(met.data) else f"{met.psnr:.2f} dB"
 
 
 def _gain(gain: Gain | None) -> str:
@@ -158,8 +167,8 @@ def decode(
     """Decode an .aigi file to a PNG file, with the model that coded it."""
     with explained():
         from pipeline.codecs.recipe import is_recipe
-        from pipeline.learned.bitstream import unpack
-        from pipeline.learned.codec import load
+        from pipeline.learned import lossless
+        from pipeline.learned.bitstream import is_lossless, unpack
         from pipeline.learned.shipped import shipped
         from pipeline.pixels import png_bytes
 
@@ -168,6 +177,13 @@ def decode(
             refuse({"--revision": revision, "--text": text_folder}, "a recipe")
             return decode_recipe(file, data, out, model, trust, device)
         refuse({"--trust": trust}, "a learned codec")
+        if is_lossless(data):
+            picture = lossless.decode(data)
+            write_file(out, png_bytes(picture))
+            tell(f"{out}: {picture.shape[1]}x{picture.shape[0]}, lossless")
+            if model is not None:
+                talk("a lossless file needs no model")
+            return
         header, _ = unpack(data)
         if model is None and header.model in shipped():
             model = header.model
@@ -176,6 +192,8 @@ def decode(
                 f"{file}: this file was made with model {header.model} (weights "
                 f"{header.weights.hex()}). Give its folder or Hub id as --model."
             )
+        from pipeline.learned.codec import load
+
         picture = load(model, revision, device, text_folder).decode(data)
         write_file(out, png_bytes(picture))
         tell(f"{out}: {header.width}x{header.height}")

@@ -112,7 +112,9 @@ def _qualities(model: str) -> int:
 def learned(
     model: str, quality: float, device: str, text: str | None, prompts: bool, effort: int = 0
 ) -> Learned:
-    """A network from a folder, or of a Hub id (`ORG/NAME[@REVISION]`).
+    """A network from a folder, or of a Hub id (`ORG/NAME[@REVISION]`), without lossless files.
+
+    What is measured is the network: an image without any error would decide the mean of a curve.
 
     The one that was loaded last stays in memory, for a search tries many of its qualities.
 
@@ -127,7 +129,7 @@ def learned(
     key = (name, revision, device, text, stamps)
     if key not in _LAST:
         _LAST.clear()  # one network goes before the next one comes
-        _LAST[key] = load(name, revision, device, text)
+        _LAST[key] = load(name, revision, device, text, lossless=False)
     return Learned(_LAST[key], quality, prompts, effort)
 
 
@@ -137,7 +139,6 @@ _LAST: dict[object, LearnedCodec] = {}
 
 def prompt_bytes(data: bytes) -> int:
     """How many bytes of a file hold the prompt."""
-    from pipeline.learned.bitstream import unpack
-    from pipeline.learned.fields import pack_prompt
+    from pipeline.learned import bitstream
 
-    return len(pack_prompt(unpack(data)[0].prompt))
+    return bitstream.prompt_bytes(data)

@@ -2,7 +2,7 @@
 
     magic     4   "AIGI"
     version   1   2, or 3 where there is a fraction of a quality; files of version 1 have no
-                  quality, and are read
+                  quality, and are read; 4: lossless, see below
     checksum  4   CRC-32 of all that follows
     model     1+  length and name, ASCII
     weights   4   first bytes of the model's fingerprint
@@ -19,6 +19,9 @@ Numbers of more than one byte are big-endian. A tile is what `pipeline.learned.c
 The width and height that code a picture are those of the picture rounded up to multiples of 64; all
 tiles have the full side but the last of a row or column.
 
+A lossless file has no model. After its checksum it has width, height, and what
+`pipeline.learned.lossless` makes of the picture.
+
 Everything in the file counts as rate.
 """
 
@@ -27,6 +30,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from pipeline import AigiError
@@ -35,7 +39,7 @@ from pipeline.learned.fields import pack_prompt as pack_prompt
 from pipeline.learned.range_coder import DamagedStream
 from pipeline.learned.sizes import NAME
 
-MAGIC, VERSION, WITHOUT_QUALITY, WITH_FRACTION = b"AIGI", 2, 1, 3
+MAGIC, VERSION, WITHOUT_QUALITY, WITH_FRACTION, LOSSLESS = b"AIGI", 2, 1, 3, 4
 QUALITY_STEPS = 200
 """Between two qualities: every number with two digits after the point is one of them."""
 START = 9
@@ -142,8 +146,46 @@ def pack(header: Header, tiles: list[bytes]) -> bytes:
     return seal(b"".join([*parts, tiles[-1]]), version)
 
 
+def pack_lossless(width: int, height: int, content: bytes) -> bytes:
+    """The bytes of a lossless file."""
+    return seal(varint(width) + varint(height) + content, LOSSLESS)
+
+
+def is_lossless(data: bytes) -> bool:
+    """Whether these are the bytes of a lossless file, by their first ones."""
+    return data[: len(MAGIC) + 1] == MAGIC + bytes([LOSSLESS])
+
+
+def unpack_lossless(data: bytes, max_pixels: int = MOST_PIXELS) -> tuple[int, int, bytes]:
+    """Width, height and content of a lossless file; the content is not looked at.
+
+    Raises:
+        DamagedStream: as `unpack`.
+    """
+    width, height, reader = _unpack_lossless(data)
+    if width * height > max_pixels:
+        raise _too_many(width, height, width * height, max_pixels)
+    return width, height, reader.bytes(len(data) - reader.at, "pixels")
+
+
+def _unpack_lossless(data: bytes) -> tuple[int, int, Reader]:
+    reader = _opened(data, (LOSSLESS,))
+    width, height = reader.varint("header"), reader.varint("header")
+    if not width or not height:
+        raise DamagedStream(f"bitstream: claims {width}x{height} pixels. Get the file again.")
+    return width, height, reader
+
+
+def _too_many(width: int, height: int, padded: int, most: int) -> DamagedStream:
+    more = f" ({padded:,} when padded)" if padded != width * height else f" ({padded:,})"
+    return DamagedStream(
+        f"bitstream: claims {width}x{height} pixels{more}; at most {most:,} are decoded. Raise "
+        "max_pixels if the file is right."
+    )
+
+
 def unpack(data: bytes, max_pixels: int = MOST_PIXELS) -> tuple[Header, list[bytes]]:
-    """The header and the tiles of a file; their content is not looked at.
+    """The header and the tiles of a file that a network coded; their content is not looked at.
 
     Raises:
         DamagedStream: it is no such file, cut short, changed, or claims more than is allowed.
@@ -153,10 +195,7 @@ def unpack(data: bytes, max_pixels: int = MOST_PIXELS) -> tuple[Header, list[byt
     # What is decoded is padded: a line one pixel wide takes the memory of 64.
     whole = padded(width) * padded(height)
     if width * height > max_pixels or whole > max(max_pixels, MOST_PIXELS):
-        raise DamagedStream(
-            f"bitstream: claims {width}x{height} pixels ({whole:,} when padded); at most "
-            f"{max_pixels:,} are decoded. Raise max_pixels if the file is right."
-        )
+        raise _too_many(width, height, whole, max_pixels)
     # Before any list of them: a tile takes bytes, so a file cannot have many more than it has.
     side = header.tile or max(padded(width), padded(height))
     if -(-width // side) * -(-height // side) > len(data):
@@ -167,19 +206,29 @@ def unpack(data: bytes, max_pixels: int = MOST_PIXELS) -> tuple[Header, list[byt
     return header, tiles
 
 
-def _unpack_header(data: bytes) -> tuple[Header, Reader]:
+def _opened(data: bytes, versions: Collection[int]) -> Reader:
+    """What stands after the checksum, once that is right.
+
+    Args:
+        versions: that the caller reads.
+    """
     if data[:4] != MAGIC:
         raise DamagedStream("bitstream: not an aigi file: it does not start with AIGI.")
     if len(data) < START:
         raise DamagedStream("bitstream: cut short. Get the file again.")
-    if data[4] not in (VERSION, WITHOUT_QUALITY, WITH_FRACTION):
+    if data[4] not in versions:
+        kind = "lossless" if data[4] == LOSSLESS else f"version {data[4]}"
         raise DamagedStream(
-            f"bitstream: version {data[4]}; this aigi reads up to version {WITH_FRACTION}. Get a "
-            "newer aigi, or the file again."
+            f"bitstream: {kind}; this reads versions {', '.join(map(str, sorted(versions)))}. Get "
+            "a newer aigi, or the file again."
         )
     if zlib.crc32(data[START:]) != int.from_bytes(data[5:START], "big"):
         raise DamagedStream("bitstream: damaged or cut short: wrong checksum. Get the file again.")
-    reader = Reader(data, START)
+    return Reader(data, START)
+
+
+def _unpack_header(data: bytes) -> tuple[Header, Reader]:
+    reader = _opened(data, (VERSION, WITHOUT_QUALITY, WITH_FRACTION))
     (length,) = reader.bytes(1, "header")
     name = reader.bytes(length, "header").decode("ascii", "replace")
     if not re.fullmatch(NAME, name):
@@ -218,7 +267,22 @@ def rates(data: bytes) -> Rates:
     Raises:
         DamagedStream: it is none.
     """
+    if is_lossless(data):
+        width, height, _ = _unpack_lossless(data)
+        bpp = 8 * len(data) / (width * height)
+        return Rates(bpp, bpp)
     header, _ = _unpack_header(data)
     pixels = header.width * header.height
-    without = len(data) - len(pack_prompt(header.prompt))
+    without = len(data) - prompt_bytes(data)
     return Rates(8 * len(data) / pixels, 8 * without / pixels)
+
+
+def prompt_bytes(data: bytes) -> int:
+    """How many bytes of a file hold the prompt.
+
+    Raises:
+        DamagedStream: it is none.
+    """
+    if is_lossless(data):
+        return 0
+    return len(pack_prompt(_unpack_header(data)[0].prompt))

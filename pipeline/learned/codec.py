@@ -2,6 +2,7 @@
 
 What is promised:
 
+- Where an image costs no more without any loss, a lossless file is written; it needs no network.
 - A file decodes to the same latents on every machine, thread count and kernel, or fails with
   `DamagedStream`; never to something else.
 - g_s runs in float32. With the settings of the encoder (machine, device, threads, torch) the
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pipeline import AigiError
-from pipeline.learned import bitstream
+from pipeline.learned import bitstream, lossless
 from pipeline.learned.bitstream import (
     MOST_PIXELS,
     MOST_TILE_PIXELS,
@@ -65,16 +66,21 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class _Coded:
-    """An image on its way: what is in the file, and what the synthesis is given."""
+    """An image on its way: what is in the file, and what the synthesis is given.
+
+    Attributes:
+        lossless: the file in place of all that, where it is no longer.
+    """
 
     header: Header
     tiles: list[bytes]
     y_bar: Tensor
     text: Text | None
     gain: Gain | None
+    lossless: bytes | None = None
 
     def data(self) -> bytes:
-        return bitstream.pack(self.header, self.tiles)
+        return self.lossless or bitstream.pack(self.header, self.tiles)
 
 
 class LearnedCodec:
@@ -87,6 +93,8 @@ class LearnedCodec:
         tile: side of a tile in pixels, a multiple of 64; None: one tile up to 1536 x 1536 pixels,
             else tiles of 1024.
         text: the text encoder, where it is loaded already.
+        lossless: write a lossless file where it is no longer. Without it, what comes out is what
+            the network can do.
 
     Attributes:
         name: of the model; it stands in the files.
@@ -105,13 +113,14 @@ class LearnedCodec:
         text_folder: str | os.PathLike[str] | None = None,
         tile: int | None = None,
         text: TextEncoder | None = None,
+        lossless: bool = False,
     ) -> None:
         self.device = pick_device(device)
         if self.device.type == "mps":
             raise AigiError("device: mps has no float64, which decoding wants. Set device: cpu.")
         if tile is not None and (tile <= 0 or tile % STRIDE or tile * tile > MOST_TILE_PIXELS):
             raise AigiError(f"tile: {tile}: expected a multiple of {STRIDE} up to 1536")
-        self.tile = tile
+        self.tile, self.lossless = tile, lossless
         # As they are stored, before some of them are computed with in float64.
         self.loaded = {"network": digest(Part("codec", network.sizes.name), network.weights())}
         self.network = network.freeze().to(self.device)
@@ -157,6 +166,8 @@ class LearnedCodec:
             AigiError: as `encode`.
         """
         coded = self._encode(image, prompt, quality, effort, told)
+        if coded.lossless is not None:
+            return Encoded(coded.lossless, image.copy())
         seen = self._synthesise(coded.y_bar, coded.text, coded.header)
         return Encoded(coded.data(), seen, coded.gain)
 
@@ -167,6 +178,8 @@ class LearnedCodec:
             DamagedStream: the file is damaged or no such file, or has more than `max_pixels`.
             AigiError: another model made it.
         """
+        if bitstream.is_lossless(data):
+            return lossless.decode(data, max_pixels)
         header, tiles = bitstream.unpack(data, max_pixels)
         if header.weights != self.weights:
             raise AigiError(
@@ -240,6 +253,8 @@ class LearnedCodec:
         y_bar = joined(y_bars(), places)
         header = Header(self.name, self.weights, quality, width, height, tile, stored)
         found = _Coded(header, coded, y_bar, text, None)
+        if self.lossless and (exact := lossless.encode(image, len(found.data()))) is not None:
+            return replace(found, lossless=exact)
         if not effort:
             return found
         tiles, y_bar, gain = refined(
@@ -274,6 +289,7 @@ def load(
     revision: str | None = None,
     device: str = "auto",
     text_folder: str | os.PathLike[str] | None = None,
+    lossless: bool = True,
 ) -> LearnedCodec:
     """Load a codec from a folder or the Hub.
 
@@ -283,11 +299,12 @@ def load(
         revision: commit, tag or branch on the Hub.
         device: auto, cpu, cuda or cuda:N.
         text_folder: where the text encoder lies, if not where the configuration says.
+        lossless: whether it writes a lossless file where that is no longer.
 
     Raises:
         AigiError: there is no such model, or it is damaged.
     """
-    return LearnedCodec(load_network(model, revision), device, text_folder)
+    return LearnedCodec(load_network(model, revision), device, text_folder, lossless=lossless)
 
 
 def load_network(model: str | os.PathLike[str], revision: str | None = None) -> Network:

@@ -2,7 +2,8 @@
 
 The quality is searched for in steps of 1/200, by real files. Rate and PSNR rise with it, all but
 for a few bytes from step to step: a file of 0.5 bits a pixel has at most that, and the next step
-has more; one of 36 dB has at least that, and the step before has less.
+has more; one of 36 dB has at least that, and the step before has less. Above some quality files may
+be lossless: larger than those of lower qualities, and all the same.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline import AigiError
-from pipeline.learned.bitstream import QUALITY_STEPS, in_steps
+from pipeline.learned.bitstream import QUALITY_STEPS, in_steps, is_lossless
 from pipeline.learned.codec import RGB, LearnedCodec
 from pipeline.learned.refine import Gain, Told
 from pipeline.pixels import decibels, squared_error
@@ -39,6 +40,10 @@ class Met:
     bpp: float
     psnr: float
     gain: Gain | None = None
+
+    def meets(self, unit: Unit, target: float) -> bool:
+        """Whether it has at most so many bits a pixel, or at least so many dB."""
+        return self.bpp <= target if unit == "bpp" else self.psnr >= target
 
 
 def coded(
@@ -103,6 +108,10 @@ def meet(
         return known[steps]
 
     low, high = QUALITY_STEPS, QUALITY_STEPS * codec.qualities
+    for end in (low, high) if unit == "bpp" else (low,):
+        # Nothing larger is better than a lossless file, and nothing is smaller than the first one.
+        if is_lossless(at(end).data) and at(end).meets(unit, target):
+            return at(end)
     least, most = sorted(getattr(at(end), unit) for end in (low, high))
     if not least <= target <= most:
         end = low if target < least else high
@@ -112,8 +121,12 @@ def meet(
         )
     _bracket(lambda steps: float(getattr(at(steps), unit)), low, high, unit, target)
     if unit == "bpp":
-        return max((met for met in known.values() if met.bpp <= target), key=lambda met: met.bpp)
-    return min((met for met in known.values() if met.psnr >= target), key=lambda met: met.bpp)
+        return max((met for met in known.values() if met.meets(unit, target)), key=_size)
+    return min((met for met in known.values() if met.meets(unit, target)), key=_size)
+
+
+def _size(met: Met) -> int:
+    return len(met.data)
 
 
 def _bracket(value: Callable[[int], float], low: int, high: int, unit: Unit, target: float) -> None:

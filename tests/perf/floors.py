@@ -6,7 +6,8 @@ The odd images are drawn here: a checkerboard of single pixels, stripes of red a
 colour, one pixel, a smooth ramp. More can be named. Files are real. Beside each stand
 
     jpeg      PSNR of the best baseline JPEG in 4:4:4 of at most as many bytes; -: none is so small
-    estimate  bits of the likelihoods over those of the coded tiles: 1 where training knows the rate
+    estimate  bits of the likelihoods over those of the coded tiles: 1 where training knows the
+              rate, nan where the file is lossless
     exact     PSNR without any rounding of latents: what the transforms alone lose
 
 and the last lines name where PSNR does not rise with quality, where JPEG is better at the top
@@ -19,6 +20,7 @@ import argparse
 import csv
 import io
 import itertools
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -27,10 +29,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.benchmark.metrics import psnr
-from pipeline.learned.bitstream import MOST_PIXELS, STRIDE, unpack
+from pipeline.learned.bitstream import MOST_PIXELS, STRIDE, is_lossless, unpack
 from pipeline.learned.codec import LearnedCodec, load, load_network
 from pipeline.learned.network import Network
-from pipeline.pixels import RGB, decode
+from pipeline.pixels import CAP_DB, RGB, decode
 
 OFF, END = 0.01, 32
 """Share of the real bits by which an estimate may be off, and bits that end a tile."""
@@ -113,7 +115,7 @@ def floors(codec: LearnedCodec, bare: Network, name: str, image: RGB) -> list[Fl
     found, ladder = [], jpegs(image)
     for quality in range(1, codec.qualities + 1):
         data = codec.encode(image, "", quality)
-        bits = 8 * sum(map(len, unpack(data)[1]))
+        bits = 0 if is_lossless(data) else 8 * sum(map(len, unpack(data)[1]))
         estimated = float(bare(x, mine, torch.tensor([float(quality)])).bits())
         seen = bare.synthesise(bare.analyse(x, mine, quality), mine, quality)
         pixels = (seen[0].permute(1, 2, 0).clamp(0, 1) * 255).numpy()[:height, :width]
@@ -126,7 +128,7 @@ def floors(codec: LearnedCodec, bare: Network, name: str, image: RGB) -> list[Fl
                 bits,
                 psnr(image, codec.decode(data)),
                 best_jpeg(ladder, len(data)),
-                estimated / bits,
+                estimated / bits if bits else math.nan,
                 10 * float(np.log10(255**2 / max(error, 1e-5))),
             )
         )
@@ -140,7 +142,7 @@ def summary(rows: list[Floor]) -> list[str]:
     falls, worse = [], []
     for name, points in of.items():
         top = points[-1]
-        if any(after.psnr <= before.psnr for before, after in itertools.pairwise(points)):
+        if any(after.psnr <= before.psnr < CAP_DB for before, after in itertools.pairwise(points)):
             falls.append(name)
         if top.jpeg is not None and top.psnr < top.jpeg:
             worse.append(name)
