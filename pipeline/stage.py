@@ -281,6 +281,9 @@ class Compute(Settings):
     gpu_tflops: float = Field(
         125.0, gt=0, description="TFLOP/s that one GPU sustains, for the estimates of --dry-run"
     )
+    price_per_hour: float | None = Field(
+        None, ge=0, description="of one worker, in any currency: for probe and --dry-run"
+    )
     threads: Count = Field(
         1, description="torch threads per worker; float sums on CPU depend on it, so it is recorded"
     )

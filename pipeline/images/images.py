@@ -83,10 +83,15 @@ class ImageMaker:
         """Yield IMAGES chunks in row order."""
         wanted = (rows["source"][0].as_py(), rows["revision"][0].as_py())
         if self.maker is None or self.held != wanted:
-            # The old model goes first: two do not fit on a GPU.
-            self.maker = None
-            self.maker, self.held = self._make(*wanted), wanted
+            self.hold(*wanted)
+        assert self.maker is not None
         yield from self.maker(rows)
+
+    def hold(self, name: str, revision: str) -> None:
+        """Load the model of a source."""
+        # The old model goes first: two do not fit on a GPU.
+        self.maker = None
+        self.maker, self.held = self._make(name, revision), (name, revision)
 
     @property
     def loaded(self) -> Mapping[str, str]:
