@@ -46,7 +46,7 @@ def probe(
         # A run that works here uses the device: figures would be wrong, and it could run out of
         # memory. So the two keep each other out.
         with alone(workflow.run):
-            check_sources(plan, workflow.sources)
+            check_sources(plan, workflow.sources, workflow.compute)
             found = measure(
                 plan,
                 workflow.sources,

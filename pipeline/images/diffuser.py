@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline import AigiError
 from pipeline.faults import MachineFault, let_through, short_of_memory
-from pipeline.images import schedulers
+from pipeline.images import memory, schedulers
 from pipeline.marks.names import embed
 from pipeline.models.device import device_name, pick_device
 from pipeline.models.hub import Place, check_sha256, loading
@@ -44,9 +44,52 @@ class DiffusersSource(Settings):
     vae_tiling: bool | None = Field(
         None, description="decode in tiles, one image at a time; null: from 1536 pixels per side"
     )
+    vae_slicing: bool = Field(False, description="decode one image at a time")
     attention_slicing: bool = Field(False, description="less memory, slower")
+    attention: str | None = Field(
+        None,
+        description="backend of the denoiser's attention, as diffusers names it; null: torch's",
+    )
+    offload: Literal["none", "model", "sequential"] = Field(
+        "none",
+        description="keep weights in the CPU's memory, and move to the GPU one component at a time "
+        "(model) or one layer (sequential, very slow)",
+    )
+    quantise: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="hold denoiser and text encoders in fewer bits; changes the images"
+    )
     compile: bool = Field(False, description="use torch.compile for the denoiser")
 
+    @model_validator(mode="after")
+    def _fit_together(self) -> DiffusersSource:
+        if self.offload == "sequential":
+            for other, set_ in (("quantise", self.quantise != "none"), ("compile", self.compile)):
+                if set_:
+                    raise ValueError(
+                        f"offload: sequential moves single layers, which does not work with "
+                        f"{other}; set offload: model, or remove {other}"
+                    )
+        return self
+
+    def recorded(self) -> dict[str, Any]:
+        """What can change a byte, for the record of the stage: places and moves cannot.
+
+        Settings that came later are only in it where they differ from what was done before, so
+        that a run of an earlier version is still the same run.
+        """
+        every = self.model_dump(mode="json", exclude={"folder", "offload"})
+        usual = DiffusersSource().model_dump(mode="json")
+        return {
+            name: value
+            for name, value in every.items()
+            if name in _FIRST_RECORDED or value != usual[name]
+        }
+
+
+_FIRST_RECORDED = {"kind", "batch_size", "vae", "vae_tiling", "attention_slicing", "compile"}
+"""Settings that every record of the stage has had, whatever their values."""
+_IN_ROWS = ("vae_slicing", "attention", "offload", "quantise")
+"""Settings that `versions` of every row states where they are not the usual ones."""
 
 INDEX = "model_index.json"
 
@@ -98,11 +141,16 @@ def _pipeline_folder(place: Place, spec: DiffusersSpec, given: Mapping[str, Any]
     return folder
 
 
-def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> None:
-    """Check that the model is there, its weights are the expected ones and its scheduler fits.
+def check_weights(
+    name: str, spec: DiffusersSpec, local: DiffusersSource, device: str | None = None
+) -> None:
+    """Check that the model is there, its weights are the expected ones and its settings fit.
 
     Of a model of the Hub only hashes are compared here: it is downloaded where it is run, and
     there its tensors are looked at before the first image.
+
+    Args:
+        device: type of the device that will run it; None: not known here.
 
     Raises:
         AigiError: the folder is missing or no pipeline; a weight file is missing or changed, or
@@ -111,6 +159,7 @@ def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Non
     place = _place(name, spec, local)
     if local.folder is not None:
         place.fetch(INDEX, *spec.sha256)
+    memory.check_memory(name, local, FAMILIES[spec.pipeline], device, local.folder)
     found = place.sha256(INDEX, *spec.sha256)
     for file, expected in spec.sha256.items():
         if file not in found:
@@ -142,7 +191,7 @@ def _public(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
-def _versions(weights: Mapping[str, str], scheduler: Any) -> str:
+def _versions(weights: Mapping[str, str], scheduler: Any, local: DiffusersSource) -> str:
     import diffusers
     import torch
     import transformers
@@ -154,6 +203,12 @@ def _versions(weights: Mapping[str, str], scheduler: Any) -> str:
         "weights": dict(weights),
         "scheduler": {"class": type(scheduler).__name__, **_public(scheduler.config)},
     }
+    usual = DiffusersSource()
+    settings = {
+        key: value for key in _IN_ROWS if (value := getattr(local, key)) != getattr(usual, key)
+    }
+    if settings:
+        found["settings"] = settings
     return json.dumps(found, sort_keys=True)
 
 
@@ -203,6 +258,7 @@ class Diffuser:
         self.encode_threads = decode_threads(encode_threads)
         dtype = getattr(torch, spec.dtype)
         self.family = FAMILIES[spec.pipeline]
+        memory.check_memory(name, local, self.family, self.device.type, None)
         kind: Any = getattr(diffusers, self.family.pipeline)
         options = {"dtype": dtype, "use_safetensors": True, **self.family.options}
         if (other := _other_vae(name, local)) is not None:
@@ -214,8 +270,10 @@ class Diffuser:
         place = _place(name, spec, local)
         given = {key: options[key] for key in (*self.family.options, "vae") if key in options}
         folder = _pipeline_folder(place, spec, given)
-        with loading(place.where, place):
-            pipe = kind.from_pretrained(folder, **options)
+        with loading(place.where, place), memory.current(self.device):
+            pipe = kind.from_pretrained(
+                folder, **options, **memory.quantisation(local, self.family, folder)
+            )
         self.loaded = {}
         for part, module in sorted(pipe.components.items()):
             if isinstance(module, torch.nn.Module):
@@ -225,15 +283,16 @@ class Diffuser:
             f"sources.{name}.scheduler", scheduler_of(spec.scheduler), pipe.scheduler, spec.steps
         )
         pipe.set_progress_bar_config(disable=True)
-        pipe = pipe.to(self.device)
-        if local.attention_slicing:
-            pipe.enable_attention_slicing()
+        if local.attention is not None:
+            denoiser = getattr(pipe, self.family.denoiser)
+            memory.set_attention(f"sources.{name}.attention", denoiser, local.attention)
+        pipe = memory.placed(pipe, local, self.device)
         if local.compile:
             getattr(pipe, self.family.denoiser).compile(dynamic=False)
         self.pipe: Any = pipe
         self.provenance = {
             "device": device_name(self.device),
-            "versions": _versions(self.loaded, pipe.scheduler),
+            "versions": _versions(self.loaded, pipe.scheduler, local),
         }
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
@@ -314,8 +373,8 @@ class Diffuser:
             elif len(rows) == 1:
                 raise MachineFault(
                     f"{where}: out of memory with one image of {rows[0]['width']}x"
-                    f"{rows[0]['height']} pixels. End what else uses the memory, or set vae_tiling "
-                    "or attention_slicing, or bfloat16 in the specification."
+                    f"{rows[0]['height']} pixels. End what else uses the memory, or set offload, "
+                    "quantise, vae_tiling or attention_slicing, or bfloat16 in the specification."
                 ) from error
             else:
                 parts = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
@@ -333,12 +392,7 @@ class Diffuser:
         tiling = self.local.vae_tiling
         if tiling is None:
             tiling = max(width, height) >= TILE_FROM
-        if tiling:  # and one image at a time
-            self.pipe.vae.enable_tiling()
-            self.pipe.vae.enable_slicing()
-        else:
-            self.pipe.vae.disable_tiling()
-            self.pipe.vae.disable_slicing()
+        memory.decode_in_parts(self.pipe.vae, tiling, self.local.vae_slicing)
         negative = [row["negative_prompt"] or "" for row in rows]
         images: torch.Tensor = self.pipe(
             prompt=[row["text"] for row in rows],

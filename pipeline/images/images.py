@@ -16,6 +16,7 @@ from pydantic import (
 from pipeline import AigiError
 from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
 from pipeline.images.importer import Importer
+from pipeline.models.device import pick_device
 from pipeline.pictures.sources import ImportSource, OriginalSource
 from pipeline.plan import specification
 from pipeline.plan.imports import local_import
@@ -123,17 +124,26 @@ def _names(store: Store) -> list[str]:
     return list(store.shards("plan"))
 
 
-def check_sources(plan: Plan, sources: Mapping[str, LocalSource]) -> None:
+def check_sources(
+    plan: Plan, sources: Mapping[str, LocalSource], compute: Compute | None = None
+) -> None:
     """Check that the models of all generated sources are there and the expected ones.
+
+    Args:
+        compute: where they will run; None: not asked.
 
     Raises:
         AigiError: names the source, and what is missing or changed.
     """
     dataset = specification.load(plan.dataset)
+    device = None
+    # Workers of Ray may have devices that this machine has not: each checks its own.
+    if compute is not None and compute.ray is None:
+        device = pick_device(compute.device).type
     for name in chosen(dataset, plan):
         spec = dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
-            check_weights(name, spec, local_diffusers(sources, name))
+            check_weights(name, spec, local_diffusers(sources, name), device)
 
 
 def _imported(keeps: Mapping[str, bool], shard: str) -> bool | None:
@@ -183,7 +193,7 @@ def stage(
         if isinstance(spec, DiffusersSpec):
             # The folder is only where a copy is stored; the specification pins its content.
             local = local_diffusers(sources, name)
-            recorded[name] = local.model_dump(mode="json", exclude={"folder"})
+            recorded[name] = local.recorded()
         else:
             # Whether metadata is kept counts for the imported shards alone; see `_outside`.
             imported = local_import(sources, name)
@@ -202,7 +212,7 @@ def stage(
         names=_names,
         read=_read,
         make_worker=partial(ImageMaker, settings, sources, dataset, compute),
-        check=partial(check_sources, plan, sources),
+        check=partial(check_sources, plan, sources, compute),
         outside=partial(_outside, keeps),
         outdated=partial(_outdated, keeps),
         unit="pair_id",

@@ -322,7 +322,14 @@ def digest(part: Part, state: torch.nn.Module | Mapping[str, torch.Tensor]) -> s
 def _line(tensors: Mapping[str, Any], name: str) -> str | None:
     import torch
 
-    value = tensors[name].detach().cpu().contiguous()
+    value = tensors[name].detach()
+    # Weights in fewer bits are tensors made of tensors: numbers, scales and so on.
+    inner, about = getattr(value, "__tensor_flatten__", lambda: ((), None))()
+    if inner:
+        mine = {f"{name}.{key}": part for key in inner if (part := getattr(value, key)) is not None}
+        lines = [f"{name} {about}", *(_line(mine, key) for key in mine)]
+        return None if None in lines else "\n".join(map(str, lines))
+    value = value.cpu().contiguous()
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
         return None
     data = value.reshape(-1).view(torch.uint8).numpy()
