@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from pipeline import AigiError
 from pipeline.faults import MachineFault, let_through, short_of_memory
-from pipeline.images import memory, schedulers
+from pipeline.images import compiled, memory, schedulers
 from pipeline.marks.names import embed
 from pipeline.models.device import device_name, pick_device
 from pipeline.models.hub import Place, check_sha256, loading
@@ -58,7 +58,9 @@ class DiffusersSource(Settings):
     quantise: Literal["none", "8bit", "4bit"] = Field(
         "none", description="hold denoiser and text encoders in fewer bits; changes the images"
     )
-    compile: bool = Field(False, description="use torch.compile for the denoiser")
+    compile: bool = Field(
+        False, description="use torch.compile for the denoiser and the decoding of latents"
+    )
 
     @model_validator(mode="after")
     def _fit_together(self) -> DiffusersSource:
@@ -191,7 +193,9 @@ def _public(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
-def _versions(weights: Mapping[str, str], scheduler: Any, local: DiffusersSource) -> str:
+def _versions(
+    weights: Mapping[str, str], scheduler: Any, local: DiffusersSource, compiled: Sequence[str]
+) -> str:
     import diffusers
     import torch
     import transformers
@@ -209,6 +213,8 @@ def _versions(weights: Mapping[str, str], scheduler: Any, local: DiffusersSource
     }
     if settings:
         found["settings"] = settings
+    if compiled:
+        found["compiled"] = list(compiled)
     return json.dumps(found, sort_keys=True)
 
 
@@ -287,12 +293,11 @@ class Diffuser:
             denoiser = getattr(pipe, self.family.denoiser)
             memory.set_attention(f"sources.{name}.attention", denoiser, local.attention)
         pipe = memory.placed(pipe, local, self.device)
-        if local.compile:
-            getattr(pipe, self.family.denoiser).compile(dynamic=False)
+        parts = compiled.compile_parts(pipe, self.family.denoiser) if local.compile else []
         self.pipe: Any = pipe
         self.provenance = {
             "device": device_name(self.device),
-            "versions": _versions(self.loaded, pipe.scheduler, local),
+            "versions": _versions(self.loaded, pipe.scheduler, local, parts),
         }
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
@@ -348,7 +353,7 @@ class Diffuser:
             "pixels_sha256": pixels_sha256(rgb),
         }
 
-    def generate(self, rows: list[dict[str, Any]]) -> list[_Picture]:
+    def generate(self, rows: list[dict[str, Any]], size: int | None = None) -> list[_Picture]:
         """Make one image (uint8, H x W x 3, size of its row) or an error per row, in one batch.
 
         A batch that runs out of memory is halved, and the rows record the smaller size.
@@ -356,32 +361,41 @@ class Diffuser:
         A batch that fails for another reason is made again one by one, so that a bad row fails
         alone.
 
+        Args:
+            size: images in a batch of compiled code, which takes no other: rows that lack are
+                filled with the last one, whose images are dropped. Images record this size,
+                since it is what decides their bits.
+
         Raises:
             MachineFault: the device failed, or has too little memory for one image.
         """
         import torch
 
         where = f"sources.{self.name}: {self.device}"
+        size = (size or self.local.batch_size) if self.local.compile else len(rows)
         try:
-            return self._pictures(self._infer(rows))
+            full = [*rows, *rows[-1:] * (size - len(rows))]
+            return self._pictures(self._infer(full))[: len(rows)]
         except (MemoryError, TypeError, ValueError, RuntimeError) as error:
             if not short_of_memory(error):
                 let_through(error, where)  # after it, nothing on this device can be believed
                 if len(rows) == 1:
-                    return [_Picture(None, f"{type(error).__name__}: {error}"[:500], 1)]
-                parts = [[row] for row in rows]
-            elif len(rows) == 1:
+                    return [_Picture(None, f"{type(error).__name__}: {error}"[:500], size)]
+                parts, smaller = [[row] for row in rows], size
+            elif size == 1:
                 raise MachineFault(
                     f"{where}: out of memory with one image of {rows[0]['width']}x"
                     f"{rows[0]['height']} pixels. End what else uses the memory, or set offload, "
                     "quantise, vae_tiling or attention_slicing, or bfloat16 in the specification."
                 ) from error
             else:
-                parts = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+                half = size // 2
+                parts = [part for part in (rows[:half], rows[half:]) if part]
+                smaller = size - half
         # Here the error and what it holds on the device are gone.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return [picture for part in parts for picture in self.generate(part)]
+        return [picture for part in parts for picture in self.generate(part, smaller)]
 
     def _infer(self, rows: list[dict[str, Any]]) -> torch.Tensor:
         """float Bx3xHxW tensor on the device, nominally 0 to 1."""
