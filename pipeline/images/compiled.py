@@ -6,7 +6,7 @@ from typing import Any
 
 BACKEND = "inductor"
 DECODERS = {"AutoencoderDC", "AutoencoderKL", "AutoencoderKLFlux2"}
-"""VAEs whose decoder is one pass over the latents. Those of videos loop over frames with a state."""
+"""VAEs whose decoder is one pass over the latents. Those of videos loop over frames."""
 SHAPES = 64
 """Shapes that a part may be compiled for: sizes of a source, batches that memory has halved.
 Beyond torch's usual 8 it would go on without compiled code, and report nothing."""

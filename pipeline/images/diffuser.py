@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from pipeline import AigiError
 from pipeline.faults import MachineFault, let_through, short_of_memory
 from pipeline.images import compiled, memory, schedulers
+from pipeline.images.texts import Texts
 from pipeline.marks.names import embed
 from pipeline.models.device import device_name, pick_device
 from pipeline.models.hub import Place, check_sha256, loading
@@ -295,6 +296,7 @@ class Diffuser:
         pipe = memory.placed(pipe, local, self.device)
         parts = compiled.compile_parts(pipe, self.family.denoiser) if local.compile else []
         self.pipe: Any = pipe
+        self.texts = Texts.of(pipe, local.batch_size)
         self.provenance = {
             "device": device_name(self.device),
             "versions": _versions(self.loaded, pipe.scheduler, local, parts),
@@ -309,6 +311,9 @@ class Diffuser:
             for _, group in groupby(plan, key=lambda row: row["pair_id"] or row["image_id"])
         ]
         size = self.local.batch_size
+        if self.texts is not None:
+            whole = size if self.local.compile else min(size, len(groups))
+            self.texts.expect(whole, [group[0]["text"] for group in groups])
         with ThreadPoolExecutor(self.encode_threads, "png") as pool:
             before: list[Future[dict[str, Any]]] = []
             errors: list[str] = []
