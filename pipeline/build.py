@@ -16,7 +16,7 @@ from pipeline.store import RUN_WORKFLOW, Store
 from pipeline.workflow import Workflow
 
 if TYPE_CHECKING:
-    from pipeline.images.probe import Costs
+    from pipeline.images.costs import Costs
 
 
 def stages(workflow: Workflow) -> list[Stage]:
@@ -27,7 +27,8 @@ def stages(workflow: Workflow) -> list[Stage]:
     """
     from pipeline.duplicates import duplicates
     from pipeline.images import images
-    from pipeline.plan import plan
+    from pipeline.plan import plan, specification
+    from pipeline.plan.quotas import chosen
     from pipeline.prompts import captioner, prompts
     from pipeline.release import release
     from pipeline.scores import embeddings, quality
@@ -60,7 +61,10 @@ def stages(workflow: Workflow) -> list[Stage]:
         planned = workflow.planned("selection")
         found.append(selection.stage(workflow.rules, planned, workflow.scored))
     if workflow.release is not None:
-        found += [release.stage(), release.manifest_stage(workflow, workflow.release)]
+        planned = workflow.planned("release")
+        dataset = specification.load(planned.dataset)
+        options = specification.some_options(dataset, chosen(dataset, planned))
+        found += [release.stage(options), release.manifest_stage(workflow, workflow.release)]
     return found
 
 
@@ -151,7 +155,6 @@ def estimate(workflow: Workflow, costs: Costs | None = None) -> list[Estimate]:
         AigiError: the workflow has no plan.
     """
     from pipeline.plan import quotas, specification
-    from pipeline.plan.families import FAMILIES
     from pipeline.plan.specification import DiffusersSpec
 
     if workflow.plan is None:
@@ -163,14 +166,13 @@ def estimate(workflow: Workflow, costs: Costs | None = None) -> list[Estimate]:
         source, spec = dataset.sources[quota.source], quota.spec
         generated = isinstance(source, DiffusersSpec)
         cost = known.get((quota.source, spec.width or 0, spec.height or 0))
+        evaluations = source.evaluations if isinstance(source, DiffusersSpec) else None
         each: float | None = 0.0  # an import needs no device
         if cost is not None:
             each = cost.seconds
-        elif generated and spec.unet_tflop is None:
+        elif generated and (spec.unet_tflop is None or evaluations is None):
             each = None
-        elif isinstance(source, DiffusersSpec) and spec.unet_tflop is not None:
-            family = FAMILIES[source.pipeline]
-            evaluations = family.evaluations(source.steps, source.guidance_scale)
+        elif evaluations is not None and spec.unet_tflop is not None:
             tflop = spec.unet_tflop * evaluations + (spec.vae_tflop or 0.0)
             each = tflop / workflow.compute.gpu_tflops
         variants, counted = len(spec.watermarks), spec.count is not None

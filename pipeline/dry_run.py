@@ -18,7 +18,7 @@ from pipeline.workflow import READERS, Workflow
 
 if TYPE_CHECKING:
     from pipeline.build import Estimate
-    from pipeline.images.probe import Costs
+    from pipeline.images.costs import Costs
 
 
 def parts(workflow: Workflow) -> Iterator[Table | str]:
@@ -50,8 +50,8 @@ def parts(workflow: Workflow) -> Iterator[Table | str]:
 
 def _costs(workflow: Workflow) -> Costs:
     """The figures of a probe of this run that hold for it as it is now."""
+    from pipeline.images.costs import Costs, costs
     from pipeline.images.images import Images
-    from pipeline.images.probe import Costs, costs
     from pipeline.store import Store
 
     if workflow.plan is None:

@@ -11,7 +11,7 @@ from pipeline.cli.show import Override, Quiet, Trust, explained, show, tell
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pipeline.images.probe import Probe
+    from pipeline.images.costs import Probe
 
 
 def probe(
@@ -32,8 +32,8 @@ def probe(
     with explained():
         from pipeline import workflow as workflows
         from pipeline.dry_run import parts
+        from pipeline.images.costs import PROBE
         from pipeline.images.images import Images, check_sources
-        from pipeline.images.probe import PROBE
         from pipeline.images.probe import probe as measure
         from pipeline.progress import Progress
         from pipeline.release.trust import confirm
@@ -71,7 +71,7 @@ def probe(
 def _table(found: Probe) -> Table:
     from rich.table import Table
 
-    from pipeline.images.probe import WHY
+    from pipeline.images.costs import WHY
 
     kinds = {one.memory: one for one in found.sources}
     words = {"device": "of the device", "process": "of this process"}

@@ -12,14 +12,14 @@ SHAPES = 64
 Beyond torch's usual 8 it would go on without compiled code, and report nothing."""
 
 
-def compile_parts(pipe: Any, denoiser: str) -> list[str]:
+def compile_parts(pipe: Any, denoiser: Any) -> list[str]:
     """Compile the denoiser and the VAE's decoder of a pipeline, in place, at their first call.
 
     Of a transformer the repeated blocks are compiled, which takes a fraction of the time for the
     same speed. A UNet is compiled as a whole: much of its work is between its blocks.
 
     Args:
-        denoiser: name of the component that runs in every step.
+        denoiser: the component that runs in every step.
 
     Returns: what is compiled, for the record.
     """
@@ -27,15 +27,15 @@ def compile_parts(pipe: Any, denoiser: str) -> list[str]:
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     options: dict[str, Any] = {"backend": BACKEND, "dynamic": False}
-    model = getattr(pipe, denoiser)
-    blocks = getattr(model, "_repeated_blocks", None)
-    if blocks and not type(model).__name__.startswith("UNet"):
-        model.compile_repeated_blocks(**options)
-        found = [f"{denoiser}: {', '.join(blocks)}"]
+    kind = type(denoiser).__name__
+    blocks = getattr(denoiser, "_repeated_blocks", None)
+    if blocks and not kind.startswith("UNet"):
+        denoiser.compile_repeated_blocks(**options)
+        found = [f"{kind}: {', '.join(blocks)}"]
     else:
-        model.compile(**options)
-        found = [denoiser]
-    if type(pipe.vae).__name__ in DECODERS:
+        denoiser.compile(**options)
+        found = [kind]
+    if type(getattr(pipe, "vae", None)).__name__ in DECODERS:
         pipe.vae.decoder.compile(**options)
-        found.append("vae.decoder")
+        found.append(f"{type(pipe.vae).__name__}: decoder")
     return found

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,13 +18,28 @@ from pydantic import Field, model_validator
 from pipeline import AigiError
 from pipeline.faults import MachineFault, let_through, short_of_memory
 from pipeline.images import compiled, memory, schedulers
+from pipeline.images.pipelines import (
+    Runner,
+    call_problems,
+    model_problems,
+    part_problems,
+    runner,
+    skeleton,
+)
 from pipeline.images.texts import Texts
 from pipeline.marks.names import embed
 from pipeline.models.device import device_name, pick_device
 from pipeline.models.hub import Place, check_sha256, loading
-from pipeline.models.weights import Part, check_model, check_pipeline, digest
+from pipeline.models.weights import (
+    Part,
+    check_model,
+    check_pipeline,
+    digest,
+    pipeline_problems,
+    read_index,
+)
 from pipeline.pixels import RGB, PngEffort, decode_threads, pixels_sha256, png_bytes
-from pipeline.plan.families import FAMILIES
+from pipeline.plan.options import options_of
 from pipeline.plan.schedulers import OWN, scheduler_of
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.settings import Count, Location, Model, Settings
@@ -95,6 +111,13 @@ _IN_ROWS = ("vae_slicing", "attention", "offload", "quantise")
 """Settings that `versions` of every row states where they are not the usual ones."""
 
 INDEX = "model_index.json"
+_CONFIGS = (
+    "*/config.json",
+    "*/scheduler_config.json",
+    "*/preprocessor_config.json",
+    "tokenizer*/*",
+)
+"""What a repository has beside its weights."""
 
 # Above this many pixels a side the VAE's activations dominate memory: decode in tiles.
 TILE_FROM = 1536
@@ -124,21 +147,23 @@ def _vae_folder(place: Place) -> str:
     return folder
 
 
-def _pipeline_folder(place: Place, spec: DiffusersSpec, given: Mapping[str, Any]) -> str:
+def _pipeline_folder(
+    place: Place, found: Runner, spec: DiffusersSpec, given: Mapping[str, Any]
+) -> str:
     """The model's files on this machine, compared with the model.
 
     Args:
+        found: how it is run.
         given: components that do not come from there.
     """
-    import diffusers
-
     folder = place.folder
     if folder is None:
-        kind: Any = getattr(diffusers, FAMILIES[spec.pipeline].pipeline)
         with loading(place.where, place):
             # diffusers knows which of a repository's many weights it needs.
             folder = str(
-                kind.download(spec.model, revision=spec.revision, use_safetensors=True, **given)
+                found.kind.download(
+                    spec.model, revision=spec.revision, use_safetensors=True, **given
+                )
             )
     check_pipeline(place, folder, given)
     return folder
@@ -146,38 +171,68 @@ def _pipeline_folder(place: Place, spec: DiffusersSpec, given: Mapping[str, Any]
 
 def check_weights(
     name: str, spec: DiffusersSpec, local: DiffusersSource, device: str | None = None
-) -> None:
-    """Check that the model is there, its weights are the expected ones and its settings fit.
+) -> list[str]:
+    """Check that the model is there and can do what specification and settings ask of it.
 
-    Of a model of the Hub only hashes are compared here: it is downloaded where it is run, and
-    there its tensors are looked at before the first image.
+    Of a model of the Hub, hashes and configurations are looked at here: it is downloaded where it
+    is run, and there its tensors are looked at before the first image.
+
+    Returns: what is assumed of the model because nothing states it, a line each.
 
     Args:
         device: type of the device that will run it; None: not known here.
 
     Raises:
         AigiError: the folder is missing or no pipeline; a weight file is missing or changed, or
-            does not have the tensors of its component.
+            does not have the tensors of its component; the class is none of diffusers, makes no
+            images from text, or does not take what the specification gives. All of what is
+            wrong is said at once, a line each.
     """
     place = _place(name, spec, local)
     if local.folder is not None:
         place.fetch(INDEX, *spec.sha256)
-    memory.check_memory(name, local, FAMILIES[spec.pipeline], device, local.folder)
     found = place.sha256(INDEX, *spec.sha256)
     for file, expected in spec.sha256.items():
         if file not in found:
             raise place.lacking(file)
         check_sha256(place.where, f"{place}: {file}", found[file], expected)
+    folder = place.fetch(INDEX, beside=_CONFIGS)
+    index = read_index(place, folder)
+    run = runner(place, index, spec)
+    given = {**run.family.options, **({} if local.vae is None else {"vae": None})}
+    problems = [f"sources.{name}.{line}" for line in call_problems(run, spec)]
+    missing = part_problems(run, index, given)
+    problems += [f"{place.where}: {place}: {line}" for line in missing]
     if local.folder is not None:
-        other = [] if local.vae is None else ["vae"]
-        check_pipeline(place, local.folder, [*FAMILIES[spec.pipeline].options, *other])
+        problems += pipeline_problems(place, folder, given)
+    with _noted(problems):
+        memory.check_memory(name, local, device)
+    if not missing and (bare := skeleton(run, index, folder)) is not None:
+        problems += [f"sources.{name}.{line}" for line in model_problems(run, spec, bare)]
+        with _noted(problems):
+            denoiser = getattr(bare, run.family.denoiser, None)
+            memory.check_parts(name, local, bare, denoiser)
     if (vae := _other_vae(name, local)) is not None and vae.folder is not None:
-        _vae_folder(vae)
+        with _noted(problems):
+            _vae_folder(vae)
     wanted = scheduler_of(spec.scheduler)
     if str(wanted) != OWN:
         key = f"sources.{name}.scheduler"
-        own = schedulers.own_of(key, place.fetch(schedulers.CONFIG))
-        schedulers.made(key, wanted, own, spec.steps)
+        with _noted(problems):
+            own = schedulers.own_of(key, place.fetch(schedulers.CONFIG))
+            schedulers.made(key, wanted, own, spec.steps)
+    if problems:
+        raise AigiError("\n".join(problems))
+    return [f"sources.{name}: {run.assumed}"] if run.assumed else []
+
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Keep an error as one more line."""
+    try:
+        yield
+    except AigiError as error:
+        problems.append(str(error))
 
 
 @dataclass
@@ -264,9 +319,10 @@ class Diffuser:
         self.png: PngEffort = png
         self.encode_threads = decode_threads(encode_threads)
         dtype = getattr(torch, spec.dtype)
-        self.family = FAMILIES[spec.pipeline]
-        memory.check_memory(name, local, self.family, self.device.type, None)
-        kind: Any = getattr(diffusers, self.family.pipeline)
+        place = _place(name, spec, local)
+        self.run = runner(place, read_index(place, place.fetch(INDEX)), spec)
+        self.family = self.run.family
+        memory.check_memory(name, local, self.device.type)
         options = {"dtype": dtype, "use_safetensors": True, **self.family.options}
         if (other := _other_vae(name, local)) is not None:
             folder = _vae_folder(other)
@@ -274,12 +330,11 @@ class Diffuser:
                 options["vae"] = diffusers.AutoencoderKL.from_pretrained(
                     folder, dtype=dtype, use_safetensors=True, local_files_only=True
                 )
-        place = _place(name, spec, local)
         given = {key: options[key] for key in (*self.family.options, "vae") if key in options}
-        folder = _pipeline_folder(place, spec, given)
+        folder = _pipeline_folder(place, self.run, spec, given)
         with loading(place.where, place), memory.current(self.device):
-            pipe = kind.from_pretrained(
-                folder, **options, **memory.quantisation(local, self.family, folder)
+            pipe = self.run.kind.from_pretrained(
+                folder, **options, **memory.quantisation(local, self.family.denoiser, folder)
             )
         self.loaded = {}
         for part, module in sorted(pipe.components.items()):
@@ -290,11 +345,12 @@ class Diffuser:
             f"sources.{name}.scheduler", scheduler_of(spec.scheduler), pipe.scheduler, spec.steps
         )
         pipe.set_progress_bar_config(disable=True)
+        denoiser = getattr(pipe, self.family.denoiser, None)
+        memory.check_parts(name, local, pipe, denoiser)
         if local.attention is not None:
-            denoiser = getattr(pipe, self.family.denoiser)
-            memory.set_attention(f"sources.{name}.attention", denoiser, local.attention)
+            memory.set_attention(denoiser, local.attention)
         pipe = memory.placed(pipe, local, self.device)
-        parts = compiled.compile_parts(pipe, self.family.denoiser) if local.compile else []
+        parts = compiled.compile_parts(pipe, denoiser) if local.compile else []
         self.pipe: Any = pipe
         self.texts = Texts.of(pipe, local.batch_size)
         self.provenance = {
@@ -411,18 +467,24 @@ class Diffuser:
         tiling = self.local.vae_tiling
         if tiling is None:
             tiling = max(width, height) >= TILE_FROM
-        memory.decode_in_parts(self.pipe.vae, tiling, self.local.vae_slicing)
-        negative = [row["negative_prompt"] or "" for row in rows]
+        memory.decode_in_parts(self.pipe, tiling, self.local.vae_slicing)
+        options = options_of(first.get("options"))
+        if self.family.guidance:
+            options[self.family.guidance] = first["guidance_scale"]
+        if self.family.negative_prompt and "negative_prompt" in self.run.takes:
+            options["negative_prompt"] = [row["negative_prompt"] or "" for row in rows]
         images: torch.Tensor = self.pipe(
             prompt=[row["text"] for row in rows],
-            **({"negative_prompt": negative} if self.family.negative_prompt else {}),
             width=width,
             height=height,
             num_inference_steps=first["steps"],
-            guidance_scale=first["guidance_scale"],
             generator=[torch.Generator("cpu").manual_seed(row["seed"]) for row in rows],
             output_type="pt",
+            **options,
         ).images
+        if images.shape[-2:] != (height, width):
+            made = f"{images.shape[-1]}x{images.shape[-2]}"
+            raise ValueError(f"{made} pixels were made, {width}x{height} are planned")
         return images
 
     @staticmethod

@@ -17,6 +17,7 @@ from pipeline import AigiError
 from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
 from pipeline.images.importer import Importer
 from pipeline.models.device import pick_device
+from pipeline.outside import Unreachable
 from pipeline.pictures.sources import ImportSource, OriginalSource
 from pipeline.plan import specification
 from pipeline.plan.imports import local_import
@@ -126,24 +127,36 @@ def _names(store: Store) -> list[str]:
 
 def check_sources(
     plan: Plan, sources: Mapping[str, LocalSource], compute: Compute | None = None
-) -> None:
+) -> list[str]:
     """Check that the models of all generated sources are there and the expected ones.
 
     Args:
         compute: where they will run; None: not asked.
 
+    Returns: what is assumed of models, a line each.
+
     Raises:
-        AigiError: names the source, and what is missing or changed.
+        AigiError: names every source, and what is missing or changed.
     """
     dataset = specification.load(plan.dataset)
     device = None
     # Workers of Ray may have devices that this machine has not: each checks its own.
     if compute is not None and compute.ray is None:
         device = pick_device(compute.device).type
+    said: list[str] = []
+    problems: list[str] = []
     for name in chosen(dataset, plan):
         spec = dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
-            check_weights(name, spec, local_diffusers(sources, name), device)
+            try:
+                said += check_weights(name, spec, local_diffusers(sources, name), device)
+            except Unreachable:
+                raise
+            except AigiError as error:
+                problems.append(str(error))
+    if problems:
+        raise AigiError("\n".join(problems))
+    return said
 
 
 def _imported(keeps: Mapping[str, bool], shard: str) -> bool | None:

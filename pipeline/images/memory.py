@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.images.diffuser import DiffusersSource
-    from pipeline.plan.families import Family
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,11 @@ QUANTISED = {
 """By the values of `quantise`: whole numbers of 8 bits, or normal floats of 4 (NF4)."""
 
 
-def check_memory(
-    name: str, local: DiffusersSource, family: Family, device: str | None, folder: str | None
-) -> None:
-    """Check that a source can be run as its settings say.
+def check_memory(name: str, local: DiffusersSource, device: str | None) -> None:
+    """Check that a machine can run a source as its settings say, whatever its model is.
 
     Args:
         device: type of the device that will run it; None: not known here.
-        folder: of its pipeline on this machine; None: it will be downloaded.
 
     Raises:
         AigiError: names the setting, and what to install or to set instead.
@@ -76,9 +72,37 @@ def check_memory(
             )
     if local.attention is not None:
         _check_attention(f"{where}.attention", local.attention)
-        if folder is not None:
-            model = _unloaded(folder, family.denoiser)
-            _check_takes(f"{where}.attention", model)
+
+
+def check_parts(name: str, local: DiffusersSource, pipe: Any, denoiser: Any) -> None:
+    """Check that a model has the parts that its settings are about.
+
+    Args:
+        pipe: its pipeline, loaded or with the configurations of its parts alone.
+        denoiser: the component that runs in every step; None: not known.
+
+    Raises:
+        AigiError: names the setting.
+    """
+    where, kind, vae = f"sources.{name}", type(pipe).__name__, getattr(pipe, "vae", None)
+    has_none = {
+        "attention_slicing": local.attention_slicing
+        and not hasattr(denoiser, "set_attention_slice"),
+        "vae_tiling": local.vae_tiling and not hasattr(vae, "enable_tiling"),
+        "vae_slicing": local.vae_slicing and not hasattr(vae, "enable_slicing"),
+        "offload": local.offload == "model" and pipe.model_cpu_offload_seq is None,
+    }
+    for setting, lacks in has_none.items():
+        if lacks:
+            raise AigiError(f"{where}.{setting}: {kind} has none. Remove it.")
+    if denoiser is None and (local.compile or local.quantise != "none"):
+        setting = "compile" if local.compile else "quantise"
+        raise AigiError(f"{where}.{setting}: no denoiser is known of {kind}. Remove it.")
+    if local.attention is not None and next(_choosing(denoiser), None) is None:
+        raise AigiError(
+            f"{where}.attention: the attention of {type(denoiser).__name__} takes no backend by "
+            "name. Remove the setting: torch chooses the fastest kernel by itself."
+        )
 
 
 def _check_attention(where: str, backend: str) -> None:
@@ -100,48 +124,18 @@ def _check_attention(where: str, backend: str) -> None:
         raise AigiError(f"{where}: {' '.join(str(error).split())}") from error
 
 
-def _unloaded(folder: str, component: str) -> Any:
-    """A component of a pipeline without its weights; None where its configuration is missing."""
-    import diffusers
-    import torch
-
-    path = os.path.join(folder, component)
-    try:
-        with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
-            config = json.load(file)
-        kind = getattr(diffusers, config["_class_name"])
-        with torch.device("meta"):
-            return kind.from_config(config)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None  # what is wrong with it is reported where weights are checked
-
-
 def _choosing(model: Any) -> Iterator[Any]:
     """Those processors of attention in a model that take a backend by name."""
-    for module in model.modules():
+    for module in () if model is None else model.modules():
         processor = getattr(module, "processor", None)
         if hasattr(processor, "_attention_backend"):
             yield processor
 
 
-def _check_takes(where: str, model: Any) -> None:
-    if model is not None and next(_choosing(model), None) is None:
-        raise AigiError(
-            f"{where}: the attention of {type(model).__name__} takes no backend by name; remove "
-            "the setting (torch chooses the fastest kernel by itself)"
-        )
-
-
-def set_attention(where: str, model: Any, backend: str) -> None:
-    """Let a denoiser compute its attention by this backend of diffusers, and no other model.
-
-    Raises:
-        AigiError: there is no such backend, it cannot run here, or the model takes none.
-    """
+def set_attention(model: Any, backend: str) -> None:
+    """Let a denoiser compute its attention by this backend of diffusers, and no other model."""
     from diffusers.models import attention_dispatch as dispatch
 
-    _check_attention(where, backend)
-    _check_takes(where, model)
     registry = dispatch._AttentionBackendRegistry
     usual = registry._active_backend
     model.set_attention_backend(backend)
@@ -149,10 +143,11 @@ def set_attention(where: str, model: Any, backend: str) -> None:
     registry.set_active_backend(usual)
 
 
-def quantisation(local: DiffusersSource, family: Family, folder: str) -> Mapping[str, Any]:
+def quantisation(local: DiffusersSource, denoiser: str, folder: str) -> Mapping[str, Any]:
     """Arguments of `from_pretrained` that hold denoiser and text encoders in fewer bits.
 
     Args:
+        denoiser: name of the component.
         folder: of the pipeline on this machine.
     """
     if local.quantise == "none":
@@ -166,7 +161,7 @@ def quantisation(local: DiffusersSource, family: Family, folder: str) -> Mapping
     libraries = {"diffusers": diffusers, "transformers": transformers}
     chosen = {}
     for part, value in index.items():
-        if part == family.denoiser or part.startswith("text_encoder"):
+        if part == denoiser or part.startswith("text_encoder"):
             library = value[0] if isinstance(value, list) else None
             if library in libraries:
                 chosen[part] = _config(way, getattr(libraries[library], way.config))
@@ -208,7 +203,13 @@ def placed(pipe: Any, local: DiffusersSource, device: torch.device) -> Any:
     return pipe
 
 
-def decode_in_parts(vae: Any, tiling: bool, slicing: bool) -> None:
-    """Let a VAE decode one image at a time, and each image in tiles, or all at once."""
-    (vae.enable_tiling if tiling else vae.disable_tiling)()
-    (vae.enable_slicing if tiling or slicing else vae.disable_slicing)()
+def decode_in_parts(pipe: Any, tiling: bool, slicing: bool) -> None:
+    """Let a VAE decode one image at a time, and each image in tiles, or all at once.
+
+    Some VAEs have neither; one that was asked for them was refused before.
+    """
+    vae = getattr(pipe, "vae", None)
+    for what, on in (("tiling", tiling), ("slicing", tiling or slicing)):
+        switch = getattr(vae, f"{'enable' if on else 'disable'}_{what}", None)
+        if switch is not None:
+            switch()

@@ -20,13 +20,10 @@ from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
 from pipeline.images.images import check_sources
 from pipeline.models.hub import Place
 from pipeline.models.weights import Part, digest
-from pipeline.plan.families import FAMILIES
 from pipeline.progress import Progress
 from pipeline.store import Store
 from tests.conftest import WorkflowMaker
 from tests.images.test_diffuser import pixels, plan_rows, run, spec
-
-SD = FAMILIES["sd"]
 
 
 def local(models: Path, **settings: Any) -> DiffusersSource:
@@ -222,9 +219,7 @@ def test_a_backend_is_that_of_one_model_alone() -> None:
 
     mine, other = flux(), flux()
     usual = Registry._active_backend
-    memory.set_attention("sources.flux.attention", mine, "_native_math")
+    memory.set_attention(mine, "_native_math")
     assert Registry._active_backend == usual
     assert {one._attention_backend.value for one in memory._choosing(mine)} == {"_native_math"}
     assert {one._attention_backend for one in memory._choosing(other)} == {None}
-    with pytest.raises(AigiError, match=r'flux\.attention: no "_native_moth"; did you mean'):
-        memory.set_attention("sources.flux.attention", mine, "_native_moth")

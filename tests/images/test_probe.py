@@ -16,10 +16,12 @@ from pipeline import AigiError
 from pipeline import workflow as workflows
 from pipeline.build import estimate
 from pipeline.dry_run import parts
+from pipeline.images import costs as figures
 from pipeline.images import probe as probes
+from pipeline.images.costs import PROBE, Costs, Measured, Probe, Trial, costs, read_probe
 from pipeline.images.diffuser import Diffuser
 from pipeline.images.images import Images
-from pipeline.images.probe import PROBE, Costs, Measured, Probe, Trial, costs, probe, read_probe
+from pipeline.images.probe import probe
 from pipeline.progress import Progress
 from pipeline.run import alone
 from pipeline.store import Store
@@ -162,7 +164,7 @@ def test_figures_of_another_device_or_another_model_are_not_used(
     keep(here, found)
     assert len(costs_of(here).found) == 2
     with monkeypatch.context() as other:
-        other.setattr(probes, "device_of", lambda compute: "NVIDIA H100")
+        other.setattr(figures, "device_of", lambda compute: "NVIDIA H100")
         assert "sd 64x64: measured with device: cpu -> NVIDIA H100" in lines_of(here)
     copy = tmp_path / "sd"
     shutil.copytree(models / "sd", copy)
