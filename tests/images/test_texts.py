@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 
 from pipeline.images.diffuser import Diffuser, DiffusersSource
 from pipeline.images.texts import Texts
+from pipeline.plan.options import text_of
+from tests.families import MAKERS
 from tests.images.test_diffuser import plan_rows, run, spec
+from tests.images.test_families import OPTIONS
 
 KINDS = ["sd", "sdxl"]
 PROMPTS = ["a red boat", "two blue houses under heavy clouds, beside an old stone wall", "a tree"]
@@ -109,6 +113,25 @@ def test_kept_texts_are_those_that_come_again(diffuser: Diffuser) -> None:
     assert texts is not None
     run(diffuser, asking([*PROMPTS, "a bird"] * 2))
     assert texts.kept == {} and "" in texts.kept_negative
+
+
+KEPT = {"sd", "sdxl", "sd3", "flux", "pixart-sigma", "sana"}
+"""Families whose embeddings of a prompt are the same in every batch of one size."""
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_in_every_family_no_bit_changes(family: Callable[[str], Path], name: str) -> None:
+    given = {"pipeline": name, "scheduler": "own", "options": OPTIONS.get(name, {})}
+    local = DiffusersSource(folder=str(family(name)), batch_size=2)
+    loaded = Diffuser("x", spec(**given), local, "cpu")
+    a, b, c = PROMPTS
+    rows = asking([a, b, b, a, c, c, a, b, c], options=text_of(OPTIONS.get(name, {})))
+    expected = without(loaded, rows)
+    assert all(row["error"] is None for row in expected)
+    assert run(loaded, rows) == expected
+    texts = loaded.texts
+    assert texts is not None and texts.plan is not None
+    assert texts.plan.safe == (name in KEPT)
 
 
 class Fake:
