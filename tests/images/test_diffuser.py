@@ -395,26 +395,6 @@ def test_a_hub_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch)
         Diffuser("sd", remote, DiffusersSource(), "cpu")
 
 
-@pytest.mark.slow
-def test_compiled_pictures_are_nearly_the_same(models: Path) -> None:
-    made = [
-        run(
-            Diffuser(
-                "sd",
-                spec(),
-                DiffusersSource(folder=str(models / "sd"), batch_size=2, compile=compiled),
-                "cpu",
-            ),
-            plan_rows(2),
-        )
-        for compiled in (False, True)
-    ]
-    for eager, compiled in zip(*made, strict=True):
-        assert eager["error"] is compiled["error"] is None
-        difference = np.abs(pixels(eager).astype(int) - pixels(compiled).astype(int))
-        assert difference.max() <= 2
-
-
 def test_another_vae_is_a_folder_or_a_hub_id(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
 
