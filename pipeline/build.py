@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pipeline import AigiError
 from pipeline.intact import USUAL, Checks
@@ -14,6 +15,9 @@ from pipeline.stage import Stage
 from pipeline.store import RUN_WORKFLOW, Store
 from pipeline.workflow import Workflow
 
+if TYPE_CHECKING:
+    from pipeline.images.costs import Costs
+
 
 def stages(workflow: Workflow) -> list[Stage]:
     """The stages whose sections the workflow has, in the order in which they run.
@@ -23,7 +27,8 @@ def stages(workflow: Workflow) -> list[Stage]:
     """
     from pipeline.duplicates import duplicates
     from pipeline.images import images
-    from pipeline.plan import plan
+    from pipeline.plan import plan, specification
+    from pipeline.plan.quotas import chosen
     from pipeline.prompts import captioner, prompts
     from pipeline.release import release
     from pipeline.scores import embeddings, quality
@@ -56,7 +61,10 @@ def stages(workflow: Workflow) -> list[Stage]:
         planned = workflow.planned("selection")
         found.append(selection.stage(workflow.rules, planned, workflow.scored))
     if workflow.release is not None:
-        found += [release.stage(), release.manifest_stage(workflow, workflow.release)]
+        planned = workflow.planned("release")
+        dataset = specification.load(planned.dataset)
+        options = specification.some_options(dataset, chosen(dataset, planned))
+        found += [release.stage(options), release.manifest_stage(workflow, workflow.release)]
     return found
 
 
@@ -111,61 +119,81 @@ def make(workflow: Workflow, store: Store, progress: Progress, checks: Checks = 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The size of one source and split, and its rough cost (one GPU, PNG)."""
+    """The size of one source and split, and its rough cost.
+
+    Attributes:
+        counted: false: as many as the import finds.
+        gigabytes: of the image files; None: not known.
+        hours: of one device; None: not known.
+        best_hours: of one device, with the batch that a probe found to be the best.
+        measured: by a probe, and not computed from FLOPs.
+    """
 
     source: str
     title: str
     split: str
     size: str
-    counted: bool  # false: as many as the import finds
+    counted: bool
     images: int
     planned: int
     prompts: int
     shards: int
-    gigabytes: float
-    gpu_hours: float
+    gigabytes: float | None
+    hours: float | None
+    best_hours: float | None = None
+    measured: bool = False
 
 
-def estimate(workflow: Workflow) -> list[Estimate]:
-    """Counts, shards, disk and GPU-hours, from the dataset specification alone.
+def estimate(workflow: Workflow, costs: Costs | None = None) -> list[Estimate]:
+    """Counts, shards, disk and hours of a device, from the dataset specification.
 
-    GPU-hours are arithmetic: TFLOP of an image (the specification's figures, times steps, twice
-    with guidance) over `compute.gpu_tflops`.
+    Hours and bytes are those of a probe where it measured the source at this size. Otherwise hours
+    are arithmetic: TFLOP of an image (the specification's figures, times steps, twice with
+    guidance) over `compute.gpu_tflops`; and bytes are those of a usual PNG.
 
     Raises:
         AigiError: the workflow has no plan.
     """
     from pipeline.plan import quotas, specification
-    from pipeline.plan.families import FAMILIES
     from pipeline.plan.specification import DiffusersSpec
 
     if workflow.plan is None:
         raise AigiError("plan: the workflow has no plan section, so there is nothing to estimate")
     dataset = specification.load(workflow.plan.dataset)
+    known = {} if costs is None else costs.found
     found = []
     for quota in quotas.quotas(dataset, workflow.plan):
         source, spec = dataset.sources[quota.source], quota.spec
-        hours = 0.0
-        if isinstance(source, DiffusersSpec) and spec.unet_tflop is not None:
-            family = FAMILIES[source.pipeline]
-            evaluations = family.evaluations(source.steps, source.guidance_scale)
-            each = spec.unet_tflop * evaluations + (spec.vae_tflop or 0.0)
-            hours = quota.planned * each / workflow.compute.gpu_tflops / 3600
-        variants = len(spec.watermarks)
-        pixels = (spec.width or 1024) * (spec.height or 1024)
+        generated = isinstance(source, DiffusersSpec)
+        cost = known.get((quota.source, spec.width or 0, spec.height or 0))
+        evaluations = source.evaluations if isinstance(source, DiffusersSpec) else None
+        each: float | None = 0.0  # an import needs no device
+        if cost is not None:
+            each = cost.seconds
+        elif generated and (spec.unet_tflop is None or evaluations is None):
+            each = None
+        elif evaluations is not None and spec.unet_tflop is not None:
+            tflop = spec.unet_tflop * evaluations + (spec.vae_tflop or 0.0)
+            each = tflop / workflow.compute.gpu_tflops
+        variants, counted = len(spec.watermarks), spec.count is not None
+        file = (spec.width or 1024) * (spec.height or 1024) * quotas.BYTES_PER_PIXEL
+        if cost is not None and cost.file is not None:
+            file = cost.file
         found.append(
             Estimate(
                 source=quota.source,
                 title=source.title,
                 split=quota.split,
                 size=f"{spec.width}x{spec.height}" if spec.width and spec.height else "any",
-                counted=spec.count is not None,
+                counted=counted,
                 images=quota.images,
                 planned=quota.planned * variants,
-                prompts=quota.prompts if isinstance(source, DiffusersSpec) else 0,
+                prompts=quota.prompts if generated else 0,
                 shards=quota.shards,
-                gigabytes=quota.planned * variants * pixels * quotas.BYTES_PER_PIXEL / 1e9,
-                gpu_hours=hours,
+                gigabytes=quota.planned * variants * file / 1e9 if counted else None,
+                hours=None if each is None else quota.planned * each / 3600,
+                best_hours=None if cost is None else quota.planned * cost.best_seconds / 3600,
+                measured=cost is not None,
             )
         )
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -18,6 +18,7 @@ from pipeline.workflow import READERS, Workflow
 
 if TYPE_CHECKING:
     from pipeline.build import Estimate
+    from pipeline.images.costs import Costs
 
 
 def parts(workflow: Workflow) -> Iterator[Table | str]:
@@ -36,15 +37,103 @@ def parts(workflow: Workflow) -> Iterator[Table | str]:
         yield _benchmark_table(benchmark, workflow)
     if workflow.plan is None and any(getattr(workflow, name) is not None for name in READERS):
         return
-    lines = estimate(workflow)
-    yield _plan_table(lines, workflow)
+    costs = _costs(workflow)
+    lines = estimate(workflow, costs)
+    yield _plan_table(lines, workflow, costs)
     for split in SPLITS:
-        images = sum(line.images for line in lines if line.split == split)
-        yield f"{split}: {images:,} images"
-    yield (
-        f"GPU-hours: one GPU at {workflow.compute.gpu_tflops:g} TFLOP/s sustained "
-        "(compute.gpu_tflops); nothing was made."
-    )
+        mine = [line for line in lines if line.split == split]
+        images = sum(line.images for line in mine)
+        open_ended = "" if all(line.counted for line in mine) else "at least "
+        yield f"{split}: {open_ended}{images:,} images"
+    yield from _cost_lines(lines, workflow, costs)
+
+
+def _costs(workflow: Workflow) -> Costs:
+    """The figures of a probe of this run that hold for it as it is now."""
+    from pipeline.images.costs import Costs, costs
+    from pipeline.images.images import Images
+    from pipeline.store import Store
+
+    if workflow.plan is None:
+        return Costs()
+    images = workflow.images or Images()
+    return costs(workflow.plan, workflow.sources, images, workflow.compute, Store(workflow.run))
+
+
+def _total(values: Iterable[float | None], form: str = "") -> str:
+    """A sum as text, honest about what is not known of it."""
+    found = list(values)
+    known = sum(value for value in found if value is not None)
+    if None not in found:
+        return _shown(known, form)
+    return f"at least {_shown(known, form)}" if known else "unknown"
+
+
+def _shown(value: float | None, form: str = "") -> str:
+    """A number as text: with one digit behind the point, or with two digits where it is small."""
+    if value is None:
+        return "unknown"
+    return f"{value:{form or ('.2g' if 0 <= value < 0.1 else ',.1f')}}"
+
+
+def _unit(costs: Costs) -> str:
+    """What works for these hours."""
+    return "CPU-hours" if costs.found and costs.device == "cpu" else "GPU-hours"
+
+
+def _cost_lines(lines: list[Estimate], workflow: Workflow, costs: Costs) -> Iterator[str]:
+    """Where hours are from; what they mean for the workers and in money; what is not known."""
+    compute, unit = workflow.compute, _unit(costs)
+    generated = [line for line in lines if line.prompts]
+    measured = list(dict.fromkeys(line.source for line in generated if line.measured))
+    unknown = list(dict.fromkeys(line.source for line in generated if line.hours is None))
+    computed = [line for line in generated if not line.measured and line.hours is not None]
+    if measured:
+        yield (
+            f"{unit} of {', '.join(measured)}: measured by aigi probe on {costs.device}, "
+            f"{costs.made}"
+        )
+    yield from (f"not used of the probe: {line}" for line in costs.unused)
+    if computed or not generated:
+        yield (
+            f"GPU-hours: one GPU at {compute.gpu_tflops:g} TFLOP/s sustained (compute.gpu_tflops)"
+        )
+    if unknown:
+        yield (
+            f"unknown: nothing states what {', '.join(unknown)} take; `aigi probe WORKFLOW` "
+            "measures it on this device"
+        )
+    if generated:
+        hours = [line.hours for line in generated]
+        shards = sum(line.shards for line in generated)
+        workers = min(compute.workers if compute.ray is not None else 1, max(shards, 1))
+        each = [None if value is None else value / workers for value in hours]
+        yield f"with {workers} worker{'s' * (workers != 1)}: {_total(each)} hours"
+        if (price := compute.price_per_hour) is not None:
+            money = _total((None if value is None else value * price for value in hours), ",.2f")
+            yield f"at {price:g} an hour of one worker (compute.price_per_hour): {money}"
+    yield from _better_batches(lines, costs)
+    yield "nothing was made."
+
+
+def _better_batches(lines: list[Estimate], costs: Costs) -> Iterator[str]:
+    """Where another batch than that of the workflow is faster, or its own was not measured."""
+    for (name, width, height), cost in costs.found.items():
+        what = f"{name} {width}x{height}"
+        if cost.size != cost.asked:
+            yield (
+                f"{what}: figures are those of a batch of {cost.size}, the largest that was "
+                f"measured below sources.{name}.batch_size ({cost.asked})"
+            )
+        if cost.best_seconds < cost.seconds and cost.best != cost.asked:
+            mine = [
+                line for line in lines if (line.source, line.size) == (name, f"{width}x{height}")
+            ]
+            yield (
+                f"{what}: sources.{name}.batch_size={cost.best} would take "
+                f"{_total(line.best_hours for line in mine)} instead of "
+                f"{_total(line.hours for line in mine)} hours"
+            )
 
 
 def _reading(workflow: Workflow) -> Iterator[tuple[str, Pictures, str]]:
@@ -151,9 +240,9 @@ def _benchmark_table(benchmark: Benchmark, workflow: Workflow) -> Table:
     return table
 
 
-def _plan_table(lines: list[Estimate], workflow: Workflow) -> Table:
+def _plan_table(lines: list[Estimate], workflow: Workflow, costs: Costs) -> Table:
     table = Table("source", "split", "size", title=f"Plan of {workflow.run}")
-    for heading in ("images", "with margin", "prompts", "shards", "GB", "GPU-hours"):
+    for heading in ("images", "with margin", "prompts", "shards", "GB", _unit(costs)):
         table.add_column(heading, justify="right")
     for line in lines:
         table.add_row(
@@ -164,19 +253,19 @@ def _plan_table(lines: list[Estimate], workflow: Workflow) -> Table:
             f"{line.planned:,}" if line.counted else "",
             f"{line.prompts:,}" if line.prompts else "imported",
             f"{line.shards:,}" if line.counted else "",
-            f"{line.gigabytes:,.1f}",
-            f"{line.gpu_hours:,.1f}",
+            _shown(line.gigabytes),
+            _shown(line.hours),
         )
     table.add_section()
     table.add_row(
         "all",
         "",
         "",
-        f"{sum(line.images for line in lines):,}",
-        f"{sum(line.planned for line in lines):,}",
+        _total((line.images if line.counted else None for line in lines), ","),
+        _total((line.planned if line.counted else None for line in lines), ","),
         "",
-        f"{sum(line.shards for line in lines):,}",
-        f"{sum(line.gigabytes for line in lines):,.1f}",
-        f"{sum(line.gpu_hours for line in lines):,.1f}",
+        _total((line.shards if line.counted else None for line in lines), ","),
+        _total(line.gigabytes for line in lines),
+        _total(line.hours for line in lines),
     )
     return table

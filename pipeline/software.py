@@ -47,7 +47,8 @@ WORKING = (
 _SHOWN = 3
 
 
-def _versions(names: tuple[str, ...]) -> dict[str, str]:
+def versions_of(names: tuple[str, ...]) -> dict[str, str]:
+    """Versions of those of these libraries that are installed."""
     found = {}
     for name in names:
         try:
@@ -59,7 +60,7 @@ def _versions(names: tuple[str, ...]) -> dict[str, str]:
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that can change a release."""
-    return _versions(LIBRARIES)
+    return versions_of(LIBRARIES)
 
 
 def git_commit() -> str | None:
@@ -90,7 +91,7 @@ def installed() -> dict[str, str]:
         The versions of Python and of the libraries by name, and the sha256 of every code and data
         file of the package that can be imported here by path, for example `pipeline/pixels.py`.
     """
-    found = {"Python": platform.python_version(), **_versions(WORKING)}
+    found = {"Python": platform.python_version(), **versions_of(WORKING)}
     package = importlib.util.find_spec("pipeline")
     for root in (package.submodule_search_locations or ()) if package else ():
         for folder, folders, names in os.walk(root):

@@ -9,6 +9,7 @@ import typer
 from pipeline import __version__
 from pipeline.cli.codec import decode, encode
 from pipeline.cli.pages import merge_reviews, report, review
+from pipeline.cli.probe import probe
 from pipeline.cli.release import diff, publish, verify
 from pipeline.cli.run import demo, run, schema, status, sweep
 from pipeline.cli.show import guard, tell
@@ -22,8 +23,8 @@ app = typer.Typer(
 )
 # In this order the help lists them.
 VERBS = (
-    run, demo, status, verify, publish, diff, sweep, report, review, merge_reviews, encode, decode,
-    schema,
+    run, probe, demo, status, verify, publish, diff, sweep, report, review, merge_reviews, encode,
+    decode, schema,
 )  # fmt: skip
 for verb in VERBS:
     app.command()(verb)

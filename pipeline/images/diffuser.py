@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline import AigiError
 from pipeline.faults import MachineFault, let_through, short_of_memory
-from pipeline.images import schedulers
+from pipeline.images import compiled, memory, schedulers
+from pipeline.images.pipelines import (
+    Runner,
+    call_problems,
+    model_problems,
+    part_problems,
+    runner,
+    skeleton,
+)
+from pipeline.images.texts import Texts
 from pipeline.marks.names import embed
 from pipeline.models.device import device_name, pick_device
 from pipeline.models.hub import Place, check_sha256, loading
-from pipeline.models.weights import Part, check_model, check_pipeline, digest
+from pipeline.models.weights import (
+    Part,
+    check_model,
+    check_pipeline,
+    digest,
+    pipeline_problems,
+    read_index,
+)
 from pipeline.pixels import RGB, PngEffort, decode_threads, pixels_sha256, png_bytes
-from pipeline.plan.families import FAMILIES
+from pipeline.plan.options import options_of
 from pipeline.plan.schedulers import OWN, scheduler_of
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.settings import Count, Location, Model, Settings
@@ -44,11 +61,63 @@ class DiffusersSource(Settings):
     vae_tiling: bool | None = Field(
         None, description="decode in tiles, one image at a time; null: from 1536 pixels per side"
     )
+    vae_slicing: bool = Field(False, description="decode one image at a time")
     attention_slicing: bool = Field(False, description="less memory, slower")
-    compile: bool = Field(False, description="use torch.compile for the denoiser")
+    attention: str | None = Field(
+        None,
+        description="backend of the denoiser's attention, as diffusers names it; null: torch's",
+    )
+    offload: Literal["none", "model", "sequential"] = Field(
+        "none",
+        description="keep weights in the CPU's memory, and move to the GPU one component at a time "
+        "(model) or one layer (sequential, very slow)",
+    )
+    quantise: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="hold denoiser and text encoders in fewer bits; changes the images"
+    )
+    compile: bool = Field(
+        False, description="use torch.compile for the denoiser and the decoding of latents"
+    )
 
+    @model_validator(mode="after")
+    def _fit_together(self) -> DiffusersSource:
+        if self.offload == "sequential":
+            for other, set_ in (("quantise", self.quantise != "none"), ("compile", self.compile)):
+                if set_:
+                    raise ValueError(
+                        f"offload: sequential moves single layers, which does not work with "
+                        f"{other}; set offload: model, or remove {other}"
+                    )
+        return self
+
+    def recorded(self) -> dict[str, Any]:
+        """What can change a byte, for the record of the stage: places and moves cannot.
+
+        Settings that came later are only in it where they differ from what was done before, so
+        that a run of an earlier version is still the same run.
+        """
+        every = self.model_dump(mode="json", exclude={"folder", "offload"})
+        usual = DiffusersSource().model_dump(mode="json")
+        return {
+            name: value
+            for name, value in every.items()
+            if name in _FIRST_RECORDED or value != usual[name]
+        }
+
+
+_FIRST_RECORDED = {"kind", "batch_size", "vae", "vae_tiling", "attention_slicing", "compile"}
+"""Settings that every record of the stage has had, whatever their values."""
+_IN_ROWS = ("vae_slicing", "attention", "offload", "quantise")
+"""Settings that `versions` of every row states where they are not the usual ones."""
 
 INDEX = "model_index.json"
+_CONFIGS = (
+    "*/config.json",
+    "*/scheduler_config.json",
+    "*/preprocessor_config.json",
+    "tokenizer*/*",
+)
+"""What a repository has beside its weights."""
 
 # Above this many pixels a side the VAE's activations dominate memory: decode in tiles.
 TILE_FROM = 1536
@@ -78,35 +147,46 @@ def _vae_folder(place: Place) -> str:
     return folder
 
 
-def _pipeline_folder(place: Place, spec: DiffusersSpec, given: Mapping[str, Any]) -> str:
+def _pipeline_folder(
+    place: Place, found: Runner, spec: DiffusersSpec, given: Mapping[str, Any]
+) -> str:
     """The model's files on this machine, compared with the model.
 
     Args:
+        found: how it is run.
         given: components that do not come from there.
     """
-    import diffusers
-
     folder = place.folder
     if folder is None:
-        kind: Any = getattr(diffusers, FAMILIES[spec.pipeline].pipeline)
         with loading(place.where, place):
             # diffusers knows which of a repository's many weights it needs.
             folder = str(
-                kind.download(spec.model, revision=spec.revision, use_safetensors=True, **given)
+                found.kind.download(
+                    spec.model, revision=spec.revision, use_safetensors=True, **given
+                )
             )
     check_pipeline(place, folder, given)
     return folder
 
 
-def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> None:
-    """Check that the model is there, its weights are the expected ones and its scheduler fits.
+def check_weights(
+    name: str, spec: DiffusersSpec, local: DiffusersSource, device: str | None = None
+) -> list[str]:
+    """Check that the model is there and can do what specification and settings ask of it.
 
-    Of a model of the Hub only hashes are compared here: it is downloaded where it is run, and
-    there its tensors are looked at before the first image.
+    Of a model of the Hub, hashes and configurations are looked at here: it is downloaded where it
+    is run, and there its tensors are looked at before the first image.
+
+    Returns: what is assumed of the model because nothing states it, a line each.
+
+    Args:
+        device: type of the device that will run it; None: not known here.
 
     Raises:
         AigiError: the folder is missing or no pipeline; a weight file is missing or changed, or
-            does not have the tensors of its component.
+            does not have the tensors of its component; the class is none of diffusers, makes no
+            images from text, or does not take what the specification gives. All of what is
+            wrong is said at once, a line each.
     """
     place = _place(name, spec, local)
     if local.folder is not None:
@@ -116,16 +196,43 @@ def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Non
         if file not in found:
             raise place.lacking(file)
         check_sha256(place.where, f"{place}: {file}", found[file], expected)
+    folder = place.fetch(INDEX, beside=_CONFIGS)
+    index = read_index(place, folder)
+    run = runner(place, index, spec)
+    given = {**run.family.options, **({} if local.vae is None else {"vae": None})}
+    problems = [f"sources.{name}.{line}" for line in call_problems(run, spec)]
+    missing = part_problems(run, index, given)
+    problems += [f"{place.where}: {place}: {line}" for line in missing]
     if local.folder is not None:
-        other = [] if local.vae is None else ["vae"]
-        check_pipeline(place, local.folder, [*FAMILIES[spec.pipeline].options, *other])
+        problems += pipeline_problems(place, folder, given)
+    with _noted(problems):
+        memory.check_memory(name, local, device)
+    if not missing and (bare := skeleton(run, index, folder)) is not None:
+        problems += [f"sources.{name}.{line}" for line in model_problems(run, spec, bare)]
+        with _noted(problems):
+            denoiser = getattr(bare, run.family.denoiser, None)
+            memory.check_parts(name, local, bare, denoiser)
     if (vae := _other_vae(name, local)) is not None and vae.folder is not None:
-        _vae_folder(vae)
+        with _noted(problems):
+            _vae_folder(vae)
     wanted = scheduler_of(spec.scheduler)
     if str(wanted) != OWN:
         key = f"sources.{name}.scheduler"
-        own = schedulers.own_of(key, place.fetch(schedulers.CONFIG))
-        schedulers.made(key, wanted, own, spec.steps)
+        with _noted(problems):
+            own = schedulers.own_of(key, place.fetch(schedulers.CONFIG))
+            schedulers.made(key, wanted, own, spec.steps)
+    if problems:
+        raise AigiError("\n".join(problems))
+    return [f"sources.{name}: {run.assumed}"] if run.assumed else []
+
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Keep an error as one more line."""
+    try:
+        yield
+    except AigiError as error:
+        problems.append(str(error))
 
 
 @dataclass
@@ -142,7 +249,9 @@ def _public(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
-def _versions(weights: Mapping[str, str], scheduler: Any) -> str:
+def _versions(
+    weights: Mapping[str, str], scheduler: Any, local: DiffusersSource, compiled: Sequence[str]
+) -> str:
     import diffusers
     import torch
     import transformers
@@ -154,6 +263,14 @@ def _versions(weights: Mapping[str, str], scheduler: Any) -> str:
         "weights": dict(weights),
         "scheduler": {"class": type(scheduler).__name__, **_public(scheduler.config)},
     }
+    usual = DiffusersSource()
+    settings = {
+        key: value for key in _IN_ROWS if (value := getattr(local, key)) != getattr(usual, key)
+    }
+    if settings:
+        found["settings"] = settings
+    if compiled:
+        found["compiled"] = list(compiled)
     return json.dumps(found, sort_keys=True)
 
 
@@ -202,8 +319,10 @@ class Diffuser:
         self.png: PngEffort = png
         self.encode_threads = decode_threads(encode_threads)
         dtype = getattr(torch, spec.dtype)
-        self.family = FAMILIES[spec.pipeline]
-        kind: Any = getattr(diffusers, self.family.pipeline)
+        place = _place(name, spec, local)
+        self.run = runner(place, read_index(place, place.fetch(INDEX)), spec)
+        self.family = self.run.family
+        memory.check_memory(name, local, self.device.type)
         options = {"dtype": dtype, "use_safetensors": True, **self.family.options}
         if (other := _other_vae(name, local)) is not None:
             folder = _vae_folder(other)
@@ -211,11 +330,12 @@ class Diffuser:
                 options["vae"] = diffusers.AutoencoderKL.from_pretrained(
                     folder, dtype=dtype, use_safetensors=True, local_files_only=True
                 )
-        place = _place(name, spec, local)
         given = {key: options[key] for key in (*self.family.options, "vae") if key in options}
-        folder = _pipeline_folder(place, spec, given)
-        with loading(place.where, place):
-            pipe = kind.from_pretrained(folder, **options)
+        folder = _pipeline_folder(place, self.run, spec, given)
+        with loading(place.where, place), memory.current(self.device):
+            pipe = self.run.kind.from_pretrained(
+                folder, **options, **memory.quantisation(local, self.family.denoiser, folder)
+            )
         self.loaded = {}
         for part, module in sorted(pipe.components.items()):
             if isinstance(module, torch.nn.Module):
@@ -225,15 +345,17 @@ class Diffuser:
             f"sources.{name}.scheduler", scheduler_of(spec.scheduler), pipe.scheduler, spec.steps
         )
         pipe.set_progress_bar_config(disable=True)
-        pipe = pipe.to(self.device)
-        if local.attention_slicing:
-            pipe.enable_attention_slicing()
-        if local.compile:
-            getattr(pipe, self.family.denoiser).compile(dynamic=False)
+        denoiser = getattr(pipe, self.family.denoiser, None)
+        memory.check_parts(name, local, pipe, denoiser)
+        if local.attention is not None:
+            memory.set_attention(denoiser, local.attention)
+        pipe = memory.placed(pipe, local, self.device)
+        parts = compiled.compile_parts(pipe, denoiser) if local.compile else []
         self.pipe: Any = pipe
+        self.texts = Texts.of(pipe, local.batch_size)
         self.provenance = {
             "device": device_name(self.device),
-            "versions": _versions(self.loaded, pipe.scheduler),
+            "versions": _versions(self.loaded, pipe.scheduler, local, parts),
         }
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
@@ -245,6 +367,9 @@ class Diffuser:
             for _, group in groupby(plan, key=lambda row: row["pair_id"] or row["image_id"])
         ]
         size = self.local.batch_size
+        if self.texts is not None:
+            whole = size if self.local.compile else min(size, len(groups))
+            self.texts.expect(whole, [group[0]["text"] for group in groups])
         with ThreadPoolExecutor(self.encode_threads, "png") as pool:
             before: list[Future[dict[str, Any]]] = []
             errors: list[str] = []
@@ -289,7 +414,7 @@ class Diffuser:
             "pixels_sha256": pixels_sha256(rgb),
         }
 
-    def generate(self, rows: list[dict[str, Any]]) -> list[_Picture]:
+    def generate(self, rows: list[dict[str, Any]], size: int | None = None) -> list[_Picture]:
         """Make one image (uint8, H x W x 3, size of its row) or an error per row, in one batch.
 
         A batch that runs out of memory is halved, and the rows record the smaller size.
@@ -297,32 +422,41 @@ class Diffuser:
         A batch that fails for another reason is made again one by one, so that a bad row fails
         alone.
 
+        Args:
+            size: images in a batch of compiled code, which takes no other: rows that lack are
+                filled with the last one, whose images are dropped. Images record this size,
+                since it is what decides their bits.
+
         Raises:
             MachineFault: the device failed, or has too little memory for one image.
         """
         import torch
 
         where = f"sources.{self.name}: {self.device}"
+        size = (size or self.local.batch_size) if self.local.compile else len(rows)
         try:
-            return self._pictures(self._infer(rows))
+            full = [*rows, *rows[-1:] * (size - len(rows))]
+            return self._pictures(self._infer(full))[: len(rows)]
         except (MemoryError, TypeError, ValueError, RuntimeError) as error:
             if not short_of_memory(error):
                 let_through(error, where)  # after it, nothing on this device can be believed
                 if len(rows) == 1:
-                    return [_Picture(None, f"{type(error).__name__}: {error}"[:500], 1)]
-                parts = [[row] for row in rows]
-            elif len(rows) == 1:
+                    return [_Picture(None, f"{type(error).__name__}: {error}"[:500], size)]
+                parts, smaller = [[row] for row in rows], size
+            elif size == 1:
                 raise MachineFault(
                     f"{where}: out of memory with one image of {rows[0]['width']}x"
-                    f"{rows[0]['height']} pixels. End what else uses the memory, or set vae_tiling "
-                    "or attention_slicing, or bfloat16 in the specification."
+                    f"{rows[0]['height']} pixels. End what else uses the memory, or set offload, "
+                    "quantise, vae_tiling or attention_slicing, or bfloat16 in the specification."
                 ) from error
             else:
-                parts = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+                half = size // 2
+                parts = [part for part in (rows[:half], rows[half:]) if part]
+                smaller = size - half
         # Here the error and what it holds on the device are gone.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return [picture for part in parts for picture in self.generate(part)]
+        return [picture for part in parts for picture in self.generate(part, smaller)]
 
     def _infer(self, rows: list[dict[str, Any]]) -> torch.Tensor:
         """float Bx3xHxW tensor on the device, nominally 0 to 1."""
@@ -333,23 +467,24 @@ class Diffuser:
         tiling = self.local.vae_tiling
         if tiling is None:
             tiling = max(width, height) >= TILE_FROM
-        if tiling:  # and one image at a time
-            self.pipe.vae.enable_tiling()
-            self.pipe.vae.enable_slicing()
-        else:
-            self.pipe.vae.disable_tiling()
-            self.pipe.vae.disable_slicing()
-        negative = [row["negative_prompt"] or "" for row in rows]
+        memory.decode_in_parts(self.pipe, tiling, self.local.vae_slicing)
+        options = options_of(first.get("options"))
+        if self.family.guidance:
+            options[self.family.guidance] = first["guidance_scale"]
+        if self.family.negative_prompt and "negative_prompt" in self.run.takes:
+            options["negative_prompt"] = [row["negative_prompt"] or "" for row in rows]
         images: torch.Tensor = self.pipe(
             prompt=[row["text"] for row in rows],
-            **({"negative_prompt": negative} if self.family.negative_prompt else {}),
             width=width,
             height=height,
             num_inference_steps=first["steps"],
-            guidance_scale=first["guidance_scale"],
             generator=[torch.Generator("cpu").manual_seed(row["seed"]) for row in rows],
             output_type="pt",
+            **options,
         ).images
+        if images.shape[-2:] != (height, width):
+            made = f"{images.shape[-1]}x{images.shape[-2]}"
+            raise ValueError(f"{made} pixels were made, {width}x{height} are planned")
         return images
 
     @staticmethod

@@ -16,6 +16,8 @@ from pydantic import (
 from pipeline import AigiError
 from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
 from pipeline.images.importer import Importer
+from pipeline.models.device import pick_device
+from pipeline.outside import Unreachable
 from pipeline.pictures.sources import ImportSource, OriginalSource
 from pipeline.plan import specification
 from pipeline.plan.imports import local_import
@@ -83,10 +85,15 @@ class ImageMaker:
         """Yield IMAGES chunks in row order."""
         wanted = (rows["source"][0].as_py(), rows["revision"][0].as_py())
         if self.maker is None or self.held != wanted:
-            # The old model goes first: two do not fit on a GPU.
-            self.maker = None
-            self.maker, self.held = self._make(*wanted), wanted
+            self.hold(*wanted)
+        assert self.maker is not None
         yield from self.maker(rows)
+
+    def hold(self, name: str, revision: str) -> None:
+        """Load the model of a source."""
+        # The old model goes first: two do not fit on a GPU.
+        self.maker = None
+        self.maker, self.held = self._make(name, revision), (name, revision)
 
     @property
     def loaded(self) -> Mapping[str, str]:
@@ -118,17 +125,38 @@ def _names(store: Store) -> list[str]:
     return list(store.shards("plan"))
 
 
-def check_sources(plan: Plan, sources: Mapping[str, LocalSource]) -> None:
+def check_sources(
+    plan: Plan, sources: Mapping[str, LocalSource], compute: Compute | None = None
+) -> list[str]:
     """Check that the models of all generated sources are there and the expected ones.
 
+    Args:
+        compute: where they will run; None: not asked.
+
+    Returns: what is assumed of models, a line each.
+
     Raises:
-        AigiError: names the source, and what is missing or changed.
+        AigiError: names every source, and what is missing or changed.
     """
     dataset = specification.load(plan.dataset)
+    device = None
+    # Workers of Ray may have devices that this machine has not: each checks its own.
+    if compute is not None and compute.ray is None:
+        device = pick_device(compute.device).type
+    said: list[str] = []
+    problems: list[str] = []
     for name in chosen(dataset, plan):
         spec = dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
-            check_weights(name, spec, local_diffusers(sources, name))
+            try:
+                said += check_weights(name, spec, local_diffusers(sources, name), device)
+            except Unreachable:
+                raise
+            except AigiError as error:
+                problems.append(str(error))
+    if problems:
+        raise AigiError("\n".join(problems))
+    return said
 
 
 def _imported(keeps: Mapping[str, bool], shard: str) -> bool | None:
@@ -178,7 +206,7 @@ def stage(
         if isinstance(spec, DiffusersSpec):
             # The folder is only where a copy is stored; the specification pins its content.
             local = local_diffusers(sources, name)
-            recorded[name] = local.model_dump(mode="json", exclude={"folder"})
+            recorded[name] = local.recorded()
         else:
             # Whether metadata is kept counts for the imported shards alone; see `_outside`.
             imported = local_import(sources, name)
@@ -197,7 +225,7 @@ def stage(
         names=_names,
         read=_read,
         make_worker=partial(ImageMaker, settings, sources, dataset, compute),
-        check=partial(check_sources, plan, sources),
+        check=partial(check_sources, plan, sources, compute),
         outside=partial(_outside, keeps),
         outdated=partial(_outdated, keeps),
         unit="pair_id",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.tables import PLAN
+from pipeline.tables import OPTIONS, PLAN, with_options
 
 
 def seed_of(prompt: str, source: str, index: int, salt: int) -> int:
@@ -36,6 +36,8 @@ def image_id_of(row: Mapping[str, Any]) -> str:
     if row["path"] is not None and row["watermark"] != "none":
         # Without a watermark the id is what it was before imports could have one.
         fields["watermark"] = row["watermark"]
+    if row.get(OPTIONS.name) is not None:
+        fields[OPTIONS.name] = row[OPTIONS.name]
     text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -49,8 +51,13 @@ def pair_id_of(ids: dict[str, str]) -> str | None:
     return ids.get("none", next(iter(ids.values()))) if len(ids) > 1 else None
 
 
-def plan_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), schema=PLAN)
+def plan_table(rows: Iterable[dict[str, Any]], options: bool = False) -> pa.Table:
+    """Rows of a plan.
+
+    Args:
+        options: whether a source of the plan has some.
+    """
+    return pa.Table.from_pylist(list(rows), schema=with_options(PLAN, options))
 
 
 def rank_of(rank: int, prompts: int, each: int) -> tuple[int, int]:

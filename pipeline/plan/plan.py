@@ -32,13 +32,13 @@ from pipeline.plan.imports import (
 )
 from pipeline.plan.quotas import Plan, chosen, generations_of, shard_rows
 from pipeline.plan.rounds import ROUNDS, extra_of, shard_name, summary
-from pipeline.plan.specification import DiffusersSpec, ImportSpec
+from pipeline.plan.specification import DiffusersSpec, ImportSpec, some_options
 from pipeline.progress import Progress
 from pipeline.prompts.text import SplitShares
 from pipeline.settings import SPLITS
 from pipeline.stage import Build
 from pipeline.store import Shard, Store
-from pipeline.tables import PLAN, REJECTS
+from pipeline.tables import PLAN, REJECTS, with_options
 
 VERSION = 1
 
@@ -65,10 +65,13 @@ def _generated(
     prompts: list[_Prompt],
     plan: Plan,
     rounds: list[int],
+    options: bool,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Shards of one generated source and split, prompt after prompt, with their rounds.
 
-    `rounds` are the generations that each top-up round adds.
+    Args:
+        rounds: generations that each top-up round adds.
+        options: whether the plan has a column of options.
     """
     size = spec.splits[split]  # type: ignore[index]
     wanted = generations_of(size, plan)
@@ -94,6 +97,7 @@ def _generated(
         "width": size.width,
         "height": size.height,
         "path": None,
+        "options": spec.row_options,
     }
     each = shard_rows(size.width or 0, size.height or 0, len(size.watermarks), plan.shard_mb)
     rows: list[dict[str, Any]] = []
@@ -124,7 +128,7 @@ def _generated(
                     }
                 )
             if (rank + 1 - first) % each == 0 or rank + 1 == last:
-                yield number, plan_table(rows)
+                yield number, plan_table(rows, options)
                 rows = []
 
 
@@ -159,6 +163,8 @@ def _build(
 ) -> list[Shard]:
     dataset = specification.load(plan.dataset)
     names = chosen(dataset, plan)
+    options = some_options(dataset, names)
+    schema = with_options(PLAN, options)
     rejects: list[dict[str, Any]] = []
     imports: dict[str, list[Import]] = {}
     for name in names:
@@ -193,7 +199,7 @@ def _build(
                     for p in prompts
                     if p.split == split and (spec.captions is None or p.source in spec.captions)
                 ]
-                shards = _generated(name, spec, split, usable, plan, rounds)
+                shards = _generated(name, spec, split, usable, plan, rounds, options)
             else:
                 mine = [p for p in imports[name] if p.split == split]
                 wanted = generations_of(spec.splits[split], plan)
@@ -203,11 +209,11 @@ def _build(
                         f"plan: {name} {split}: {len(mine):,} images found, {wanted:,} needed"
                     )
                 source = local_import(sources, name)
-                shards = imported_shards(name, spec, source, split, mine, plan, rounds)
+                shards = imported_shards(name, spec, source, split, mine, plan, rounds, options)
             numbers: dict[int, int] = defaultdict(int)
             for number, table in shards:
                 shard = shard_name(name, split, number, numbers[number])
-                made.append(store.write("plan", shard, table, PLAN))
+                made.append(store.write("plan", shard, table, schema))
                 numbers[number] += 1
                 rows += table.num_rows
                 if manifest is not None and rows > manifest["plan"]["rows"]:
@@ -249,13 +255,25 @@ def _check_same(store: Store, manifest: Mapping[str, Any]) -> None:
     )
 
 
+def _as(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema; one that the table does not have is null."""
+    absent = pa.nulls(table.num_rows, pa.string())
+    have = table.column_names
+    columns = [table[name] if name in have else absent for name in schema.names]
+    return pa.table(columns, schema=schema)
+
+
 def _copy(
     location: str, sources: Collection[str] | None, store: Store, progress: Progress
 ) -> list[Shard]:
     """Copy the plan beside a manifest, for these sources or for all."""
     manifest = read_manifest(location)
+    # Of a source without options, the column may be there for another one that is left out.
+    dataset = specification.load(location)
+    names = list(dataset.sources) if sources is None else sources
+    schema = with_options(PLAN, some_options(dataset, names))
     made = [
-        store.write("plan", name, table, PLAN)
+        store.write("plan", name, _as(table, schema), schema)
         for name, table in read_plan(location, manifest)
         if sources is None or table["source"][0].as_py() in sources
     ]
@@ -275,6 +293,7 @@ def stage(plan: Plan, sources: Mapping[str, object], shares: SplitShares) -> Bui
     dataset = specification.load(plan.dataset)
     names = chosen(dataset, plan)
     generated = any(isinstance(dataset.sources[name], DiffusersSpec) for name in names)
+    schema = with_options(PLAN, some_options(dataset, names))
     location, rounds = plan.manifest, []
     if location is not None:
         manifest = read_manifest(location)
@@ -282,7 +301,7 @@ def stage(plan: Plan, sources: Mapping[str, object], shares: SplitShares) -> Bui
             return Build(
                 table="plan",
                 version=VERSION,
-                schema=PLAN,
+                schema=schema,
                 settings={"plan": manifest["plan"], "sources": names},
                 inputs=(),
                 build=partial(_copy, location, plan.sources),
@@ -307,7 +326,7 @@ def stage(plan: Plan, sources: Mapping[str, object], shares: SplitShares) -> Bui
     return Build(
         table="plan",
         version=VERSION,
-        schema=PLAN,
+        schema=schema,
         settings=settings,
         inputs=("prompts",) if generated else (),
         build=partial(_build, plan, sources, shares),

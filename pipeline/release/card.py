@@ -17,7 +17,7 @@ from pipeline import __version__
 from pipeline.manifest import CARD, MANIFEST, DocumentRecord, FileRecord, read_manifest
 from pipeline.markdown import Safe, code, escape, fence, link, number, plain, table
 from pipeline.plan.quotas import chosen, quotas
-from pipeline.plan.specification import Dataset, DiffusersSpec
+from pipeline.plan.specification import Dataset, DiffusersSpec, some_options
 from pipeline.progress import Progress
 from pipeline.prompts.captions import BlipCaptions
 from pipeline.prompts.prompts import Prompts, name_of, place_of
@@ -34,11 +34,12 @@ from pipeline.release.words import (
     left_out_words,
     library_words,
     rule_words,
+    setting_heads,
 )
 from pipeline.selection.rules import REASONS
 from pipeline.settings import SPLITS, check
 from pipeline.store import Store
-from pipeline.tables import IMAGE, RELEASE, RELEASE_MEANING
+from pipeline.tables import IMAGE, release_fields
 
 VERSION = 3
 SHOWN_SIZES = 12
@@ -149,14 +150,14 @@ for row in load_dataset(NAME, "{config}", split="{split}", streaming=True):
     ]
 
 
-def _fields() -> list[str]:
+def _fields(options: bool) -> list[str]:
     rows = [
         [
             code(field.name),
             Safe("image") if field.type == IMAGE else escape(field.type),
-            Safe(RELEASE_MEANING[field.name]),
+            Safe(meaning),
         ]
-        for field in RELEASE
+        for field, meaning in release_fields(options)
     ]
     return [
         "## Fields",
@@ -167,6 +168,7 @@ def _fields() -> list[str]:
 
 def _sources(dataset: Dataset, counts: Counts, configs: Iterable[str]) -> list[str]:
     made, how = [], []
+    heads = setting_heads(any(kind.options is not None for kind in counts.kinds))
     for config in configs:
         spec = dataset.sources[config]
         for (source, model, revision), images in _ordered(counts.by("source", "model", "revision")):
@@ -181,9 +183,7 @@ def _sources(dataset: Dataset, counts: Counts, configs: Iterable[str]) -> list[s
                         number(images),
                     ]
                 )
-        settings = counts.by(
-            "source", "scheduler", "steps", "guidance_scale", "negative_prompt", "dtype"
-        )
+        settings = counts.by("source", *heads)
         for (source, *values), _ in _ordered(settings):
             if source == config and isinstance(spec, DiffusersSpec):
                 how.append([code(config), *map(_text, values)])
@@ -202,8 +202,7 @@ def _sources(dataset: Dataset, counts: Counts, configs: Iterable[str]) -> list[s
         ),
     ]  # fmt: skip
     if how:
-        heads = ("config", "scheduler", "steps", "guidance", "negative prompt", "dtype")
-        lines += ["", *table([Safe(head) for head in heads], how)]
+        lines += ["", *table([Safe(head) for head in ("config", *heads.values())], how)]
     imported = [name for name in configs if not isinstance(dataset.sources[name], DiffusersSpec)]
     if imported:
         names = ", ".join(code(name) for name in imported)
@@ -527,7 +526,7 @@ def readme(
         _counted(configs, dataset),
         _sheet(dataset.title, shown),
         _use(configs),
-        _fields(),
+        _fields(some_options(dataset, chosen(dataset, recipe.planned("release")))),
         _sources(dataset, counts, configs),
         _prompts(recipe, dataset, counts),
         _resolutions(counts, configs),
@@ -591,7 +590,8 @@ def write(
     """
     recipe = _with_first_prompts(recipe)
     shards = [file["path"].removesuffix(".parquet") for file in files]
-    counts = count(store, dataset, shards, progress)
+    options = some_options(dataset, chosen(dataset, recipe.planned("release")))
+    counts = count(store, dataset, shards, progress, options)
     if counts.left_out:
         progress.say(
             f"release: metadata of {counts.left_out['']:,} imported images was left out: "
@@ -601,7 +601,7 @@ def write(
         store, {config: counts.samples[config] for config in configs_of(dataset, files)}
     )
     text = readme(recipe, dataset, files, counts, shown)
-    metadata = croissant(dataset, version, files, list(TAGS))
+    metadata = croissant(dataset, version, files, list(TAGS), options)
     documents = {
         CARD: text.encode(),
         CROISSANT: json.dumps(metadata, indent=1, ensure_ascii=False).encode() + b"\n",

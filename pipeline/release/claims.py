@@ -28,6 +28,7 @@ from pipeline.release.croissant import CROISSANT, licences
 from pipeline.release.diff import narrow
 from pipeline.release.front_matter import front_matter
 from pipeline.store import Store
+from pipeline.tables import OPTIONS
 
 _MOST = 3  # lines of one kind; the last says how many there are
 
@@ -102,9 +103,11 @@ def _row(
 ) -> None:
     image = row["image_id"]
     if plan is not None:
-        for name in plan.keys() & row.keys() - {"width", "height"}:
-            if plan[name] != row[name]:
-                found.add(name, f"{where} ({image}): {name} {row[name]!r}; planned {plan[name]!r}")
+        shared = plan.keys() & row.keys() - {"width", "height"}
+        for name in {*shared, OPTIONS.name}:
+            here, planned = row.get(name), plan.get(name)
+            if planned != here:
+                found.add(name, f"{where} ({image}): {name} {here!r}; planned {planned!r}")
     sized = plan if plan is not None else row
     facts = {**row, "width": sized["width"], "height": sized["height"]}
     if image_id_of(facts) != image:
@@ -121,11 +124,10 @@ def _row(
     spec = None if dataset is None else dataset.sources.get(config)
     if spec is None:
         return
-    for name in specified(spec):
-        stated = getattr(spec, name)
-        if row[name] != stated:
+    for name, stated in specified(spec).items():
+        if row.get(name) != stated:
             found.add(
-                name, f"{where} ({image}): {name} {row[name]!r}; the manifest states {stated!r}"
+                name, f"{where} ({image}): {name} {row.get(name)!r}; the manifest states {stated!r}"
             )
 
 

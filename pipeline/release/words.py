@@ -13,6 +13,7 @@ from pipeline.prompts.prompts import Prompts
 from pipeline.release.front_matter import NOT_STATED
 from pipeline.selection.rules import REASONS, RULES, Rule, Scored, Selection, made
 from pipeline.shown import public_url
+from pipeline.tables import OPTIONS
 
 
 def _said(rule: Rule, value: Any) -> list[str]:
@@ -66,6 +67,17 @@ def filter_words(prompts: Prompts) -> list[tuple[str, str]]:
             + ("at random" if select.method == "random" else "spread over the vocabulary"),
         ),
     ]
+
+
+def setting_heads(options: bool) -> dict[str, str]:
+    """Columns of a release that say how images were generated, and how a table names them.
+
+    Args:
+        options: whether a row has some.
+    """
+    names = ("scheduler", "steps", "guidance_scale", "negative_prompt", "dtype")
+    heads = {name: name.removesuffix("_scale").replace("_", " ") for name in names}
+    return {**heads, OPTIONS.name: OPTIONS.name} if options else heads
 
 
 def base_words(path: str) -> str:

@@ -1,15 +1,16 @@
 """Published architectures with random weights in; images/s, TFLOP/s and memory of one GPU out.
 
-    python -m tests.perf.gpu_check [--models sd21-base sd21 sdxl] [--out FILE.json]
+    python -m tests.perf.gpu_check [--models sd21-base sd21 sdxl flux-schnell]
+        [--modes eager compiled offload 8bit 4bit] [--out FILE.json]
 
 For each model: `Diffuser` (PNG included) over a bare diffusers loop with the same prompts, seeds
-and batches, first eager, then with a compiled UNet. Weights are drawn on the GPU, saved, and read
-back by the code that reads real ones. Needs torch, diffusers, transformers, accelerate and pyarrow;
-no network, no Ray.
+and batches, first eager, then compiled. Weights are drawn on the GPU, saved, and read back by the
+code that reads real ones. Needs torch, diffusers, transformers, accelerate and pyarrow, and for 8
+and 4 bits torchao and bitsandbytes; no network, no Ray. FLUX.1-schnell is 34 GB on the disk.
 
-Fewer steps are made than the dataset has (`--steps`, 10 of 50); TFLOP/s are of the steps made,
-and the rate at full steps is derived from them. Random weights give textures, not pictures: the
-arithmetic is that of the real models, the size of the PNG files (`png_bytes`) is not.
+Fewer steps are made than the dataset has (`--steps`, 10 of 50; all 4 of FLUX). TFLOP/s are of the
+steps made, and the rate at full steps is derived from them. Random weights give textures, not
+pictures: the arithmetic is that of the real models, the size of the PNG files (`png_bytes`) is not.
 
 The file is written after every measurement, and whatever happens the script ends by itself after
 `--limit-s` seconds with what it has.
@@ -35,39 +36,99 @@ import pyarrow as pa
 
 from pipeline.images.diffuser import Diffuser, DiffusersSource
 from pipeline.plan import specification
-from pipeline.plan.specification import DiffusersSpec
+from pipeline.plan.specification import DiffusersSpec, SplitSpec
 from pipeline.tables import PLAN
 from tests.perf import bare, published
 from tests.perf.report import GIB, machine, machine_line, markdown, number
 
 ROOT = Path(__file__).resolve().parents[2]
 SPECIFICATION = ROOT / "manifests" / "pku-aigi-500k.yaml"
-BATCH = {"sd21-base": 16, "sd21": 8, "sdxl": 4}
+BATCH = {"sd21-base": 16, "sd21": 8, "sdxl": 4, "flux-schnell": 4}
 STEPS = 10
+MODES: dict[str, dict[str, Any]] = {
+    "eager": {},
+    "compiled": {"compile": True},
+    "offload": {"offload": "model"},
+    "8bit": {"quantise": "8bit"},
+    "4bit": {"quantise": "4bit"},
+}
+"""Settings of a source by name. Compiling takes minutes: what it could cut off comes last."""
 ENCODE_THREADS = 8
 LIMIT_S = 570.0
 # Seconds that must be left for a measurement to start: guesses, on the safe side.
-NEED_S = {"eager": 45.0, "compiled": 120.0}
+NEED_S = {"compiled": 120.0}
+OTHER_NEED_S = 45.0
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
 """Dense bf16 on tensor cores, by a part of the device's name (data sheets; H100: SXM)."""
 
 
+FLUX = DiffusersSpec(
+    title="FLUX.1-schnell",
+    licence="Apache-2.0",
+    kind="diffusers",
+    pipeline="flux",
+    model="black-forest-labs/FLUX.1-schnell",
+    revision="random-weights",
+    steps=4,
+    guidance_scale=0.0,
+    dtype="bfloat16",
+    splits={
+        "train": SplitSpec(count=1, width=1024, height=1024, unet_tflop=74.385, vae_tflop=10.472)
+    },
+)
+"""As its card states it; TFLOP are those that `tests.perf.published` counts."""
+
+
+def spec_of(model: str) -> DiffusersSpec:
+    """What is made: sources of the dataset's specification, and FLUX."""
+    if model == "flux-schnell":
+        return FLUX
+    found = specification.load(str(SPECIFICATION)).sources[model]
+    assert isinstance(found, DiffusersSpec)
+    return found
+
+
 def tiny(architecture: published.Architecture) -> published.Architecture:
     """The same shape of pipeline, small enough for a CPU in a test."""
-    levels = len(architecture.unet["block_out_channels"])
-    widths = tuple(16 * 2**i for i in range(levels))
     texts = tuple(
-        text | {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
-                "num_hidden_layers": 2, "projection_dim": 32, "vocab_size": 2048}
+        {**text, "d_model": 32, "d_ff": 37, "d_kv": 8, "num_layers": 2, "num_heads": 4}
+        if "d_model" in text
+        else text | {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
+                     "num_hidden_layers": 2, "projection_dim": 32, "vocab_size": 2048}
         for text in architecture.texts
     )  # fmt: skip
-    unet = architecture.unet | {
+    vae = architecture.vae | {
+        "block_out_channels": (8, 16, 16, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+    }
+    made = _tiny_flux if architecture.kind == "flux" else _tiny_unet
+    denoiser = made(architecture, len(texts))
+    return published.Architecture(architecture.kind, denoiser, vae, texts, architecture.scheduler)
+
+
+def _tiny_flux(architecture: published.Architecture, texts: int) -> published.Config:
+    return architecture.denoiser | {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 32,
+        "axes_dims_rope": (4, 4, 8),
+    }
+
+
+def _tiny_unet(architecture: published.Architecture, texts: int) -> published.Config:
+    levels = len(architecture.denoiser["block_out_channels"])
+    widths = tuple(16 * 2**i for i in range(levels))
+    unet = architecture.denoiser | {
         "sample_size": 8,
         "block_out_channels": widths,
         "attention_head_dim": tuple(width // 8 for width in widths),
         "layers_per_block": 1,
         "norm_num_groups": 8,
-        "cross_attention_dim": 32 * len(texts),
+        "cross_attention_dim": 32 * texts,
     }
     if architecture.kind == "sdxl":
         unet |= {
@@ -75,12 +136,7 @@ def tiny(architecture: published.Architecture) -> published.Architecture:
             "addition_time_embed_dim": 8,
             "projection_class_embeddings_input_dim": 6 * 8 + 32,
         }
-    vae = architecture.vae | {
-        "block_out_channels": (8, 16, 16, 16),
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-    }
-    return published.Architecture(architecture.kind, unet, vae, texts, architecture.scheduler)
+    return unet
 
 
 @dataclass
@@ -92,7 +148,7 @@ class Check:
     steps: int
     seconds: float
     limit_s: float
-    compile: bool
+    modes: list[str]
     tiny: bool
     out: Path | None
     folder: Path
@@ -148,12 +204,11 @@ def plan_rows(spec: DiffusersSpec, side: int, count: int) -> list[dict[str, Any]
 
 
 def tflop_an_image(spec: DiffusersSpec, evaluations: int) -> float | None:
-    """TFLOP of one train image; guidance evaluates the UNet twice a step."""
-    train = spec.splits["train"]
-    if train.unet_tflop is None or train.vae_tflop is None:
+    """TFLOP of one train image with so many steps; guidance may evaluate the denoiser twice."""
+    train, each = spec.splits["train"], spec.evaluations
+    if train.unet_tflop is None or train.vae_tflop is None or each is None:
         return None
-    twice = 2 if spec.guidance_scale > 1 else 1
-    return evaluations * twice * train.unet_tflop + train.vae_tflop
+    return evaluations * each / spec.steps * train.unet_tflop + train.vae_tflop
 
 
 def _peak_gib(work: Callable[[], Any], cuda: bool) -> tuple[Any, float, float | None]:
@@ -173,9 +228,9 @@ def _peak_gib(work: Callable[[], Any], cuda: bool) -> tuple[Any, float, float | 
 
 def measure(check: Check, model: str, mode: str, peak: float | None) -> dict[str, Any]:
     """Time the bare loop and `Diffuser` on one model, loaded once for both."""
-    full = specification.load(str(SPECIFICATION)).sources[model]
-    assert isinstance(full, DiffusersSpec)
-    spec = full.model_copy(update={"steps": check.steps, "revision": "random weights"})
+    full = spec_of(model)
+    made_steps = min(check.steps, full.steps)
+    spec = full.model_copy(update={"steps": made_steps, "revision": "random weights"})
     side = 64 if check.tiny else full.splits["train"].width or 0
     batch = check.batch[model]
     folder, cuda = check.folder / model, not check.tiny
@@ -184,7 +239,7 @@ def measure(check: Check, model: str, mode: str, peak: float | None) -> dict[str
     diffuser = Diffuser(
         model,
         spec,
-        DiffusersSource(folder=str(folder), batch_size=batch, compile=mode == "compiled"),
+        DiffusersSource(folder=str(folder), batch_size=batch, **MODES[mode]),
         device="cuda" if cuda else "cpu",
         encode_threads=ENCODE_THREADS,
     )
@@ -207,10 +262,10 @@ def measure(check: Check, model: str, mode: str, peak: float | None) -> dict[str
     sizes = [len(image["bytes"]) for image in images["image"].to_pylist() if image is not None]
     # PNDM takes a step more than it is asked for: count, do not assume.
     evaluations = len(diffuser.pipe.scheduler.timesteps)
-    steps_more = evaluations - check.steps
+    steps_more = evaluations - made_steps
     each, whole = (
         None if check.tiny else tflop_an_image(full, steps + steps_more)
-        for steps in (check.steps, full.steps)
+        for steps in (made_steps, full.steps)
     )
     bare_rate, ours_rate = len(rows) / bare_s, len(rows) / ours_s
     ours_tflops = None if each is None else each * ours_rate
@@ -221,7 +276,7 @@ def measure(check: Check, model: str, mode: str, peak: float | None) -> dict[str
         "height": side,
         "batch": batch,
         "batches": batches,
-        "steps": check.steps,
+        "steps": made_steps,
         "evaluations": evaluations,
         "images": len(rows),
         "load_s": load_s,
@@ -251,7 +306,7 @@ def _try(check: Check, model: str, mode: str, peak: float | None) -> dict[str, A
     import torch
 
     left = check.left()
-    if left < NEED_S[mode] and not check.tiny:
+    if left < NEED_S.get(mode, OTHER_NEED_S) and not check.tiny:
         return {"model": model, "mode": mode, "skipped": f"only {left:.0f} s left"}
     try:
         return measure(check, model, mode, peak)
@@ -313,7 +368,7 @@ def _cut_off(check: Check) -> None:
 
 
 def run(check: Check) -> None:
-    """Save every model, then measure all of them eager, then all of them compiled."""
+    """Save every model, then measure all of them in every mode."""
     torch_device, name, peak = device(check.tiny)
     check.found |= {
         "machine": machine(),
@@ -340,8 +395,7 @@ def run(check: Check) -> None:
         check.found["models"][model] = {"parameters": parameters, "save_s": seconds}
         check.say(f"{model}: {parameters / 1e9:.2f} G parameters drawn, saved in {seconds:.0f} s")
         check.save()
-    # Compiling takes minutes: what it could cut off comes last.
-    for mode in ("eager", "compiled") if check.compile else ("eager",):
+    for mode in sorted(check.modes, key=lambda mode: mode == "compiled"):
         for model in check.models:
             row = _try(check, model, mode, peak)
             check.found["measurements"].append(row)
@@ -362,7 +416,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help=f"for every model; default: {BATCH}")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seconds", type=float, default=15.0, help="for each timed side")
-    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=["eager", "compiled"])
     parser.add_argument("--limit-s", type=float, default=LIMIT_S)
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -374,7 +428,7 @@ def main() -> None:
                 steps=given.steps,
                 seconds=given.seconds,
                 limit_s=given.limit_s,
-                compile=not given.no_compile,
+                modes=given.modes,
                 tiny=given.tiny,
                 out=given.out,
                 folder=Path(folder),

@@ -2,8 +2,12 @@
 
 Ours is the stage as a run makes it: plan read, `Diffuser`, PNG, parquet shard on disk. The peer is
 a bare diffusers loop with the same prompts, seeds, steps and batches, ending in PIL pictures,
-which are compared pixel by pixel with ours. Both sides load their model, and make one picture,
-before the clock starts; they take turns.
+which are compared pixel by pixel with ours. Both sides load their model, and make one batch,
+before the clock starts; they take turns. The text encoder has the size of CLIP ViT-L/14's, as that
+of Stable Diffusion 1. Once every prompt has one image, and once it has four.
+
+`ours` and `peer` are of wall time; `detail` has the ratio in seconds of the processor, too, which
+other work on the machine moves less, and which threads do not hide.
 """
 
 from __future__ import annotations
@@ -25,18 +29,19 @@ from PIL import Image
 from tests.perf import bare, published
 from tests.perf.report import Measurement
 
-TARGET = 0.95
+TARGETS = {1: 0.97, 4: 1.0}
+"""Least ratio, by the number of images that each prompt has."""
 SIDE = 256
 MODEL = published.Architecture(
     kind="sd",
-    unet={
+    denoiser={
         "sample_size": 32,
         "block_out_channels": (160, 320, 640),
         "down_block_types": ("CrossAttnDownBlock2D",) * 3,
         "up_block_types": ("CrossAttnUpBlock2D",) * 3,
         "layers_per_block": 1,
         "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 256,
+        "cross_attention_dim": 768,
         "use_linear_projection": True,
     },
     vae={
@@ -51,10 +56,10 @@ MODEL = published.Architecture(
     texts=(
         {
             "vocab_size": 2048,
-            "hidden_size": 256,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "intermediate_size": 1024,
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
             "max_position_embeddings": 77,
         },
     ),
@@ -72,8 +77,8 @@ class Size:
     pairs: int
 
 
-FULL = Size(batch=4, batches=4, steps=8, pairs=3)
-QUICK = Size(batch=2, batches=3, steps=2, pairs=1)
+FULL = Size(batch=4, batches=4, steps=4, pairs=3)
+QUICK = Size(batch=2, batches=4, steps=2, pairs=1)
 
 
 def _prompts(count: int) -> Any:
@@ -95,7 +100,7 @@ def _prompts(count: int) -> Any:
     return Build("prompts", 1, PROMPTS, {"count": count}, (), build)
 
 
-def _workflow(folder: Path, size: Size, threads: int) -> Any:
+def _workflow(folder: Path, size: Size, threads: int, each: int) -> Any:
     from pipeline.settings import check
     from pipeline.workflow import Workflow
 
@@ -110,6 +115,7 @@ def _workflow(folder: Path, size: Size, threads: int) -> Any:
         "scheduler": "ddim",
         "steps": size.steps,
         "guidance_scale": 5.0,
+        "images_per_prompt": each,
         "splits": {"train": {"count": count, "width": SIDE, "height": SIDE}},
     }
     dataset = {"name": "b", "title": "b", "licence": "Apache-2.0", "sources": {"bench": source}}
@@ -117,7 +123,7 @@ def _workflow(folder: Path, size: Size, threads: int) -> Any:
     return check(
         Workflow,
         {
-            "run": str(folder / "run"),
+            "run": str(folder / f"run-{each}"),
             "compute": {"device": "cpu", "threads": threads},
             "split": {"validation": 0, "test": 0},
             "plan": {"dataset": "dataset.yaml"},
@@ -152,6 +158,18 @@ def run(quick: bool = False) -> list[Measurement]:
     Raises:
         RuntimeError: the two sides did not make the same pictures.
     """
+    size, threads = QUICK if quick else FULL, int(os.environ.get("OMP_NUM_THREADS", 0))
+    with tempfile.TemporaryDirectory(prefix="aigi-bench-") as name:
+        folder = Path(name)
+        parameters = published.save(MODEL, folder / "model", bare.sentences(16))
+        return [
+            _measured(folder, size, threads or os.cpu_count() or 1, each, parameters)
+            for each in TARGETS
+        ]
+
+
+def _measured(folder: Path, size: Size, threads: int, each: int, parameters: int) -> Measurement:
+    """One comparison, with `each` images of every prompt."""
     import torch
 
     from pipeline.images import images
@@ -160,75 +178,77 @@ def run(quick: bool = False) -> list[Measurement]:
     from pipeline.run import run_stages
     from pipeline.store import Store
 
-    size, threads = QUICK if quick else FULL, os.cpu_count() or 1
     count = size.batch * size.batches
-    with tempfile.TemporaryDirectory(prefix="aigi-bench-") as name:
-        folder = Path(name)
-        parameters = published.save(MODEL, folder / "model", bare.sentences(16))
-        workflow = _workflow(folder, size, threads)
-        store, progress = Store(workflow.run), Progress(quiet=True)
-        planned = workflow.planned("plan")
-        planning = plan.stage(planned, workflow.sources, workflow.split)
-        run_stages([_prompts(count), planning], store, workflow.compute, progress)
-        (shard,) = store.shards("plan")
-        table = store.read("plan", shard)
-        rows = table.to_pylist()
+    workflow = _workflow(folder, size, threads, each)
+    store, progress = Store(workflow.run), Progress(quiet=True)
+    planned = workflow.planned("plan")
+    planning = plan.stage(planned, workflow.sources, workflow.split)
+    run_stages([_prompts(count), planning], store, workflow.compute, progress)
+    (shard,) = store.shards("plan")
+    table = store.read("plan", shard)
+    rows = table.to_pylist()
 
-        # The first call of each side loads what it loads once; it is not timed.
-        stage = images.stage(
-            workflow.images or images.Images(), planned, workflow.sources, workflow.compute
+    # The first batch of each side loads what it loads once; it is not timed.
+    stage = images.stage(
+        workflow.images or images.Images(), planned, workflow.sources, workflow.compute
+    )
+    worker = stage.make_worker()
+    list(worker(table.slice(0, size.batch)))
+    stage = replace(stage, make_worker=lambda: worker)
+    torch.set_num_threads(threads)
+    pipe = _bare_pipeline(folder / "model")
+    bare.batch(pipe, rows[: size.batch])
+
+    made: list[Image.Image] = []
+
+    def ours() -> None:
+        store.remove("images")
+        store.remove("_stages", "images.json")
+        run_stages([stage], store, workflow.compute, progress)
+
+    def peer() -> None:
+        made[:] = [p for part in bare.pictures(pipe, rows, size.batch) for p in part]
+
+    seconds: dict[str, list[float]] = {"ours": [], "bare": []}
+    work_seconds: dict[str, list[float]] = {"ours": [], "bare": []}
+    for pair in range(size.pairs):
+        sides = [("ours", ours), ("bare", peer)]
+        # Who goes first changes: a machine that warms up or throttles favours neither.
+        for side, work in reversed(sides) if pair % 2 else sides:
+            started, worked = time.perf_counter(), time.process_time()
+            work()
+            seconds[side].append(time.perf_counter() - started)
+            work_seconds[side].append(time.process_time() - worked)
+        print(
+            f"images: pair {pair + 1} of {size.pairs}, {seconds['ours'][-1]:.1f} s and bare "
+            f"{seconds['bare'][-1]:.1f} s for {count} images; of the processor "
+            f"{work_seconds['ours'][-1]:.1f} s and {work_seconds['bare'][-1]:.1f} s",
+            flush=True,
         )
-        worker = stage.make_worker()
-        list(worker(table.slice(0, 1)))
-        stage = replace(stage, make_worker=lambda: worker)
-        torch.set_num_threads(threads)
-        pipe = _bare_pipeline(folder / "model")
-        bare.batch(pipe, rows[:1])
-
-        made: list[Image.Image] = []
-
-        def ours() -> None:
-            store.remove("images")
-            store.remove("_stages", "images.json")
-            run_stages([stage], store, workflow.compute, progress)
-
-        def peer() -> None:
-            made[:] = [p for part in bare.pictures(pipe, rows, size.batch) for p in part]
-
-        seconds: dict[str, list[float]] = {"ours": [], "bare": []}
-        for pair in range(size.pairs):
-            sides = [("ours", ours), ("bare", peer)]
-            # Who goes first changes: a machine that warms up or throttles favours neither.
-            for side, work in reversed(sides) if pair % 2 else sides:
-                started = time.perf_counter()
-                work()
-                seconds[side].append(time.perf_counter() - started)
-            print(
-                f"images: pair {pair + 1} of {size.pairs}, {seconds['ours'][-1]:.1f} s and bare "
-                f"{seconds['bare'][-1]:.1f} s for {count} images",
-                flush=True,
-            )
-        if not _same_pixels(store.read("images", shard), made):
-            raise RuntimeError("images: our pictures differ from those of bare diffusers")
+    if not _same_pixels(store.read("images", shard), made):
+        raise RuntimeError("images: our pictures differ from those of bare diffusers")
     rate, bare_rate = (count / statistics.median(seconds[side]) for side in ("ours", "bare"))
-    return [
-        Measurement(
-            what=f"images stage over bare diffusers, {SIDE}x{SIDE}",
-            unit="images/s",
-            ours=rate,
-            peer=bare_rate,
-            target=f"ratio of at least {TARGET}",
-            met=rate / bare_rate >= TARGET,
-            detail={
-                "parameters": parameters,
-                "threads": threads,
-                "batch": size.batch,
-                "batches": size.batches,
-                "steps": size.steps,
-                "seconds": seconds,
-                "ratio_of_each_pair": [
-                    b / a for a, b in zip(seconds["ours"], seconds["bare"], strict=True)
-                ],
-            },
-        )
-    ]
+    words = "one image a prompt" if each == 1 else f"{each} images a prompt"
+    return Measurement(
+        what=f"images stage over bare diffusers, {SIDE}x{SIDE}, {words}",
+        unit="images/s",
+        ours=rate,
+        peer=bare_rate,
+        target=f"ratio of at least {TARGETS[each]}",
+        met=rate / bare_rate >= TARGETS[each],
+        detail={
+            "parameters": parameters,
+            "threads": threads,
+            "batch": size.batch,
+            "batches": size.batches,
+            "steps": size.steps,
+            "seconds": seconds,
+            "processor_seconds": work_seconds,
+            "ratio_of_each_pair": _ratios(seconds),
+            "ratio_of_each_pair_in_processor_seconds": _ratios(work_seconds),
+        },
+    )
+
+
+def _ratios(seconds: dict[str, list[float]]) -> list[float]:
+    return [b / a for a, b in zip(seconds["ours"], seconds["bare"], strict=True)]

@@ -68,20 +68,17 @@ def test_captions_are_a_function_of_the_row(tmp_path: Path) -> None:
 
 
 def test_gpu_check_works_without_a_gpu(tmp_path: Path) -> None:
-    out = tmp_path / "found.json"
+    out, models = tmp_path / "found.json", ("sd21-base", "sdxl", "flux-schnell")
     said = run(
-        *("tests.perf.gpu_check", "--tiny", "--no-compile", "--models", "sd21-base", "sdxl"),
+        *("tests.perf.gpu_check", "--tiny", "--modes", "eager", "--models", *models),
         *("--batch", "2", "--steps", "2", "--seconds", "0", "--out", str(out)),
     )
-    assert "| sd21-base | eager |" in said
+    assert "| sd21-base    | eager |" in said and "| flux-schnell | eager |" in said
     found = json.loads(out.read_text())
     assert found["status"] == "done"
-    assert set(found["models"]) == {"sd21-base", "sdxl"}
+    assert set(found["models"]) == {*models}
     rows: list[dict[str, Any]] = found["measurements"]
-    assert [(row["model"], row["mode"]) for row in rows] == [
-        ("sd21-base", "eager"),
-        ("sdxl", "eager"),
-    ]
+    assert [(row["model"], row["mode"]) for row in rows] == [(name, "eager") for name in models]
     for row in rows:
         assert row["errors"] == []
         assert row["batch_sizes"] == [2]
@@ -90,7 +87,7 @@ def test_gpu_check_works_without_a_gpu(tmp_path: Path) -> None:
         assert row["png_bytes"] > 100
         # Of the published sizes; the tiny ones have none.
         assert row["ours_tflops"] is None and row["share_of_peak"] is None
-    assert [row["evaluations"] for row in rows] == [3, 2]
+    assert [row["evaluations"] for row in rows] == [3, 2, 2]
 
 
 def test_work_of_an_image_is_counted_from_the_specification() -> None:
@@ -99,15 +96,15 @@ def test_work_of_an_image_is_counted_from_the_specification() -> None:
     from tests.perf import gpu_check
 
     sources = specification.load(str(gpu_check.SPECIFICATION)).sources
-    assert set(gpu_check.BATCH) == {
-        name for name, spec in sources.items() if isinstance(spec, DiffusersSpec)
-    }
-    spec = sources["sdxl"]
-    assert isinstance(spec, DiffusersSpec)
+    mine = {name for name, spec in sources.items() if isinstance(spec, DiffusersSpec)}
+    assert set(gpu_check.BATCH) == {*mine, "flux-schnell"}
+    spec = gpu_check.spec_of("sdxl")
     train = spec.splits["train"]
     assert train.unet_tflop is not None and train.vae_tflop is not None
     found = gpu_check.tflop_an_image(spec, 50)
     assert found == pytest.approx(100 * train.unet_tflop + train.vae_tflop)
+    # Its guidance is in its weights: one evaluation a step.
+    assert gpu_check.tflop_an_image(gpu_check.FLUX, 4) == pytest.approx(4 * 74.385 + 10.472)
 
 
 def test_published_architectures_have_their_parameters() -> None:
