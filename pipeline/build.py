@@ -39,7 +39,8 @@ def stages(workflow: Workflow) -> list[Stage]:
         raise AigiError("selection: this section needs an images section in the workflow")
     if workflow.images is not None:
         planned = workflow.planned("images")
-        found.append(images.stage(workflow.images, planned, workflow.sources, workflow.compute))
+        stored = images.begun(workflow.images, Store(workflow.run))
+        found.append(images.stage(stored, planned, workflow.sources, workflow.compute))
     if workflow.embeddings is not None:
         found.append(embeddings.stage(workflow.embeddings, workflow.compute))
     if workflow.quality is not None:
@@ -88,8 +89,11 @@ def make(workflow: Workflow, store: Store, progress: Progress, checks: Checks = 
     Raises:
         AigiError: as `run_stages`.
     """
+    from pipeline.images import images
     from pipeline.selection.tally import shortage
 
+    if workflow.images is not None:
+        images.check_format(workflow.images, store)
     found = stages(workflow)
     store.write_json(public(workflow.model_dump(mode="json")), RUN_WORKFLOW)
     tables = [stage.table for stage in found]
@@ -111,7 +115,7 @@ def make(workflow: Workflow, store: Store, progress: Progress, checks: Checks = 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The size of one source and split, and its rough cost (one GPU, PNG)."""
+    """The size of one source and split, and its rough cost (one GPU)."""
 
     source: str
     title: str
@@ -129,12 +133,14 @@ class Estimate:
 def estimate(workflow: Workflow) -> list[Estimate]:
     """Counts, shards, disk and GPU-hours, from the dataset specification alone.
 
-    GPU-hours are arithmetic: TFLOP of an image (the specification's figures, times steps, twice
-    with guidance) over `compute.gpu_tflops`.
+    Disk is that of the images table, in the container of the run. GPU-hours are arithmetic: TFLOP
+    of an image (the specification's figures, times steps, twice with guidance) over
+    `compute.gpu_tflops`.
 
     Raises:
         AigiError: the workflow has no plan.
     """
+    from pipeline.images import images
     from pipeline.plan import quotas, specification
     from pipeline.plan.families import FAMILIES
     from pipeline.plan.specification import DiffusersSpec
@@ -142,6 +148,7 @@ def estimate(workflow: Workflow) -> list[Estimate]:
     if workflow.plan is None:
         raise AigiError("plan: the workflow has no plan section, so there is nothing to estimate")
     dataset = specification.load(workflow.plan.dataset)
+    stored = images.begun(workflow.images or images.Images(), Store(workflow.run)).format or "webp"
     found = []
     for quota in quotas.quotas(dataset, workflow.plan):
         source, spec = dataset.sources[quota.source], quota.spec
@@ -152,6 +159,8 @@ def estimate(workflow: Workflow) -> list[Estimate]:
             each = spec.unet_tflop * evaluations + (spec.vae_tflop or 0.0)
             hours = quota.planned * each / workflow.compute.gpu_tflops / 3600
         variants = len(spec.watermarks)
+        # Imported PNG files keep their bytes; what else there is, nobody has looked at yet.
+        kept = quotas.BYTES_PER_PIXEL[stored if isinstance(source, DiffusersSpec) else "png"]
         pixels = (spec.width or 1024) * (spec.height or 1024)
         found.append(
             Estimate(
@@ -164,7 +173,7 @@ def estimate(workflow: Workflow) -> list[Estimate]:
                 planned=quota.planned * variants,
                 prompts=quota.prompts if isinstance(source, DiffusersSpec) else 0,
                 shards=quota.shards,
-                gigabytes=quota.planned * variants * pixels * quotas.BYTES_PER_PIXEL / 1e9,
+                gigabytes=quota.planned * variants * pixels * kept / 1e9,
                 gpu_hours=hours,
             )
         )

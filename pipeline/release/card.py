@@ -38,7 +38,7 @@ from pipeline.release.words import (
 from pipeline.selection.rules import REASONS
 from pipeline.settings import SPLITS, check
 from pipeline.store import Store
-from pipeline.tables import IMAGE, RELEASE, RELEASE_MEANING
+from pipeline.tables import IMAGE, RELEASE, release_meaning
 
 VERSION = 3
 SHOWN_SIZES = 12
@@ -149,12 +149,13 @@ for row in load_dataset(NAME, "{config}", split="{split}", streaming=True):
     ]
 
 
-def _fields() -> list[str]:
+def _fields(counts: Counts) -> list[str]:
+    meaning = release_meaning(counts.formats)
     rows = [
         [
             code(field.name),
             Safe("image") if field.type == IMAGE else escape(field.type),
-            Safe(RELEASE_MEANING[field.name]),
+            Safe(meaning[field.name]),
         ]
         for field in RELEASE
     ]
@@ -527,7 +528,7 @@ def readme(
         _counted(configs, dataset),
         _sheet(dataset.title, shown),
         _use(configs),
-        _fields(),
+        _fields(counts),
         _sources(dataset, counts, configs),
         _prompts(recipe, dataset, counts),
         _resolutions(counts, configs),
@@ -601,7 +602,7 @@ def write(
         store, {config: counts.samples[config] for config in configs_of(dataset, files)}
     )
     text = readme(recipe, dataset, files, counts, shown)
-    metadata = croissant(dataset, version, files, list(TAGS))
+    metadata = croissant(dataset, version, files, list(TAGS), counts.formats)
     documents = {
         CARD: text.encode(),
         CROISSANT: json.dumps(metadata, indent=1, ensure_ascii=False).encode() + b"\n",

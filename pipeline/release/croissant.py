@@ -8,7 +8,7 @@ from the folder, and its rows a RecordSet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from pipeline.manifest import FileRecord
 from pipeline.markdown import plain
 from pipeline.plan.specification import Dataset
 from pipeline.settings import SPLITS
-from pipeline.tables import IMAGE, RELEASE, RELEASE_MEANING
+from pipeline.tables import IMAGE, RELEASE, release_meaning
 
 CROISSANT = "croissant.json"
 _PARQUET = "application/x-parquet"
@@ -76,7 +76,7 @@ def _data_type(kind: pa.DataType) -> str:
     return "sc:Boolean" if pa.types.is_boolean(kind) else "sc:Text"
 
 
-def _fields(config: str) -> list[dict[str, Any]]:
+def _fields(config: str, meaning: Mapping[str, str]) -> list[dict[str, Any]]:
     files = {"@id": f"{config}-files"}
     found = []
     for column in RELEASE:
@@ -88,7 +88,7 @@ def _fields(config: str) -> list[dict[str, Any]]:
                 "@type": "cr:Field",
                 "@id": f"{config}/{column.name}",
                 "name": column.name,
-                "description": RELEASE_MEANING[column.name],
+                "description": meaning[column.name],
                 "dataType": _data_type(column.type),
                 "source": source,
             }
@@ -122,14 +122,20 @@ def licences(dataset: Dataset, files: list[FileRecord]) -> list[str]:
 
 
 def croissant(
-    dataset: Dataset, version: str, files: list[FileRecord], keywords: list[str]
+    dataset: Dataset,
+    version: str,
+    files: list[FileRecord],
+    keywords: list[str],
+    formats: Sequence[str],
 ) -> Mapping[str, Any]:
     """Croissant metadata of a release, as a JSON object.
 
     Args:
         dataset: only sources that have files are described.
         files: in the order in which they are listed.
+        formats: names of what its images are stored in.
     """
+    meaning = release_meaning(formats)
     configs = _configs(dataset, files)
     splits = [split for split in SPLITS if any(file["split"] == split for file in files)]
     distribution: list[dict[str, Any]] = [
@@ -186,7 +192,7 @@ def croissant(
             "name": config,
             "description": plain(dataset.sources[config].title),
             "key": {"@id": f"{config}/image_id"},
-            "field": _fields(config),
+            "field": _fields(config, meaning),
         }
         for config in configs
     ]
