@@ -34,8 +34,8 @@ class Plan(Settings):
     )
 
 
-# The published release is about 455 GB of PNG for 3.0e11 pixels. Lossless WebP has 22 % fewer bytes
-# (tests/perf/README.md).
+# The published release is about 455 GB of PNG for 3.0e11 pixels. WebP without loss has some 23 %
+# fewer bytes (tests/perf/README.md), here a little less.
 BYTES_PER_PIXEL: dict[Format, float] = {"png": 1.5, "webp": 1.2}
 PLANNED_BYTES_PER_PIXEL = 1.5
 """For the size of shards, whatever images are stored in: so plans of before stay as they are."""

@@ -134,7 +134,7 @@ def _left_out(notes: pa.ChunkedArray) -> Counter[str]:
 
 
 def _formats(images: pa.ChunkedArray) -> set[str]:
-    """Containers of images, as their names tell; that these are right is checked with the pixels."""
+    """What images are stored in, as their names tell; pixels and names are checked elsewhere."""
     webp = pc.ends_with(pc.struct_field(images, "path"), ".webp")
     return {"WebP" if one else "PNG" for one in pc.unique(webp).to_pylist()}
 

@@ -25,7 +25,7 @@ from pipeline.images import importer
 from pipeline.images.importer import CHUNK_ROWS, Importer
 from pipeline.pictures.lists import list_captions
 from pipeline.pictures.sources import ImportSource
-from pipeline.pixels import decode, pixels_sha256
+from pipeline.pixels import Container, decode, pixels_sha256, stored
 from pipeline.tables import IMAGES, PLAN
 
 NOISE = np.random.default_rng(5).integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -244,7 +244,8 @@ def test_lossless_png_is_kept_and_others_are_stored_anew(tmp_path: Path) -> None
     }
     names = ["new.webp", "kept.png", "grey.png"]
     rows = plan(names, 32, 24)
-    new, kept, grey = imported(source(folder_of(tmp_path, files)), rows)
+    folder = folder_of(tmp_path, files)
+    new, kept, grey = imported(source(folder), rows)
     assert kept["image"] == {"bytes": PNG, "path": "id1.png"}
     assert new["image"]["path"] == "id0.webp" and grey["image"]["path"] == "id2.webp"
     assert new["pixels_sha256"] == kept["pixels_sha256"] == pixels_sha256(NOISE)
@@ -255,7 +256,7 @@ def test_lossless_png_is_kept_and_others_are_stored_anew(tmp_path: Path) -> None
         assert json.loads(row["versions"]) == {"pillow": PIL.__version__}
         assert pixels_sha256(stored(row["image"], 10**6)) == row["pixels_sha256"]
     assert imported(source(zip_of(tmp_path, files)), rows) == [new, kept, grey]
-    as_png = list(Importer(source(folder_of(tmp_path, files)), Container("png"))(rows))
+    as_png = list(Importer(source(folder), Container("png"))(rows))
     for row, other in zip(pa.concat_tables(as_png).to_pylist(), (new, kept, grey), strict=True):
         assert row["image"]["path"] == f"{row['image_id']}.png"
         assert decode(row["image"]["bytes"], 10**6).lossless_png
