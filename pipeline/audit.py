@@ -6,7 +6,6 @@ the manifest contains, because the batch changes the last bit of some pixels.
 
 from __future__ import annotations
 
-import io
 import os
 import random
 from collections import defaultdict
@@ -14,13 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline import AigiError
 from pipeline.benchmark.metrics import psnr
 from pipeline.manifest import MANIFEST
-from pipeline.pixels import RGB
+from pipeline.pixels import RGB, stored
 from pipeline.plan import specification
 from pipeline.plan.copied import read_plan
 from pipeline.plan.specification import DiffusersSpec
@@ -37,7 +35,7 @@ class Remade:
     """One row of a release and the same row made again.
 
     Attributes:
-        same: `bytes` (the PNG files are equal), `pixels`, or `different`.
+        same: `bytes` (the files of both are equal), `pixels`, or `different`.
         psnr: dB over 8-bit RGB, for an image that differs; None if the sizes differ, too.
         clip_similarity: cosine of the two image vectors; None for equal images, or without a model.
         there: device and versions that made the row.
@@ -60,7 +58,9 @@ def _environment(row: Mapping[str, Any]) -> str:
 
 
 def _row(store: Store, path: str, row: int) -> dict[str, Any]:
-    ((_, found),) = store.rows_at("", path.removesuffix(".parquet"), [row])
+    shard = path.removesuffix(".parquet")
+    ((_, found),) = store.rows_at("", shard, [row])
+    store.pixels("", shard, row, found)  # its hash is compared below: it must be that of the image
     return found
 
 
@@ -102,10 +102,8 @@ def _made_in(batch: pa.Table, image: str, size: int | None) -> pa.Table:
     return batch
 
 
-def _decoded(row: Mapping[str, Any]) -> RGB:
-    from PIL import Image
-
-    return np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"))
+def _pixels(row: Mapping[str, Any]) -> RGB:
+    return stored(row["image"], row["width"] * row["height"])
 
 
 def audit(
@@ -128,7 +126,8 @@ def audit(
         trusted: models may be loaded because the manifest names them, see `pipeline.release.trust`.
 
     Raises:
-        AigiError: a model is missing or has changed, or nothing can be made again.
+        AigiError: a model is missing or has changed, nothing can be made again, or an image is not
+            what its row states.
     """
     import torch
 
@@ -178,7 +177,9 @@ def audit(
                     row = wanted[image]
                     found[source].append((row, _made_in(batch, image, row["batch_size"])))
     torch.set_num_threads(workflow.compute.threads)
-    maker = ImageMaker(workflow.images or Images(), workflow.sources, dataset, workflow.compute)
+    maker = ImageMaker(
+        workflow.images or Images(format="png"), workflow.sources, dataset, workflow.compute
+    )
     clip: Any = None
     for source, rows in found.items():
         for row, batch in rows:
@@ -201,7 +202,7 @@ def audit(
             elif again["pixels_sha256"] == row["pixels_sha256"]:
                 yield Remade(**known, same="pixels")
             else:
-                one, other = _decoded(row), _decoded(again)
+                one, other = _pixels(row), _pixels(again)
                 similarity = None
                 if workflow.embeddings is not None:
                     if clip is None:

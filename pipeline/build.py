@@ -44,7 +44,8 @@ def stages(workflow: Workflow) -> list[Stage]:
         raise AigiError("selection: this section needs an images section in the workflow")
     if workflow.images is not None:
         planned = workflow.planned("images")
-        found.append(images.stage(workflow.images, planned, workflow.sources, workflow.compute))
+        stored = images.begun(workflow.images, Store(workflow.run))
+        found.append(images.stage(stored, planned, workflow.sources, workflow.compute))
     if workflow.embeddings is not None:
         found.append(embeddings.stage(workflow.embeddings, workflow.compute))
     if workflow.quality is not None:
@@ -96,8 +97,11 @@ def make(workflow: Workflow, store: Store, progress: Progress, checks: Checks = 
     Raises:
         AigiError: as `run_stages`.
     """
+    from pipeline.images import images
     from pipeline.selection.tally import shortage
 
+    if workflow.images is not None:
+        images.check_format(workflow.images, store)
     found = stages(workflow)
     store.write_json(public(workflow.model_dump(mode="json")), RUN_WORKFLOW)
     tables = [stage.table for stage in found]
@@ -149,11 +153,12 @@ def estimate(workflow: Workflow, costs: Costs | None = None) -> list[Estimate]:
 
     Hours and bytes are those of a probe where it measured the source at this size. Otherwise hours
     are arithmetic: TFLOP of an image (the specification's figures, times steps, twice with
-    guidance) over `compute.gpu_tflops`; and bytes are those of a usual PNG.
+    guidance) over `compute.gpu_tflops`; and bytes are usual ones of the run's container.
 
     Raises:
         AigiError: the workflow has no plan.
     """
+    from pipeline.images import images
     from pipeline.plan import quotas, specification
     from pipeline.plan.specification import DiffusersSpec
 
@@ -161,6 +166,7 @@ def estimate(workflow: Workflow, costs: Costs | None = None) -> list[Estimate]:
         raise AigiError("plan: the workflow has no plan section, so there is nothing to estimate")
     dataset = specification.load(workflow.plan.dataset)
     known = {} if costs is None else costs.found
+    stored = images.begun(workflow.images or images.Images(), Store(workflow.run)).format or "webp"
     found = []
     for quota in quotas.quotas(dataset, workflow.plan):
         source, spec = dataset.sources[quota.source], quota.spec
@@ -176,7 +182,9 @@ def estimate(workflow: Workflow, costs: Costs | None = None) -> list[Estimate]:
             tflop = spec.unet_tflop * evaluations + (spec.vae_tflop or 0.0)
             each = tflop / workflow.compute.gpu_tflops
         variants, counted = len(spec.watermarks), spec.count is not None
-        file = (spec.width or 1024) * (spec.height or 1024) * quotas.BYTES_PER_PIXEL
+        # Imported PNG files keep their bytes; what else there is, nobody has looked at yet.
+        usual = quotas.BYTES_PER_PIXEL[stored if generated else "png"]
+        file = (spec.width or 1024) * (spec.height or 1024) * usual
         if cost is not None and cost.file is not None:
             file = cost.file
         found.append(

@@ -136,7 +136,7 @@ def write_parquet(
         for field in schema
         if pa.types.is_string(field.type) and field.name not in ("image_id", "pixels_sha256")
     ]
-    # PNG bytes do not compress again; everything else does, very well.
+    # Files of images do not compress again; everything else does, very well.
     codecs = {
         path: "NONE" if path == "image.bytes" else "ZSTD"
         for field in schema

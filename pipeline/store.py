@@ -33,7 +33,7 @@ from pipeline.parquet import (
     no_notes,
     write_parquet,
 )
-from pipeline.pixels import RGB, BadPicture, decode, pixels_sha256
+from pipeline.pixels import RGB, BadPicture, pixels_sha256, stored
 from pipeline.record import Record, Written
 from pipeline.shown import redacted
 
@@ -90,7 +90,8 @@ def _sha256(data: bytes) -> str:
 
 def _have(parquet: pq.ParquetFile, columns: Sequence[str] | None) -> None:
     for name in columns or ():
-        if name not in parquet.schema_arrow.names:
+        # Of a struct, one field can be read: `image.path`.
+        if name.partition(".")[0] not in parquet.schema_arrow.names:
             raise pa.ArrowInvalid(f"it has no column {name}")
 
 
@@ -450,12 +451,13 @@ class Store(Folder):
         """The decoded image of a row of `images` or `release`: uint8, H x W x 3.
 
         Raises:
-            Damaged: it cannot be decoded, is larger than its row states, or has other pixels.
+            Damaged: it cannot be decoded, is larger than its row states, has other pixels, or is
+                not a PNG or WebP as aigi stores it.
         """
         try:
             if values["image"] is None:
                 raise BadPicture("no image")
-            rgb = decode(values["image"]["bytes"], values["width"] * values["height"]).rgb
+            rgb = stored(values["image"], values["width"] * values["height"])
             if pixels_sha256(rgb) != values["pixels_sha256"]:
                 raise BadPicture("other pixels than its pixels_sha256 states")
         except BadPicture as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -75,7 +77,7 @@ CAPTIONS = pa.schema(
 IMAGES = pa.schema(
     [
         ("image_id", pa.string()),
-        ("image", IMAGE),  # PNG; null where `error` says why
+        ("image", IMAGE),  # PNG or lossless WebP; null where `error` says why
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("pixels_sha256", pa.string()),  # of the uint8 RGB array, row by row
@@ -100,7 +102,7 @@ QUALITY = pa.schema(
         ("luminance_std", pa.float32()),
         ("entropy", pa.float32()),  # of the luminance histogram: bits, 0 to 8
         ("blockiness", pa.float32()),  # 1: no 8x8 grid; rises as the quality of a JPEG falls
-        ("png_bpp", pa.float32()),  # bits of the PNG a pixel
+        ("png_bpp", pa.float32()),  # bits a pixel of its PNG, whatever it is stored in
         ("perceptual_hash", pa.uint64()),  # nearly the same after re-encoding or resizing
     ]
 )
@@ -161,8 +163,8 @@ RELEASE = pa.schema(
 
 
 # For the reader of a release, who sees no comments; every column of RELEASE has its words here.
-RELEASE_MEANING = {
-    "image": "the picture, as lossless PNG: 8-bit RGB",
+_RELEASE_MEANING = {
+    "image": "the picture, as lossless {}: 8-bit RGB",
     "text": "the prompt",
     "image_id": "hash of everything that decides the pixels; the key of a row",
     "prompt_id": "hash of the prompt: the first 32 hex digits of sha256(text)",
@@ -190,20 +192,22 @@ RELEASE_MEANING = {
     "the tensors of each component of the model, as they were loaded, and `scheduler`: its class "
     "and all its settings",
 }
-OPTIONS_MEANING = (
+_OPTIONS_MEANING = (
     "JSON object: what else decides the pixels: arguments of the call of the pipeline, files that "
     "were added to the model; null: nothing"
 )
 
 
-def release_fields(some: bool) -> list[tuple[pa.Field, str]]:
+def release_fields(formats: Iterable[str], options: bool = False) -> list[tuple[pa.Field, str]]:
     """Columns of a release, and what each means.
 
     Args:
-        some: whether a source has options.
+        formats: names of what its images are stored in.
+        options: whether a source has some.
     """
-    fields = [(column, RELEASE_MEANING[column.name]) for column in RELEASE]
-    return [*fields, (OPTIONS, OPTIONS_MEANING)] if some else fields
+    images = _RELEASE_MEANING["image"].format(" or ".join(formats) or "WebP or PNG")
+    meaning = {**_RELEASE_MEANING, "image": images, OPTIONS.name: _OPTIONS_MEANING}
+    return [(column, meaning[column.name]) for column in with_options(RELEASE, options)]
 
 
 def embeddings_schema(size: int) -> pa.Schema:

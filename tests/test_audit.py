@@ -20,11 +20,11 @@ from pipeline import AigiError
 from pipeline import audit as audits
 from pipeline.audit import Remade, audit
 from pipeline.manifest import open_release
-from pipeline.pixels import pixels_sha256, png_bytes
+from pipeline.pixels import Container, pixels_sha256, webp_bytes
 from pipeline.release.regenerate import places_of
 from pipeline.store import Store
 from pipeline.tables import IMAGES
-from tests.conftest import ROOT, aigi_here
+from tests.conftest import ROOT, aigi_here, listed
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def changed(release: Path, images: set[str], by: int) -> None:
             if row["image_id"] in images:
                 rgb = np.array(Image.open(io.BytesIO(row["image"]["bytes"])))
                 rgb[0, 0, 0] = int(rgb[0, 0, 0]) + by if rgb[0, 0, 0] < 128 else rgb[0, 0, 0] - by
-                row["image"]["bytes"] = png_bytes(rgb, "fast")
+                row["image"]["bytes"] = webp_bytes(rgb)
                 row["pixels_sha256"] = pixels_sha256(rgb)
         made = store.write("", name, pa.Table.from_pylist(rows, schema=table.schema), table.schema)
         record |= {"bytes": made.bytes, "sha256": made.sha256}
@@ -175,7 +175,7 @@ def test_batches_are_those_of_the_diffuser(variants: list[int], size: int) -> No
 
     class Recording(Diffuser):
         def __init__(self) -> None:
-            self.name, self.encode_threads, self.png = "x", 1, "fast"
+            self.name, self.encode_threads, self.container = "x", 1, Container()
             self.local: Any = type("local", (), {"batch_size": size})
             self.provenance = {"device": "cpu", "versions": "{}"}
 
@@ -215,3 +215,22 @@ def test_a_halved_batch_is_found_again(count: int, data: st.DataObject) -> None:
     found = audits._made_in(table, str(number), len(part))["image_id"].to_pylist()
     assert str(number) in found and len(found) <= len(part)
     assert found == [str(i) for i in part] or len(found) < len(part)
+
+
+def test_an_image_that_is_not_what_its_row_states_is_no_equal_row(
+    finished: tuple[Path, Path], copy: Path
+) -> None:
+    """Its hash alone would be that of the row made again."""
+    drawn = made_again(copy, finished[1], 2)[0].image_id
+    store = Store(str(copy))
+    for name in store.shards(""):
+        table = store.read("", name)
+        rows = table.to_pylist()
+        for row in rows:
+            if row["image_id"] == drawn:
+                rgb = np.zeros((row["height"], row["width"], 3), np.uint8)
+                row["image"]["bytes"] = webp_bytes(rgb)
+        store.write("", name, pa.Table.from_pylist(rows, schema=table.schema), table.schema)
+        listed(copy, f"{name}.parquet")
+    with pytest.raises(AigiError, match=rf"row \d+ \({drawn}\): other pixels than its pixels_sha"):
+        made_again(copy, finished[1], 2)

@@ -108,7 +108,7 @@ def lossless_bpp(rgb: RGB, kind: str) -> float:
 
     Args:
         rgb: uint8, H x W x 3.
-        kind: `png`, as images are stored, or `jxl` at effort 7.
+        kind: `png`, as `png_bytes` makes it, or `jxl` at effort 7.
     """
     if kind == "png":
         size = len(png_bytes(rgb))

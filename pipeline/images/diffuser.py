@@ -1,4 +1,4 @@
-"""Plan rows of one source in, PNG images and their provenance out, by a diffusers pipeline."""
+"""Plan rows of one source in, images and their provenance out, by a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from pipeline.models.weights import (
     pipeline_problems,
     read_index,
 )
-from pipeline.pixels import RGB, PngEffort, decode_threads, pixels_sha256, png_bytes
+from pipeline.pixels import RGB, Container, contained, decode_threads, named, pixels_sha256
 from pipeline.plan.options import options_of
 from pipeline.plan.schedulers import OWN, scheduler_of
 from pipeline.plan.specification import DiffusersSpec
@@ -285,8 +285,8 @@ class Diffuser:
         spec: what the model is.
         local: where it is stored on this machine and how it is run.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        png: `fast` or `small`, as for `png_bytes`.
-        encode_threads: threads that compress PNG while the next batch is made.
+        container: what images are stored in.
+        encode_threads: threads that compress images while the next batch is made.
 
     Attributes:
         loaded: digests of the weights by component, as they were loaded in the source's dtype.
@@ -301,7 +301,7 @@ class Diffuser:
         spec: DiffusersSpec,
         local: DiffusersSource,
         device: str = "auto",
-        png: PngEffort = "fast",
+        container: Container | None = None,
         encode_threads: int | None = None,
     ) -> None:
         import diffusers
@@ -316,7 +316,7 @@ class Diffuser:
         transformers.utils.logging.set_verbosity_error()
         self.name, self.spec, self.local = name, spec, local
         self.device = pick_device(device)
-        self.png: PngEffort = png
+        self.container = container or Container()
         self.encode_threads = decode_threads(encode_threads)
         dtype = getattr(torch, spec.dtype)
         place = _place(name, spec, local)
@@ -370,7 +370,7 @@ class Diffuser:
         if self.texts is not None:
             whole = size if self.local.compile else min(size, len(groups))
             self.texts.expect(whole, [group[0]["text"] for group in groups])
-        with ThreadPoolExecutor(self.encode_threads, "png") as pool:
+        with ThreadPoolExecutor(self.encode_threads, "encode") as pool:
             before: list[Future[dict[str, Any]]] = []
             errors: list[str] = []
             for start in range(0, len(groups), size):
@@ -405,10 +405,7 @@ class Diffuser:
             return made
         rgb = embed(picture.rgb, row["watermark"])
         return made | {
-            "image": {
-                "bytes": png_bytes(rgb, self.png),
-                "path": f"{row['image_id']}.png",
-            },
+            "image": named(row["image_id"], contained(rgb, self.container)),
             "width": rgb.shape[1],
             "height": rgb.shape[0],
             "pixels_sha256": pixels_sha256(rgb),

@@ -1,8 +1,10 @@
-"""The `plan` table in, the `images` table out: generated or imported PNG images."""
+"""The `plan` table in, the `images` table out: generated or imported images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -11,14 +13,16 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    model_validator,
 )
 
 from pipeline import AigiError
 from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
-from pipeline.images.importer import Importer
+from pipeline.images.importer import REENCODED, Importer
 from pipeline.models.device import pick_device
 from pipeline.outside import Unreachable
 from pipeline.pictures.sources import ImportSource, OriginalSource
+from pipeline.pixels import WEBP_SIDE, Container, Format
 from pipeline.plan import specification
 from pipeline.plan.imports import local_import
 from pipeline.plan.quotas import Plan, chosen
@@ -26,7 +30,7 @@ from pipeline.plan.specification import Dataset, DiffusersSpec
 from pipeline.progress import Progress
 from pipeline.settings import SPLITS, Count, Settings
 from pipeline.stage import Compute, Map
-from pipeline.store import Store
+from pipeline.store import RECORDS, Store
 from pipeline.tables import IMAGES
 
 
@@ -43,16 +47,80 @@ LocalSource = Annotated[
 ]
 
 
-class Images(Settings):
-    """The `plan` table in, the `images` table out (PNG bytes and provenance)."""
+_SMALL_PNG = "png: small is an effort of PNG alone, and WebP is smaller: leave it out, or set "
 
+
+class Images(Settings):
+    """The `plan` table in, the `images` table out: files of images and their provenance."""
+
+    format: Format | None = Field(
+        None,
+        description="how images are stored, without loss; null: as the run began, a new one in "
+        f"webp. Images of more than {WEBP_SIDE:,} pixels a side are PNG, and imported 8-bit RGB "
+        "PNG files keep the bytes of their pixels",
+    )
     png: Literal["fast", "small"] = Field(
-        "fast", description="small: 3 to 4 % fewer bytes at a tenth of the speed"
+        "fast",
+        description="effort of PNG; small: 3 to 4 % fewer bytes at a tenth of the speed, "
+        "for `format: png` alone",
     )
     encode_threads: Count | None = Field(None, description="null: all cores, up to 8")
 
+    @model_validator(mode="after")
+    def _effort_of_png(self) -> Images:
+        if self.format == "webp" and self.png == "small":
+            raise ValueError(f"{_SMALL_PNG}format: png")
+        return self
+
 
 VERSION = 1
+
+
+def _before(store: Store) -> Format | None:
+    """What the images of a run are stored in; None: it has none.
+
+    Records name it where it is not PNG. Without a record, the names of the images tell.
+    """
+    if (record := store.record("images")) is not None:
+        return "webp" if record.settings.get("format") == "webp" else "png"
+    shards = list(store.shards("images"))
+    paths = (path for shard in shards for path in _paths(store, shard))
+    return ("webp" if any(path.endswith(".webp") for path in paths) else "png") if shards else None
+
+
+def _paths(store: Store, shard: str) -> list[str]:
+    with suppress(AigiError):  # a damaged shard is reported when it is used
+        images = store.read("images", shard, ["image.path"])["image"]
+        return [image["path"] for image in images.to_pylist() if image and image["path"]]
+    return []
+
+
+def begun(settings: Images, store: Store) -> Images:
+    """The section with its format: the given one, else that of the run so far, else WebP.
+
+    Raises:
+        AigiError: it asks for an effort of PNG, and images become WebP.
+    """
+    found = settings.format or _before(store) or "webp"
+    if found == "webp" and settings.png == "small":
+        raise AigiError(f"images.{_SMALL_PNG}images.format: png")
+    return settings.model_copy(update={"format": found})
+
+
+def check_format(settings: Images, store: Store) -> None:
+    """Refuse a format that is not that of the images which a run has.
+
+    Raises:
+        AigiError: with the remedies.
+    """
+    before = _before(store)
+    if settings.format is not None and before not in (None, settings.format):
+        raise AigiError(
+            f"images.format: {settings.format}, but the images of {store.url} are {before}. Leave "
+            "format out to go on as the run began, use a new run directory (--set run=...), or "
+            f"delete {store.path('images')} and {store.path(RECORDS, 'images.json')} to remake "
+            "them."
+        )
 
 
 def local_diffusers(sources: Mapping[str, LocalSource], name: str) -> DiffusersSource:
@@ -111,10 +179,13 @@ class ImageMaker:
                 spec.model_copy(update={"revision": revision}),
                 local_diffusers(self.sources, name),
                 self.device,
-                self.settings.png,
+                self._container(Container()),
                 self.settings.encode_threads,
             )
-        return Importer(local_import(self.sources, name), self.settings.png)
+        return Importer(local_import(self.sources, name), self._container(REENCODED))
+
+    def _container(self, usual: Container) -> Container:
+        return replace(usual, format=self.settings.format or "webp", png=self.settings.png)
 
 
 def _read(store: Store, shard: str) -> pa.Table:
@@ -197,7 +268,11 @@ def _outdated(
 def stage(
     settings: Images, plan: Plan, sources: Mapping[str, LocalSource], compute: Compute
 ) -> Map:
-    """The images stage, over the sources that the plan has."""
+    """The images stage, over the sources that the plan has.
+
+    Args:
+        settings: with the format of the run, see `begun`; null is WebP.
+    """
     dataset = specification.load(plan.dataset)
     recorded: dict[str, Any] = {}
     keeps: dict[str, bool] = {}
@@ -217,6 +292,8 @@ def stage(
         version=VERSION,
         schema=IMAGES,
         settings={
+            # PNG is not named: runs of before had no other.
+            **({} if settings.format == "png" else {"format": "webp"}),
             "png": settings.png,
             "threads": compute.threads,
             "sources": recorded,

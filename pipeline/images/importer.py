@@ -1,8 +1,8 @@
 """Images and captions of a closed model in; caption triples and rows of the `images` table out.
 
 Nothing is changed that need not be: an image that already is a plain 8-bit RGB PNG is stored with
-the bytes of its pixels as they are, every other one is decoded once and stored as PNG. What a file
-says beside its pixels (texts, EXIF, GPS) is left out, and noted.
+the bytes of its pixels as they are, every other one is decoded once and stored in the container of
+the run. What a file says beside its pixels (texts, EXIF, GPS) is left out, and noted.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from pipeline.metadata import bare_png, beside_pixels, noted
 from pipeline.pictures.lists import open_import
 from pipeline.pictures.pictures import Escapes
 from pipeline.pictures.sources import ImportedSource, OriginalSource
-from pipeline.pixels import RGB, BadPicture, PngEffort, decode, pixels_sha256, png_bytes
+from pipeline.pixels import RGB, BadPicture, Container, contained, decode, named, pixels_sha256
 from pipeline.tables import IMAGES
 from pipeline.threads import ahead, workers
 
 CHUNK_ROWS, CHUNK_BYTES = 16, 64 << 20
+# No device is waited for: here the encoder decides the speed.
+REENCODED = Container(method=0)
 
 
 def _fitted(rgb: RGB, expected: tuple[int | None, int | None], fit: str) -> tuple[RGB, str | None]:
@@ -46,16 +48,17 @@ class Importer:
 
     Args:
         source: where the images are, and what to do with one of another size.
-        png: `fast` or `small`, for images that are encoded again.
+        container: of images that are encoded again; by default as the stage does.
         threads: images decoded and encoded at once; changes no byte.
 
     Raises:
         AigiError: the folder or archive is missing or refused.
     """
 
-    def __init__(self, source: ImportedSource, png: PngEffort = "fast", threads: int = 2) -> None:
-        self.source, self.threads = source, threads
-        self.png: PngEffort = png
+    def __init__(
+        self, source: ImportedSource, container: Container = REENCODED, threads: int = 2
+    ) -> None:
+        self.source, self.threads, self.container = source, threads, container
         self.pictures = open_import(source)
         # Images of the original release that have a watermark came with it.
         self.marks = not isinstance(source, OriginalSource)
@@ -107,13 +110,13 @@ class Importer:
             return row | {"error": str(error)}
         rgb = embed(rgb, (self.marks and plan["watermark"]) or "none")
         if not (picture.lossless_png and rgb is picture.rgb):
-            stored, gone = png_bytes(rgb, self.png), beside_pixels(data)
+            stored, gone = contained(rgb, self.container), beside_pixels(data)
         elif self.source.keep_metadata:
             stored, gone = data, ()
         else:
             stored, gone = bare_png(data)
         return row | {
-            "image": {"bytes": stored, "path": f"{plan['image_id']}.png"},
+            "image": named(plan["image_id"], stored),
             "width": rgb.shape[1],
             "height": rgb.shape[0],
             "pixels_sha256": pixels_sha256(rgb),

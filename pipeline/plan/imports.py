@@ -23,7 +23,7 @@ from pipeline.pictures.pictures import (
 from pipeline.pictures.sources import ImportedSource, OriginalSource
 from pipeline.pixels import BadPicture, image_size
 from pipeline.plan.ids import image_id_of, pair_id_of, plan_table, spans
-from pipeline.plan.quotas import BYTES_PER_PIXEL, Plan, generations_of
+from pipeline.plan.quotas import PLANNED_BYTES_PER_PIXEL, Plan, generations_of
 from pipeline.plan.specification import ImportSpec
 from pipeline.prompts.text import SplitShares, normalise, prompt_id, split_of
 from pipeline.settings import SPLITS
@@ -108,7 +108,7 @@ def imported_shards(
     pixels = _pixels(source, [picture.path for picture in pictures[:planned]], width, height)
     seen: dict[str, int] = defaultdict(int)
     rows: list[dict[str, Any]] = []
-    full = plan.shard_mb * 1e6 / BYTES_PER_PIXEL
+    full = plan.shard_mb * 1e6 / PLANNED_BYTES_PER_PIXEL
     held = 0
     # The original release has its marked images; elsewhere we make them.
     watermarks = ("none",) if isinstance(source, OriginalSource) else size.watermarks

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from pipeline import AigiError
+from pipeline.pixels import Format
 from pipeline.plan.specification import Dataset, DiffusersSpec, SplitSpec
 from pipeline.settings import SPLITS, Count, Location, Settings
 
@@ -26,12 +27,18 @@ class Plan(Settings):
     margin: float = Field(0.0, ge=0, le=1, description="share of extra images, for the filters")
     seed: int = Field(0, description="one of the values from which every image's seed is hashed")
     shard_mb: float = Field(
-        200, gt=0, le=200, description="megabytes of images in a shard, as estimated"
+        200,
+        gt=0,
+        le=200,
+        description="megabytes of images in a shard, estimated as 1.5 bytes a pixel",
     )
 
 
-# The published release is about 455 GB of PNG for 3.0e11 pixels.
-BYTES_PER_PIXEL = 1.5
+# The published release is about 455 GB of PNG for 3.0e11 pixels. WebP without loss has some 23 %
+# fewer bytes (tests/perf/README.md), here a little less.
+BYTES_PER_PIXEL: dict[Format, float] = {"png": 1.5, "webp": 1.2}
+PLANNED_BYTES_PER_PIXEL = 1.5
+"""For the size of shards, whatever images are stored in: so plans of before stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +66,8 @@ def generations_of(spec: SplitSpec, plan: Plan, found: int = 0) -> int:
 
 
 def shard_rows(width: int, height: int, variants: int, shard_mb: float) -> int:
-    """Generations per shard: about `shard_mb` of PNG, in multiples of 16 where that many fit."""
-    fit = int(shard_mb * 1e6 / (BYTES_PER_PIXEL * width * height * variants))
+    """Generations per shard: about `shard_mb`, in multiples of 16 where that many fit."""
+    fit = int(shard_mb * 1e6 / (PLANNED_BYTES_PER_PIXEL * width * height * variants))
     return max(1, fit - fit % 16 if fit >= 16 else fit)
 
 

@@ -150,14 +150,14 @@ for row in load_dataset(NAME, "{config}", split="{split}", streaming=True):
     ]
 
 
-def _fields(options: bool) -> list[str]:
+def _fields(options: bool, counts: Counts) -> list[str]:
     rows = [
         [
             code(field.name),
             Safe("image") if field.type == IMAGE else escape(field.type),
             Safe(meaning),
         ]
-        for field, meaning in release_fields(options)
+        for field, meaning in release_fields(counts.formats, options)
     ]
     return [
         "## Fields",
@@ -526,7 +526,7 @@ def readme(
         _counted(configs, dataset),
         _sheet(dataset.title, shown),
         _use(configs),
-        _fields(some_options(dataset, chosen(dataset, recipe.planned("release")))),
+        _fields(some_options(dataset, chosen(dataset, recipe.planned("release"))), counts),
         _sources(dataset, counts, configs),
         _prompts(recipe, dataset, counts),
         _resolutions(counts, configs),
@@ -601,7 +601,7 @@ def write(
         store, {config: counts.samples[config] for config in configs_of(dataset, files)}
     )
     text = readme(recipe, dataset, files, counts, shown)
-    metadata = croissant(dataset, version, files, list(TAGS), options)
+    metadata = croissant(dataset, version, files, list(TAGS), counts.formats, options)
     documents = {
         CARD: text.encode(),
         CROISSANT: json.dumps(metadata, indent=1, ensure_ascii=False).encode() + b"\n",

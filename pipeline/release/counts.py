@@ -84,6 +84,7 @@ class Counts:
             images of imports that never came into the plan, and `failed`, images that could
             not be made.
         samples: some images of each source, drawn by the hash that their id is.
+        formats: what images are stored in: WebP, PNG or both.
         left_out: imported images by kind of the metadata that was left out of them; those with any
             under an empty name.
     """
@@ -97,6 +98,7 @@ class Counts:
     unplanned: Counter[tuple[str, str]]
     failed: Counter[tuple[str, str]]
     samples: dict[str, list[Sample]]
+    formats: tuple[str, ...]
     left_out: Counter[str] = field(default_factory=Counter)
 
     def by(self, *fields: str) -> Counter[tuple[object, ...]]:
@@ -108,7 +110,7 @@ class Counts:
 
 
 _SHARED = [name for name in Kind._fields if name not in ("split", "converted", "options")]
-_COLUMNS = [*_SHARED, "image_id", "prompt_id", "pair_id", "note"]
+_COLUMNS = [*_SHARED, "image_id", "prompt_id", "pair_id", "note", "image.path"]
 
 
 def _kinds(rows: pa.Table, split: str) -> Counter[Kind]:
@@ -132,6 +134,12 @@ def _left_out(notes: pa.ChunkedArray) -> Counter[str]:
         for kind in ("", *kinds) if kinds else ():
             found[kind] += note["counts"]
     return found
+
+
+def _formats(images: pa.ChunkedArray) -> set[str]:
+    """What images are stored in, as their names tell; pixels and names are checked elsewhere."""
+    webp = pc.ends_with(pc.struct_field(images, "path"), ".webp")
+    return {"WebP" if one else "PNG" for one in pc.unique(webp).to_pylist()}
 
 
 def _samples(rows: pa.Table, shard: str, split: str) -> Iterator[Sample]:
@@ -207,6 +215,7 @@ def count(
     """
     kinds: Counter[Kind] = Counter()
     left_out: Counter[str] = Counter()
+    formats: set[str] = set()
     ids: dict[str, list[pa.Array]] = defaultdict(list)
     samples: dict[str, list[Sample]] = defaultdict(list)
     columns = [*_COLUMNS, OPTIONS.name] if options else _COLUMNS
@@ -220,6 +229,7 @@ def count(
             source, split = shard.split("/")[0], shard.split("/")[1].split("-")[0]
             kinds += _kinds(rows, split)
             left_out += _left_out(rows["note"])
+            formats |= _formats(rows["image"])
             ids[source] += rows["prompt_id"].chunks
             samples[source] = _lowest(iter([*samples[source], *_samples(rows, shard, split)]))
             bar.advance(rows.num_rows)
@@ -252,5 +262,6 @@ def count(
         unplanned=reject_reasons(store, "plan"),
         failed=reject_reasons(store, "images"),
         samples=dict(samples),
+        formats=tuple(sorted(formats, reverse=True)),
         left_out=left_out,
     )

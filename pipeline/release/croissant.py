@@ -8,7 +8,7 @@ from the folder, and its rows a RecordSet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -76,10 +76,12 @@ def _data_type(kind: pa.DataType) -> str:
     return "sc:Boolean" if pa.types.is_boolean(kind) else "sc:Text"
 
 
-def _fields(config: str, options: bool) -> list[dict[str, Any]]:
+def _fields(
+    config: str, columns: Iterable[tuple[pa.Field, str]]
+) -> list[dict[str, Any]]:
     files = {"@id": f"{config}-files"}
     found = []
-    for column, meaning in release_fields(options):
+    for column, meaning in columns:
         source: dict[str, Any] = {"fileSet": files, "extract": {"column": column.name}}
         if column.type == IMAGE:
             source["transform"] = {"jsonPath": "bytes"}
@@ -126,6 +128,7 @@ def croissant(
     version: str,
     files: list[FileRecord],
     keywords: list[str],
+    formats: Sequence[str],
     options: bool = False,
 ) -> Mapping[str, Any]:
     """Croissant metadata of a release, as a JSON object.
@@ -133,8 +136,10 @@ def croissant(
     Args:
         dataset: only sources that have files are described.
         files: in the order in which they are listed.
+        formats: names of what its images are stored in.
         options: whether a source has some, so that files have a column of them.
     """
+    columns = release_fields(formats, options)
     configs = _configs(dataset, files)
     splits = [split for split in SPLITS if any(file["split"] == split for file in files)]
     distribution: list[dict[str, Any]] = [
@@ -191,7 +196,7 @@ def croissant(
             "name": config,
             "description": plain(dataset.sources[config].title),
             "key": {"@id": f"{config}/image_id"},
-            "field": _fields(config, options),
+            "field": _fields(config, columns),
         }
         for config in configs
     ]

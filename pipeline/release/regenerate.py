@@ -103,6 +103,8 @@ def recorded(recipe: Recipe, sources: list[str]) -> dict[str, Any]:
     # A workflow has more sections, which only read a release and decide no byte of it.
     data: dict[str, Any] = public(recipe.model_dump(mode="json", include=set(DECIDING)))
     data["compute"] = {"threads": recipe.compute.threads}
+    if data["images"] is not None and data["images"]["format"] == "png":
+        del data["images"]["format"]  # as in manifests of before, which have PNG and do not name it
     data["sources"] = {name: data["sources"][name] for name in sources if name in data["sources"]}
     data["plan"] = {**data["plan"], "sources": sorted(sources)}
     for name in ("dataset", "manifest"):
@@ -134,6 +136,8 @@ def merged(
         for name, section in sections_of(location, manifest).items()
         if sections is None or name in (*sections, "plan", "compute")
     }
+    if "images" in data:
+        data["images"] = {"format": "png", **data["images"]}  # where it is not named
     copied = plan_beside(location, manifest) is not None
     wanted = (mine.get("plan") or {}).get("sources")
     data["plan"] = {**data["plan"], "dataset": location, "manifest": location}

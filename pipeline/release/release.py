@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import AigiError, __version__
+from pipeline.images.images import begun
 from pipeline.manifest import MANIFEST, PLAN_FILE, FileRecord, read_manifest
 from pipeline.pixels import decode_threads
 from pipeline.plan import specification
@@ -161,6 +162,8 @@ def _captions(store: Store) -> list[dict[str, Any]]:
 def _make_manifest(
     recipe: Recipe, settings: Release, store: Store, progress: Progress
 ) -> list[str]:
+    if recipe.images is not None:
+        recipe = recipe.model_copy(update={"images": begun(recipe.images, store)})
     plan = recipe.planned("release")
     dataset = pinned(specification.load(plan.dataset), store)
     sizes = store.shards("release")

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline import AigiError
 from pipeline.models.clip import Clip, Embeddings, Vectors, check_weights, identity, model_config
-from pipeline.pixels import RGB, BadPicture, decode, decode_threads
+from pipeline.pixels import RGB, BadPicture, decode_threads, stored
 from pipeline.stage import Compute, Map
 from pipeline.store import Store
 from pipeline.tables import embeddings_schema
@@ -30,13 +30,13 @@ def stored_picture(row: Row) -> RGB:
     """Pixels of a row of the images table: uint8, H x W x 3, 0 to 255.
 
     Raises:
-        AigiError: its PNG is damaged or of another size than the row states.
+        AigiError: its file is damaged, larger than the row states, or not as aigi stores it.
     """
     try:
-        return decode(row["image"]["bytes"], row["width"] * row["height"]).rgb
+        return stored(row["image"], row["width"] * row["height"])
     except BadPicture as error:
         raise AigiError(
-            f"images: {row['image_id']}: its PNG cannot be read: {error}. Delete the shard from "
+            f"images: {row['image_id']}: its image cannot be read: {error}. Delete the shard from "
             "the images table and run again to remake it."
         ) from error
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from pipeline import AigiError
 from pipeline.files import folder_sha256
 from pipeline.models.clip import Clip, Embeddings, Vectors, check_weights
-from pipeline.pixels import decode_threads
+from pipeline.pixels import PNG_MAGIC, RGB, decode_threads, png_bytes
 from pipeline.scores.embeddings import (
     Row,
     column_vectors,
@@ -87,6 +87,7 @@ def concept_scores(images: Vectors, texts: Vectors, neutral: Vectors, scale: flo
 class _Looked:
     measures: Mapping[str, float]
     perceptual_hash: int
+    png_bpp: float
     pixels: Pixels | None  # for the safety checker, where there is one
 
 
@@ -162,7 +163,7 @@ class Inspector:
                     "width_ok": _as_planned(row),
                     **look.measures,
                     "perceptual_hash": look.perceptual_hash,
-                    "png_bpp": 8 * len(row["image"]["bytes"]) / (row["width"] * row["height"]),
+                    "png_bpp": look.png_bpp,
                 }
             at += len(part)
             yield pa.Table.from_pylist(found, schema=QUALITY)
@@ -170,13 +171,23 @@ class Inspector:
     def _look(self, row: Row) -> _Looked:
         rgb = stored_picture(row)
         pixels = self.checker.prepare(rgb) if self.checker else None
-        return _Looked(measures(rgb), perceptual_hash(rgb), pixels)
+        return _Looked(measures(rgb), perceptual_hash(rgb), _png_bpp(row, rgb), pixels)
 
     def _nsfw(self, looked: list[_Looked | None]) -> list[float] | list[None]:
         good = [look for look in looked if look is not None]
         if self.checker is None:
             return [None] * len(good)
         return self.checker.scores([look.pixels for look in good if look.pixels is not None])
+
+
+def _png_bpp(row: Row, rgb: RGB) -> float:
+    """Bits a pixel of an image as PNG: of its own file, or of what it would be.
+
+    A measure of the pixels must not depend on what they are stored in.
+    """
+    data: bytes = row["image"]["bytes"]
+    png = data if data.startswith(PNG_MAGIC) else png_bytes(rgb)
+    return 8 * len(png) / rgb[..., 0].size
 
 
 def _as_planned(row: Row) -> bool:

@@ -132,8 +132,8 @@ def test_row_says_what_made_it(diffuser: Diffuser) -> None:
         assert set(versions) == {*libraries, "weights", "scheduler"}
         assert versions["weights"] == diffuser.loaded
         assert list(diffuser.loaded) == ["text_encoder", "unet", "vae"]
-        assert row["image"]["path"] == f"{row['image_id']}.png"
-        assert Image.open(io.BytesIO(row["image"]["bytes"])).format == "PNG"
+        assert row["image"]["path"] == f"{row['image_id']}.webp"
+        assert Image.open(io.BytesIO(row["image"]["bytes"])).format == "WEBP"
         import hashlib
 
         assert hashlib.sha256(pixels(row).tobytes()).hexdigest() == row["pixels_sha256"]

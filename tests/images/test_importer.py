@@ -25,7 +25,7 @@ from pipeline.images import importer
 from pipeline.images.importer import CHUNK_ROWS, Importer
 from pipeline.pictures.lists import list_captions
 from pipeline.pictures.sources import ImportSource
-from pipeline.pixels import decode, pixels_sha256
+from pipeline.pixels import Container, decode, pixels_sha256, stored
 from pipeline.tables import IMAGES, PLAN
 
 NOISE = np.random.default_rng(5).integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -244,18 +244,23 @@ def test_lossless_png_is_kept_and_others_are_stored_anew(tmp_path: Path) -> None
     }
     names = ["new.webp", "kept.png", "grey.png"]
     rows = plan(names, 32, 24)
-    new, kept, grey = imported(source(folder_of(tmp_path, files)), rows)
+    folder = folder_of(tmp_path, files)
+    new, kept, grey = imported(source(folder), rows)
     assert kept["image"] == {"bytes": PNG, "path": "id1.png"}
-    assert new["image"]["bytes"] != PNG and new["image"]["path"] == "id0.png"
+    assert new["image"]["path"] == "id0.webp" and grey["image"]["path"] == "id2.webp"
     assert new["pixels_sha256"] == kept["pixels_sha256"] == pixels_sha256(NOISE)
     for row, name in ((new, "new.webp"), (kept, "kept.png"), (grey, "grey.png")):
         assert row["original_sha256"] == hashlib.sha256(files[name]).hexdigest()
         assert (row["width"], row["height"], row["error"]) == (32, 24, None)
         assert (row["device"], row["batch_size"]) == ("cpu", None)
         assert json.loads(row["versions"]) == {"pillow": PIL.__version__}
-        stored = decode(row["image"]["bytes"], 10**6)
-        assert stored.lossless_png and pixels_sha256(stored.rgb) == row["pixels_sha256"]
+        assert pixels_sha256(stored(row["image"], 10**6)) == row["pixels_sha256"]
     assert imported(source(zip_of(tmp_path, files)), rows) == [new, kept, grey]
+    as_png = list(Importer(source(folder), Container("png"))(rows))
+    for row, other in zip(pa.concat_tables(as_png).to_pylist(), (new, kept, grey), strict=True):
+        assert row["image"]["path"] == f"{row['image_id']}.png"
+        assert decode(row["image"]["bytes"], 10**6).lossless_png
+        assert row | {"image": None} == other | {"image": None}, "but for the file, the same row"
 
 
 def test_fit(tmp_path: Path) -> None:

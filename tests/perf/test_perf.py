@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.perf import benchmark, captions, codecs, crops
+from tests.perf import benchmark, captions, codecs, containers, crops
 from tests.perf.report import Measurement, machine, machine_line, number, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,6 +163,16 @@ def test_benchmark_reports_its_time_and_its_own_share() -> None:
     whole, share = benchmark.run(quick=True)
     assert whole.ours > 0 and whole.peer is None
     assert 0 < share.ours < 1 and share.detail["rows"] == 2 * (7 + 6)
+
+
+def test_containers_reports_bytes_and_speed_beside_png() -> None:
+    found = containers.run(quick=True)
+    assert len(found) == (9 if containers.REAL.is_dir() else 3)
+    for one in found:
+        assert one.ours > 0 and one.peer is not None and one.peer > 0
+        if one.unit == "bits/pixel":
+            assert one.ratio is not None and one.ratio < 1, one.what
+    assert 3.0 < containers.DEVICE < 3.3
 
 
 def test_crops_reports_both_sides_and_how_many_workers_a_gpu_wants() -> None:

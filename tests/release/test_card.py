@@ -23,7 +23,7 @@ from pipeline.release.sheet import SHEET, Shown
 from pipeline.release.verify import compare
 from pipeline.selection import rules
 from pipeline.settings import SPLITS, check
-from pipeline.tables import IMAGES, RELEASE, RELEASE_MEANING
+from pipeline.tables import IMAGES, RELEASE, release_fields
 from pipeline.workflow import Workflow
 from tests.conftest import ROOT, record_table
 from tests.release.conftest import (
@@ -44,7 +44,7 @@ from tests.test_markdown import HOSTILE, texts
 
 
 def test_every_column_is_explained(small: tuple[Path, str]) -> None:
-    assert list(RELEASE_MEANING) == RELEASE.names
+    assert [column.name for column, _ in release_fields(["PNG"])] == RELEASE.names
     (fields,) = tables(small[1])["Fields"]
     assert [line[0] for line in fields[1:]] == RELEASE.names
     assert all(len(line[2]) > 3 for line in fields)
@@ -254,6 +254,7 @@ def some_counts(text: str) -> Counts:
         unplanned=Counter({("mj", f"d{text}"): 2}),
         failed=Counter({("sd", f"e{text}"): 1}),
         samples={},
+        formats=("WebP",),
     )
 
 

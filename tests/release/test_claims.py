@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from pipeline import manifest
 from pipeline.cli import app
-from pipeline.pixels import decode, png_bytes
+from pipeline.pixels import decode, webp_bytes
 from tests.conftest import listed
 
 Rows = list[dict[str, Any]]
@@ -207,7 +207,7 @@ def test_pixels_are_looked_at_by_deep_alone(release: Path) -> None:
 
     def mirror(rows: Rows) -> None:
         rgb = decode(rows[1]["image"]["bytes"], 1 << 20).rgb[:, ::-1].copy()
-        rows[1]["image"]["bytes"] = png_bytes(rgb)
+        rows[1]["image"]["bytes"] = webp_bytes(rgb)
 
     forged(release, path, mirror)
     assert verified(release)[0] == 0

@@ -76,6 +76,7 @@ def test_hostile_texts_stay_in_their_strings() -> None:
             "1.0.0",
             some_files(("sd", "train", 1)),
             ["a"],
+            ["WebP"],
         )
         again = json.loads(json.dumps(described, ensure_ascii=False).encode())
         loaded = mlcroissant.Dataset(again)

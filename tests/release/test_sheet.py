@@ -41,7 +41,7 @@ def test_the_sheet_reads_one_row_group_a_picture(
     rows = []
     for n in range(250):
         data, pixels = picture(n, 16, 16)
-        rows.append({"image": {"bytes": data, "path": "x"}, "text": f"t{n}", "image_id": f"{n}",
+        rows.append({"image": {"bytes": data, "path": "x.png"}, "text": f"t{n}", "image_id": f"{n}",
                      "width": 16, "height": 16, "pixels_sha256": pixels})  # fmt: skip
     store.write("release", "sd/train-0", pa.Table.from_pylist(rows, schema=RELEASE), RELEASE)
     read: list[int] = []
@@ -60,7 +60,7 @@ def test_the_sheet_reads_one_row_group_a_picture(
 
 def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    rows = [{"image": {"bytes": b"\x89PNG\r\n\x1a\n", "path": "x"}, "text": "t", "image_id": "i",
+    rows = [{"image": {"bytes": b"\x89PNG\r\n\x1a\n", "path": "x.png"}, "text": "t", "image_id": "i",
              "width": 16, "height": 16}]  # fmt: skip
     store.write("release", "sd/train-0", pa.Table.from_pylist(rows, schema=RELEASE), RELEASE)
     sample = Sample("i", "i", "train", "sd/train-0", 0, 16, 16)

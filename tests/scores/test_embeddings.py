@@ -372,7 +372,7 @@ def test_a_damaged_stored_picture_is_named(model: Path) -> None:
         {"width": 1},
     ):
         table = pa.Table.from_pylist([*rows[:2], rows[2] | harm, rows[3]], schema=INPUT)
-        with pytest.raises(AigiError, match=r"id-2: its PNG cannot be read: (trunc|too).*Delete"):
+        with pytest.raises(AigiError, match=r"id-2: its image cannot be read: (trunc|too).*Delete"):
             list(Embedder(settings_of(model), "cpu")(table))
 
 
