@@ -176,10 +176,11 @@ def test_batches_are_those_of_the_diffuser(variants: list[int], size: int) -> No
     class Recording(Diffuser):
         def __init__(self) -> None:
             self.name, self.encode_threads, self.container = "x", 1, Container()
-            self.local: Any = type("local", (), {"batch_size": size})
+            self.local: Any = type("local", (), {"batch_size": size, "compile": False})
+            self.texts = None
             self.provenance = {"device": "cpu", "versions": "{}"}
 
-        def generate(self, rows: list[dict[str, Any]]) -> list[_Picture]:
+        def generate(self, rows: list[dict[str, Any]], size: int | None = None) -> list[_Picture]:
             asked.append([row["image_id"] for row in rows])
             return [_Picture(np.zeros((2, 2, 3), np.uint8), None, len(rows)) for _ in rows]
 

@@ -76,9 +76,7 @@ def _data_type(kind: pa.DataType) -> str:
     return "sc:Boolean" if pa.types.is_boolean(kind) else "sc:Text"
 
 
-def _fields(
-    config: str, columns: Iterable[tuple[pa.Field, str]]
-) -> list[dict[str, Any]]:
+def _fields(config: str, columns: Iterable[tuple[pa.Field, str]]) -> list[dict[str, Any]]:
     files = {"@id": f"{config}-files"}
     found = []
     for column, meaning in columns:
