@@ -23,7 +23,7 @@ from pipeline.manifest import MANIFEST
 from pipeline.pixels import RGB
 from pipeline.plan import specification
 from pipeline.plan.copied import read_plan
-from pipeline.plan.specification import DiffusersSpec
+from pipeline.plan.specification import DiffusersSpec, HttpSpec
 from pipeline.release import regenerate
 from pipeline.release.trust import confirm
 from pipeline.release.words import library_words
@@ -140,11 +140,20 @@ def audit(
     sources = {
         name
         for name, spec in dataset.sources.items()
-        if isinstance(spec, DiffusersSpec) or (given.get(name) or {}).get("path") is not None
+        if isinstance(spec, DiffusersSpec)
+        or (not isinstance(spec, HttpSpec) and (given.get(name) or {}).get("path") is not None)
     }
-    left = sorted(set(dataset.sources) - sources)
+    asked = sorted(n for n, spec in dataset.sources.items() if isinstance(spec, HttpSpec))
+    if asked:
+        say(
+            f"not made again: {', '.join(asked)}: images of an endpoint, which gives other images "
+            "each time; `verify --deep` compares their pixels with their rows"
+        )
+    left = sorted(set(dataset.sources) - sources - set(asked))
     if left:
         say(f"not made again without images: {', '.join(left)} (give sources.NAME.path)")
+    if not sources and not left:
+        raise AigiError(f"{store.url}: every image is of an endpoint; none can be made again")
     if not sources:
         raise AigiError(
             f"{store.url}: every source is imported; give the place of its images in "

@@ -124,6 +124,7 @@ class Estimate:
     shards: int
     gigabytes: float
     gpu_hours: float
+    endpoint: bool = False  # a server makes them, so there are no GPU-hours here
 
 
 def estimate(workflow: Workflow) -> list[Estimate]:
@@ -137,7 +138,7 @@ def estimate(workflow: Workflow) -> list[Estimate]:
     """
     from pipeline.plan import quotas, specification
     from pipeline.plan.families import FAMILIES
-    from pipeline.plan.specification import DiffusersSpec
+    from pipeline.plan.specification import DiffusersSpec, HttpSpec, PromptedSpec
 
     if workflow.plan is None:
         raise AigiError("plan: the workflow has no plan section, so there is nothing to estimate")
@@ -162,10 +163,11 @@ def estimate(workflow: Workflow) -> list[Estimate]:
                 counted=spec.count is not None,
                 images=quota.images,
                 planned=quota.planned * variants,
-                prompts=quota.prompts if isinstance(source, DiffusersSpec) else 0,
+                prompts=quota.prompts if isinstance(source, PromptedSpec) else 0,
                 shards=quota.shards,
                 gigabytes=quota.planned * variants * pixels * quotas.BYTES_PER_PIXEL / 1e9,
                 gpu_hours=hours,
+                endpoint=isinstance(source, HttpSpec),
             )
         )
     return found

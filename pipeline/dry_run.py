@@ -165,7 +165,7 @@ def _plan_table(lines: list[Estimate], workflow: Workflow) -> Table:
             f"{line.prompts:,}" if line.prompts else "imported",
             f"{line.shards:,}" if line.counted else "",
             f"{line.gigabytes:,.1f}",
-            f"{line.gpu_hours:,.1f}",
+            "endpoint" if line.endpoint else f"{line.gpu_hours:,.1f}",
         )
     table.add_section()
     table.add_row(

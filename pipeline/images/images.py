@@ -1,4 +1,4 @@
-"""The `plan` table in, the `images` table out: generated or imported PNG images."""
+"""The `plan` table in, the `images` table out: generated, requested or imported PNG images."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from pydantic import (
 
 from pipeline import AigiError
 from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
+from pipeline.images.endpoint import Endpoint, HttpSource, check_endpoint, local_http
 from pipeline.images.importer import Importer
 from pipeline.pictures.sources import ImportSource, OriginalSource
 from pipeline.plan import specification
 from pipeline.plan.imports import local_import
 from pipeline.plan.quotas import Plan, chosen
-from pipeline.plan.specification import Dataset, DiffusersSpec
+from pipeline.plan.specification import Dataset, DiffusersSpec, HttpSpec
 from pipeline.progress import Progress
 from pipeline.settings import SPLITS, Count, Settings
 from pipeline.stage import Compute, Map
@@ -35,6 +36,7 @@ def _kind(value: Any) -> str:
 
 LocalSource = Annotated[
     Annotated[DiffusersSource, Tag("diffusers")]
+    | Annotated[HttpSource, Tag("http")]
     | Annotated[ImportSource, Tag("import")]
     | Annotated[OriginalSource, Tag("pku")],
     Discriminator(_kind),
@@ -76,8 +78,9 @@ class ImageMaker:
         torch.set_num_threads(compute.threads)
         self.settings, self.sources, self.dataset = settings, sources, dataset
         self.device = compute.device
+        self.workers = 1 if compute.ray is None else compute.workers
         self.held: tuple[str, str] | None = None
-        self.maker: Diffuser | Importer | None = None
+        self.maker: Diffuser | Endpoint | Importer | None = None
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Yield IMAGES chunks in row order."""
@@ -95,7 +98,7 @@ class ImageMaker:
             return {}
         return {f"{self.held[0]}.{part}": sha for part, sha in self.maker.loaded.items()}
 
-    def _make(self, name: str, revision: str) -> Diffuser | Importer:
+    def _make(self, name: str, revision: str) -> Diffuser | Endpoint | Importer:
         spec = self.dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
             return Diffuser(
@@ -107,6 +110,9 @@ class ImageMaker:
                 self.settings.png,
                 self.settings.encode_threads,
             )
+        if isinstance(spec, HttpSpec):
+            local = local_http(self.sources, name)
+            return Endpoint(name, spec, local, self.settings.png, self.workers)
         return Importer(local_import(self.sources, name), self.settings.png)
 
 
@@ -121,6 +127,8 @@ def _names(store: Store) -> list[str]:
 def check_sources(plan: Plan, sources: Mapping[str, LocalSource]) -> None:
     """Check that the models of all generated sources are there and the expected ones.
 
+    An endpoint must answer, take the key and offer the model.
+
     Raises:
         AigiError: names the source, and what is missing or changed.
     """
@@ -129,6 +137,8 @@ def check_sources(plan: Plan, sources: Mapping[str, LocalSource]) -> None:
         spec = dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
             check_weights(name, spec, local_diffusers(sources, name))
+        elif isinstance(spec, HttpSpec):
+            check_endpoint(name, spec, local_http(sources, name))
 
 
 def _imported(keeps: Mapping[str, bool], shard: str) -> bool | None:
@@ -179,6 +189,9 @@ def stage(
             # The folder is only where a copy is stored; the specification pins its content.
             local = local_diffusers(sources, name)
             recorded[name] = local.model_dump(mode="json", exclude={"folder"})
+        elif isinstance(spec, HttpSpec):
+            # Where it is and how fast it is asked decides no byte that could be known here.
+            recorded[name] = {"kind": local_http(sources, name).kind}
         else:
             # Whether metadata is kept counts for the imported shards alone; see `_outside`.
             imported = local_import(sources, name)

@@ -21,7 +21,14 @@ from pipeline.pictures.pictures import escapes
 from pipeline.plan import specification
 from pipeline.plan.ids import image_id_of, pair_id_of
 from pipeline.plan.rounds import shard_name, summary_of
-from pipeline.plan.specification import Dataset, DiffusersSpec, ImportSpec, SplitSpec
+from pipeline.plan.specification import (
+    Dataset,
+    DiffusersSpec,
+    HttpSpec,
+    PromptedSpec,
+    SourceSpec,
+    SplitSpec,
+)
 from pipeline.prompts.text import prompt_id
 from pipeline.tables import PLAN
 
@@ -45,9 +52,14 @@ _ONE = ("source", "split", "round")
 """All rows of a shard have one value of each of these."""
 
 
-def specified(spec: DiffusersSpec | ImportSpec) -> tuple[str, ...]:
+def specified(spec: SourceSpec) -> tuple[str, ...]:
     """The columns of a source's rows that its specification states."""
     return _SPECIFIED if isinstance(spec, DiffusersSpec) else ("model", "revision")
+
+
+def request_of(spec: SourceSpec | None) -> str | None:
+    """What the ids of a source's images hash of its requests; None: it is no endpoint."""
+    return spec.request_text if isinstance(spec, HttpSpec) else None
 
 
 class _Wrong(Exception):
@@ -61,10 +73,14 @@ def _check_row(row: Mapping[str, Any], dataset: Dataset) -> None:
     size: SplitSpec | None = spec.splits.get(row["split"])
     if size is None:
         raise _Wrong("split", f"the manifest specifies no split {row['split']!r} of it")
-    generated = isinstance(spec, DiffusersSpec)
+    generated = isinstance(spec, PromptedSpec)
     for column in _GENERATED:
-        if (row[column] is not None) != generated:
-            raise _Wrong(column, "needed" if generated else "an imported image has none")
+        needed = isinstance(spec, DiffusersSpec) or (
+            column == "seed" and isinstance(spec, HttpSpec) and spec.seeds
+        )
+        if (row[column] is not None) != needed:
+            of = "an image of this endpoint" if generated else "an imported image"
+            raise _Wrong(column, "needed" if needed else f"{of} has none")
     if (row["path"] is None) != generated:
         raise _Wrong("path", "a generated image has none" if generated else "needed")
     for column in specified(spec):
@@ -82,7 +98,7 @@ def _check_row(row: Mapping[str, Any], dataset: Dataset) -> None:
         raise _Wrong("path", f"{row['path']!r} leads out of the folder of the images")
     if row["prompt_id"] != prompt_id(row["text"]):
         raise _Wrong("prompt_id", "is not the hash of the text")
-    if row["image_id"] != image_id_of(row):
+    if row["image_id"] != image_id_of(row, request_of(spec)):
         raise _Wrong("image_id", "is not the hash of the row")
 
 

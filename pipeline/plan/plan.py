@@ -22,7 +22,15 @@ from pipeline.models.hub import hub_api, hub_errors
 from pipeline.outside import in_short
 from pipeline.plan import specification
 from pipeline.plan.copied import read_plan
-from pipeline.plan.ids import image_id_of, pair_id_of, plan_table, rank_of, seed_of, spans
+from pipeline.plan.ids import (
+    asked_seed,
+    image_id_of,
+    pair_id_of,
+    plan_table,
+    rank_of,
+    seed_of,
+    spans,
+)
 from pipeline.plan.imports import (
     Import,
     imported_shards,
@@ -32,7 +40,13 @@ from pipeline.plan.imports import (
 )
 from pipeline.plan.quotas import Plan, chosen, generations_of, shard_rows
 from pipeline.plan.rounds import ROUNDS, extra_of, shard_name, summary
-from pipeline.plan.specification import DiffusersSpec, ImportSpec
+from pipeline.plan.specification import (
+    DiffusersSpec,
+    HttpSpec,
+    ImportSpec,
+    PromptedSpec,
+    SplitSpec,
+)
 from pipeline.progress import Progress
 from pipeline.prompts.text import SplitShares
 from pipeline.settings import SPLITS
@@ -58,9 +72,32 @@ def _read_prompts(store: Store) -> Iterator[_Prompt]:
             yield _Prompt(**row)
 
 
+def _fixed(name: str, spec: PromptedSpec, split: str, size: SplitSpec) -> dict[str, Any]:
+    """What all rows of a source and split have in common."""
+    ran: dict[str, Any] = {}
+    if isinstance(spec, DiffusersSpec):
+        ran = {
+            "steps": spec.steps,
+            "guidance_scale": spec.guidance_scale,
+            "negative_prompt": spec.negative_prompt,
+            "scheduler": spec.scheduler,
+            "dtype": spec.dtype,
+        }
+    return {
+        "split": split,
+        "source": name,
+        "model": spec.model,
+        "revision": spec.revision,
+        **ran,
+        "width": size.width,
+        "height": size.height,
+        "path": None,
+    }
+
+
 def _generated(
     name: str,
-    spec: DiffusersSpec,
+    spec: PromptedSpec,
     split: str,
     prompts: list[_Prompt],
     plan: Plan,
@@ -81,44 +118,31 @@ def _generated(
             f"{len(prompts):,} that it may use. Raise prompts.select.count or split.{split}, "
             "add caption sources, or lower plan.limit."
         )
-    fixed = {
-        "split": split,
-        "source": name,
-        "model": spec.model,
-        "revision": spec.revision,
-        "steps": spec.steps,
-        "guidance_scale": spec.guidance_scale,
-        "negative_prompt": spec.negative_prompt,
-        "scheduler": spec.scheduler,
-        "dtype": spec.dtype,
-        "width": size.width,
-        "height": size.height,
-        "path": None,
-    }
+    fixed = _fixed(name, spec, split, size)
+    request = spec.request_text if isinstance(spec, HttpSpec) else None
     each = shard_rows(size.width or 0, size.height or 0, len(size.watermarks), plan.shard_mb)
     rows: list[dict[str, Any]] = []
     for number, first, last in spans([planned, *rounds]):
         for rank in range(first, last):
             at, index = rank_of(rank, len(prompts), spec.images_per_prompt)
             prompt = prompts[at]
-            seed = seed_of(prompt.prompt_id, name, index, plan.seed)
+            own = seed_of(prompt.prompt_id, name, index, plan.seed)
+            seed: int | None = own
+            if isinstance(spec, HttpSpec):
+                seed = asked_seed(own) if spec.seeds else None
+            made = {**fixed, "text": prompt.text, "seed": seed, "index": index}
             ids = {
-                watermark: image_id_of(
-                    {**fixed, "text": prompt.text, "seed": seed, "watermark": watermark}
-                )
+                watermark: image_id_of({**made, "watermark": watermark}, request)
                 for watermark in size.watermarks
             }
             for watermark, image_id in ids.items():
                 rows.append(
                     {
-                        **fixed,
+                        **made,
                         "image_id": image_id,
                         "prompt_id": prompt.prompt_id,
-                        "text": prompt.text,
-                        "seed": seed,
                         "watermark": watermark,
                         "pair_id": pair_id_of(ids),
-                        "index": index,
                         "rank": rank,
                         "round": number,
                     }
@@ -167,7 +191,7 @@ def _build(
             imports[name] = listed_imports(name, source, shares, rejects)
     stated = stated_splits(imports, rejects)
     prompts: list[_Prompt] = []
-    if any(isinstance(dataset.sources[name], DiffusersSpec) for name in names):
+    if any(isinstance(dataset.sources[name], PromptedSpec) for name in names):
         prompts = [
             _Prompt(p.prompt_id, p.text, p.source, stated.get(p.prompt_id, p.split))
             for p in _read_prompts(store)
@@ -187,7 +211,7 @@ def _build(
             if split not in spec.splits:
                 continue
             rounds = [more.get(f"{name}/{split}", 0) for more in extra["rounds"]]
-            if isinstance(spec, DiffusersSpec):
+            if isinstance(spec, PromptedSpec):
                 usable = [
                     p
                     for p in prompts
@@ -274,7 +298,7 @@ def stage(plan: Plan, sources: Mapping[str, object], shares: SplitShares) -> Bui
     """
     dataset = specification.load(plan.dataset)
     names = chosen(dataset, plan)
-    generated = any(isinstance(dataset.sources[name], DiffusersSpec) for name in names)
+    generated = any(isinstance(dataset.sources[name], PromptedSpec) for name in names)
     location, rounds = plan.manifest, []
     if location is not None:
         manifest = read_manifest(location)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from pipeline import AigiError
-from pipeline.plan.specification import Dataset, DiffusersSpec, SplitSpec
+from pipeline.plan.specification import Dataset, PromptedSpec, SplitSpec
 from pipeline.settings import SPLITS, Count, Location, Settings
 
 
@@ -90,7 +90,7 @@ def quotas(dataset: Dataset, plan: Plan) -> list[Quota]:
                 continue
             wanted = generations_of(spec, plan)
             planned = math.ceil(wanted * (1 + plan.margin))
-            each = source.images_per_prompt if isinstance(source, DiffusersSpec) else 1
+            each = source.images_per_prompt if isinstance(source, PromptedSpec) else 1
             rows = shard_rows(
                 spec.width or 1024, spec.height or 1024, len(spec.watermarks), plan.shard_mb
             )

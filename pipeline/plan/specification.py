@@ -6,6 +6,8 @@ and images are stored on a machine, and how they are run there.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -147,6 +149,56 @@ class DiffusersSpec(_SourceSpec):
         return self
 
 
+_OURS = ("model", "prompt", "n", "size", "seed", "stream")
+"""Fields of a request for images that other settings decide."""
+_KEY = re.compile(r"(^|[_-])(key|token|secret|password|authorization)$", re.IGNORECASE)
+_MOST_REQUEST = 2000
+"""Characters of the further fields of a request: they are in every row."""
+
+
+class HttpSpec(_SourceSpec):
+    """A source made by an OpenAI-compatible images endpoint (POST /images/generations)."""
+
+    kind: Literal["http"]
+    model: str = Field(min_length=1, description="as the endpoint lists it")
+    revision: str = Field("", description="a name for the state of the model, where one is known")
+    seeds: bool = Field(
+        False, description="the endpoint takes a seed: each image's own is sent, and in its row"
+    )
+    request: dict[str, Any] = Field(
+        default_factory=dict,
+        description="further fields of each request, as JSON: quality, style, response_format, "
+        "num_inference_steps; part of image_id",
+    )
+    images_per_prompt: Number = 1
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> HttpSpec:
+        for split, spec in self.splits.items():
+            if spec.count is None or spec.width is None or spec.height is None:
+                raise ValueError(f"splits.{split}: count, width and height are needed")
+        for name in self.request:
+            if name in _OURS:
+                raise ValueError(f"request.{name}: other settings decide this field; remove it")
+            if _KEY.search(name):
+                raise ValueError(
+                    f"request.{name}: keys are in no file; name the environment variable that has "
+                    "it in the workflow: sources.NAME.key_env"
+                )
+        try:
+            text = self.request_text
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError("request: expected what JSON can contain") from None
+        if len(text) > _MOST_REQUEST:
+            raise ValueError(f"request: more than {_MOST_REQUEST:,} characters")
+        return self
+
+    @property
+    def request_text(self) -> str:
+        """The further fields of a request in one spelling, for hashes."""
+        return json.dumps(self.request, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 class ImportSpec(_SourceSpec):
     """A source whose images come from elsewhere (closed models)."""
 
@@ -155,7 +207,9 @@ class ImportSpec(_SourceSpec):
     revision: str = ""
 
 
-SourceSpec = Annotated[DiffusersSpec | ImportSpec, Field(discriminator="kind")]
+PromptedSpec = DiffusersSpec | HttpSpec
+"""Sources whose images are made from the prompts table."""
+SourceSpec = Annotated[DiffusersSpec | HttpSpec | ImportSpec, Field(discriminator="kind")]
 
 
 class Dataset(Settings):

@@ -17,7 +17,7 @@ from pipeline import __version__
 from pipeline.manifest import CARD, MANIFEST, DocumentRecord, FileRecord, read_manifest
 from pipeline.markdown import Safe, code, escape, fence, link, number, plain, table
 from pipeline.plan.quotas import chosen, quotas
-from pipeline.plan.specification import Dataset, DiffusersSpec
+from pipeline.plan.specification import Dataset, DiffusersSpec, HttpSpec, ImportSpec
 from pipeline.progress import Progress
 from pipeline.prompts.captions import BlipCaptions
 from pipeline.prompts.prompts import Prompts, name_of, place_of
@@ -28,6 +28,7 @@ from pipeline.release.front_matter import NOT_STATED, TAGS, configs_of, front_ma
 from pipeline.release.recipe import Recipe
 from pipeline.release.sheet import SHEET, Shown, draw
 from pipeline.release.words import (
+    asked_words,
     base_words,
     embedder_words,
     filter_words,
@@ -204,7 +205,8 @@ def _sources(dataset: Dataset, counts: Counts, configs: Iterable[str]) -> list[s
     if how:
         heads = ("config", "scheduler", "steps", "guidance", "negative prompt", "dtype")
         lines += ["", *table([Safe(head) for head in heads], how)]
-    imported = [name for name in configs if not isinstance(dataset.sources[name], DiffusersSpec)]
+    lines += [text for words in asked_words(dataset, configs) for text in ("", words)]
+    imported = [name for name in configs if isinstance(dataset.sources[name], ImportSpec)]
     if imported:
         names = ", ".join(code(name) for name in imported)
         lines += ["", f"Imported, so that only the pictures and their prompts are known: {names}."]
@@ -249,7 +251,7 @@ def _origins(recipe: Recipe, dataset: Dataset, counts: Counts) -> list[list[Safe
     ]
     images = counts.by("source")
     for name in dataset.sources:
-        if name in counts.prompts and not isinstance(dataset.sources[name], DiffusersSpec):
+        if name in counts.prompts and isinstance(dataset.sources[name], ImportSpec):
             local = recipe.sources.get(name)
             place = getattr(local, "captions", None) or getattr(local, "path", None)
             rows.append(
@@ -424,6 +426,8 @@ def _limits(
             )
         )
     generated = [name for name in configs if isinstance(dataset.sources[name], DiffusersSpec)]
+    asked = [name for name in configs if isinstance(dataset.sources[name], HttpSpec)]
+    lines += [f"{code(name)}: what drew is known by its name alone." for name in asked]
     if generated:
         lines.append(
             "Made again on other hardware, with other versions or in other batches, some pixels "
@@ -441,7 +445,7 @@ def _limits(
         )
     converted = counts.by("source", "converted")
     for name in configs:
-        if name not in generated:
+        if name not in generated and name not in asked:
             many = converted[name, True]
             lines.append(
                 f"{code(name)}: imported. Seeds and settings are not known, nor what marks the "
@@ -594,7 +598,7 @@ def write(
     counts = count(store, dataset, shards, progress)
     if counts.left_out:
         progress.say(
-            f"release: metadata of {counts.left_out['']:,} imported images was left out: "
+            f"release: metadata of {counts.left_out['']:,} images was left out: "
             f"{left_out_words(counts.left_out)} (sources.NAME.keep_metadata keeps it)"
         )
     picture, shown = draw(

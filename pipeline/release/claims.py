@@ -18,7 +18,7 @@ import yaml
 from pipeline import AigiError
 from pipeline.intact import wrong_pixels
 from pipeline.manifest import CARD, MANIFEST, PLAN_FILE
-from pipeline.plan.copied import shards_in, specified
+from pipeline.plan.copied import request_of, shards_in, specified
 from pipeline.plan.ids import image_id_of
 from pipeline.plan.rounds import summary_of
 from pipeline.plan.specification import Dataset
@@ -107,10 +107,14 @@ def _row(
                 found.add(name, f"{where} ({image}): {name} {row[name]!r}; planned {plan[name]!r}")
     sized = plan if plan is not None else row
     facts = {**row, "width": sized["width"], "height": sized["height"]}
-    if image_id_of(facts) != image:
-        found.add(
-            "image_id", f"{where}: image_id {image}, but its columns give {image_id_of(facts)}"
-        )
+    spec = None if dataset is None else dataset.sources.get(config)
+    request = request_of(spec)
+    if request is not None and plan is not None:
+        facts["index"] = plan["index"]
+    # The number of an image of an endpoint is in the plan alone.
+    if (request is None or plan is not None) and image_id_of(facts, request) != image:
+        given = image_id_of(facts, request)
+        found.add("image_id", f"{where}: image_id {image}, but its columns give {given}")
     if prompt_id(row["text"]) != row["prompt_id"]:
         expected = prompt_id(row["text"])
         found.add(
@@ -118,7 +122,6 @@ def _row(
         )
     if row["source"] != config:
         found.add("source", f"{where} ({image}): source {row['source']!r} in config {config}")
-    spec = None if dataset is None else dataset.sources.get(config)
     if spec is None:
         return
     for name in specified(spec):

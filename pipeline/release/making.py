@@ -23,10 +23,16 @@ from pipeline.marks.visible import logo_of
 from pipeline.plan import specification
 from pipeline.plan.families import FAMILIES
 from pipeline.plan.schedulers import scheduler_of
-from pipeline.plan.specification import Dataset, DiffusersSpec, Revision, SplitSpec
+from pipeline.plan.specification import (
+    Dataset,
+    DiffusersSpec,
+    HttpSpec,
+    Revision,
+    SplitSpec,
+)
 from pipeline.release.regenerate import HUB_ID, places_of
 from pipeline.store import Store
-from pipeline.tables import RELEASE
+from pipeline.tables import ENDPOINT, RELEASE
 
 COLUMNS = (
     "image_id", "text", "source", "width", "height", "model", "revision", "seed", "steps",
@@ -36,6 +42,9 @@ COLUMNS = (
 """Columns of a release that say what made an image."""
 MOST_STEPS, MOST_BATCH, MOST_SIDE = 1000, 64, 4096
 """A file may be anybody's: one of some bytes must not take this machine for days."""
+
+
+_ASKED = "no recipe: an image of an endpoint, which gives another one each time"
 
 
 class NotKnown(AigiError):
@@ -226,12 +235,15 @@ class Makings:
             row: with the columns of `COLUMNS`.
 
         Raises:
-            NotKnown: the image is imported, or was made with something that no file can name.
+            NotKnown: the image is imported or of an endpoint, or was made with something that no
+                file can name.
         """
         where = f"{row['source']} {row['image_id']}"
+        spec = self.dataset.sources.get(row["source"])
+        if isinstance(spec, HttpSpec):
+            raise NotKnown(f"{where}: {_ASKED}")
         if row["path"] is not None or row["seed"] is None:
             raise NotKnown(f"{where}: no recipe: an imported image, nobody recorded what made it")
-        spec = self.dataset.sources.get(row["source"])
         if not isinstance(spec, DiffusersSpec):
             raise NotKnown(f"{where}: no recipe: the manifest specifies no such generated source")
         workflow = self.manifest.get("workflow") or {}
@@ -286,6 +298,8 @@ def known_of_row(row: Mapping[str, Any], where: str) -> Known:
         raise NotKnown(f"{where}: no recipe: {strange[0]}: no such field")
     if row.get("path") is not None:
         raise NotKnown(f"{where}: no recipe: an imported image, nobody recorded what made it")
+    if row.get("device") == ENDPOINT:
+        raise NotKnown(f"{where}: {_ASKED}")
     # A release's `device` names the hardware; here it is the encoder's own.
     names = Making.model_fields.keys() - {"device"}
     fields = {name: row[name] for name in names if row.get(name) is not None}
