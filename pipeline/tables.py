@@ -180,7 +180,7 @@ RELEASE_MEANING = {
     "file as it came",
     "note": "pictures that came as files: what the conversion to 8-bit RGB changed, and which "
     "metadata was left out; null: nothing",
-    "batch_size": "pictures drawn at once, which moves the last bit of some pixels; null: imported, "
+    "batch_size": "pictures drawn at once, which moves the last bit of some pixels; null: imported "
     "or of an endpoint",
     "device": "what drew the picture, or decoded an imported one; endpoint: a server drew it",
     "versions": "JSON object: versions of the libraries that made the pixels, `weights`: sha256 of "

@@ -9,6 +9,7 @@ another host, and in no text of an answer that is kept.
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -252,6 +253,8 @@ class Asker:
         except (Unfit, UnicodeError) as error:
             raise Unusable(f"unfit address: {one_line(self.clean(error))}") from None
         except OSError as error:
+            if getattr(error, "errno", None) == socket.EAI_NONAME:
+                raise Unusable("unfit address: there is no such host") from None
             raise Again(f"the image's host is not found: {in_short(error)}") from None
         async with self._new(target.headers) as client:
             try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.markdown import code
+from pipeline.markdown import code, escape
 from pipeline.models.clip import Embeddings
 from pipeline.plan.specification import Dataset, HttpSpec
 from pipeline.prompts.prompts import Prompts
@@ -51,7 +51,7 @@ def asked_words(dataset: Dataset, configs: Iterable[str]) -> list[str]:
     for config in configs:
         spec = dataset.sources[config]
         if isinstance(spec, HttpSpec):
-            fields = f", with {code(spec.request_text)}" if spec.request else ""
+            fields = f", with {escape(spec.request_text)}" if spec.request else ""
             sent = "with the seed of each row" if spec.seeds else "without a seed"
             found.append(
                 f"{code(config)}: by an endpoint for images, asked {sent}{fields}. Asked again, it "
