@@ -23,7 +23,8 @@ def stages(workflow: Workflow) -> list[Stage]:
     """
     from pipeline.duplicates import duplicates
     from pipeline.images import images
-    from pipeline.plan import plan
+    from pipeline.plan import plan, specification
+    from pipeline.plan.quotas import chosen
     from pipeline.prompts import captioner, prompts
     from pipeline.release import release
     from pipeline.scores import embeddings, quality
@@ -56,7 +57,10 @@ def stages(workflow: Workflow) -> list[Stage]:
         planned = workflow.planned("selection")
         found.append(selection.stage(workflow.rules, planned, workflow.scored))
     if workflow.release is not None:
-        found += [release.stage(), release.manifest_stage(workflow, workflow.release)]
+        planned = workflow.planned("release")
+        dataset = specification.load(planned.dataset)
+        options = specification.some_options(dataset, chosen(dataset, planned))
+        found += [release.stage(options), release.manifest_stage(workflow, workflow.release)]
     return found
 
 
@@ -137,7 +141,6 @@ def estimate(workflow: Workflow) -> list[Estimate]:
         AigiError: the workflow has no plan.
     """
     from pipeline.plan import quotas, specification
-    from pipeline.plan.families import FAMILIES
     from pipeline.plan.specification import DiffusersSpec, HttpSpec, PromptedSpec
 
     if workflow.plan is None:
@@ -147,9 +150,8 @@ def estimate(workflow: Workflow) -> list[Estimate]:
     for quota in quotas.quotas(dataset, workflow.plan):
         source, spec = dataset.sources[quota.source], quota.spec
         hours = 0.0
-        if isinstance(source, DiffusersSpec) and spec.unet_tflop is not None:
-            family = FAMILIES[source.pipeline]
-            evaluations = family.evaluations(source.steps, source.guidance_scale)
+        evaluations = source.evaluations if isinstance(source, DiffusersSpec) else None
+        if evaluations is not None and spec.unet_tflop is not None:
             each = spec.unet_tflop * evaluations + (spec.vae_tflop or 0.0)
             hours = quota.planned * each / workflow.compute.gpu_tflops / 3600
         variants = len(spec.watermarks)

@@ -231,7 +231,8 @@ def _run_map(
     for name in set(store.shards(stage.table)) - set(wanted):
         store.remove(stage.table, f"{name}.parquet")
     if missing:
-        stage.check()
+        for line in stage.check() or ():
+            progress.say(line)
     weights = Weights(stage.table, store, list(whole), stage.inputs)
     started = time.perf_counter()
     shards, failed = dict(whole), dict[str, str]()

@@ -32,8 +32,9 @@ Worker = Callable[[pa.Table], Iterable[pa.Table]]
 """Rows of one shard in, chunks of output rows out. Chunks are written while it goes on."""
 
 
-def no_check() -> None:
+def no_check() -> Sequence[str] | None:
     """The check of a stage that needs none."""
+    return None
 
 
 def no_state(store: Store) -> Any:
@@ -102,7 +103,7 @@ class Map(_Recorded):
         read: rows of one shard, for the worker.
         make_worker: loads the models; called once in every worker process. `loaded` of a worker has
             the digests of their weights, which are recorded in the footer of each shard.
-        check: called once by the driver before any work, to refuse early.
+        check: called once by the driver before any work, to refuse early; returns what to report.
         sources: tables and names of the shards that a shard is made from, by default those of its
             own name; None for a shard that stays as it is. Where one of them has changed, the
             shard is made again.
@@ -124,7 +125,7 @@ class Map(_Recorded):
     names: Callable[[Store], list[str]]
     read: Callable[[Store, str], pa.Table]
     make_worker: Callable[[], Worker]
-    check: Callable[[], None] = field(default=no_check)
+    check: Callable[[], Sequence[str] | None] = field(default=no_check)
     sources: Callable[[Store, str], Iterable[tuple[str, str]] | None] | None = None
     outside: Callable[[Store, str], Any] = field(default=nothing_outside)
     state: Callable[[Store], Any] = field(default=no_state)

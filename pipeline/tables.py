@@ -51,6 +51,17 @@ PLAN = pa.schema(
         ("round", pa.int32()),  # 0: first plan; 1…: top-up
     ]
 )
+OPTIONS = pa.field("options", pa.string())  # JSON: what else decides pixels; null: nothing
+
+
+def with_options(schema: pa.Schema, some: bool) -> pa.Schema:
+    """PLAN or RELEASE; with the column OPTIONS behind it where a source has `some`.
+
+    Tables without any are what they were before there was this column.
+    """
+    return schema.append(OPTIONS) if some else schema
+
+
 PHOTOS = pa.schema(
     [
         ("source", pa.int32()),  # which of prompts.sources
@@ -187,6 +198,20 @@ RELEASE_MEANING = {
     "the tensors of each component of the model, as they were loaded, `scheduler`: its class "
     "and all its settings, and `endpoint`: what a server was asked for and what it answered",
 }
+OPTIONS_MEANING = (
+    "JSON object: what else decides the pixels: arguments of the call of the pipeline, files that "
+    "were added to the model; null: nothing"
+)
+
+
+def release_fields(some: bool) -> list[tuple[pa.Field, str]]:
+    """Columns of a release, and what each means.
+
+    Args:
+        some: whether a source has options.
+    """
+    fields = [(column, RELEASE_MEANING[column.name]) for column in RELEASE]
+    return [*fields, (OPTIONS, OPTIONS_MEANING)] if some else fields
 
 
 def embeddings_schema(size: int) -> pa.Schema:

@@ -120,6 +120,20 @@ def models() -> Path:
 
 
 @pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a tiny random pipeline of a family (`tests.families`), made when it is needed."""
+    from tests.families import MAKERS, save
+
+    folder = tmp_path_factory.mktemp("families")
+
+    def made(name: str) -> Path:
+        place = folder / name
+        return place if place.is_dir() else save(place, MAKERS[name])
+
+    return made
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real input beside the checkout; tests that need it skip without it."""
     folder = ROOT.parent / "shared" / "data"

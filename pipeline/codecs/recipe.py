@@ -5,7 +5,7 @@
     checksum  4   CRC-32 of all that follows
     image     8   first bytes of the sha256 of the image's pixels
     weights   4   first bytes of the digest of the model's weights, as they are loaded
-    pipeline  1   which of PIPELINES
+    pipeline  1   which of PIPELINES + 128 * (options)
     scheduler 1   which of SCHEDULERS; 255: its text follows, behind the VAE
     how       1   dtype (of DTYPES) + 4 * device (of DEVICES) + 16 * tiling + 32 * slicing
                   + 64 * compiled + 128 * (another VAE)
@@ -13,6 +13,7 @@
     revision  1   20: a commit of 20 bytes follows; 0: a name follows, as a prompt
     vae           if there is another: its name, as a prompt
     scheduler     if it is none of SCHEDULERS: its text, as a prompt
+    options       if there are any: their text, as a prompt
     width     v   in steps of 8 pixels      v: a varint, as in `pipeline.learned.bitstream`
     height    v
     steps     v
@@ -60,7 +61,9 @@ if TYPE_CHECKING:
 
 MAGIC, VERSION, START = b"AIGR", 1, 9
 # A number is a place in these lists: what is new comes at the end.
-PIPELINES = ("sd", "sdxl")
+PIPELINES = (
+    "sd", "sdxl", "auto", "sd3", "flux", "pixart-sigma", "sana", "qwen-image", "z-image",
+)  # fmt: skip
 SCHEDULERS = (
     "ddim", "ddpm", "dpm-solver++", "euler", "euler-ancestral", "heun", "lms", "pndm", "unipc",
     "own",
@@ -118,7 +121,8 @@ def pack(header: Header, residual: bytes) -> bytes:
     how += 16 * of.tiling + 32 * of.slicing + 64 * of.compiled + 128 * bool(of.vae)
     parts = [header.image, header.weights]
     scheduler = SCHEDULERS.index(of.scheduler) if of.scheduler in SCHEDULERS else _NAMED
-    parts.append(bytes([PIPELINES.index(of.pipeline), scheduler, how]))
+    pipeline = PIPELINES.index(of.pipeline) + 128 * bool(of.options)
+    parts.append(bytes([pipeline, scheduler, how]))
     if of.model in MODELS:
         parts.append(varint(MODELS.index(of.model) + 1))
     else:
@@ -135,6 +139,8 @@ def pack(header: Header, residual: bytes) -> bytes:
         parts.append(pack_prompt(of.vae))
     if scheduler == _NAMED:
         parts.append(pack_prompt(of.scheduler))
+    if of.options:
+        parts.append(pack_prompt(of.options))
     parts += [varint(n) for n in (of.width // 8, of.height // 8, of.steps)]
     hundredths = round(100 * of.guidance_scale) if of.guidance_scale < 1e6 else _EXACT
     if hundredths / 100 == of.guidance_scale and hundredths < _EXACT:
@@ -172,7 +178,7 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
     image, weights = reader.bytes(8, "header"), reader.bytes(4, "header")
     pipeline, scheduler, how = reader.bytes(3, "header")
     fields: dict[str, Any] = {
-        "pipeline": _of(PIPELINES, pipeline, "pipeline"),
+        "pipeline": _of(PIPELINES, pipeline & 127, "pipeline"),
         "dtype": _of(DTYPES, how & 3, "dtype"),
         "device": _of(DEVICES, how >> 2 & 3, "device"),
         "tiling": bool(how & 16),
@@ -193,6 +199,10 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
         fields["scheduler"] = read_prompt(reader)
     else:
         fields["scheduler"] = _of(SCHEDULERS, scheduler, "scheduler")
+    if pipeline & 128:
+        fields["options"] = read_prompt(reader)
+        if not fields["options"]:
+            raise DamagedStream("recipe: its options are empty. Get the file again.")
     for name in ("width", "height"):
         fields[name] = 8 * reader.varint(name)
     fields["steps"] = reader.varint("steps")

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,12 +18,27 @@ from pydantic import Field
 from pipeline import AigiError
 from pipeline.faults import MachineFault, let_through, short_of_memory
 from pipeline.images import schedulers
+from pipeline.images.pipelines import (
+    Runner,
+    call_problems,
+    model_problems,
+    part_problems,
+    runner,
+    skeleton,
+)
 from pipeline.marks.names import embed
 from pipeline.models.device import device_name, pick_device
 from pipeline.models.hub import Place, check_sha256, loading
-from pipeline.models.weights import Part, check_model, check_pipeline, digest
+from pipeline.models.weights import (
+    Part,
+    check_model,
+    check_pipeline,
+    digest,
+    pipeline_problems,
+    read_index,
+)
 from pipeline.pixels import RGB, PngEffort, decode_threads, pixels_sha256, png_bytes
-from pipeline.plan.families import FAMILIES
+from pipeline.plan.options import options_of
 from pipeline.plan.schedulers import OWN, scheduler_of
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.settings import Count, Location, Model, Settings
@@ -49,6 +65,13 @@ class DiffusersSource(Settings):
 
 
 INDEX = "model_index.json"
+_CONFIGS = (
+    "*/config.json",
+    "*/scheduler_config.json",
+    "*/preprocessor_config.json",
+    "tokenizer*/*",
+)
+"""What a repository has beside its weights."""
 
 # Above this many pixels a side the VAE's activations dominate memory: decode in tiles.
 TILE_FROM = 1536
@@ -78,35 +101,41 @@ def _vae_folder(place: Place) -> str:
     return folder
 
 
-def _pipeline_folder(place: Place, spec: DiffusersSpec, given: Mapping[str, Any]) -> str:
+def _pipeline_folder(
+    place: Place, found: Runner, spec: DiffusersSpec, given: Mapping[str, Any]
+) -> str:
     """The model's files on this machine, compared with the model.
 
     Args:
+        found: how it is run.
         given: components that do not come from there.
     """
-    import diffusers
-
     folder = place.folder
     if folder is None:
-        kind: Any = getattr(diffusers, FAMILIES[spec.pipeline].pipeline)
         with loading(place.where, place):
             # diffusers knows which of a repository's many weights it needs.
             folder = str(
-                kind.download(spec.model, revision=spec.revision, use_safetensors=True, **given)
+                found.kind.download(
+                    spec.model, revision=spec.revision, use_safetensors=True, **given
+                )
             )
     check_pipeline(place, folder, given)
     return folder
 
 
-def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> None:
-    """Check that the model is there, its weights are the expected ones and its scheduler fits.
+def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> list[str]:
+    """Check that the model is there and can do what the specification asks of it.
 
-    Of a model of the Hub only hashes are compared here: it is downloaded where it is run, and
-    there its tensors are looked at before the first image.
+    Of a model of the Hub, hashes and configurations are looked at here: it is downloaded where it
+    is run, and there its tensors are looked at before the first image.
+
+    Returns: what is assumed of the model because nothing states it, a line each.
 
     Raises:
         AigiError: the folder is missing or no pipeline; a weight file is missing or changed, or
-            does not have the tensors of its component.
+            does not have the tensors of its component; the class is none of diffusers, makes no
+            images from text, or does not take what the specification gives. All of what is
+            wrong is said at once, a line each.
     """
     place = _place(name, spec, local)
     if local.folder is not None:
@@ -116,16 +145,38 @@ def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Non
         if file not in found:
             raise place.lacking(file)
         check_sha256(place.where, f"{place}: {file}", found[file], expected)
+    folder = place.fetch(INDEX, beside=_CONFIGS)
+    index = read_index(place, folder)
+    run = runner(place, index, spec)
+    given = {**run.family.options, **({} if local.vae is None else {"vae": None})}
+    problems = [f"sources.{name}.{line}" for line in call_problems(run, spec)]
+    missing = part_problems(run, index, given)
+    problems += [f"{place.where}: {place}: {line}" for line in missing]
     if local.folder is not None:
-        other = [] if local.vae is None else ["vae"]
-        check_pipeline(place, local.folder, [*FAMILIES[spec.pipeline].options, *other])
+        problems += pipeline_problems(place, folder, given)
+    if not missing and (bare := skeleton(run, index, folder)) is not None:
+        problems += [f"sources.{name}.{line}" for line in model_problems(run, spec, bare)]
     if (vae := _other_vae(name, local)) is not None and vae.folder is not None:
-        _vae_folder(vae)
+        with _noted(problems):
+            _vae_folder(vae)
     wanted = scheduler_of(spec.scheduler)
     if str(wanted) != OWN:
         key = f"sources.{name}.scheduler"
-        own = schedulers.own_of(key, place.fetch(schedulers.CONFIG))
-        schedulers.made(key, wanted, own, spec.steps)
+        with _noted(problems):
+            own = schedulers.own_of(key, place.fetch(schedulers.CONFIG))
+            schedulers.made(key, wanted, own, spec.steps)
+    if problems:
+        raise AigiError("\n".join(problems))
+    return [f"sources.{name}: {run.assumed}"] if run.assumed else []
+
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """Keep an error as one more line."""
+    try:
+        yield
+    except AigiError as error:
+        problems.append(str(error))
 
 
 @dataclass
@@ -202,8 +253,9 @@ class Diffuser:
         self.png: PngEffort = png
         self.encode_threads = decode_threads(encode_threads)
         dtype = getattr(torch, spec.dtype)
-        self.family = FAMILIES[spec.pipeline]
-        kind: Any = getattr(diffusers, self.family.pipeline)
+        place = _place(name, spec, local)
+        self.run = runner(place, read_index(place, place.fetch(INDEX)), spec)
+        self.family = self.run.family
         options = {"dtype": dtype, "use_safetensors": True, **self.family.options}
         if (other := _other_vae(name, local)) is not None:
             folder = _vae_folder(other)
@@ -211,11 +263,10 @@ class Diffuser:
                 options["vae"] = diffusers.AutoencoderKL.from_pretrained(
                     folder, dtype=dtype, use_safetensors=True, local_files_only=True
                 )
-        place = _place(name, spec, local)
         given = {key: options[key] for key in (*self.family.options, "vae") if key in options}
-        folder = _pipeline_folder(place, spec, given)
+        folder = _pipeline_folder(place, self.run, spec, given)
         with loading(place.where, place):
-            pipe = kind.from_pretrained(folder, **options)
+            pipe = self.run.kind.from_pretrained(folder, **options)
         self.loaded = {}
         for part, module in sorted(pipe.components.items()):
             if isinstance(module, torch.nn.Module):
@@ -226,10 +277,24 @@ class Diffuser:
         )
         pipe.set_progress_bar_config(disable=True)
         pipe = pipe.to(self.device)
+        denoiser = getattr(pipe, self.family.denoiser, None)
         if local.attention_slicing:
+            if not hasattr(denoiser, "set_attention_slice"):
+                raise AigiError(
+                    f"sources.{name}.attention_slicing: {type(pipe).__name__} has none. Remove it."
+                )
             pipe.enable_attention_slicing()
+        if local.vae_tiling and not hasattr(getattr(pipe, "vae", None), "enable_tiling"):
+            raise AigiError(
+                f"sources.{name}.vae_tiling: {type(pipe).__name__} has none. Remove it."
+            )
         if local.compile:
-            getattr(pipe, self.family.denoiser).compile(dynamic=False)
+            if denoiser is None:
+                raise AigiError(
+                    f"sources.{name}.compile: no denoiser is known of {type(pipe).__name__}. "
+                    "Remove it."
+                )
+            denoiser.compile(dynamic=False)
         self.pipe: Any = pipe
         self.provenance = {
             "device": device_name(self.device),
@@ -333,23 +398,29 @@ class Diffuser:
         tiling = self.local.vae_tiling
         if tiling is None:
             tiling = max(width, height) >= TILE_FROM
-        if tiling:  # and one image at a time
-            self.pipe.vae.enable_tiling()
-            self.pipe.vae.enable_slicing()
-        else:
-            self.pipe.vae.disable_tiling()
-            self.pipe.vae.disable_slicing()
-        negative = [row["negative_prompt"] or "" for row in rows]
+        # Some VAEs have neither; one that was asked for them was refused before.
+        vae = getattr(self.pipe, "vae", None)
+        for what in ("tiling", "slicing"):  # in tiles, and one image at a time
+            switch = getattr(vae, f"{'enable' if tiling else 'disable'}_{what}", None)
+            if switch is not None:
+                switch()
+        options = options_of(first.get("options"))
+        if self.family.guidance:
+            options[self.family.guidance] = first["guidance_scale"]
+        if self.family.negative_prompt and "negative_prompt" in self.run.takes:
+            options["negative_prompt"] = [row["negative_prompt"] or "" for row in rows]
         images: torch.Tensor = self.pipe(
             prompt=[row["text"] for row in rows],
-            **({"negative_prompt": negative} if self.family.negative_prompt else {}),
             width=width,
             height=height,
             num_inference_steps=first["steps"],
-            guidance_scale=first["guidance_scale"],
             generator=[torch.Generator("cpu").manual_seed(row["seed"]) for row in rows],
             output_type="pt",
+            **options,
         ).images
+        if images.shape[-2:] != (height, width):
+            made = f"{images.shape[-1]}x{images.shape[-2]}"
+            raise ValueError(f"{made} pixels were made, {width}x{height} are planned")
         return images
 
     @staticmethod

@@ -17,6 +17,7 @@ from pipeline import AigiError
 from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
 from pipeline.images.endpoint import Endpoint, HttpSource, check_endpoint, local_http
 from pipeline.images.importer import Importer
+from pipeline.outside import Unreachable
 from pipeline.pictures.sources import ImportSource, OriginalSource
 from pipeline.plan import specification
 from pipeline.plan.imports import local_import
@@ -124,21 +125,33 @@ def _names(store: Store) -> list[str]:
     return list(store.shards("plan"))
 
 
-def check_sources(plan: Plan, sources: Mapping[str, LocalSource]) -> None:
+def check_sources(plan: Plan, sources: Mapping[str, LocalSource]) -> list[str]:
     """Check that the models of all generated sources are there and the expected ones.
 
     An endpoint must answer, take the key and offer the model.
 
+    Returns: what is assumed of models, a line each.
+
     Raises:
-        AigiError: names the source, and what is missing or changed.
+        AigiError: names every source, and what is missing or changed.
     """
     dataset = specification.load(plan.dataset)
+    said: list[str] = []
+    problems: list[str] = []
     for name in chosen(dataset, plan):
         spec = dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
-            check_weights(name, spec, local_diffusers(sources, name))
+            try:
+                said += check_weights(name, spec, local_diffusers(sources, name))
+            except Unreachable:
+                raise
+            except AigiError as error:
+                problems.append(str(error))
         elif isinstance(spec, HttpSpec):
             check_endpoint(name, spec, local_http(sources, name))
+    if problems:
+        raise AigiError("\n".join(problems))
+    return said
 
 
 def _imported(keeps: Mapping[str, bool], shard: str) -> bool | None:

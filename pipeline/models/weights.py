@@ -252,11 +252,53 @@ def check_pipeline(place: Place, folder: str, given: Iterable[str] = ()) -> None
         given: components that do not come from the folder.
 
     Raises:
-        AigiError: names the component and its tensors.
+        AigiError: names every component that cannot be used, a line each, and its tensors.
     """
+    if found := pipeline_problems(place, folder, given):
+        raise AigiError("\n".join(found))
+
+
+def pipeline_problems(place: Place, folder: str, given: Iterable[str] = ()) -> list[str]:
+    """What is wrong with the files of the components of a pipeline, a line each.
+
+    Args:
+        as for `check_pipeline`.
+
+    Raises:
+        AigiError: it is no pipeline.
+    """
+    found = []
     for name, kind in _components(place, folder).items():
         if name not in given:
-            check_model(Part(place.where, place, name), kind, os.path.join(folder, name))
+            try:
+                check_model(Part(place.where, place, name), kind, os.path.join(folder, name))
+            except AigiError as error:
+                found.append(str(error))
+    return found
+
+
+def read_index(place: Place, folder: str) -> dict[str, Any]:
+    """The content of a pipeline's `model_index.json`.
+
+    Raises:
+        AigiError: it is missing or damaged.
+    """
+    path = os.path.join(folder, "model_index.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            index = json.load(file)
+        if not isinstance(index, dict):
+            raise ValueError("expected names and components")
+    except (OSError, ValueError, RecursionError) as error:
+        raise _no_pipeline(place, path, error) from error
+    return index
+
+
+def _no_pipeline(place: Place, path: str, error: Exception) -> AigiError:
+    return AigiError(
+        f"{place.where}: {path}: not a pipeline of diffusers ({type(error).__name__}: "
+        f"{str(error)[:200]}). {_REMEDY}"
+    )
 
 
 def _components(place: Place, folder: str) -> dict[str, Any]:
@@ -266,21 +308,16 @@ def _components(place: Place, folder: str) -> dict[str, Any]:
     import transformers
 
     libraries = {"diffusers": diffusers, "transformers": transformers}
-    path = os.path.join(folder, "model_index.json")
     found = {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            index = json.load(file)
-        for name, value in sorted(index.items()):
-            if isinstance(value, list) and value and value[0] in libraries:
+    for name, value in sorted(read_index(place, folder).items()):
+        if isinstance(value, list) and value and value[0] in libraries:
+            try:
                 kind = getattr(libraries[value[0]], value[1])
-                if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
-                    found[name] = kind
-    except (OSError, ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
-        raise AigiError(
-            f"{place.where}: {path}: not a pipeline of diffusers ({type(error).__name__}: "
-            f"{str(error)[:200]}). {_REMEDY}"
-        ) from error
+            except (AttributeError, TypeError, LookupError) as error:
+                path = os.path.join(folder, "model_index.json")
+                raise _no_pipeline(place, path, error) from error
+            if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
+                found[name] = kind
     return found
 
 

@@ -30,10 +30,12 @@ from pipeline.plan.specification import (
     SplitSpec,
 )
 from pipeline.prompts.text import prompt_id
-from pipeline.tables import PLAN
+from pipeline.tables import OPTIONS, PLAN, with_options
 
 REMEDY = "Fetch the release again."
-SCHEMA = PLAN.append(pa.field("shard", pa.string()))
+_SHARD = pa.field("shard", pa.string())
+SCHEMA = PLAN.append(_SHARD)
+"""Columns of the plan beside a manifest whose sources have no options."""
 _ALWAYS = (
     "image_id", "prompt_id", "text", "split", "source", "model", "revision", "watermark",
     "index", "rank", "round",
@@ -52,14 +54,20 @@ _ONE = ("source", "split", "round")
 """All rows of a shard have one value of each of these."""
 
 
-def specified(spec: SourceSpec) -> tuple[str, ...]:
-    """The columns of a source's rows that its specification states."""
-    return _SPECIFIED if isinstance(spec, DiffusersSpec) else ("model", "revision")
+def schema(options: bool) -> pa.Schema:
+    """Columns of the plan beside a manifest.
+
+    Args:
+        options: whether a source has some.
+    """
+    return with_options(PLAN, options).append(_SHARD)
 
 
-def request_of(spec: SourceSpec | None) -> str | None:
-    """What the ids of a source's images hash of its requests; None: it is no endpoint."""
-    return spec.request_text if isinstance(spec, HttpSpec) else None
+def specified(spec: SourceSpec) -> dict[str, Any]:
+    """What the specification of a source states of all its rows, by column."""
+    columns = _SPECIFIED if isinstance(spec, DiffusersSpec) else ("model", "revision")
+    found = {column: getattr(spec, column) for column in columns}
+    return {**found, OPTIONS.name: spec.row_options if isinstance(spec, PromptedSpec) else None}
 
 
 class _Wrong(Exception):
@@ -83,9 +91,9 @@ def _check_row(row: Mapping[str, Any], dataset: Dataset) -> None:
             raise _Wrong(column, "needed" if needed else f"{of} has none")
     if (row["path"] is None) != generated:
         raise _Wrong("path", "a generated image has none" if generated else "needed")
-    for column in specified(spec):
-        if row[column] != getattr(spec, column):
-            raise _Wrong(column, f"{row[column]!r}, specified is {getattr(spec, column)!r}")
+    for column, stated in specified(spec).items():
+        if row.get(column) != stated:
+            raise _Wrong(column, f"{row.get(column)!r}, specified is {stated!r}")
     for column, side in (("width", size.width), ("height", size.height)):
         if row[column] != side and (generated or row[column] is not None):
             raise _Wrong(column, f"{row[column]}, specified is {side}")
@@ -98,7 +106,7 @@ def _check_row(row: Mapping[str, Any], dataset: Dataset) -> None:
         raise _Wrong("path", f"{row['path']!r} leads out of the folder of the images")
     if row["prompt_id"] != prompt_id(row["text"]):
         raise _Wrong("prompt_id", "is not the hash of the text")
-    if row["image_id"] != image_id_of(row, request_of(spec)):
+    if row["image_id"] != image_id_of(row):
         raise _Wrong("image_id", "is not the hash of the row")
 
 
@@ -157,7 +165,7 @@ def _readable(where: str) -> Iterator[None]:
 
 
 def shards_in(where: str, file: Any) -> Iterator[pa.Table]:
-    """Shards of an open plan file, one after another: rows with the columns of a plan (`SCHEMA`).
+    """Shards of an open plan file, one after another: rows with the columns of a plan (`schema`).
 
     What they state may still be anything.
 
@@ -165,9 +173,10 @@ def shards_in(where: str, file: Any) -> Iterator[pa.Table]:
         AigiError: it is no such file, or values are missing.
     """
     with _readable(where), pa.ipc.open_file(file) as reader:
-        if not reader.schema.equals(SCHEMA):
+        expected = schema(OPTIONS.name in reader.schema.names)
+        if not reader.schema.equals(expected):
             found = {field.name: str(field.type) for field in reader.schema}
-            wrong = [f.name for f in SCHEMA if found.pop(f.name, None) != str(f.type)]
+            wrong = [f.name for f in expected if found.pop(f.name, None) != str(f.type)]
             name = [*wrong, *found, "the order of its columns"][0]
             raise refused(where, name, "a plan has other columns", REMEDY)
         for number in range(reader.num_record_batches):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.tables import PLAN
+from pipeline.tables import OPTIONS, PLAN, with_options
 
 
 def seed_of(prompt: str, source: str, index: int, salt: int) -> int:
@@ -34,23 +34,22 @@ def asked_seed(seed: int) -> int:
     return seed >> 32
 
 
-def image_id_of(row: Mapping[str, Any], request: str | None = None) -> str:
+def image_id_of(row: Mapping[str, Any]) -> str:
     """The id of a row of the plan: a hash of every field that decides its pixels.
 
     Args:
-        row: with a `path`, it is that of an imported image.
-        request: the further fields of the request for an image of an endpoint
-            (`HttpSpec.request_text`); None: of no endpoint.
+        row: with a `path`, it is that of an imported image; with neither path nor steps, that of
+            an endpoint.
     """
     deciding: tuple[str, ...] = _GENERATED if row["path"] is None else _IMPORTED
-    if request is not None:
+    if row["path"] is None and row["steps"] is None:
         deciding = _ASKED
     fields = {name: row[name] for name in deciding}
-    if request is not None:
-        fields["request"] = request
     if row["path"] is not None and row["watermark"] != "none":
         # Without a watermark the id is what it was before imports could have one.
         fields["watermark"] = row["watermark"]
+    if row.get(OPTIONS.name) is not None:
+        fields[OPTIONS.name] = row[OPTIONS.name]
     text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -64,8 +63,13 @@ def pair_id_of(ids: dict[str, str]) -> str | None:
     return ids.get("none", next(iter(ids.values()))) if len(ids) > 1 else None
 
 
-def plan_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), schema=PLAN)
+def plan_table(rows: Iterable[dict[str, Any]], options: bool = False) -> pa.Table:
+    """Rows of a plan.
+
+    Args:
+        options: whether a source of the plan has some.
+    """
+    return pa.Table.from_pylist(list(rows), schema=with_options(PLAN, options))
 
 
 def rank_of(rank: int, prompts: int, each: int) -> tuple[int, int]:

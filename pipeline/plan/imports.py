@@ -93,6 +93,7 @@ def imported_shards(
     pictures: list[Import],
     plan: Plan,
     rounds: list[int],
+    options: bool = False,
 ) -> Iterator[tuple[int, pa.Table]]:
     size = spec.splits[split]  # type: ignore[index]
     wanted = generations_of(size, plan, len(pictures))
@@ -115,7 +116,7 @@ def imported_shards(
         paths = picture.variants or dict.fromkeys(watermarks, picture.path)
         each = pixels[rank] * len(paths)
         if rows and (held + each > full or round_of[rank] != rows[-1]["round"]):
-            yield rows[-1]["round"], plan_table(rows)
+            yield rows[-1]["round"], plan_table(rows, options)
             rows, held = [], 0
         held += each
         index = seen[picture.prompt_id]
@@ -147,7 +148,7 @@ def imported_shards(
                 }
             )
     if rows:
-        yield rows[-1]["round"], plan_table(rows)
+        yield rows[-1]["round"], plan_table(rows, options)
 
 
 def _pixels(

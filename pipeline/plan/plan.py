@@ -46,13 +46,14 @@ from pipeline.plan.specification import (
     ImportSpec,
     PromptedSpec,
     SplitSpec,
+    some_options,
 )
 from pipeline.progress import Progress
 from pipeline.prompts.text import SplitShares
 from pipeline.settings import SPLITS
 from pipeline.stage import Build
 from pipeline.store import Shard, Store
-from pipeline.tables import PLAN, REJECTS
+from pipeline.tables import PLAN, REJECTS, with_options
 
 VERSION = 1
 
@@ -74,7 +75,7 @@ def _read_prompts(store: Store) -> Iterator[_Prompt]:
 
 def _fixed(name: str, spec: PromptedSpec, split: str, size: SplitSpec) -> dict[str, Any]:
     """What all rows of a source and split have in common."""
-    ran: dict[str, Any] = {}
+    ran: dict[str, Any] = {"steps": None}
     if isinstance(spec, DiffusersSpec):
         ran = {
             "steps": spec.steps,
@@ -92,6 +93,7 @@ def _fixed(name: str, spec: PromptedSpec, split: str, size: SplitSpec) -> dict[s
         "width": size.width,
         "height": size.height,
         "path": None,
+        "options": spec.row_options,
     }
 
 
@@ -102,10 +104,13 @@ def _generated(
     prompts: list[_Prompt],
     plan: Plan,
     rounds: list[int],
+    options: bool,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Shards of one generated source and split, prompt after prompt, with their rounds.
 
-    `rounds` are the generations that each top-up round adds.
+    Args:
+        rounds: generations that each top-up round adds.
+        options: whether the plan has a column of options.
     """
     size = spec.splits[split]  # type: ignore[index]
     wanted = generations_of(size, plan)
@@ -119,7 +124,6 @@ def _generated(
             "add caption sources, or lower plan.limit."
         )
     fixed = _fixed(name, spec, split, size)
-    request = spec.request_text if isinstance(spec, HttpSpec) else None
     each = shard_rows(size.width or 0, size.height or 0, len(size.watermarks), plan.shard_mb)
     rows: list[dict[str, Any]] = []
     for number, first, last in spans([planned, *rounds]):
@@ -132,7 +136,7 @@ def _generated(
                 seed = asked_seed(own) if spec.seeds else None
             made = {**fixed, "text": prompt.text, "seed": seed, "index": index}
             ids = {
-                watermark: image_id_of({**made, "watermark": watermark}, request)
+                watermark: image_id_of({**made, "watermark": watermark})
                 for watermark in size.watermarks
             }
             for watermark, image_id in ids.items():
@@ -148,7 +152,7 @@ def _generated(
                     }
                 )
             if (rank + 1 - first) % each == 0 or rank + 1 == last:
-                yield number, plan_table(rows)
+                yield number, plan_table(rows, options)
                 rows = []
 
 
@@ -183,6 +187,8 @@ def _build(
 ) -> list[Shard]:
     dataset = specification.load(plan.dataset)
     names = chosen(dataset, plan)
+    options = some_options(dataset, names)
+    schema = with_options(PLAN, options)
     rejects: list[dict[str, Any]] = []
     imports: dict[str, list[Import]] = {}
     for name in names:
@@ -217,7 +223,7 @@ def _build(
                     for p in prompts
                     if p.split == split and (spec.captions is None or p.source in spec.captions)
                 ]
-                shards = _generated(name, spec, split, usable, plan, rounds)
+                shards = _generated(name, spec, split, usable, plan, rounds, options)
             else:
                 mine = [p for p in imports[name] if p.split == split]
                 wanted = generations_of(spec.splits[split], plan)
@@ -227,11 +233,11 @@ def _build(
                         f"plan: {name} {split}: {len(mine):,} images found, {wanted:,} needed"
                     )
                 source = local_import(sources, name)
-                shards = imported_shards(name, spec, source, split, mine, plan, rounds)
+                shards = imported_shards(name, spec, source, split, mine, plan, rounds, options)
             numbers: dict[int, int] = defaultdict(int)
             for number, table in shards:
                 shard = shard_name(name, split, number, numbers[number])
-                made.append(store.write("plan", shard, table, PLAN))
+                made.append(store.write("plan", shard, table, schema))
                 numbers[number] += 1
                 rows += table.num_rows
                 if manifest is not None and rows > manifest["plan"]["rows"]:
@@ -273,13 +279,25 @@ def _check_same(store: Store, manifest: Mapping[str, Any]) -> None:
     )
 
 
+def _as(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema; one that the table does not have is null."""
+    absent = pa.nulls(table.num_rows, pa.string())
+    have = table.column_names
+    columns = [table[name] if name in have else absent for name in schema.names]
+    return pa.table(columns, schema=schema)
+
+
 def _copy(
     location: str, sources: Collection[str] | None, store: Store, progress: Progress
 ) -> list[Shard]:
     """Copy the plan beside a manifest, for these sources or for all."""
     manifest = read_manifest(location)
+    # Of a source without options, the column may be there for another one that is left out.
+    dataset = specification.load(location)
+    names = list(dataset.sources) if sources is None else sources
+    schema = with_options(PLAN, some_options(dataset, names))
     made = [
-        store.write("plan", name, table, PLAN)
+        store.write("plan", name, _as(table, schema), schema)
         for name, table in read_plan(location, manifest)
         if sources is None or table["source"][0].as_py() in sources
     ]
@@ -299,6 +317,7 @@ def stage(plan: Plan, sources: Mapping[str, object], shares: SplitShares) -> Bui
     dataset = specification.load(plan.dataset)
     names = chosen(dataset, plan)
     generated = any(isinstance(dataset.sources[name], PromptedSpec) for name in names)
+    schema = with_options(PLAN, some_options(dataset, names))
     location, rounds = plan.manifest, []
     if location is not None:
         manifest = read_manifest(location)
@@ -306,7 +325,7 @@ def stage(plan: Plan, sources: Mapping[str, object], shares: SplitShares) -> Bui
             return Build(
                 table="plan",
                 version=VERSION,
-                schema=PLAN,
+                schema=schema,
                 settings={"plan": manifest["plan"], "sources": names},
                 inputs=(),
                 build=partial(_copy, location, plan.sources),
@@ -331,7 +350,7 @@ def stage(plan: Plan, sources: Mapping[str, object], shares: SplitShares) -> Bui
     return Build(
         table="plan",
         version=VERSION,
-        schema=PLAN,
+        schema=schema,
         settings=settings,
         inputs=("prompts",) if generated else (),
         build=partial(_build, plan, sources, shares),

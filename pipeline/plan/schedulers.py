@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.complaints import near
+from pipeline.plan.options import simple
 
 OWN = "own"
 SCHEDULERS = {
@@ -102,18 +103,9 @@ def scheduler_of(given: object) -> Scheduler:
     for option, value in options.items():
         if not isinstance(option, str) or not _OPTION.fullmatch(option):
             raise ValueError(f"options of {name}: {option!r} is no name of an option")
-        if not _simple(value):
+        if not simple(value):
             raise ValueError(f"options of {name}: {option}: expected a number, text, or a list")
     found = Scheduler(name, options)
     if len(str(found)) > _MOST:
         raise ValueError(f"options of {name}: more than {_MOST} characters")
     return found
-
-
-def _simple(value: object) -> bool:
-    """Whether JSON has it, and writes it in one way only."""
-    if isinstance(value, list):
-        return all(not isinstance(item, list) and _simple(item) for item in value)
-    if isinstance(value, float):
-        return abs(value) < float("inf")
-    return value is None or isinstance(value, bool | int | str)

@@ -12,7 +12,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
 from pipeline import gate
 from pipeline.complaints import near
@@ -20,7 +28,8 @@ from pipeline.gate import Sha256, matching
 from pipeline.manifest import REMEDY, read_manifest
 from pipeline.marks import names as watermark
 from pipeline.marks import visible
-from pipeline.plan.families import FAMILIES
+from pipeline.plan import options as call_options
+from pipeline.plan.families import AUTO, FAMILIES, Family
 from pipeline.plan.schedulers import OWN, scheduler_of
 from pipeline.settings import Settings, Split, check, read_yaml
 from pipeline.shown import public_url
@@ -48,17 +57,13 @@ def _watermark(name: str, info: ValidationInfo) -> str:
 Watermark = Annotated[str, AfterValidator(_watermark)]
 
 
-def _among(names: Collection[str]) -> AfterValidator:
-    """A check that text is one of these names."""
-
-    def check(name: str) -> str:
-        if name not in names:
-            raise ValueError(f'no "{name}"; {near(name, names)}')
-        return name
-
-    return AfterValidator(check)
+def _pipeline(name: str) -> str:
+    if name != AUTO and name not in FAMILIES:
+        raise ValueError(f'no "{name}"; {near(name, [AUTO, *FAMILIES])}')
+    return name
 
 
+Options = Annotated[dict[str, Any], AfterValidator(call_options.checked)]
 SchedulerText = Annotated[str, BeforeValidator(lambda given: str(scheduler_of(given)))]
 
 
@@ -114,7 +119,9 @@ class DiffusersSpec(_SourceSpec):
     """A source made by a text-to-image pipeline of diffusers."""
 
     kind: Literal["diffusers"]
-    pipeline: Annotated[str, _among(FAMILIES)]
+    pipeline: Annotated[str, AfterValidator(_pipeline)] = Field(
+        description="family of the model; auto: the class that its model_index.json names"
+    )
     model: str = Field(description="Hub id; names the model even where a local copy is used")
     revision: Revision = Field(
         description="commit of the model repository, or a name for local ones"
@@ -132,16 +139,50 @@ class DiffusersSpec(_SourceSpec):
     negative_prompt: str = ""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     images_per_prompt: Number = 1
+    options: Options = Field(
+        default_factory=dict,
+        description="further arguments of the pipeline's call, as its class in diffusers has them: "
+        "{true_cfg_scale: 4.0}",
+    )
+
+    @property
+    def family(self) -> Family | None:
+        """Its row in FAMILIES; None: `auto`, which only the model itself can tell."""
+        return FAMILIES.get(self.pipeline)
+
+    @property
+    def row_options(self) -> str | None:
+        """What the column `options` of its rows has."""
+        return call_options.text_of(self.options)
+
+    @property
+    def evaluations(self) -> int | None:
+        """How often the denoiser runs for one image; None: not known before the model is."""
+        if self.family is None:
+            return None
+        true_cfg_scale = self.options.get("true_cfg_scale", 1.0)
+        return self.family.evaluations(self.steps, self.guidance_scale, true_cfg_scale)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields that came later, where they are not used: fingerprints stay."""
+        found: dict[str, Any] = dump(self)
+        return {name: value for name, value in found.items() if name not in _LATER or value}
 
     @model_validator(mode="after")
     def _fits_the_family(self) -> DiffusersSpec:
-        family = FAMILIES[self.pipeline]
-        if self.negative_prompt and not family.negative_prompt:
+        family = self.family
+        if family is not None and self.negative_prompt and not family.negative_prompt:
             raise ValueError(f"negative_prompt: pipeline {self.pipeline} takes none; remove it")
+        if family is not None and family.guidance in self.options:
+            raise ValueError(
+                f"options.{family.guidance}: guidance_scale is this argument of pipeline "
+                f"{self.pipeline}; set that, and remove the option"
+            )
         for split, spec in self.splits.items():
             if spec.count is None or spec.width is None or spec.height is None:
                 raise ValueError(f"splits.{split}: count, width and height are needed")
-            multiple = family.multiple
+            multiple = 8 if family is None else family.multiple
             if spec.width % multiple or spec.height % multiple:
                 raise ValueError(
                     f"splits.{split}: width and height must be multiples of {multiple}"
@@ -186,17 +227,21 @@ class HttpSpec(_SourceSpec):
                     "it in the workflow: sources.NAME.key_env"
                 )
         try:
-            text = self.request_text
+            json.dumps(self.request, allow_nan=False)
         except (TypeError, ValueError, RecursionError):
             raise ValueError("request: expected what JSON can contain") from None
-        if len(text) > _MOST_REQUEST:
+        if len(self.row_options or "") > _MOST_REQUEST:
             raise ValueError(f"request: more than {_MOST_REQUEST:,} characters")
         return self
 
     @property
-    def request_text(self) -> str:
-        """The further fields of a request in one spelling, for hashes."""
-        return json.dumps(self.request, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    def row_options(self) -> str | None:
+        """What the column `options` of its rows has: the further fields of a request."""
+        return call_options.text_of(self.request)
+
+
+_LATER = frozenset({"options"})
+"""Fields of DiffusersSpec that version 1 of the stages did not have."""
 
 
 class ImportSpec(_SourceSpec):
@@ -225,6 +270,12 @@ class Dataset(Settings):
     description: str = ""
     citation: str = Field("", description="BibTeX")
     sources: dict[Name, SourceSpec] = Field(min_length=1)
+
+
+def some_options(dataset: Dataset, names: Collection[str]) -> bool:
+    """Whether a source has options, so that tables have a column for them."""
+    found = (dataset.sources[name] for name in names)
+    return any(isinstance(spec, PromptedSpec) and spec.row_options for spec in found)
 
 
 def load(path: str) -> Dataset:

@@ -17,7 +17,13 @@ from pipeline import __version__
 from pipeline.manifest import CARD, MANIFEST, DocumentRecord, FileRecord, read_manifest
 from pipeline.markdown import Safe, code, escape, fence, link, number, plain, table
 from pipeline.plan.quotas import chosen, quotas
-from pipeline.plan.specification import Dataset, DiffusersSpec, HttpSpec, ImportSpec
+from pipeline.plan.specification import (
+    Dataset,
+    DiffusersSpec,
+    HttpSpec,
+    ImportSpec,
+    some_options,
+)
 from pipeline.progress import Progress
 from pipeline.prompts.captions import BlipCaptions
 from pipeline.prompts.prompts import Prompts, name_of, place_of
@@ -28,6 +34,7 @@ from pipeline.release.front_matter import NOT_STATED, TAGS, configs_of, front_ma
 from pipeline.release.recipe import Recipe
 from pipeline.release.sheet import SHEET, Shown, draw
 from pipeline.release.words import (
+    MARK_WORDS,
     asked_words,
     base_words,
     embedder_words,
@@ -35,11 +42,12 @@ from pipeline.release.words import (
     left_out_words,
     library_words,
     rule_words,
+    setting_heads,
 )
 from pipeline.selection.rules import REASONS
 from pipeline.settings import SPLITS, check
 from pipeline.store import Store
-from pipeline.tables import IMAGE, RELEASE, RELEASE_MEANING
+from pipeline.tables import IMAGE, release_fields
 
 VERSION = 3
 SHOWN_SIZES = 12
@@ -150,14 +158,14 @@ for row in load_dataset(NAME, "{config}", split="{split}", streaming=True):
     ]
 
 
-def _fields() -> list[str]:
+def _fields(options: bool) -> list[str]:
     rows = [
         [
             code(field.name),
             Safe("image") if field.type == IMAGE else escape(field.type),
-            Safe(RELEASE_MEANING[field.name]),
+            Safe(meaning),
         ]
-        for field in RELEASE
+        for field, meaning in release_fields(options)
     ]
     return [
         "## Fields",
@@ -168,6 +176,7 @@ def _fields() -> list[str]:
 
 def _sources(dataset: Dataset, counts: Counts, configs: Iterable[str]) -> list[str]:
     made, how = [], []
+    heads = setting_heads(any(kind.options is not None for kind in counts.kinds))
     for config in configs:
         spec = dataset.sources[config]
         for (source, model, revision), images in _ordered(counts.by("source", "model", "revision")):
@@ -182,9 +191,7 @@ def _sources(dataset: Dataset, counts: Counts, configs: Iterable[str]) -> list[s
                         number(images),
                     ]
                 )
-        settings = counts.by(
-            "source", "scheduler", "steps", "guidance_scale", "negative_prompt", "dtype"
-        )
+        settings = counts.by("source", *heads)
         for (source, *values), _ in _ordered(settings):
             if source == config and isinstance(spec, DiffusersSpec):
                 how.append([code(config), *map(_text, values)])
@@ -203,8 +210,7 @@ def _sources(dataset: Dataset, counts: Counts, configs: Iterable[str]) -> list[s
         ),
     ]  # fmt: skip
     if how:
-        heads = ("config", "scheduler", "steps", "guidance", "negative prompt", "dtype")
-        lines += ["", *table([Safe(head) for head in heads], how)]
+        lines += ["", *table([Safe(head) for head in ("config", *heads.values())], how)]
     lines += [text for words in asked_words(dataset, configs) for text in ("", words)]
     imported = [name for name in configs if isinstance(dataset.sources[name], ImportSpec)]
     if imported:
@@ -330,18 +336,6 @@ def _resolutions(counts: Counts, configs: Iterable[str]) -> list[str]:
     return ["## Resolutions", "", *table(heads, rows, right=1)]
 
 
-# Measured by `aigi watermark robustness` on 200 real AI pictures: the table in aigi's README.
-_MARKS = {
-    "none": "",
-    "dwt-dct": "48 bits, invisible, as diffusers puts them into SDXL pictures; of 200 pictures "
-    "they were read back whole from 33.5 % as they were, from 22 % after halving and back, from "
-    "none after JPEG 90",
-    "dwt-dct-svd": "the same 48 bits, sturdier; of 200 pictures they were read back whole from "
-    "all as they were, from 84.5 % after JPEG 90, from 28 % after JPEG 75, from none after JPEG 50",
-    "visible": "drawn over the picture; it goes where that part is cut off",
-}
-
-
 def _watermarks(counts: Counts, configs: Iterable[str]) -> list[str]:
     found = _ordered(counts.by("source", "split", "watermark"))
     rows = [
@@ -353,7 +347,9 @@ def _watermarks(counts: Counts, configs: Iterable[str]) -> list[str]:
     lines = ["## Watermarks", ""]
     if not rows:
         return [*lines, "No watermark was put on any picture: `watermark` is `none` in every row."]
-    kinds = [kind for kind in _MARKS if any(mark.split(":")[0] == kind for (*_, mark), _ in found)]
+    kinds = [
+        kind for kind in MARK_WORDS if any(mark.split(":")[0] == kind for (*_, mark), _ in found)
+    ]
     return [
         *lines,
         "`watermark` says what was put on a picture; rows that are not in this table have `none`. "
@@ -363,7 +359,7 @@ def _watermarks(counts: Counts, configs: Iterable[str]) -> list[str]:
         "",
         "What the marks are, and what they survive:",
         "",
-        *(f"- `{kind}`: {_MARKS[kind]}." for kind in kinds if kind != "none"),
+        *(f"- `{kind}`: {MARK_WORDS[kind]}." for kind in kinds if kind != "none"),
         "",
         "To read them, with the chance of the same result without a mark:",
         "",
@@ -531,7 +527,7 @@ def readme(
         _counted(configs, dataset),
         _sheet(dataset.title, shown),
         _use(configs),
-        _fields(),
+        _fields(some_options(dataset, chosen(dataset, recipe.planned("release")))),
         _sources(dataset, counts, configs),
         _prompts(recipe, dataset, counts),
         _resolutions(counts, configs),
@@ -595,7 +591,8 @@ def write(
     """
     recipe = _with_first_prompts(recipe)
     shards = [file["path"].removesuffix(".parquet") for file in files]
-    counts = count(store, dataset, shards, progress)
+    options = some_options(dataset, chosen(dataset, recipe.planned("release")))
+    counts = count(store, dataset, shards, progress, options)
     if counts.left_out:
         progress.say(
             f"release: metadata of {counts.left_out['']:,} images was left out: "
@@ -605,7 +602,7 @@ def write(
         store, {config: counts.samples[config] for config in configs_of(dataset, files)}
     )
     text = readme(recipe, dataset, files, counts, shown)
-    metadata = croissant(dataset, version, files, list(TAGS))
+    metadata = croissant(dataset, version, files, list(TAGS), options)
     documents = {
         CARD: text.encode(),
         CROISSANT: json.dumps(metadata, indent=1, ensure_ascii=False).encode() + b"\n",

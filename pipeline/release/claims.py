@@ -18,16 +18,17 @@ import yaml
 from pipeline import AigiError
 from pipeline.intact import wrong_pixels
 from pipeline.manifest import CARD, MANIFEST, PLAN_FILE
-from pipeline.plan.copied import request_of, shards_in, specified
+from pipeline.plan.copied import shards_in, specified
 from pipeline.plan.ids import image_id_of
 from pipeline.plan.rounds import summary_of
-from pipeline.plan.specification import Dataset
+from pipeline.plan.specification import Dataset, HttpSpec
 from pipeline.progress import Progress
 from pipeline.prompts.text import prompt_id
 from pipeline.release.croissant import CROISSANT, licences
 from pipeline.release.diff import narrow
 from pipeline.release.front_matter import front_matter
 from pipeline.store import Store
+from pipeline.tables import OPTIONS
 
 _MOST = 3  # lines of one kind; the last says how many there are
 
@@ -102,19 +103,21 @@ def _row(
 ) -> None:
     image = row["image_id"]
     if plan is not None:
-        for name in plan.keys() & row.keys() - {"width", "height"}:
-            if plan[name] != row[name]:
-                found.add(name, f"{where} ({image}): {name} {row[name]!r}; planned {plan[name]!r}")
+        shared = plan.keys() & row.keys() - {"width", "height"}
+        for name in {*shared, OPTIONS.name}:
+            here, planned = row.get(name), plan.get(name)
+            if planned != here:
+                found.add(name, f"{where} ({image}): {name} {here!r}; planned {planned!r}")
     sized = plan if plan is not None else row
-    facts = {**row, "width": sized["width"], "height": sized["height"]}
+    index = None if plan is None else plan["index"]
+    facts = {**row, "width": sized["width"], "height": sized["height"], "index": index}
     spec = None if dataset is None else dataset.sources.get(config)
-    request = request_of(spec)
-    if request is not None and plan is not None:
-        facts["index"] = plan["index"]
     # The number of an image of an endpoint is in the plan alone.
-    if (request is None or plan is not None) and image_id_of(facts, request) != image:
-        given = image_id_of(facts, request)
-        found.add("image_id", f"{where}: image_id {image}, but its columns give {given}")
+    known = plan is not None or not isinstance(spec, HttpSpec)
+    if known and image_id_of(facts) != image:
+        found.add(
+            "image_id", f"{where}: image_id {image}, but its columns give {image_id_of(facts)}"
+        )
     if prompt_id(row["text"]) != row["prompt_id"]:
         expected = prompt_id(row["text"])
         found.add(
@@ -124,11 +127,10 @@ def _row(
         found.add("source", f"{where} ({image}): source {row['source']!r} in config {config}")
     if spec is None:
         return
-    for name in specified(spec):
-        stated = getattr(spec, name)
-        if row[name] != stated:
+    for name, stated in specified(spec).items():
+        if row.get(name) != stated:
             found.add(
-                name, f"{where} ({image}): {name} {row[name]!r}; the manifest states {stated!r}"
+                name, f"{where} ({image}): {name} {row.get(name)!r}; the manifest states {stated!r}"
             )
 
 

@@ -22,6 +22,7 @@ from pipeline.progress import Progress
 from pipeline.release.sheet import CANDIDATES, Sample
 from pipeline.release.words import shared_versions
 from pipeline.store import Store
+from pipeline.tables import OPTIONS
 from pipeline.threads import ahead, workers
 
 
@@ -43,6 +44,7 @@ class Kind(NamedTuple):
     device: str | None
     versions: str | None
     converted: bool  # a picture that came as a file and is not stored as it came
+    options: str | None = None
 
 
 class Origin(NamedTuple):
@@ -106,14 +108,15 @@ class Counts:
         return found
 
 
-_SHARED = [name for name in Kind._fields if name not in ("split", "converted")]
+_SHARED = [name for name in Kind._fields if name not in ("split", "converted", "options")]
 _COLUMNS = [*_SHARED, "image_id", "prompt_id", "pair_id", "note"]
 
 
 def _kinds(rows: pa.Table, split: str) -> Counter[Kind]:
     note = pc.fill_null(rows["note"], LEFT_OUT)
     converted = pc.invert(pc.starts_with(note, LEFT_OUT))
-    table = rows.select(_SHARED).append_column("converted", converted)
+    shared = [*_SHARED, *(name for name in (OPTIONS.name,) if name in rows.column_names)]
+    table = rows.select(shared).append_column("converted", converted)
     place = table.schema.get_field_index("versions")
     table = table.set_column(place, "versions", shared_versions(rows["versions"]))
     grouped = table.group_by(table.column_names, use_threads=False).aggregate([([], "count_all")])
@@ -194,8 +197,13 @@ def reject_reasons(store: Store, shard: str) -> Counter[tuple[str, str]]:
     return found
 
 
-def count(store: Store, dataset: Dataset, shards: list[str], progress: Progress) -> Counts:
+def count(
+    store: Store, dataset: Dataset, shards: list[str], progress: Progress, options: bool = False
+) -> Counts:
     """Count the rows of the release's shards, and what its run says about them.
+
+    Args:
+        options: whether a source has some, so that shards have a column of them.
 
     Raises:
         AigiError: a table or shard is missing or unreadable.
@@ -204,7 +212,8 @@ def count(store: Store, dataset: Dataset, shards: list[str], progress: Progress)
     left_out: Counter[str] = Counter()
     ids: dict[str, list[pa.Array]] = defaultdict(list)
     samples: dict[str, list[Sample]] = defaultdict(list)
-    read = partial(store.read, "release", columns=_COLUMNS)
+    columns = [*_COLUMNS, OPTIONS.name] if options else _COLUMNS
+    read = partial(store.read, "release", columns=columns)
     with (
         progress.stage("card", len(shards), 0, 0) as bar,
         workers(4, "card") as pool,

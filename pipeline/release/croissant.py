@@ -17,7 +17,7 @@ from pipeline.manifest import FileRecord
 from pipeline.markdown import plain
 from pipeline.plan.specification import Dataset
 from pipeline.settings import SPLITS
-from pipeline.tables import IMAGE, RELEASE, RELEASE_MEANING
+from pipeline.tables import IMAGE, release_fields
 
 CROISSANT = "croissant.json"
 _PARQUET = "application/x-parquet"
@@ -76,10 +76,10 @@ def _data_type(kind: pa.DataType) -> str:
     return "sc:Boolean" if pa.types.is_boolean(kind) else "sc:Text"
 
 
-def _fields(config: str) -> list[dict[str, Any]]:
+def _fields(config: str, options: bool) -> list[dict[str, Any]]:
     files = {"@id": f"{config}-files"}
     found = []
-    for column in RELEASE:
+    for column, meaning in release_fields(options):
         source: dict[str, Any] = {"fileSet": files, "extract": {"column": column.name}}
         if column.type == IMAGE:
             source["transform"] = {"jsonPath": "bytes"}
@@ -88,7 +88,7 @@ def _fields(config: str) -> list[dict[str, Any]]:
                 "@type": "cr:Field",
                 "@id": f"{config}/{column.name}",
                 "name": column.name,
-                "description": RELEASE_MEANING[column.name],
+                "description": meaning,
                 "dataType": _data_type(column.type),
                 "source": source,
             }
@@ -122,13 +122,18 @@ def licences(dataset: Dataset, files: list[FileRecord]) -> list[str]:
 
 
 def croissant(
-    dataset: Dataset, version: str, files: list[FileRecord], keywords: list[str]
+    dataset: Dataset,
+    version: str,
+    files: list[FileRecord],
+    keywords: list[str],
+    options: bool = False,
 ) -> Mapping[str, Any]:
     """Croissant metadata of a release, as a JSON object.
 
     Args:
         dataset: only sources that have files are described.
         files: in the order in which they are listed.
+        options: whether a source has some, so that files have a column of them.
     """
     configs = _configs(dataset, files)
     splits = [split for split in SPLITS if any(file["split"] == split for file in files)]
@@ -186,7 +191,7 @@ def croissant(
             "name": config,
             "description": plain(dataset.sources[config].title),
             "key": {"@id": f"{config}/image_id"},
-            "field": _fields(config),
+            "field": _fields(config, options),
         }
         for config in configs
     ]

@@ -21,7 +21,8 @@ from pipeline.manifest import MANIFEST
 from pipeline.marks.names import parse
 from pipeline.marks.visible import logo_of
 from pipeline.plan import specification
-from pipeline.plan.families import FAMILIES
+from pipeline.plan.families import AUTO, FAMILIES
+from pipeline.plan.options import options_of
 from pipeline.plan.schedulers import scheduler_of
 from pipeline.plan.specification import (
     Dataset,
@@ -37,10 +38,10 @@ from pipeline.tables import ENDPOINT, RELEASE
 COLUMNS = (
     "image_id", "text", "source", "width", "height", "model", "revision", "seed", "steps",
     "guidance_scale", "negative_prompt", "scheduler", "dtype", "watermark", "path",
-    "pixels_sha256", "batch_size", "versions",
+    "pixels_sha256", "batch_size", "versions", "options",
 )  # fmt: skip
 """Columns of a release that say what made an image."""
-MOST_STEPS, MOST_BATCH, MOST_SIDE = 1000, 64, 4096
+MOST_STEPS, MOST_BATCH, MOST_SIDE, MOST_OPTION = 1000, 64, 4096, 4096
 """A file may be anybody's: one of some bytes must not take this machine for days."""
 
 
@@ -63,6 +64,7 @@ class Making(Checked):
 
     Attributes:
         pipeline: the family of the model, of `FAMILIES`.
+        options: what else decides the pixels, as the column `options` has it; empty: nothing.
         vae: Hub id of another VAE; empty: the model's own.
         tiling, slicing, compiled: how the pipeline ran, see `DiffusersSource`.
         threads: of torch.
@@ -84,6 +86,7 @@ class Making(Checked):
     width: Annotated[int, Field(ge=8, le=MOST_SIDE)]
     height: Annotated[int, Field(ge=8, le=MOST_SIDE)]
     watermark: str = "none"
+    options: Annotated[str, Field(max_length=2000)] = ""
     vae: str = ""
     tiling: bool = False
     slicing: bool = False
@@ -99,11 +102,16 @@ class Making(Checked):
             raise ValueError(f"place: {self.place} of a batch of {self.batch}")
         if self.vae and HUB_ID.fullmatch(self.vae) is None:
             raise ValueError("vae: expected ORG/NAME of the Hub")
-        if self.pipeline not in FAMILIES:
+        if self.pipeline != AUTO and self.pipeline not in FAMILIES:
             raise ValueError(f"no pipeline {self.pipeline!r}")
         if str(scheduler_of(self.scheduler)) != self.scheduler:
             raise ValueError(f"scheduler: {self.scheduler!r} is not written as rows have it")
         _mark(self.watermark)
+        options = options_of(self.options)
+        for name, value in options.items():
+            # A class may pad a prompt to any length that it is given.
+            if isinstance(value, int | float) and abs(value) > MOST_OPTION:
+                raise ValueError(f"options: {name}: at most {MOST_OPTION} in a file")
         self.spec()
         return self
 
@@ -122,6 +130,7 @@ class Making(Checked):
             guidance_scale=self.guidance_scale,
             negative_prompt=self.negative_prompt,
             dtype=self.dtype,
+            options=options_of(self.options),
         )
 
     def local(self, folder: str | None) -> DiffusersSource:
@@ -261,6 +270,7 @@ class Makings:
         fields = {name: row[name] for name in names} | {
             "pipeline": spec.pipeline,
             "negative_prompt": row["negative_prompt"] or "",
+            "options": row.get("options") or "",
             "vae": vae or "",
             "tiling": tiling,
             "slicing": ran.get("attention_slicing", False),

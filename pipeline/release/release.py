@@ -18,10 +18,11 @@ from pipeline import AigiError, __version__
 from pipeline.manifest import MANIFEST, PLAN_FILE, FileRecord, read_manifest
 from pipeline.pixels import decode_threads
 from pipeline.plan import specification
-from pipeline.plan.copied import SCHEMA
+from pipeline.plan.copied import schema as plan_schema
 from pipeline.plan.quotas import chosen, quotas
 from pipeline.plan.rounds import added, pinned, summary
 from pipeline.plan.rounds import shards as plan_shards
+from pipeline.plan.specification import some_options
 from pipeline.progress import Progress
 from pipeline.release import card
 from pipeline.release.recipe import Recipe, Release
@@ -31,7 +32,7 @@ from pipeline.shown import public_url
 from pipeline.software import git_commit, library_versions
 from pipeline.stage import Files, Map
 from pipeline.store import Store
-from pipeline.tables import RELEASE
+from pipeline.tables import OPTIONS, RELEASE, with_options
 from pipeline.threads import ahead, workers
 
 VERSION = 1
@@ -43,18 +44,23 @@ TABLES = (
 
 
 @cache
-def release_schema() -> pa.Schema:
-    """RELEASE with the features that `datasets` reads: the image column is an `Image`."""
+def release_schema(options: bool = False) -> pa.Schema:
+    """RELEASE with the features that `datasets` reads: the image column is an `Image`.
+
+    Args:
+        options: whether a source has some.
+    """
     from datasets import Features, Image, Value
 
+    schema = with_options(RELEASE, options)
     features = Features(
         {
             field.name: Image() if field.name == "image" else Value(str(field.type))
-            for field in RELEASE
+            for field in schema
         }
     )
     info = {"info": {"features": features.to_dict()}}
-    return RELEASE.with_metadata({"huggingface": json.dumps(info)})
+    return schema.with_metadata({"huggingface": json.dumps(info)})
 
 
 def _names(store: Store) -> list[str]:
@@ -75,12 +81,13 @@ def _read(store: Store, name: str) -> pa.Table:
     shard = files_of(store)[name]
     found = store.aligned(shard, {"plan": None, "images": None, "selection": ["keep"]})
     plan, images = found["plan"], found["images"]
+    schema = with_options(RELEASE, OPTIONS.name in plan.column_names)
     columns = [
         images[field.name] if field.name in images.column_names else plan[field.name]
-        for field in RELEASE
+        for field in schema
     ]
     keep = found["selection"]["keep"]
-    rows = pa.table(columns, schema=RELEASE).filter(keep)
+    rows = pa.table(columns, schema=schema).filter(keep)
     numbers = [number for number, kept in enumerate(keep.to_pylist()) if kept]
     stated = rows.select(["image_id", "image", "width", "height", "pixels_sha256"])
 
@@ -103,12 +110,16 @@ def _worker() -> Any:
     return _chunks
 
 
-def stage() -> Map:
-    """The release stage: one parquet file for every image shard with kept rows."""
+def stage(options: bool = False) -> Map:
+    """The release stage: one parquet file for every image shard with kept rows.
+
+    Args:
+        options: whether a source has some, so that rows have a column of them.
+    """
     return Map(
         table="release",
         version=VERSION,
-        schema=release_schema(),
+        schema=release_schema(options),
         settings={},
         inputs=("plan", "images", "selection"),
         names=_names,
@@ -177,14 +188,16 @@ def _make_manifest(
         )
     names_made = chosen(dataset, plan)
     documents = card.write(recipe, settings.version, dataset, store, files, progress)
-    size, digest = store.write_arrow(plan_shards(store), SCHEMA, "release", PLAN_FILE)
+    options = some_options(dataset, names_made)
+    planned = plan_schema(options)
+    size, digest = store.write_arrow(plan_shards(store), planned, "release", PLAN_FILE)
     documents.append({"path": PLAN_FILE, "bytes": size, "sha256": digest})
     manifest = {
         "name": dataset.name,
         "version": settings.version,
         "files": files,
         "documents": documents,
-        "schema": release_schema().to_string(show_schema_metadata=False).splitlines(),
+        "schema": release_schema(options).to_string(show_schema_metadata=False).splitlines(),
         "specification": {
             **dataset.model_dump(mode="json", exclude={"sources"}),
             "sources": {name: dataset.sources[name].model_dump(mode="json") for name in names_made},

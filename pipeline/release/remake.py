@@ -182,7 +182,10 @@ class Remaker:
         diffuser = self._open(making)
         threads = torch.get_num_threads()
         torch.set_num_threads(making.threads)
-        names = ("text", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed")
+        names = (
+            "text", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed",
+            "options",
+        )  # fmt: skip
         row = {name: getattr(making, name) for name in names}
         try:
             made = diffuser.generate([row] * making.batch)

@@ -71,6 +71,7 @@ def sealed(body: bytes) -> bytes:
     st.builds(
         dict,
         pipeline=st.sampled_from(recipes.PIPELINES),
+        options=st.sampled_from(["", '{"true_cfg_scale":2.5}', '{"max_sequence_length":512}']),
         scheduler=st.sampled_from(
             [
                 *recipes.SCHEDULERS,
@@ -89,8 +90,9 @@ def sealed(body: bytes) -> bytes:
         seed=st.integers(0, 2**63 - 1),
         steps=st.integers(1, 1000),
         guidance_scale=st.one_of(st.sampled_from([0.0, 7.5, 4.35, 1e300]), st.floats(0, 30)),
-        width=st.integers(1, 512).map(lambda n: 8 * n),
-        height=st.integers(1, 512).map(lambda n: 8 * n),
+        # Multiples of what each family makes; 8 are below.
+        width=st.integers(1, 128).map(lambda n: 32 * n),
+        height=st.integers(1, 128).map(lambda n: 32 * n),
         watermark=st.sampled_from(["none", "dwt-dct"]),
         tiling=st.booleans(),
         slicing=st.booleans(),
@@ -104,6 +106,24 @@ def sealed(body: bytes) -> bytes:
 def test_what_made_an_image_comes_back_whole(fields: dict[str, Any]) -> None:
     header = Header(Making(**fields), b"12345678", b"abcd")
     assert unpack(pack(header, b"residual")) == (header, b"residual")
+
+
+def test_options_are_carried_and_others_than_ours_are_refused() -> None:
+    fields = MAKING.model_dump() | {"pipeline": "qwen-image", "width": 8 * 6, "height": 8 * 2}
+    header = Header(Making(**fields), bytes(8), bytes(4))
+    assert pack(header, b"")[START + 12] < 128, "without options a file is what it was before"
+    assert unpack(pack(header, b""))[0] == header
+    for text in (
+        '{"b":1,"a":2}',
+        '{"prompt":"x"}',
+        '{"a":{"b":1}}',
+        '{"max_sequence_length":99999}',
+    ):
+        with pytest.raises(ValueError, match="options"):
+            Making(**fields | {"options": text})
+        forged = MAKING.model_copy(update={"options": text})
+        with pytest.raises(DamagedStream, match="options"):
+            unpack(pack(Header(forged, bytes(8), bytes(4)), b""))
 
 
 def test_some_hundred_bits_suffice() -> None:

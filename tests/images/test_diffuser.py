@@ -22,7 +22,7 @@ from pipeline.marks.dwt_dct import embed_dwt_dct
 from pipeline.plan.families import FAMILIES, Family
 from pipeline.plan.schedulers import SCHEDULERS
 from pipeline.plan.specification import DiffusersSpec
-from pipeline.tables import IMAGES, PLAN
+from pipeline.tables import IMAGES, PLAN, with_options
 from tests.conftest import WorkflowMaker
 
 
@@ -62,7 +62,8 @@ def plan_rows(count: int, **changes: Any) -> list[dict[str, Any]]:
 
 
 def run(diffuser: Diffuser, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    table = pa.concat_tables(diffuser(pa.Table.from_pylist(rows, schema=PLAN)))
+    schema = with_options(PLAN, any(row.get("options") for row in rows))
+    table = pa.concat_tables(diffuser(pa.Table.from_pylist(rows, schema=schema)))
     assert table.schema == IMAGES
     found: list[dict[str, Any]] = table.to_pylist()
     return found
@@ -305,7 +306,17 @@ def test_a_family_is_one_row(models: Path, monkeypatch: pytest.MonkeyPatch) -> N
     class Other(diffusers.StableDiffusionPipeline):  # type: ignore[misc]
         """Takes no negative prompt."""
 
-        def __call__(self, **options: Any) -> Any:
+        def __call__(
+            self,
+            prompt: Any = None,
+            height: Any = None,
+            width: Any = None,
+            num_inference_steps: int = 50,
+            guidance_scale: float = 7.5,
+            generator: Any = None,
+            output_type: str = "pil",
+        ) -> Any:
+            options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
             given.update(options)
             return super().__call__(**options)
 
@@ -380,7 +391,7 @@ def test_a_hub_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch)
     remote = spec(sha256={"unet/x.safetensors": "0" * 64})
     with pytest.raises(AigiError, match=r"sources\.sd\.model: cannot look up test/sd@seed-0"):
         check_weights("sd", remote, DiffusersSource())
-    with pytest.raises(AigiError, match=r"sources\.sd\.model: test/sd@seed-0: the model cannot be"):
+    with pytest.raises(AigiError, match=r"sources\.sd\.model: cannot get test/sd@seed-0, and it"):
         Diffuser("sd", remote, DiffusersSource(), "cpu")
 
 

@@ -183,15 +183,15 @@ def test_the_dry_run_counts_no_gpu_hours(released: Path, server: Server) -> None
 def test_an_id_is_of_all_that_was_asked_for(released: Path) -> None:
     """Another number of the same prompt is another image, too."""
     from pipeline.plan.ids import image_id_of
-    from pipeline.plan.specification import HttpSpec, load
 
-    spec = load(str(released / "asked.yaml")).sources["api"]
-    assert isinstance(spec, HttpSpec)
     for row in rows_of(released / "run", "plan"):
-        assert image_id_of(row, spec.request_text) == row["image_id"]
-        for change in ({"index": row["index"] + 1}, {"seed": 1}, {"width": 65}, {"model": "x"}):
-            assert image_id_of(row | change, spec.request_text) != row["image_id"]
-        assert image_id_of(row, '{"quality":"low"}') != row["image_id"]
+        assert image_id_of(row) == row["image_id"]
+        assert row["options"] == '{"num_inference_steps":2,"response_format":"b64_json"}'
+        for change in (
+            {"index": row["index"] + 1}, {"seed": 1}, {"width": 65}, {"model": "x"},
+            {"options": '{"quality":"low"}'}, {"options": None},
+        ):  # fmt: skip
+            assert image_id_of(row | change) != row["image_id"]
 
 
 def test_failed_rows_alone_are_asked_for_again(tmp_path: Path, server: Server) -> None:
