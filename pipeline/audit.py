@@ -23,7 +23,7 @@ from pipeline.manifest import MANIFEST
 from pipeline.pixels import RGB
 from pipeline.plan import specification
 from pipeline.plan.copied import read_plan
-from pipeline.plan.specification import DiffusersSpec, HttpSpec
+from pipeline.plan.specification import DrawnSpec, HttpSpec
 from pipeline.release import regenerate
 from pipeline.release.trust import confirm
 from pipeline.release.words import library_words
@@ -140,7 +140,7 @@ def audit(
     sources = {
         name
         for name, spec in dataset.sources.items()
-        if isinstance(spec, DiffusersSpec)
+        if isinstance(spec, DrawnSpec)
         or (not isinstance(spec, HttpSpec) and (given.get(name) or {}).get("path") is not None)
     }
     asked = sorted(n for n, spec in dataset.sources.items() if isinstance(spec, HttpSpec))
@@ -179,7 +179,7 @@ def audit(
         if wanted.keys().isdisjoint(shard["image_id"].to_pylist()):
             continue
         source = shard["source"][0].as_py()
-        made_here = isinstance(dataset.sources[source], DiffusersSpec)
+        made_here = isinstance(dataset.sources[source], DrawnSpec)
         size = local_diffusers(workflow.sources, source).batch_size if made_here else 1
         for batch in _batches(shard, size):
             for image in batch["image_id"].to_pylist():

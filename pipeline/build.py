@@ -141,7 +141,7 @@ def estimate(workflow: Workflow) -> list[Estimate]:
         AigiError: the workflow has no plan.
     """
     from pipeline.plan import quotas, specification
-    from pipeline.plan.specification import DiffusersSpec, HttpSpec, PromptedSpec
+    from pipeline.plan.specification import DiffusersSpec, HttpSpec, PromptedSpec, ZooSpec
 
     if workflow.plan is None:
         raise AigiError("plan: the workflow has no plan section, so there is nothing to estimate")
@@ -150,10 +150,13 @@ def estimate(workflow: Workflow) -> list[Estimate]:
     for quota in quotas.quotas(dataset, workflow.plan):
         source, spec = dataset.sources[quota.source], quota.spec
         hours = 0.0
-        evaluations = source.evaluations if isinstance(source, DiffusersSpec) else None
-        if evaluations is not None and spec.unet_tflop is not None:
-            each = spec.unet_tflop * evaluations + (spec.vae_tflop or 0.0)
-            hours = quota.planned * each / workflow.compute.gpu_tflops / 3600
+        parts = quotas.shares(source, quota.split, quota.planned)
+        members = source.members if isinstance(source, ZooSpec) else (source,)
+        for member, count in zip(members, parts, strict=True):
+            evaluations = member.evaluations if isinstance(member, DiffusersSpec) else None
+            if evaluations is not None and spec.unet_tflop is not None:
+                each = spec.unet_tflop * evaluations + (spec.vae_tflop or 0.0)
+                hours += count * each / workflow.compute.gpu_tflops / 3600
         variants = len(spec.watermarks)
         pixels = (spec.width or 1024) * (spec.height or 1024)
         found.append(

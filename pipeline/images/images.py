@@ -17,12 +17,15 @@ from pipeline import AigiError
 from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
 from pipeline.images.endpoint import Endpoint, HttpSource, check_endpoint, local_http
 from pipeline.images.importer import Importer
+from pipeline.images.models import check_zoo, of_member, unusable, without
+from pipeline.models.hub import of_model
 from pipeline.outside import Unreachable
 from pipeline.pictures.sources import ImportSource, OriginalSource
 from pipeline.plan import specification
 from pipeline.plan.imports import local_import
 from pipeline.plan.quotas import Plan, chosen
-from pipeline.plan.specification import Dataset, DiffusersSpec, HttpSpec
+from pipeline.plan.rounds import by_model
+from pipeline.plan.specification import Dataset, DiffusersSpec, DrawnSpec, HttpSpec, ZooSpec
 from pipeline.progress import Progress
 from pipeline.settings import SPLITS, Count, Settings
 from pipeline.stage import Compute, Map
@@ -80,40 +83,68 @@ class ImageMaker:
         self.settings, self.sources, self.dataset = settings, sources, dataset
         self.device = compute.device
         self.workers = 1 if compute.ray is None else compute.workers
-        self.held: tuple[str, str] | None = None
+        self.held: tuple[str, int | None, str] | None = None
         self.maker: Diffuser | Endpoint | Importer | None = None
+        self.unusable: dict[tuple[str, int | None, str], str] = {}
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Yield IMAGES chunks in row order."""
-        wanted = (rows["source"][0].as_py(), rows["revision"][0].as_py())
-        if self.maker is None or self.held != wanted:
+        """Yield IMAGES chunks in row order.
+
+        Raises:
+            AigiError: the model cannot be loaded; one of a zoo costs its own rows instead.
+        """
+        first = rows.slice(0, 1).to_pylist()[0]
+        name, revision = first["source"], first["revision"]
+        spec = self.dataset.sources[name]
+        number = spec.number_of(first) if isinstance(spec, ZooSpec) else None
+        wanted = (name, number, revision)
+        if wanted not in self.unusable and (self.maker is None or self.held != wanted):
             # The old model goes first: two do not fit on a GPU.
-            self.maker = None
-            self.maker, self.held = self._make(*wanted), wanted
-        yield from self.maker(rows)
+            self.maker = self.held = None
+            try:
+                self.maker, self.held = self._make(*wanted), wanted
+            except Exception as error:
+                if not isinstance(spec, ZooSpec) or number is None or not of_model(error):
+                    raise
+                self.unusable[wanted] = unusable(spec.members[number], error)
+        if wanted in self.unusable or self.maker is None:
+            yield from without(rows, self.unusable[wanted])
+        else:
+            yield from self.maker(rows)
 
     @property
     def loaded(self) -> Mapping[str, str]:
         """Digests of the weights of the model that it holds, by source and component."""
         if self.held is None or not isinstance(self.maker, Diffuser):
             return {}
-        return {f"{self.held[0]}.{part}": sha for part, sha in self.maker.loaded.items()}
+        name, number, _ = self.held
+        of = name if number is None else f"{name}.{number:04d}"
+        return {f"{of}.{part}": sha for part, sha in self.maker.loaded.items()}
 
-    def _make(self, name: str, revision: str) -> Diffuser | Endpoint | Importer:
+    def _make(self, name: str, number: int | None, revision: str) -> Diffuser | Endpoint | Importer:
         spec = self.dataset.sources[name]
-        if isinstance(spec, DiffusersSpec):
-            return Diffuser(
+        if isinstance(spec, DrawnSpec):
+            local = local_diffusers(self.sources, name)
+            if isinstance(spec, ZooSpec):
+                if number is None:
+                    raise AigiError(f"sources.{name}: a row has a model that is not in the list")
+                spec = spec.members[number]
+                local = of_member(local, spec)
+            made = Diffuser(
                 name,
                 # The plan pinned the revision; the specification may say `main`.
                 spec.model_copy(update={"revision": revision}),
-                local_diffusers(self.sources, name),
+                local,
                 self.device,
                 self.settings.png,
                 self.settings.encode_threads,
             )
+            # One of many models may make nothing but noise: that costs its own rows.
+            made.every_row_may_fail = number is not None
+            return made
         if isinstance(spec, HttpSpec):
-            local = local_http(self.sources, name)
-            return Endpoint(name, spec, local, self.settings.png, self.workers)
+            http = local_http(self.sources, name)
+            return Endpoint(name, spec, http, self.settings.png, self.workers)
         return Importer(local_import(self.sources, name), self.settings.png)
 
 
@@ -122,7 +153,7 @@ def _read(store: Store, shard: str) -> pa.Table:
 
 
 def _names(store: Store) -> list[str]:
-    return list(store.shards("plan"))
+    return by_model(store.shards("plan"))
 
 
 def check_sources(plan: Plan, sources: Mapping[str, LocalSource]) -> list[str]:
@@ -147,6 +178,8 @@ def check_sources(plan: Plan, sources: Mapping[str, LocalSource]) -> list[str]:
                 raise
             except AigiError as error:
                 problems.append(str(error))
+        elif isinstance(spec, ZooSpec):
+            said += check_zoo(name, spec, local_diffusers(sources, name))
         elif isinstance(spec, HttpSpec):
             check_endpoint(name, spec, local_http(sources, name))
     if problems:
@@ -198,7 +231,7 @@ def stage(
     keeps: dict[str, bool] = {}
     for name in chosen(dataset, plan):
         spec = dataset.sources[name]
-        if isinstance(spec, DiffusersSpec):
+        if isinstance(spec, DrawnSpec):
             # The folder is only where a copy is stored; the specification pins its content.
             local = local_diffusers(sources, name)
             recorded[name] = local.model_dump(mode="json", exclude={"folder"})

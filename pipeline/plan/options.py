@@ -79,7 +79,9 @@ def options_of(text: str | None) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except RecursionError:
-        raise ValueError("objects or lists in one another, too deep") from None
+        raise ValueError("options: objects or lists in one another, too deep") from None
+    except ValueError as error:
+        raise ValueError(f"options: not JSON: {error}") from None
     if not isinstance(found, dict) or not found or text_of(found) != text:
-        raise ValueError("expected a JSON object, compact and sorted by name")
+        raise ValueError("options: expected a JSON object, compact and sorted by name")
     return found

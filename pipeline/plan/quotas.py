@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from pydantic import Field
 
 from pipeline import AigiError
-from pipeline.plan.specification import Dataset, PromptedSpec, SplitSpec
+from pipeline.plan.specification import Dataset, PromptedSpec, SourceSpec, SplitSpec, ZooSpec
 from pipeline.settings import SPLITS, Count, Location, Settings
 
 
@@ -79,6 +80,16 @@ def chosen(dataset: Dataset, plan: Plan) -> list[str]:
     return [name for name in dataset.sources if plan.sources is None or name in plan.sources]
 
 
+def shares(source: SourceSpec, split: str, planned: int) -> list[int]:
+    """How many of the generations of a source and split each of its models makes."""
+    if not isinstance(source, ZooSpec):
+        return [planned]
+    turns = source.turns(split)
+    laps, rest = divmod(planned, max(1, len(turns)))
+    whole, more = Counter(turns), Counter(turns[:rest])
+    return [laps * whole[model] + more[model] for model in range(len(source.members))]
+
+
 def quotas(dataset: Dataset, plan: Plan) -> list[Quota]:
     """Counts of every source and split, from the specification alone (for `--dry-run`)."""
     found = []
@@ -102,7 +113,7 @@ def quotas(dataset: Dataset, plan: Plan) -> list[Quota]:
                     generations=wanted,
                     planned=planned,
                     prompts=math.ceil(planned / each),
-                    shards=math.ceil(planned / rows),
+                    shards=sum(math.ceil(count / rows) for count in shares(source, split, planned)),
                 )
             )
     return found

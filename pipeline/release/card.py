@@ -19,7 +19,7 @@ from pipeline.markdown import Safe, code, escape, fence, link, number, plain, ta
 from pipeline.plan.quotas import chosen, quotas
 from pipeline.plan.specification import (
     Dataset,
-    DiffusersSpec,
+    DrawnSpec,
     HttpSpec,
     ImportSpec,
     some_options,
@@ -193,7 +193,7 @@ def _sources(dataset: Dataset, counts: Counts, configs: Iterable[str]) -> list[s
                 )
         settings = counts.by("source", *heads)
         for (source, *values), _ in _ordered(settings):
-            if source == config and isinstance(spec, DiffusersSpec):
+            if source == config and isinstance(spec, DrawnSpec):
                 how.append([code(config), *map(_text, values)])
     lines = [
         "## Sources",
@@ -421,7 +421,7 @@ def _limits(
                 else "No prompt is longer."
             )
         )
-    generated = [name for name in configs if isinstance(dataset.sources[name], DiffusersSpec)]
+    generated = [name for name in configs if isinstance(dataset.sources[name], DrawnSpec)]
     asked = [name for name in configs if isinstance(dataset.sources[name], HttpSpec)]
     lines += [f"{code(name)}: what drew is known by its name alone." for name in asked]
     if generated:

@@ -21,7 +21,7 @@ from pipeline.manifest import CARD, MANIFEST, PLAN_FILE
 from pipeline.plan.copied import shards_in, specified
 from pipeline.plan.ids import image_id_of
 from pipeline.plan.rounds import summary_of
-from pipeline.plan.specification import Dataset, HttpSpec
+from pipeline.plan.specification import Dataset, HttpSpec, of_row
 from pipeline.progress import Progress
 from pipeline.prompts.text import prompt_id
 from pipeline.release.croissant import CROISSANT, licences
@@ -127,7 +127,11 @@ def _row(
         found.add("source", f"{where} ({image}): source {row['source']!r} in config {config}")
     if spec is None:
         return
-    for name, stated in specified(spec).items():
+    mine = of_row(spec, row)
+    if mine is None:
+        found.add("model", f"{where} ({image}): the manifest lists no model {row['model']!r} so")
+        return
+    for name, stated in specified(mine).items():
         if row.get(name) != stated:
             found.add(
                 name, f"{where} ({image}): {name} {row.get(name)!r}; the manifest states {stated!r}"

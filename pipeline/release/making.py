@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline import AigiError, complaints
 from pipeline.gate import Checked, matching
 from pipeline.images.diffuser import TILE_FROM, DiffusersSource
+from pipeline.images.models import copy_in
 from pipeline.manifest import MANIFEST
 from pipeline.marks.names import parse
 from pipeline.marks.visible import logo_of
@@ -30,6 +31,7 @@ from pipeline.plan.specification import (
     HttpSpec,
     Revision,
     SplitSpec,
+    ZooSpec,
 )
 from pipeline.release.regenerate import HUB_ID, places_of
 from pipeline.store import Store
@@ -253,6 +255,9 @@ class Makings:
             raise NotKnown(f"{where}: {_ASKED}")
         if row["path"] is not None or row["seed"] is None:
             raise NotKnown(f"{where}: no recipe: an imported image, nobody recorded what made it")
+        number = spec.number_of(row) if isinstance(spec, ZooSpec) else None
+        if isinstance(spec, ZooSpec) and number is not None:
+            spec = spec.members[number]
         if not isinstance(spec, DiffusersSpec):
             raise NotKnown(f"{where}: no recipe: the manifest specifies no such generated source")
         workflow = self.manifest.get("workflow") or {}
@@ -279,6 +284,13 @@ class Makings:
         }
         return making(fields, where)
 
+    def _folder(self, row: Mapping[str, Any]) -> str | None:
+        """This machine's copy of the model of a row."""
+        found = (self._here.get(row["source"]) or {}).get("folder")
+        if found is not None and isinstance(self.dataset.sources.get(row["source"]), ZooSpec):
+            return copy_in(found, row["model"])
+        return None if found is None else str(found)
+
     def known(self, row: Mapping[str, Any]) -> Known:
         """What is known of a row (columns of `COLUMNS`), or why nothing is."""
         try:
@@ -290,7 +302,7 @@ class Makings:
             making=making,
             batch=row["batch_size"],
             weights=weights,
-            folder=(self._here.get(row["source"]) or {}).get("folder"),
+            folder=self._folder(row),
         )
 
 
