@@ -21,7 +21,7 @@ from pipeline.manifest import MANIFEST
 from pipeline.pixels import RGB, stored
 from pipeline.plan import specification
 from pipeline.plan.copied import read_plan
-from pipeline.plan.specification import DiffusersSpec
+from pipeline.plan.specification import DrawnSpec, HttpSpec
 from pipeline.release import regenerate
 from pipeline.release.trust import confirm
 from pipeline.release.words import library_words
@@ -139,11 +139,20 @@ def audit(
     sources = {
         name
         for name, spec in dataset.sources.items()
-        if isinstance(spec, DiffusersSpec) or (given.get(name) or {}).get("path") is not None
+        if isinstance(spec, DrawnSpec)
+        or (not isinstance(spec, HttpSpec) and (given.get(name) or {}).get("path") is not None)
     }
-    left = sorted(set(dataset.sources) - sources)
+    asked = sorted(n for n, spec in dataset.sources.items() if isinstance(spec, HttpSpec))
+    if asked:
+        say(
+            f"not made again: {', '.join(asked)}: images of an endpoint, which gives other images "
+            "each time; `verify --deep` compares their pixels with their rows"
+        )
+    left = sorted(set(dataset.sources) - sources - set(asked))
     if left:
         say(f"not made again without images: {', '.join(left)} (give sources.NAME.path)")
+    if not sources and not left:
+        raise AigiError(f"{store.url}: every image is of an endpoint; none can be made again")
     if not sources:
         raise AigiError(
             f"{store.url}: every source is imported; give the place of its images in "
@@ -169,7 +178,7 @@ def audit(
         if wanted.keys().isdisjoint(shard["image_id"].to_pylist()):
             continue
         source = shard["source"][0].as_py()
-        made_here = isinstance(dataset.sources[source], DiffusersSpec)
+        made_here = isinstance(dataset.sources[source], DrawnSpec)
         size = local_diffusers(workflow.sources, source).batch_size if made_here else 1
         for batch in _batches(shard, size):
             for image in batch["image_id"].to_pylist():

@@ -131,6 +131,7 @@ class Estimate:
         hours: of one device; None: not known.
         best_hours: of one device, with the batch that a probe found to be the best.
         measured: by a probe, and not computed from FLOPs.
+        endpoint: a server makes them, so no hours are counted here.
     """
 
     source: str
@@ -146,6 +147,7 @@ class Estimate:
     hours: float | None
     best_hours: float | None = None
     measured: bool = False
+    endpoint: bool = False
 
 
 def estimate(workflow: Workflow, costs: Costs | None = None) -> list[Estimate]:
@@ -160,7 +162,7 @@ def estimate(workflow: Workflow, costs: Costs | None = None) -> list[Estimate]:
     """
     from pipeline.images import images
     from pipeline.plan import quotas, specification
-    from pipeline.plan.specification import DiffusersSpec
+    from pipeline.plan.specification import DrawnSpec, HttpSpec, PromptedSpec, ZooSpec
 
     if workflow.plan is None:
         raise AigiError("plan: the workflow has no plan section, so there is nothing to estimate")
@@ -170,20 +172,22 @@ def estimate(workflow: Workflow, costs: Costs | None = None) -> list[Estimate]:
     found = []
     for quota in quotas.quotas(dataset, workflow.plan):
         source, spec = dataset.sources[quota.source], quota.spec
-        generated = isinstance(source, DiffusersSpec)
+        prompted = isinstance(source, PromptedSpec)
         cost = known.get((quota.source, spec.width or 0, spec.height or 0))
-        evaluations = source.evaluations if isinstance(source, DiffusersSpec) else None
-        each: float | None = 0.0  # an import needs no device
-        if cost is not None:
-            each = cost.seconds
-        elif generated and (spec.unet_tflop is None or evaluations is None):
-            each = None
-        elif evaluations is not None and spec.unet_tflop is not None:
-            tflop = spec.unet_tflop * evaluations + (spec.vae_tflop or 0.0)
-            each = tflop / workflow.compute.gpu_tflops
+        hours = quota.planned * cost.seconds / 3600 if cost is not None else 0.0
+        unknown = False
+        if cost is None and isinstance(source, DrawnSpec):  # others need no device
+            members = source.members if isinstance(source, ZooSpec) else (source,)
+            parts = quotas.shares(source, quota.split, quota.planned)
+            for member, count in zip(members, parts, strict=True):
+                if spec.unet_tflop is None or member.evaluations is None:
+                    unknown = True
+                    continue
+                tflop = spec.unet_tflop * member.evaluations + (spec.vae_tflop or 0.0)
+                hours += count * tflop / workflow.compute.gpu_tflops / 3600
         variants, counted = len(spec.watermarks), spec.count is not None
         # Imported PNG files keep their bytes; what else there is, nobody has looked at yet.
-        usual = quotas.BYTES_PER_PIXEL[stored if generated else "png"]
+        usual = quotas.BYTES_PER_PIXEL[stored if prompted else "png"]
         file = (spec.width or 1024) * (spec.height or 1024) * usual
         if cost is not None and cost.file is not None:
             file = cost.file
@@ -196,12 +200,13 @@ def estimate(workflow: Workflow, costs: Costs | None = None) -> list[Estimate]:
                 counted=counted,
                 images=quota.images,
                 planned=quota.planned * variants,
-                prompts=quota.prompts if generated else 0,
+                prompts=quota.prompts if prompted else 0,
                 shards=quota.shards,
                 gigabytes=quota.planned * variants * file / 1e9 if counted else None,
-                hours=None if each is None else quota.planned * each / 3600,
+                hours=None if unknown else hours,
                 best_hours=None if cost is None else quota.planned * cost.best_seconds / 3600,
                 measured=cost is not None,
+                endpoint=isinstance(source, HttpSpec),
             )
         )
     return found

@@ -254,7 +254,7 @@ def _plan_table(lines: list[Estimate], workflow: Workflow, costs: Costs) -> Tabl
             f"{line.prompts:,}" if line.prompts else "imported",
             f"{line.shards:,}" if line.counted else "",
             _shown(line.gigabytes),
-            _shown(line.hours),
+            "endpoint" if line.endpoint else _shown(line.hours),
         )
     table.add_section()
     table.add_row(

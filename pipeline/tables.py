@@ -74,6 +74,8 @@ PHOTOS = pa.schema(
 CAPTIONS = pa.schema(
     [("photo", pa.string()), ("row", pa.int64()), ("text", pa.string()), ("error", pa.string())]
 )
+ENDPOINT = "endpoint"
+"""The `device` of images of an endpoint, and the entry of their `versions` about the request."""
 IMAGES = pa.schema(
     [
         ("image_id", pa.string()),
@@ -82,11 +84,13 @@ IMAGES = pa.schema(
         ("height", pa.int32()),
         ("pixels_sha256", pa.string()),  # of the uint8 RGB array, row by row
         ("error", pa.string()),
-        ("batch_size", pa.int32()),  # null for imported pictures
+        ("batch_size", pa.int32()),  # null for imported pictures and those of an endpoint
         ("device", pa.string()),
-        ("versions", pa.string()),  # JSON object of library versions; `weights`: of the model
-        ("original_sha256", pa.string()),  # imported pictures: of the file as it came
-        ("note", pa.string()),  # imported pictures: what changed, and what was left out
+        # JSON object of library versions; `weights`: of the model; `endpoint`: request and answer
+        ("versions", pa.string()),
+        # Pictures that came as files, imported or from an endpoint:
+        ("original_sha256", pa.string()),  # of the file as it came
+        ("note", pa.string()),  # what changed, and what was left out
     ]
 )
 QUALITY = pa.schema(
@@ -173,24 +177,28 @@ _RELEASE_MEANING = {
     "height": "pixels",
     "model": "Hub id or name of the model",
     "revision": "commit of the model's repository, or a name; empty: not stated",
-    "seed": "of the picture's own random generator, on the CPU; null: imported",
-    "steps": "of the scheduler; null: imported",
-    "guidance_scale": "of classifier-free guidance; null: imported",
-    "negative_prompt": "what the guidance leads away from; null: imported",
-    "scheduler": "the sampler, with its options; own: what the model came with; null: imported",
-    "dtype": "number format of the model while it drew; null: imported",
+    "seed": "of the picture's own random generator: on the CPU, or as it was sent to an endpoint; "
+    "null: imported, or none was sent",
+    "steps": "of the scheduler; null: imported, or of an endpoint",
+    "guidance_scale": "of classifier-free guidance; null: imported, or of an endpoint",
+    "negative_prompt": "what the guidance leads away from; null: imported, or of an endpoint",
+    "scheduler": "the sampler, with its options; own: what the model came with; null: imported, or "
+    "of an endpoint",
+    "dtype": "number format of the model while it drew; null: imported, or of an endpoint",
     "watermark": "which mark the picture carries, `none` where it has none",
     "pair_id": "image_id of the same picture without a mark, where there are both; else null",
     "path": "imported pictures: name of the file that it came from",
     "pixels_sha256": "sha256 of the uint8 RGB array, height x width x 3, row by row",
-    "original_sha256": "imported pictures: sha256 of the file as it came",
-    "note": "imported pictures: what the conversion to 8-bit RGB changed, and which metadata was "
-    "left out; null: nothing",
-    "batch_size": "pictures drawn at once, which moves the last bit of some pixels; null: imported",
-    "device": "what drew the picture, or decoded an imported one",
+    "original_sha256": "pictures that came as files, imported or from an endpoint: sha256 of the "
+    "file as it came",
+    "note": "pictures that came as files: what the conversion to 8-bit RGB changed, and which "
+    "metadata was left out; null: nothing",
+    "batch_size": "pictures drawn at once, which moves the last bit of some pixels; null: imported "
+    "or of an endpoint",
+    "device": "what drew the picture, or decoded an imported one; endpoint: a server drew it",
     "versions": "JSON object: versions of the libraries that made the pixels, `weights`: sha256 of "
-    "the tensors of each component of the model, as they were loaded, and `scheduler`: its class "
-    "and all its settings",
+    "the tensors of each component of the model, as they were loaded, `scheduler`: its class "
+    "and all its settings, and `endpoint`: what a server was asked for and what it answered",
 }
 _OPTIONS_MEANING = (
     "JSON object: what else decides the pixels: arguments of the call of the pipeline, files that "

@@ -237,7 +237,7 @@ def test_no_secret_of_an_imported_image_is_in_the_release(
     }
     assert all(rows[name]["image"]["bytes"] == rows[name]["file"] for name in ("e.png", "f.png"))
     assert (
-        "metadata of 4 imported images was left out: EXIF 3, XMP 1, comment 1, other data 1, text 2"
+        "metadata of 4 images was left out: EXIF 3, XMP 1, comment 1, other data 1, text 2"
     ) in said
     card = (tmp_path / "run/release/README.md").read_text()
     assert "Metadata of 4 files was left out" in card and "were converted" not in card
@@ -252,7 +252,7 @@ def test_a_source_that_keeps_metadata(tmp_path: Path, make_workflow: WorkflowMak
         assert rows[name]["image"]["bytes"] == rows[name]["file"] and rows[name]["note"] is None
     assert rows["c.jpg"]["note"] == "left out: comment, EXIF"
     assert SECRET not in rows["c.jpg"]["image"]["bytes"]
-    assert "metadata of 2 imported images" in said
+    assert "metadata of 2 images" in said
 
 
 def test_archives_and_tables_of_images_too(tmp_path: Path) -> None:

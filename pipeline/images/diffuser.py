@@ -290,6 +290,7 @@ class Diffuser:
 
     Attributes:
         loaded: digests of the weights by component, as they were loaded in the source's dtype.
+        every_row_may_fail: a shard whose images all fail is finished all the same.
 
     Raises:
         AigiError: the model is missing, incomplete or cannot be loaded.
@@ -315,6 +316,7 @@ class Diffuser:
         diffusers.utils.logging.set_verbosity_error()
         transformers.utils.logging.set_verbosity_error()
         self.name, self.spec, self.local = name, spec, local
+        self.every_row_may_fail = False
         self.device = pick_device(device)
         self.container = container or Container()
         self.encode_threads = decode_threads(encode_threads)
@@ -377,7 +379,7 @@ class Diffuser:
                 batch = groups[start : start + size]
                 pictures = self.generate([group[0] for group in batch])
                 errors += [picture.error for picture in pictures if picture.error]
-                if len(errors) == len(groups) > 1:
+                if len(errors) == len(groups) > 1 and not self.every_row_may_fail:
                     # Not bad rows but a bad set-up: a finished shard would hide it.
                     raise AigiError(f"sources.{self.name}: every image failed: {errors[0]}")
                 if before:

@@ -1,4 +1,4 @@
-"""The `plan` table in, the `images` table out: generated or imported images."""
+"""The `plan` table in, the `images` table out: generated, requested or imported images."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ from pydantic import (
 
 from pipeline import AigiError
 from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
+from pipeline.images.endpoint import Endpoint, HttpSource, check_endpoint, local_http
 from pipeline.images.importer import REENCODED, Importer
+from pipeline.images.models import check_zoo, of_member, unusable, without
 from pipeline.models.device import pick_device
+from pipeline.models.hub import of_model
 from pipeline.outside import Unreachable
 from pipeline.pictures.sources import ImportSource, OriginalSource
 from pipeline.pixels import WEBP_SIDE, Container, Format
 from pipeline.plan import specification
 from pipeline.plan.imports import local_import
 from pipeline.plan.quotas import Plan, chosen
-from pipeline.plan.specification import Dataset, DiffusersSpec
+from pipeline.plan.rounds import by_model
+from pipeline.plan.specification import Dataset, DiffusersSpec, DrawnSpec, HttpSpec, ZooSpec
 from pipeline.progress import Progress
 from pipeline.settings import SPLITS, Count, Settings
 from pipeline.stage import Compute, Map
@@ -41,6 +45,7 @@ def _kind(value: Any) -> str:
 
 LocalSource = Annotated[
     Annotated[DiffusersSource, Tag("diffusers")]
+    | Annotated[HttpSource, Tag("http")]
     | Annotated[ImportSource, Tag("import")]
     | Annotated[OriginalSource, Tag("pku")],
     Discriminator(_kind),
@@ -146,42 +151,77 @@ class ImageMaker:
         torch.set_num_threads(compute.threads)
         self.settings, self.sources, self.dataset = settings, sources, dataset
         self.device = compute.device
-        self.held: tuple[str, str] | None = None
-        self.maker: Diffuser | Importer | None = None
+        self.workers = 1 if compute.ray is None else compute.workers
+        self.held: tuple[str, int | None, str] | None = None
+        self.maker: Diffuser | Endpoint | Importer | None = None
+        self.unusable: dict[tuple[str, int | None, str], str] = {}
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Yield IMAGES chunks in row order."""
-        wanted = (rows["source"][0].as_py(), rows["revision"][0].as_py())
-        if self.maker is None or self.held != wanted:
-            self.hold(*wanted)
-        assert self.maker is not None
-        yield from self.maker(rows)
+        """Yield IMAGES chunks in row order.
 
-    def hold(self, name: str, revision: str) -> None:
-        """Load the model of a source."""
+        Raises:
+            AigiError: the model cannot be loaded; one of a zoo costs its own rows instead.
+        """
+        first = rows.slice(0, 1).to_pylist()[0]
+        name, revision = first["source"], first["revision"]
+        spec = self.dataset.sources[name]
+        number = spec.number_of(first) if isinstance(spec, ZooSpec) else None
+        wanted = (name, number, revision)
+        if wanted not in self.unusable and (self.maker is None or self.held != wanted):
+            try:
+                self.hold(*wanted)
+            except Exception as error:
+                if not isinstance(spec, ZooSpec) or number is None or not of_model(error):
+                    raise
+                self.unusable[wanted] = unusable(spec.members[number], error)
+        if wanted in self.unusable or self.maker is None:
+            yield from without(rows, self.unusable[wanted])
+        else:
+            yield from self.maker(rows)
+
+    def hold(self, name: str, number: int | None, revision: str) -> None:
+        """Load the model of a source.
+
+        Args:
+            number: in the list of a zoo; None: the source has one model.
+        """
         # The old model goes first: two do not fit on a GPU.
-        self.maker = None
-        self.maker, self.held = self._make(name, revision), (name, revision)
+        self.maker = self.held = None
+        self.maker, self.held = self._make(name, number, revision), (name, number, revision)
 
     @property
     def loaded(self) -> Mapping[str, str]:
         """Digests of the weights of the model that it holds, by source and component."""
         if self.held is None or not isinstance(self.maker, Diffuser):
             return {}
-        return {f"{self.held[0]}.{part}": sha for part, sha in self.maker.loaded.items()}
+        name, number, _ = self.held
+        of = name if number is None else f"{name}.{number:04d}"
+        return {f"{of}.{part}": sha for part, sha in self.maker.loaded.items()}
 
-    def _make(self, name: str, revision: str) -> Diffuser | Importer:
+    def _make(self, name: str, number: int | None, revision: str) -> Diffuser | Endpoint | Importer:
         spec = self.dataset.sources[name]
-        if isinstance(spec, DiffusersSpec):
-            return Diffuser(
+        if isinstance(spec, DrawnSpec):
+            local = local_diffusers(self.sources, name)
+            if isinstance(spec, ZooSpec):
+                if number is None:
+                    raise AigiError(f"sources.{name}: a row has a model that is not in the list")
+                spec = spec.members[number]
+                local = of_member(local, spec)
+            made = Diffuser(
                 name,
                 # The plan pinned the revision; the specification may say `main`.
                 spec.model_copy(update={"revision": revision}),
-                local_diffusers(self.sources, name),
+                local,
                 self.device,
                 self._container(Container()),
                 self.settings.encode_threads,
             )
+            # One of many models may make nothing but noise: that costs its own rows.
+            made.every_row_may_fail = number is not None
+            return made
+        if isinstance(spec, HttpSpec):
+            http = local_http(self.sources, name)
+            return Endpoint(name, spec, http, self._container(REENCODED), self.workers)
         return Importer(local_import(self.sources, name), self._container(REENCODED))
 
     def _container(self, usual: Container) -> Container:
@@ -193,13 +233,15 @@ def _read(store: Store, shard: str) -> pa.Table:
 
 
 def _names(store: Store) -> list[str]:
-    return list(store.shards("plan"))
+    return by_model(store.shards("plan"))
 
 
 def check_sources(
     plan: Plan, sources: Mapping[str, LocalSource], compute: Compute | None = None
 ) -> list[str]:
     """Check that the models of all generated sources are there and the expected ones.
+
+    An endpoint must answer, take the key and offer the model.
 
     Args:
         compute: where they will run; None: not asked.
@@ -225,6 +267,10 @@ def check_sources(
                 raise
             except AigiError as error:
                 problems.append(str(error))
+        elif isinstance(spec, ZooSpec):
+            said += check_zoo(name, spec, local_diffusers(sources, name))
+        elif isinstance(spec, HttpSpec):
+            check_endpoint(name, spec, local_http(sources, name))
     if problems:
         raise AigiError("\n".join(problems))
     return said
@@ -278,10 +324,13 @@ def stage(
     keeps: dict[str, bool] = {}
     for name in chosen(dataset, plan):
         spec = dataset.sources[name]
-        if isinstance(spec, DiffusersSpec):
+        if isinstance(spec, DrawnSpec):
             # The folder is only where a copy is stored; the specification pins its content.
             local = local_diffusers(sources, name)
             recorded[name] = local.recorded()
+        elif isinstance(spec, HttpSpec):
+            # Where it is and how fast it is asked decides no byte that could be known here.
+            recorded[name] = {"kind": local_http(sources, name).kind}
         else:
             # Whether metadata is kept counts for the imported shards alone; see `_outside`.
             imported = local_import(sources, name)

@@ -332,7 +332,7 @@ def probe(
         progress.say(f"probe: {name}: loading {spec.model}")
         error = ""
         try:
-            maker.hold(name, spec.revision)
+            maker.hold(name, None, spec.revision)
         except AigiError as failed:
             error = str(failed)
         for width, height, rows in sizes:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import AigiError
+from pipeline.faults import of_machine
 from pipeline.files import file_sha256
 from pipeline.outside import Unreachable, hub_with_limits, in_short, on_this_machine
 
@@ -28,6 +29,23 @@ def hub_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError, httpx2.HTTPError, OSError, ValueError
+
+
+_OF_A_MODEL = (
+    "RepositoryNotFoundError", "RevisionNotFoundError", "RemoteEntryNotFoundError",
+    "GatedRepoError", "DisabledRepoError",
+)  # fmt: skip
+"""What the Hub's client raises where there is no such model, or none for this user."""
+
+
+def of_model(error: BaseException) -> bool:
+    """Whether a model itself is at fault that cannot be loaded, not the way to it or a device."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if any(kind.__name__ in _OF_A_MODEL for kind in type(seen).__mro__):
+            return True
+        seen = seen.__cause__
+    return not of_machine(error)
 
 
 def hub_api(token: str | None = None) -> HfApi:

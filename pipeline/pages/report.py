@@ -26,7 +26,7 @@ from pipeline.pages.section import Section, Table, counted
 from pipeline.pages.thumbnails import thumbnails
 from pipeline.pages.trained import training
 from pipeline.progress import duration
-from pipeline.release.words import library_words
+from pipeline.release.words import library_words, shared_versions
 from pipeline.selection.selection import near_pairs_of
 from pipeline.status import Status, status
 from pipeline.store import RUN_WORKFLOW, Store
@@ -66,6 +66,8 @@ def _environment(store: Store, stages: Sequence[Status], images: pa.Table | None
             )
         )
     if images is not None:
+        place = images.schema.get_field_index("versions")
+        images = images.set_column(place, "versions", shared_versions(images["versions"]))
         made = images.group_by(
             ["source", "device", "batch_size", "versions"], use_threads=False
         ).aggregate([([], "count_all")])

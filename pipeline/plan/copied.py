@@ -21,7 +21,18 @@ from pipeline.pictures.pictures import escapes
 from pipeline.plan import specification
 from pipeline.plan.ids import image_id_of, pair_id_of
 from pipeline.plan.rounds import shard_name, summary_of
-from pipeline.plan.specification import Dataset, DiffusersSpec, ImportSpec, SplitSpec
+from pipeline.plan.specification import (
+    STATED,
+    Dataset,
+    DiffusersSpec,
+    DrawnSpec,
+    HttpSpec,
+    ImportSpec,
+    PromptedSpec,
+    SplitSpec,
+    ZooSpec,
+    of_row,
+)
 from pipeline.prompts.text import prompt_id
 from pipeline.tables import OPTIONS, PLAN, with_options
 
@@ -34,15 +45,6 @@ _ALWAYS = (
     "index", "rank", "round",
 )  # fmt: skip
 _GENERATED = ("seed", "steps", "guidance_scale", "negative_prompt", "scheduler", "dtype")
-_SPECIFIED = (
-    "model",
-    "revision",
-    "steps",
-    "guidance_scale",
-    "negative_prompt",
-    "scheduler",
-    "dtype",
-)
 _ONE = ("source", "split", "round")
 """All rows of a shard have one value of each of these."""
 
@@ -56,12 +58,14 @@ def schema(options: bool) -> pa.Schema:
     return with_options(PLAN, options).append(_SHARD)
 
 
-def specified(spec: DiffusersSpec | ImportSpec) -> dict[str, Any]:
-    """What the specification of a source states of all its rows, by column."""
-    columns = _SPECIFIED if isinstance(spec, DiffusersSpec) else ("model", "revision")
+def specified(spec: DiffusersSpec | HttpSpec | ImportSpec) -> dict[str, Any]:
+    """What the specification of a source, or of one model of a zoo, states of rows, by column."""
+    columns = STATED if isinstance(spec, DiffusersSpec) else ("model", "revision")
     found = {column: getattr(spec, column) for column in columns}
-    options = spec.row_options if isinstance(spec, DiffusersSpec) else None
-    return {**found, OPTIONS.name: options}
+    return {
+        **found,
+        OPTIONS.name: spec.row_options if isinstance(spec, DiffusersSpec | HttpSpec) else None,
+    }
 
 
 class _Wrong(Exception):
@@ -75,13 +79,20 @@ def _check_row(row: Mapping[str, Any], dataset: Dataset) -> None:
     size: SplitSpec | None = spec.splits.get(row["split"])
     if size is None:
         raise _Wrong("split", f"the manifest specifies no split {row['split']!r} of it")
-    generated = isinstance(spec, DiffusersSpec)
+    generated = isinstance(spec, PromptedSpec)
     for column in _GENERATED:
-        if (row[column] is not None) != generated:
-            raise _Wrong(column, "needed" if generated else "an imported image has none")
+        needed = isinstance(spec, DrawnSpec) or (
+            column == "seed" and isinstance(spec, HttpSpec) and spec.seeds
+        )
+        if (row[column] is not None) != needed:
+            of = "an image of this endpoint" if generated else "an imported image"
+            raise _Wrong(column, "needed" if needed else f"{of} has none")
     if (row["path"] is None) != generated:
         raise _Wrong("path", "a generated image has none" if generated else "needed")
-    for column, stated in specified(spec).items():
+    mine = of_row(spec, row)
+    if mine is None:
+        raise _Wrong("model", f"{row['model']!r} with these settings is not in the list")
+    for column, stated in specified(mine).items():
         if row.get(column) != stated:
             raise _Wrong(column, f"{row.get(column)!r}, specified is {stated!r}")
     for column, side in (("width", size.width), ("height", size.height)):
@@ -100,11 +111,14 @@ def _check_row(row: Mapping[str, Any], dataset: Dataset) -> None:
         raise _Wrong("image_id", "is not the hash of the row")
 
 
-def _check_shard(table: pa.Table, dataset: Dataset, seen: Counter[tuple[str, str, int]]) -> str:
+def _check_shard(
+    table: pa.Table, dataset: Dataset, seen: Counter[tuple[str, str, int, int | None]]
+) -> str:
     """The name of a shard whose rows are all what is specified.
 
     Args:
-        seen: how many shards of each source, split and round came before; this one is added.
+        seen: how many shards of each source, split, round and model of a zoo came before; this one
+            is added.
     """
     rows = table.to_pylist()
     variants: dict[int, dict[str, str]] = defaultdict(dict)
@@ -113,7 +127,7 @@ def _check_shard(table: pa.Table, dataset: Dataset, seen: Counter[tuple[str, str
     for number, row in enumerate(rows, 1):
         try:
             _check_row(row, dataset)
-            for column in _ONE:
+            for column in (*_ONE, *STATED):
                 if row[column] != rows[0][column]:
                     raise _Wrong(column, "differs from that of the first row of its shard")
             if row["pair_id"] != pair_id_of(variants[row["rank"]]):
@@ -121,8 +135,10 @@ def _check_shard(table: pa.Table, dataset: Dataset, seen: Counter[tuple[str, str
         except _Wrong as wrong:
             column, problem = wrong.args
             raise _Wrong(f"row {number}: {column}", problem) from None
-    key = (rows[0]["source"], rows[0]["split"], rows[0]["round"])
-    name = shard_name(*key, seen[key])
+    spec = dataset.sources[rows[0]["source"]]
+    model = spec.number_of(rows[0]) if isinstance(spec, ZooSpec) else None
+    key = (rows[0]["source"], rows[0]["split"], rows[0]["round"], model)
+    name = shard_name(*key[:3], seen[key], model)
     seen[key] += 1
     if any(row["shard"] != name for row in rows):
         raise _Wrong("shard", f"another name than {name}, which its rows and its place give")
@@ -198,7 +214,7 @@ def read_plan(location: str, manifest: Mapping[str, Any]) -> Iterator[tuple[str,
     if store.sha256(file_name) != recorded:
         raise AigiError(f"{where}: changed since the release; fetch it again")
     dataset = specification.load(location)
-    seen: Counter[tuple[str, str, int]] = Counter()
+    seen: Counter[tuple[str, str, int, int | None]] = Counter()
     names: list[str] = []
     images: set[str] = set()
     ranks: dict[tuple[str, str], dict[int, tuple[str, int]]] = defaultdict(dict)

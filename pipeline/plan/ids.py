@@ -23,15 +23,27 @@ _GENERATED = (
     "scheduler", "dtype", "width", "height", "watermark",
 )  # fmt: skip
 _IMPORTED = ("text", "source", "path")
+# Without a seed, two images of one prompt differ in their number alone.
+_ASKED = (
+    "text", "source", "model", "revision", "seed", "index", "width", "height", "watermark",
+)  # fmt: skip
+
+
+def asked_seed(seed: int) -> int:
+    """The seed of an image of an endpoint, in 31 bits: many read numbers as floats or int32."""
+    return seed >> 32
 
 
 def image_id_of(row: Mapping[str, Any]) -> str:
     """The id of a row of the plan: a hash of every field that decides its pixels.
 
     Args:
-        row: with a `path`, it is that of an imported image.
+        row: with a `path`, it is that of an imported image; with neither path nor steps, that of
+            an endpoint.
     """
-    deciding = _GENERATED if row["path"] is None else _IMPORTED
+    deciding: tuple[str, ...] = _GENERATED if row["path"] is None else _IMPORTED
+    if row["path"] is None and row["steps"] is None:
+        deciding = _ASKED
     fields = {name: row[name] for name in deciding}
     if row["path"] is not None and row["watermark"] != "none":
         # Without a watermark the id is what it was before imports could have one.

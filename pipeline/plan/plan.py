@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,11 +18,19 @@ import pyarrow as pa
 
 from pipeline import AigiError
 from pipeline.manifest import PLAN_FILE, plan_beside, read_manifest
-from pipeline.models.hub import hub_api, hub_errors
+from pipeline.models.hub import hub_api, hub_errors, of_model
 from pipeline.outside import in_short
 from pipeline.plan import specification
 from pipeline.plan.copied import read_plan
-from pipeline.plan.ids import image_id_of, pair_id_of, plan_table, rank_of, seed_of, spans
+from pipeline.plan.ids import (
+    asked_seed,
+    image_id_of,
+    pair_id_of,
+    plan_table,
+    rank_of,
+    seed_of,
+    spans,
+)
 from pipeline.plan.imports import (
     Import,
     imported_shards,
@@ -31,8 +39,17 @@ from pipeline.plan.imports import (
     stated_splits,
 )
 from pipeline.plan.quotas import Plan, chosen, generations_of, shard_rows
-from pipeline.plan.rounds import ROUNDS, extra_of, shard_name, summary
-from pipeline.plan.specification import DiffusersSpec, ImportSpec, some_options
+from pipeline.plan.rounds import ROUNDS, extra_of, pinned_source, shard_name, summary
+from pipeline.plan.specification import (
+    DiffusersSpec,
+    DrawnSpec,
+    HttpSpec,
+    ImportSpec,
+    PromptedSpec,
+    SplitSpec,
+    ZooSpec,
+    some_options,
+)
 from pipeline.progress import Progress
 from pipeline.prompts.text import SplitShares
 from pipeline.settings import SPLITS
@@ -58,16 +75,42 @@ def _read_prompts(store: Store) -> Iterator[_Prompt]:
             yield _Prompt(**row)
 
 
+def _fixed(
+    name: str, spec: DiffusersSpec | HttpSpec, split: str, size: SplitSpec
+) -> dict[str, Any]:
+    """What all rows of a source and split have in common."""
+    ran: dict[str, Any] = {"steps": None}
+    if isinstance(spec, DiffusersSpec):
+        ran = {
+            "steps": spec.steps,
+            "guidance_scale": spec.guidance_scale,
+            "negative_prompt": spec.negative_prompt,
+            "scheduler": spec.scheduler,
+            "dtype": spec.dtype,
+        }
+    return {
+        "split": split,
+        "source": name,
+        "model": spec.model,
+        "revision": spec.revision,
+        **ran,
+        "width": size.width,
+        "height": size.height,
+        "path": None,
+        "options": spec.row_options,
+    }
+
+
 def _generated(
     name: str,
-    spec: DiffusersSpec,
+    spec: PromptedSpec,
     split: str,
     prompts: list[_Prompt],
     plan: Plan,
     rounds: list[int],
     options: bool,
-) -> Iterator[tuple[int, pa.Table]]:
-    """Shards of one generated source and split, prompt after prompt, with their rounds.
+) -> Iterator[tuple[int, int | None, pa.Table]]:
+    """Shards of one generated source and split, prompt after prompt: round, model of a zoo, rows.
 
     Args:
         rounds: generations that each top-up round adds.
@@ -84,52 +127,56 @@ def _generated(
             f"{len(prompts):,} that it may use. Raise prompts.select.count or split.{split}, "
             "add caption sources, or lower plan.limit."
         )
-    fixed = {
-        "split": split,
-        "source": name,
-        "model": spec.model,
-        "revision": spec.revision,
-        "steps": spec.steps,
-        "guidance_scale": spec.guidance_scale,
-        "negative_prompt": spec.negative_prompt,
-        "scheduler": spec.scheduler,
-        "dtype": spec.dtype,
-        "width": size.width,
-        "height": size.height,
-        "path": None,
-        "options": spec.row_options,
-    }
     each = shard_rows(size.width or 0, size.height or 0, len(size.watermarks), plan.shard_mb)
-    rows: list[dict[str, Any]] = []
     for number, first, last in spans([planned, *rounds]):
-        for rank in range(first, last):
-            at, index = rank_of(rank, len(prompts), spec.images_per_prompt)
-            prompt = prompts[at]
-            seed = seed_of(prompt.prompt_id, name, index, plan.seed)
-            ids = {
-                watermark: image_id_of(
-                    {**fixed, "text": prompt.text, "seed": seed, "watermark": watermark}
-                )
-                for watermark in size.watermarks
-            }
-            for watermark, image_id in ids.items():
-                rows.append(
-                    {
-                        **fixed,
-                        "image_id": image_id,
-                        "prompt_id": prompt.prompt_id,
-                        "text": prompt.text,
-                        "seed": seed,
-                        "watermark": watermark,
-                        "pair_id": pair_id_of(ids),
-                        "index": index,
-                        "rank": rank,
-                        "round": number,
-                    }
-                )
-            if (rank + 1 - first) % each == 0 or rank + 1 == last:
-                yield number, plan_table(rows, options)
-                rows = []
+        for model, member, ranks in _ranks(spec, split, first, last):
+            fixed = _fixed(name, member, split, size)
+            rows: list[dict[str, Any]] = []
+            for place, rank in enumerate(ranks, start=1):
+                at, index = rank_of(rank, len(prompts), spec.images_per_prompt)
+                prompt = prompts[at]
+                own = seed_of(prompt.prompt_id, name, index, plan.seed)
+                seed: int | None = own
+                if isinstance(spec, HttpSpec):
+                    seed = asked_seed(own) if spec.seeds else None
+                made = {**fixed, "text": prompt.text, "seed": seed, "index": index}
+                ids = {
+                    watermark: image_id_of({**made, "watermark": watermark})
+                    for watermark in size.watermarks
+                }
+                for watermark, image_id in ids.items():
+                    rows.append(
+                        {
+                            **made,
+                            "image_id": image_id,
+                            "prompt_id": prompt.prompt_id,
+                            "watermark": watermark,
+                            "pair_id": pair_id_of(ids),
+                            "rank": rank,
+                            "round": number,
+                        }
+                    )
+                if place % each == 0 or place == len(ranks):
+                    yield number, model, plan_table(rows, options)
+                    rows = []
+
+
+def _ranks(
+    spec: PromptedSpec, split: str, first: int, last: int
+) -> Iterator[tuple[int | None, DiffusersSpec | HttpSpec, Sequence[int]]]:
+    """The models that make the images of some ranks, each with its own: a shard has one model.
+
+    Yields: the number of a model of a zoo, or None; what is specified of it; its ranks.
+    """
+    if not isinstance(spec, ZooSpec):
+        yield None, spec, range(first, last)
+        return
+    turns = spec.turns(split)
+    mine: dict[int, list[int]] = defaultdict(list)
+    for rank in range(first, last):
+        mine[turns[rank % len(turns)]].append(rank)
+    for model, ranks in sorted(mine.items()):
+        yield model, spec.members[model], ranks
 
 
 def _pinned(name: str, spec: DiffusersSpec, source: object) -> str:
@@ -138,8 +185,8 @@ def _pinned(name: str, spec: DiffusersSpec, source: object) -> str:
     Raises:
         AigiError: the Hub does not answer, or has no such model.
     """
-    local = getattr(source, "folder", None) is not None
-    if local or re.fullmatch(r"[0-9a-f]{40}", spec.revision):
+    folder = getattr(source, "folder", None) is not None
+    if folder or re.fullmatch(r"[0-9a-f]{40}", spec.revision):
         return spec.revision
     try:
         commit = hub_api().model_info(spec.model, revision=spec.revision).sha
@@ -152,6 +199,29 @@ def _pinned(name: str, spec: DiffusersSpec, source: object) -> str:
     if not commit:
         raise AigiError(f"sources.{name}: {spec.model} has no commit at {spec.revision!r}")
     return str(commit)
+
+
+def _pin(
+    name: str, spec: DrawnSpec, source: object, pins: dict[str, str], progress: Progress
+) -> None:
+    """Note the commits of today for all names of revisions that have none yet.
+
+    Raises:
+        AigiError: the Hub does not answer; or it has no such model, and the source has no other.
+    """
+    if isinstance(spec, DiffusersSpec):
+        pins[name] = pins.get(name) or _pinned(name, spec, source)
+        return
+    for number, member in enumerate(spec.members):
+        if (key := f"{name}/{number}") in pins:
+            continue
+        try:
+            pins[key] = _pinned(name, member, source)
+        except AigiError as error:
+            if not of_model(error):
+                raise
+            # Its rows will say so; the others are made.
+            progress.say(f"plan: {error}")
 
 
 def _build(
@@ -173,7 +243,7 @@ def _build(
             imports[name] = listed_imports(name, source, shares, rejects)
     stated = stated_splits(imports, rejects)
     prompts: list[_Prompt] = []
-    if any(isinstance(dataset.sources[name], DiffusersSpec) for name in names):
+    if any(isinstance(dataset.sources[name], PromptedSpec) for name in names):
         prompts = [
             _Prompt(p.prompt_id, p.text, p.source, stated.get(p.prompt_id, p.split))
             for p in _read_prompts(store)
@@ -184,16 +254,15 @@ def _build(
     extra = extra_of(store, [] if manifest is None else manifest["plan"]["rounds"])
     for name in names:
         spec = dataset.sources[name]
-        if isinstance(spec, DiffusersSpec):
+        if isinstance(spec, DrawnSpec):
             # A later round is made by the same commit as the first one, wherever a branch went.
-            pins = extra["pins"]
-            pins[name] = pins.get(name) or _pinned(name, spec, sources.get(name))
-            spec = spec.model_copy(update={"revision": pins[name]})
+            _pin(name, spec, sources.get(name), extra["pins"], progress)
+            spec = pinned_source(name, spec, extra["pins"])
         for split in SPLITS:
             if split not in spec.splits:
                 continue
             rounds = [more.get(f"{name}/{split}", 0) for more in extra["rounds"]]
-            if isinstance(spec, DiffusersSpec):
+            if isinstance(spec, PromptedSpec):
                 usable = [
                     p
                     for p in prompts
@@ -209,12 +278,17 @@ def _build(
                         f"plan: {name} {split}: {len(mine):,} images found, {wanted:,} needed"
                     )
                 source = local_import(sources, name)
-                shards = imported_shards(name, spec, source, split, mine, plan, rounds, options)
-            numbers: dict[int, int] = defaultdict(int)
-            for number, table in shards:
-                shard = shard_name(name, split, number, numbers[number])
+                shards = (
+                    (number, None, table)
+                    for number, table in imported_shards(
+                        name, spec, source, split, mine, plan, rounds, options
+                    )
+                )
+            numbers: Counter[tuple[int, int | None]] = Counter()
+            for number, model, table in shards:
+                shard = shard_name(name, split, number, numbers[number, model], model)
                 made.append(store.write("plan", shard, table, schema))
-                numbers[number] += 1
+                numbers[number, model] += 1
                 rows += table.num_rows
                 if manifest is not None and rows > manifest["plan"]["rows"]:
                     _check_same(store, manifest)  # however many more there would be
@@ -292,7 +366,7 @@ def stage(plan: Plan, sources: Mapping[str, object], shares: SplitShares) -> Bui
     """
     dataset = specification.load(plan.dataset)
     names = chosen(dataset, plan)
-    generated = any(isinstance(dataset.sources[name], DiffusersSpec) for name in names)
+    generated = any(isinstance(dataset.sources[name], PromptedSpec) for name in names)
     schema = with_options(PLAN, some_options(dataset, names))
     location, rounds = plan.manifest, []
     if location is not None:

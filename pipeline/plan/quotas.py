@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from pydantic import Field
 
 from pipeline import AigiError
 from pipeline.pixels import Format
-from pipeline.plan.specification import Dataset, DiffusersSpec, SplitSpec
+from pipeline.plan.specification import Dataset, PromptedSpec, SourceSpec, SplitSpec, ZooSpec
 from pipeline.settings import SPLITS, Count, Location, Settings
 
 
@@ -86,6 +87,16 @@ def chosen(dataset: Dataset, plan: Plan) -> list[str]:
     return [name for name in dataset.sources if plan.sources is None or name in plan.sources]
 
 
+def shares(source: SourceSpec, split: str, planned: int) -> list[int]:
+    """How many of the generations of a source and split each of its models makes."""
+    if not isinstance(source, ZooSpec):
+        return [planned]
+    turns = source.turns(split)
+    laps, rest = divmod(planned, max(1, len(turns)))
+    whole, more = Counter(turns), Counter(turns[:rest])
+    return [laps * whole[model] + more[model] for model in range(len(source.members))]
+
+
 def quotas(dataset: Dataset, plan: Plan) -> list[Quota]:
     """Counts of every source and split, from the specification alone (for `--dry-run`)."""
     found = []
@@ -97,7 +108,7 @@ def quotas(dataset: Dataset, plan: Plan) -> list[Quota]:
                 continue
             wanted = generations_of(spec, plan)
             planned = math.ceil(wanted * (1 + plan.margin))
-            each = source.images_per_prompt if isinstance(source, DiffusersSpec) else 1
+            each = source.images_per_prompt if isinstance(source, PromptedSpec) else 1
             rows = shard_rows(
                 spec.width or 1024, spec.height or 1024, len(spec.watermarks), plan.shard_mb
             )
@@ -109,7 +120,7 @@ def quotas(dataset: Dataset, plan: Plan) -> list[Quota]:
                     generations=wanted,
                     planned=planned,
                     prompts=math.ceil(planned / each),
-                    shards=math.ceil(planned / rows),
+                    shards=sum(math.ceil(count / rows) for count in shares(source, split, planned)),
                 )
             )
     return found

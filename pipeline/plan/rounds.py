@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
+from pydantic import ValidationError
 
-from pipeline import gate
-from pipeline.gate import Checked
+from pipeline import AigiError, gate
+from pipeline.gate import Checked, matching
 from pipeline.manifest import Cell
-from pipeline.plan.specification import Dataset, Name, Number, Revision
+from pipeline.plan.specification import Dataset, Number, Revision, SourceSpec, ZooSpec
 from pipeline.store import Store
 
 ROUNDS = "_rounds.json"
 REMEDY = "Delete the run's folder plan, and run the workflow again."
 
 
+_Pin = Annotated[str, matching(r"[a-z0-9][a-z0-9-]*(/\d+)?", "a source, or SOURCE/NUMBER")]
+
+
 class _Rounds(Checked):
-    pins: dict[Name, Revision]
+    pins: dict[_Pin, Revision]
     rounds: list[dict[Cell, Number]]
 
 
@@ -47,11 +52,25 @@ def added(store: Store) -> list[dict[str, int]]:
 def pinned(dataset: Dataset, store: Store) -> Dataset:
     """The specification with the commits that the plan's rows were given."""
     pins = extra_of(store)["pins"]
-    sources = {
-        name: spec.model_copy(update={"revision": pins[name]}) if name in pins else spec
-        for name, spec in dataset.sources.items()
-    }
+    sources = {name: pinned_source(name, spec, pins) for name, spec in dataset.sources.items()}
     return dataset.model_copy(update={"sources": sources})
+
+
+def pinned_source(name: str, spec: SourceSpec, pins: Mapping[str, str]) -> SourceSpec:
+    """A source with the commits that the plan's rows were given.
+
+    Raises:
+        AigiError: two models of a zoo are the same commit.
+    """
+    if not isinstance(spec, ZooSpec):
+        return spec.model_copy(update={"revision": pins[name]}) if name in pins else spec
+    keys = {number: f"{name}/{number}" for number in range(len(spec.members))}
+    commits = {number: pins[key] for number, key in keys.items() if key in pins}
+    try:
+        return spec.pinned(commits) if commits else spec
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise AigiError(f"sources.{name}: with the commits of today, {why}") from None
 
 
 def shards(store: Store) -> Iterator[pa.Table]:
@@ -107,6 +126,24 @@ def exhausted(store: Store, name: str) -> bool:
     return bool(found < count)
 
 
-def shard_name(source: str, split: str, number: int, shard: int) -> str:
-    """Name of a plan shard; those of a top-up round sort after those of the rounds before."""
-    return f"{source}-{split}-" + (f"round{number}-" if number else "") + f"{shard:05d}"
+def shard_name(source: str, split: str, number: int, shard: int, model: int | None = None) -> str:
+    """Name of a plan shard; those of a top-up round sort after those of the rounds before.
+
+    Args:
+        model: number of the model of a zoo, whose shards have one model each.
+    """
+    of = "" if model is None else f"m{model:04d}-"
+    return f"{source}-{split}-" + (f"round{number}-" if number else "") + f"{of}{shard:05d}"
+
+
+_OF_A_ZOO = re.compile(r"(.+)-(train|validation|test)-((?:round\d+-)?)m(\d{4,})-(\d{5,})")
+
+
+def by_model(names: Iterable[str]) -> list[str]:
+    """Names of shards in an order in which those of one model of a zoo are together."""
+
+    def key(name: str) -> tuple[str, int, str]:
+        found = _OF_A_ZOO.fullmatch(name)
+        return (name, -1, "") if found is None else (found[1], int(found[4]), name)
+
+    return sorted(names, key=key)

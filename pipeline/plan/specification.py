@@ -6,7 +6,9 @@ and images are stored on a machine, and how they are run there.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,28 +16,32 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
+    ValidationError,
     ValidationInfo,
     model_serializer,
     model_validator,
 )
 
 from pipeline import gate
-from pipeline.complaints import near
+from pipeline.complaints import lines, near
 from pipeline.gate import Sha256, matching
 from pipeline.manifest import REMEDY, read_manifest
 from pipeline.marks import names as watermark
 from pipeline.marks import visible
 from pipeline.plan import options as call_options
+from pipeline.plan import zoo
 from pipeline.plan.families import AUTO, FAMILIES, Family
 from pipeline.plan.schedulers import OWN, scheduler_of
-from pipeline.settings import Settings, Split, check, read_yaml
+from pipeline.settings import Settings, Split, check, located, read_yaml
 from pipeline.shown import public_url
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$", description="ISO 639 code")]
 _STEPS = "[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)*"  # so never ..
 Revision = Annotated[str, matching(_STEPS, "a commit, tag or branch")]
+_COMMIT = re.compile("[0-9a-f]{40}")
 File = Annotated[str, matching(_STEPS, "a file in the model's folder")]
 # Columns of the plan have 32 bits.
 Number = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -188,6 +194,56 @@ class DiffusersSpec(_SourceSpec):
         return self
 
 
+_OURS = ("model", "prompt", "n", "size", "seed", "stream")
+"""Fields of a request for images that other settings decide."""
+_KEY = re.compile(r"(^|[_-])(key|token|secret|password|authorization)$", re.IGNORECASE)
+_MOST_REQUEST = 2000
+"""Characters of the further fields of a request: they are in every row."""
+
+
+class HttpSpec(_SourceSpec):
+    """A source made by an OpenAI-compatible images endpoint (POST /images/generations)."""
+
+    kind: Literal["http"]
+    model: str = Field(min_length=1, description="as the endpoint lists it")
+    revision: str = Field("", description="a name for the state of the model, where one is known")
+    seeds: bool = Field(
+        False, description="the endpoint takes a seed: each image's own is sent, and in its row"
+    )
+    request: dict[str, Any] = Field(
+        default_factory=dict,
+        description="further fields of each request, as JSON: quality, style, response_format, "
+        "num_inference_steps; part of image_id",
+    )
+    images_per_prompt: Number = 1
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> HttpSpec:
+        for split, spec in self.splits.items():
+            if spec.count is None or spec.width is None or spec.height is None:
+                raise ValueError(f"splits.{split}: count, width and height are needed")
+        for name in self.request:
+            if name in _OURS:
+                raise ValueError(f"request.{name}: other settings decide this field; remove it")
+            if _KEY.search(name):
+                raise ValueError(
+                    f"request.{name}: keys are in no file; name the environment variable that has "
+                    "it in the workflow: sources.NAME.key_env"
+                )
+        try:
+            json.dumps(self.request, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError("request: expected what JSON can contain") from None
+        if len(self.row_options or "") > _MOST_REQUEST:
+            raise ValueError(f"request: more than {_MOST_REQUEST:,} characters")
+        return self
+
+    @property
+    def row_options(self) -> str | None:
+        """What the column `options` of its rows has: the further fields of a request."""
+        return call_options.text_of(self.request)
+
+
 _LATER = frozenset({"options"})
 """Fields of DiffusersSpec that version 1 of the stages did not have."""
 
@@ -200,7 +256,186 @@ class ImportSpec(_SourceSpec):
     revision: str = ""
 
 
-SourceSpec = Annotated[DiffusersSpec | ImportSpec, Field(discriminator="kind")]
+STATED = (
+    "model",
+    "revision",
+    "steps",
+    "guidance_scale",
+    "negative_prompt",
+    "scheduler",
+    "dtype",
+)
+"""Columns of a row by a pipeline of diffusers that its specification states."""
+_SHARED = ("title", "kind", "captions", "splits", "images_per_prompt")
+"""Fields of a diffusers source that a zoo has for all its models."""
+
+
+class ZooSpec(_SourceSpec):
+    """A source made by many text-to-image models, each with its share of the images."""
+
+    kind: Literal["zoo"]
+    models: tuple[dict[str, Any], ...] = Field(
+        min_length=1,
+        description="a .csv or .yaml file beside the specification, or the list itself: model, and "
+        "any field of a diffusers source; train, validation, test: images of this model",
+    )
+    images_per_model: dict[Split, Annotated[int, Field(ge=0, le=2**31 - 1)]] = Field(
+        default_factory=dict, description="images of each model, where the list has no own number"
+    )
+    each: dict[str, Any] = Field(
+        default_factory=dict, description="fields that all models have which have none of their own"
+    )
+    images_per_prompt: Number = 1
+    _members: tuple[DiffusersSpec, ...] = PrivateAttr(())
+    _turns: dict[str, list[int]] = PrivateAttr(default_factory=dict)
+    _numbers: dict[tuple[Any, ...], int] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any, info: ValidationInfo) -> Any:
+        """The list in place of its file, every entry checked, and the sums of its counts."""
+        if not isinstance(data, dict) or not isinstance(data.get("splits"), dict):
+            return data
+        models, context = data.get("models"), info.context or {}
+        if isinstance(models, str):
+            if context.get("recorded"):
+                raise ValueError("models: expected a list; a manifest names no file")
+            entries = zoo.read(located(models, context.get("base")))
+        else:
+            entries = zoo.given(models)
+        splits = {split: {**(size or {}), "count": 0} for split, size in data["splits"].items()}
+        found = _entries(entries, data, splits)
+        for split, size in splits.items():
+            stated = (data["splits"][split] or {}).get("count")
+            size["count"] = sum(member.splits[split].count or 0 for _, member in found)
+            if stated not in (None, size["count"]):
+                raise ValueError(
+                    f"splits.{split}.count: the models make {size['count']:,} together, not "
+                    f"{stated}; leave it out, images_per_model decides"
+                )
+        return {**data, "models": [entry for entry, _ in found], "splits": splits}
+
+    @model_validator(mode="after")
+    def _made(self) -> ZooSpec:
+        shared = self.model_dump(mode="json")
+        found = [member for _, member in _entries(zoo.given(self.models), shared, {**self.splits})]
+        self._members = tuple(found)
+        for split in self.splits:
+            self._turns[split] = zoo.turns([one.splits[split].count or 0 for one in found])
+        self._numbers = {_stated(member): number for number, member in enumerate(found)}
+        return self
+
+    @property
+    def members(self) -> tuple[DiffusersSpec, ...]:
+        """Each model as a source of its own; `count` is that of its images."""
+        return self._members
+
+    def turns(self, split: str) -> list[int]:
+        """The number of the model that makes each image of a split; then it begins again."""
+        return self._turns[split]
+
+    def number_of(self, row: Mapping[str, Any]) -> int | None:
+        """The number of the model of a row; None: it is not in the list."""
+        values = [row[name] for name in STATED]
+        number = self._numbers.get((*values, row.get("options")))
+        if number is None:  # the plan has the commit of a branch
+            values[1] = None
+            number = self._numbers.get((*values, row.get("options")))
+        return number
+
+    @property
+    def row_options(self) -> str | None:
+        """What the column `options` of some rows has; None: no row has any."""
+        return next((text for one in self._members if (text := one.row_options)), None)
+
+    def pinned(self, commits: Mapping[int, str]) -> ZooSpec:
+        """The same with commits in place of names of revisions.
+
+        Args:
+            commits: by the number of the model.
+
+        Raises:
+            ValueError: two entries are the same then.
+        """
+        models = [
+            {**entry, "revision": commits.get(number, entry["revision"])}
+            for number, entry in enumerate(self.models)
+        ]
+        return ZooSpec.model_validate({**self.model_dump(mode="json"), "models": models})
+
+
+def _stated(member: DiffusersSpec) -> tuple[Any, ...]:
+    """What tells a model of a zoo from the others, as its rows have it.
+
+    A name of a revision becomes a commit in rows, so it tells nothing.
+    """
+    found = [getattr(member, name) for name in STATED]
+    if not _COMMIT.fullmatch(member.revision):
+        found[1] = None
+    return (*found, member.row_options)
+
+
+def _entries(
+    entries: list[zoo.Entry], shared: Mapping[str, Any], splits: Mapping[Any, Any]
+) -> list[tuple[dict[str, Any], DiffusersSpec]]:
+    """Entries of a zoo in one spelling, and each as a source of its own.
+
+    Raises:
+        ValueError: names the file, the line and the field of every wrong one.
+    """
+    each = shared.get("each") or {}
+    usual = shared.get("images_per_model") or {}
+    mine = [name for name in DiffusersSpec.model_fields if name not in _SHARED]
+    zoo.check_names([("each", dict(each))], [name for name in mine if name != "model"])
+    zoo.check_names(entries, [*mine, *splits])
+    if len(entries) > zoo.MOST:
+        raise ValueError(f"models: {len(entries):,}, at most {zoo.MOST:,}")
+    found, problems = [], []
+    for where, entry in entries:
+        fields = {"revision": "main", **each, **entry}
+        sizes: dict[str, Any] = {}
+        for split, size in splits.items():
+            count = fields.pop(split, usual.get(split))
+            if count is None:
+                problems.append(f"{where}: {split}: needed, or images_per_model.{split}")
+            base = size if isinstance(size, dict) else size.model_dump()
+            sizes[split] = {**base, "count": count or 0}
+        whole = {
+            "title": "-",
+            "licence": shared.get("licence"),
+            "kind": "diffusers",
+            **fields,
+            "splits": sizes,
+        }
+        try:
+            member = DiffusersSpec.model_validate(whole)
+        except ValidationError as error:
+            problems += [f"{where}: {line}" for line in lines(DiffusersSpec, error)]
+            continue
+        kept = [name for name in {"model": 0, "revision": 0, **entry} if name in mine]
+        given = member.model_dump(mode="json", include=set(kept))
+        counted = {split: member.splits[split].count for split in splits if split in entry}
+        found.append(({name: given[name] for name in kept} | counted, member))
+    zoo.refuse(problems)
+    zoo.check_distinct(entries, [_stated(member) for _, member in found])
+    return found
+
+
+PromptedSpec = DiffusersSpec | ZooSpec | HttpSpec
+"""Sources whose images are made from the prompts table."""
+DrawnSpec = DiffusersSpec | ZooSpec
+"""Sources whose images are made here, by pipelines of diffusers."""
+SourceSpec = Annotated[DiffusersSpec | ZooSpec | HttpSpec | ImportSpec, Field(discriminator="kind")]
+
+
+def of_row(
+    spec: SourceSpec, row: Mapping[str, Any]
+) -> DiffusersSpec | HttpSpec | ImportSpec | None:
+    """What a source specifies of one of its rows; None: it is of no model of the zoo."""
+    if not isinstance(spec, ZooSpec):
+        return spec
+    number = spec.number_of(row)
+    return None if number is None else spec.members[number]
 
 
 class Dataset(Settings):
@@ -221,7 +456,7 @@ class Dataset(Settings):
 def some_options(dataset: Dataset, names: Collection[str]) -> bool:
     """Whether a source has options, so that tables have a column for them."""
     found = (dataset.sources[name] for name in names)
-    return any(isinstance(spec, DiffusersSpec) and spec.row_options for spec in found)
+    return any(isinstance(spec, PromptedSpec) and spec.row_options for spec in found)
 
 
 def load(path: str) -> Dataset:

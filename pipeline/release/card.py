@@ -17,7 +17,13 @@ from pipeline import __version__
 from pipeline.manifest import CARD, MANIFEST, DocumentRecord, FileRecord, read_manifest
 from pipeline.markdown import Safe, code, escape, fence, link, number, plain, table
 from pipeline.plan.quotas import chosen, quotas
-from pipeline.plan.specification import Dataset, DiffusersSpec, some_options
+from pipeline.plan.specification import (
+    Dataset,
+    DrawnSpec,
+    HttpSpec,
+    ImportSpec,
+    some_options,
+)
 from pipeline.progress import Progress
 from pipeline.prompts.captions import BlipCaptions
 from pipeline.prompts.prompts import Prompts, name_of, place_of
@@ -28,6 +34,8 @@ from pipeline.release.front_matter import NOT_STATED, TAGS, configs_of, front_ma
 from pipeline.release.recipe import Recipe
 from pipeline.release.sheet import SHEET, Shown, draw
 from pipeline.release.words import (
+    MARK_WORDS,
+    asked_words,
     base_words,
     embedder_words,
     filter_words,
@@ -185,7 +193,7 @@ def _sources(dataset: Dataset, counts: Counts, configs: Iterable[str]) -> list[s
                 )
         settings = counts.by("source", *heads)
         for (source, *values), _ in _ordered(settings):
-            if source == config and isinstance(spec, DiffusersSpec):
+            if source == config and isinstance(spec, DrawnSpec):
                 how.append([code(config), *map(_text, values)])
     lines = [
         "## Sources",
@@ -203,7 +211,8 @@ def _sources(dataset: Dataset, counts: Counts, configs: Iterable[str]) -> list[s
     ]  # fmt: skip
     if how:
         lines += ["", *table([Safe(head) for head in ("config", *heads.values())], how)]
-    imported = [name for name in configs if not isinstance(dataset.sources[name], DiffusersSpec)]
+    lines += [text for words in asked_words(dataset, configs) for text in ("", words)]
+    imported = [name for name in configs if isinstance(dataset.sources[name], ImportSpec)]
     if imported:
         names = ", ".join(code(name) for name in imported)
         lines += ["", f"Imported, so that only the pictures and their prompts are known: {names}."]
@@ -248,7 +257,7 @@ def _origins(recipe: Recipe, dataset: Dataset, counts: Counts) -> list[list[Safe
     ]
     images = counts.by("source")
     for name in dataset.sources:
-        if name in counts.prompts and not isinstance(dataset.sources[name], DiffusersSpec):
+        if name in counts.prompts and isinstance(dataset.sources[name], ImportSpec):
             local = recipe.sources.get(name)
             place = getattr(local, "captions", None) or getattr(local, "path", None)
             rows.append(
@@ -327,18 +336,6 @@ def _resolutions(counts: Counts, configs: Iterable[str]) -> list[str]:
     return ["## Resolutions", "", *table(heads, rows, right=1)]
 
 
-# Measured by `aigi watermark robustness` on 200 real AI pictures: the table in aigi's README.
-_MARKS = {
-    "none": "",
-    "dwt-dct": "48 bits, invisible, as diffusers puts them into SDXL pictures; of 200 pictures "
-    "they were read back whole from 33.5 % as they were, from 22 % after halving and back, from "
-    "none after JPEG 90",
-    "dwt-dct-svd": "the same 48 bits, sturdier; of 200 pictures they were read back whole from "
-    "all as they were, from 84.5 % after JPEG 90, from 28 % after JPEG 75, from none after JPEG 50",
-    "visible": "drawn over the picture; it goes where that part is cut off",
-}
-
-
 def _watermarks(counts: Counts, configs: Iterable[str]) -> list[str]:
     found = _ordered(counts.by("source", "split", "watermark"))
     rows = [
@@ -350,7 +347,9 @@ def _watermarks(counts: Counts, configs: Iterable[str]) -> list[str]:
     lines = ["## Watermarks", ""]
     if not rows:
         return [*lines, "No watermark was put on any picture: `watermark` is `none` in every row."]
-    kinds = [kind for kind in _MARKS if any(mark.split(":")[0] == kind for (*_, mark), _ in found)]
+    kinds = [
+        kind for kind in MARK_WORDS if any(mark.split(":")[0] == kind for (*_, mark), _ in found)
+    ]
     return [
         *lines,
         "`watermark` says what was put on a picture; rows that are not in this table have `none`. "
@@ -360,7 +359,7 @@ def _watermarks(counts: Counts, configs: Iterable[str]) -> list[str]:
         "",
         "What the marks are, and what they survive:",
         "",
-        *(f"- `{kind}`: {_MARKS[kind]}." for kind in kinds if kind != "none"),
+        *(f"- `{kind}`: {MARK_WORDS[kind]}." for kind in kinds if kind != "none"),
         "",
         "To read them, with the chance of the same result without a mark:",
         "",
@@ -422,7 +421,9 @@ def _limits(
                 else "No prompt is longer."
             )
         )
-    generated = [name for name in configs if isinstance(dataset.sources[name], DiffusersSpec)]
+    generated = [name for name in configs if isinstance(dataset.sources[name], DrawnSpec)]
+    asked = [name for name in configs if isinstance(dataset.sources[name], HttpSpec)]
+    lines += [f"{code(name)}: what drew is known by its name alone." for name in asked]
     if generated:
         lines.append(
             "Made again on other hardware, with other versions or in other batches, some pixels "
@@ -440,7 +441,7 @@ def _limits(
         )
     converted = counts.by("source", "converted")
     for name in configs:
-        if name not in generated:
+        if name not in generated and name not in asked:
             many = converted[name, True]
             lines.append(
                 f"{code(name)}: imported. Seeds and settings are not known, nor what marks the "
@@ -594,7 +595,7 @@ def write(
     counts = count(store, dataset, shards, progress, options)
     if counts.left_out:
         progress.say(
-            f"release: metadata of {counts.left_out['']:,} imported images was left out: "
+            f"release: metadata of {counts.left_out['']:,} images was left out: "
             f"{left_out_words(counts.left_out)} (sources.NAME.keep_metadata keeps it)"
         )
     picture, shown = draw(

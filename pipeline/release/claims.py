@@ -21,7 +21,7 @@ from pipeline.manifest import CARD, MANIFEST, PLAN_FILE
 from pipeline.plan.copied import shards_in, specified
 from pipeline.plan.ids import image_id_of
 from pipeline.plan.rounds import summary_of
-from pipeline.plan.specification import Dataset
+from pipeline.plan.specification import Dataset, HttpSpec, of_row
 from pipeline.progress import Progress
 from pipeline.prompts.text import prompt_id
 from pipeline.release.croissant import CROISSANT, licences
@@ -109,8 +109,12 @@ def _row(
             if planned != here:
                 found.add(name, f"{where} ({image}): {name} {here!r}; planned {planned!r}")
     sized = plan if plan is not None else row
-    facts = {**row, "width": sized["width"], "height": sized["height"]}
-    if image_id_of(facts) != image:
+    index = None if plan is None else plan["index"]
+    facts = {**row, "width": sized["width"], "height": sized["height"], "index": index}
+    spec = None if dataset is None else dataset.sources.get(config)
+    # The number of an image of an endpoint is in the plan alone.
+    known = plan is not None or not isinstance(spec, HttpSpec)
+    if known and image_id_of(facts) != image:
         found.add(
             "image_id", f"{where}: image_id {image}, but its columns give {image_id_of(facts)}"
         )
@@ -121,10 +125,13 @@ def _row(
         )
     if row["source"] != config:
         found.add("source", f"{where} ({image}): source {row['source']!r} in config {config}")
-    spec = None if dataset is None else dataset.sources.get(config)
     if spec is None:
         return
-    for name, stated in specified(spec).items():
+    mine = of_row(spec, row)
+    if mine is None:
+        found.add("model", f"{where} ({image}): the manifest lists no model {row['model']!r} so")
+        return
+    for name, stated in specified(mine).items():
         if row.get(name) != stated:
             found.add(
                 name, f"{where} ({image}): {name} {row.get(name)!r}; the manifest states {stated!r}"

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.metadata import LEFT_OUT, kinds_of
-from pipeline.plan.specification import Dataset, DiffusersSpec
+from pipeline.plan.specification import Dataset, PromptedSpec
 from pipeline.progress import Progress
 from pipeline.release.sheet import CANDIDATES, Sample
+from pipeline.release.words import shared_versions
 from pipeline.store import Store
 from pipeline.tables import OPTIONS
 from pipeline.threads import ahead, workers
@@ -42,7 +43,7 @@ class Kind(NamedTuple):
     watermark: str
     device: str | None
     versions: str | None
-    converted: bool  # an imported picture whose pixels are not stored as they came
+    converted: bool  # a picture that came as a file and is not stored as it came
     options: str | None = None
 
 
@@ -85,8 +86,8 @@ class Counts:
             not be made.
         samples: some images of each source, drawn by the hash that their id is.
         formats: what images are stored in: WebP, PNG or both.
-        left_out: imported images by kind of the metadata that was left out of them; those with any
-            under an empty name.
+        left_out: images that came as files by kind of the metadata that was left out of them; those
+            with any under an empty name.
     """
 
     kinds: Counter[Kind]
@@ -118,6 +119,8 @@ def _kinds(rows: pa.Table, split: str) -> Counter[Kind]:
     converted = pc.invert(pc.starts_with(note, LEFT_OUT))
     shared = [*_SHARED, *(name for name in (OPTIONS.name,) if name in rows.column_names)]
     table = rows.select(shared).append_column("converted", converted)
+    place = table.schema.get_field_index("versions")
+    table = table.set_column(place, "versions", shared_versions(rows["versions"]))
     grouped = table.group_by(table.column_names, use_threads=False).aggregate([([], "count_all")])
     return Counter(
         {
@@ -236,7 +239,7 @@ def count(
     generated = [
         chunk
         for source, chunks in ids.items()
-        if isinstance(dataset.sources[source], DiffusersSpec)
+        if isinstance(dataset.sources[source], PromptedSpec)
         for chunk in chunks
     ]
     prompts = {

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline import AigiError, complaints
 from pipeline.gate import Checked, matching
 from pipeline.images.diffuser import TILE_FROM, DiffusersSource
+from pipeline.images.models import copy_in
 from pipeline.manifest import MANIFEST
 from pipeline.marks.names import parse
 from pipeline.marks.visible import logo_of
@@ -24,10 +25,17 @@ from pipeline.plan import specification
 from pipeline.plan.families import AUTO, FAMILIES
 from pipeline.plan.options import options_of
 from pipeline.plan.schedulers import scheduler_of
-from pipeline.plan.specification import Dataset, DiffusersSpec, Revision, SplitSpec
+from pipeline.plan.specification import (
+    Dataset,
+    DiffusersSpec,
+    HttpSpec,
+    Revision,
+    SplitSpec,
+    ZooSpec,
+)
 from pipeline.release.regenerate import HUB_ID, places_of
 from pipeline.store import Store
-from pipeline.tables import RELEASE
+from pipeline.tables import ENDPOINT, RELEASE
 
 COLUMNS = (
     "image_id", "text", "source", "width", "height", "model", "revision", "seed", "steps",
@@ -37,6 +45,9 @@ COLUMNS = (
 """Columns of a release that say what made an image."""
 MOST_STEPS, MOST_BATCH, MOST_SIDE, MOST_OPTION = 1000, 64, 4096, 4096
 """A file may be anybody's: one of some bytes must not take this machine for days."""
+
+
+_ASKED = "no recipe: an image of an endpoint, which gives another one each time"
 
 
 class NotKnown(AigiError):
@@ -235,12 +246,18 @@ class Makings:
             row: with the columns of `COLUMNS`.
 
         Raises:
-            NotKnown: the image is imported, or was made with something that no file can name.
+            NotKnown: the image is imported or of an endpoint, or was made with something that no
+                file can name.
         """
         where = f"{row['source']} {row['image_id']}"
+        spec = self.dataset.sources.get(row["source"])
+        if isinstance(spec, HttpSpec):
+            raise NotKnown(f"{where}: {_ASKED}")
         if row["path"] is not None or row["seed"] is None:
             raise NotKnown(f"{where}: no recipe: an imported image, nobody recorded what made it")
-        spec = self.dataset.sources.get(row["source"])
+        number = spec.number_of(row) if isinstance(spec, ZooSpec) else None
+        if isinstance(spec, ZooSpec) and number is not None:
+            spec = spec.members[number]
         if not isinstance(spec, DiffusersSpec):
             raise NotKnown(f"{where}: no recipe: the manifest specifies no such generated source")
         workflow = self.manifest.get("workflow") or {}
@@ -267,6 +284,13 @@ class Makings:
         }
         return making(fields, where)
 
+    def _folder(self, row: Mapping[str, Any]) -> str | None:
+        """This machine's copy of the model of a row."""
+        found = (self._here.get(row["source"]) or {}).get("folder")
+        if found is not None and isinstance(self.dataset.sources.get(row["source"]), ZooSpec):
+            return copy_in(found, row["model"])
+        return None if found is None else str(found)
+
     def known(self, row: Mapping[str, Any]) -> Known:
         """What is known of a row (columns of `COLUMNS`), or why nothing is."""
         try:
@@ -278,7 +302,7 @@ class Makings:
             making=making,
             batch=row["batch_size"],
             weights=weights,
-            folder=(self._here.get(row["source"]) or {}).get("folder"),
+            folder=self._folder(row),
         )
 
 
@@ -296,6 +320,8 @@ def known_of_row(row: Mapping[str, Any], where: str) -> Known:
         raise NotKnown(f"{where}: no recipe: {strange[0]}: no such field")
     if row.get("path") is not None:
         raise NotKnown(f"{where}: no recipe: an imported image, nobody recorded what made it")
+    if row.get("device") == ENDPOINT:
+        raise NotKnown(f"{where}: {_ASKED}")
     # A release's `device` names the hardware; here it is the encoder's own.
     names = Making.model_fields.keys() - {"device"}
     fields = {name: row[name] for name in names if row.get(name) is not None}

@@ -20,6 +20,7 @@ from pipeline import AigiError
 from pipeline.gate import Checked, check, refused
 from pipeline.manifest import PLAN_FILE, REMEDY, plan_beside, read_manifest
 from pipeline.plan import specification
+from pipeline.plan.specification import Dataset, HttpSpec
 from pipeline.release.recipe import Recipe
 from pipeline.shown import public
 from pipeline.stage import flat
@@ -106,6 +107,9 @@ def recorded(recipe: Recipe, sources: list[str]) -> dict[str, Any]:
     if data["images"] is not None and data["images"]["format"] == "png":
         del data["images"]["format"]  # as in manifests of before, which have PNG and do not name it
     data["sources"] = {name: data["sources"][name] for name in sources if name in data["sources"]}
+    for name, source in data["sources"].items():
+        if source["kind"] == "http":  # where it is and who may ask it are matters of a machine
+            data["sources"][name] = {"kind": "http"}
     data["plan"] = {**data["plan"], "sources": sorted(sources)}
     for name in ("dataset", "manifest"):
         data["plan"].pop(name)
@@ -127,10 +131,11 @@ def merged(
         sections: of the manifest's settings, beside `plan` and `compute`; None: all.
 
     Raises:
-        AigiError: this is no manifest, or a place that the settings need is not given.
+        AigiError: this is no manifest, a place that the settings need is not given, or images of an
+            endpoint would have to be made again.
     """
     manifest = read_manifest(location)
-    specification.load(location)
+    dataset = specification.load(location)
     data = {
         name: section
         for name, section in sections_of(location, manifest).items()
@@ -150,6 +155,7 @@ def merged(
             )
         data["plan"]["sources"] = wanted
         data["sources"] = {name: each for name, each in data["sources"].items() if name in wanted}
+    _refuse_endpoints(location, dataset, data["plan"]["sources"])
     if copied:
         data.pop("prompts", None)
         if data.get("selection"):
@@ -184,6 +190,24 @@ def merged(
             data[name] = mine[name]
     data["compute"] = {**(mine.get("compute") or {}), **data["compute"]}
     return data
+
+
+def _refuse_endpoints(location: str, dataset: Dataset, names: Collection[str]) -> None:
+    """Refuse to make images of endpoints again: asked again, one gives other images."""
+    asked = [name for name in names if isinstance(dataset.sources.get(name), HttpSpec)]
+    if not asked:
+        return
+    others = ", ".join(name for name in names if name not in asked)
+    leave = (
+        f"Leave it out (--set 'plan.sources=[{others}]', with the manifest inside the release)"
+        if others
+        else "The release itself has its images"
+    )
+    raise AigiError(
+        f"{location}: sources.{asked[0]}: its images cannot be made again: they came from an "
+        f"endpoint, which gives other images each time. {leave}, or ask for new images with "
+        "plan.dataset in place of plan.manifest."
+    )
 
 
 def places_of(target: str) -> dict[str, Any]:

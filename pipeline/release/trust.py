@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pipeline import AigiError
 from pipeline.gate import refused
 from pipeline.images.images import local_diffusers
+from pipeline.images.models import of_member
 from pipeline.manifest import MANIFEST, REMEDY
 from pipeline.marks.visible import logo_of
 from pipeline.models.clip import Embeddings, in_hub
 from pipeline.models.hub import Place
 from pipeline.plan import specification
 from pipeline.plan.quotas import chosen
-from pipeline.plan.specification import DiffusersSpec
+from pipeline.plan.specification import DiffusersSpec, ZooSpec
 from pipeline.prompts.captions import BlipCaptions, HubCaptions
 from pipeline.release.recipe import Recipe
 from pipeline.release.regenerate import HUB_ID
@@ -68,6 +69,11 @@ def _pictures(recipe: Recipe) -> Iterator[tuple[str, Place]]:
         if isinstance(spec, DiffusersSpec):
             folder = local_diffusers(recipe.sources, name).folder
             yield "model", Place.of(f"sources.{name}", folder, spec.model, spec.revision)
+        elif isinstance(spec, ZooSpec):
+            local = local_diffusers(recipe.sources, name)
+            for member in spec.members:
+                folder = of_member(local, member).folder
+                yield "model", Place.of(f"sources.{name}", folder, member.model, member.revision)
 
 
 def _scores(recipe: Recipe) -> Iterator[tuple[str, Place]]:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from pipeline.plan import specification
 from pipeline.plan.quotas import Plan
 from pipeline.plan.rounds import rounds_made
-from pipeline.plan.specification import DiffusersSpec
+from pipeline.plan.specification import PromptedSpec
 from pipeline.progress import Progress
 from pipeline.selection.candidates import Candidates, candidates
 from pipeline.selection.kept import record, release_name
@@ -264,7 +264,7 @@ def _build(rules: Selection, plan: Plan, store: Store, progress: Progress) -> li
         start = end
     for (source, split), quota in needed.items():
         if quota is not None and kept[source, split] < quota:
-            made_here = isinstance(dataset.sources[source], DiffusersSpec)
+            made_here = isinstance(dataset.sources[source], PromptedSpec)
             last = made_here and rounds_made(store) >= rules.rounds
             progress.say(
                 f"selection: {source} {split}: kept {kept[source, split]:,}, quota {quota:,}"

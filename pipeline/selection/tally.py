@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipeline.plan import specification
-from pipeline.plan.quotas import Plan, quotas
+from pipeline.plan.quotas import Plan, quotas, shares
 from pipeline.plan.rounds import exhausted
+from pipeline.plan.specification import ZooSpec
 from pipeline.selection.kept import counts_of
 from pipeline.selection.rules import REASONS
 from pipeline.store import Store
@@ -132,7 +133,8 @@ def lacks(plan: Plan, store: Store) -> list[Lack]:
     """The sources and splits of a finished run with fewer generations than were wanted.
 
     A split without a count wants every image of the import that was planned, up to `plan.limit`:
-    only images that failed are missing there, since what rules drop nobody asked to replace.
+    only images that failed are missing there, since what rules drop nobody asked to replace. A
+    model of a zoo without any image is missing, though others may have made as many.
 
     Raises:
         AigiError: a table is missing or damaged.
@@ -146,7 +148,48 @@ def lacks(plan: Plan, store: Store) -> list[Lack]:
             have = mine.planned - mine.reasons["failed"]
         if have < need:
             missing.append(Lack(source, split, need, mine))
+    return [*missing, *_silent(plan, store)]
+
+
+def _silent(plan: Plan, store: Store) -> list[Lack]:
+    """Models of zoos that have no image in a split in which they were to have some."""
+    dataset = specification.load(plan.dataset)
+    missing = []
+    for quota in quotas(dataset, plan):
+        spec = dataset.sources[quota.source]
+        if not isinstance(spec, ZooSpec):
+            continue
+        counts = shares(spec, quota.split, quota.generations)
+        found = _by_model(store, spec, quota.source, quota.split)
+        for number, (member, count) in enumerate(zip(spec.members, counts, strict=True)):
+            mine = found.get(number, Tally())
+            if count and not mine.kept:
+                name = f"{quota.source} {member.model}@{member.revision}"
+                missing.append(Lack(name, quota.split, count, mine))
     return missing
+
+
+def _by_model(store: Store, spec: ZooSpec, source: str, split: str) -> dict[int, Tally]:
+    """The tally of each model of a zoo, by its number."""
+    generations: list[Generation] = []
+    errors: dict[str, Counter[str]] = defaultdict(Counter)
+    for shard in store.shards("selection"):
+        if not shard.startswith(f"{source}-{split}-"):
+            continue
+        found = store.aligned(shard, {"plan": None, "selection": ["reason"], "images": ["error"]})
+        columns = (found["plan"], found["selection"], found["images"])
+        for row, chosen, made in zip(*(table.to_pylist() for table in columns), strict=True):
+            if row["source"] != source:
+                break
+            key = str(spec.number_of(row))
+            unit = row["pair_id"] or row["image_id"]
+            generations.append(Generation(key, unit, chosen["reason"]))
+            if made["error"] is not None:
+                errors[key][made["error"].partition(":")[0]] += 1
+    counted = tally(generations)
+    for key, texts in errors.items():
+        counted[key].errors = texts
+    return {int(key): one for key, one in counted.items() if key != "None"}
 
 
 def as_json(found: dict[str, Tally]) -> dict[str, Any]:
