@@ -79,14 +79,17 @@ class ImageMaker:
         self.held: tuple[str, str] | None = None
         self.maker: Diffuser | Importer | None = None
 
-    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Yield IMAGES chunks in row order."""
+    def __call__(self, rows: pa.Table, start: int = 0) -> Iterator[pa.Table]:
+        """Yield IMAGES chunks in row order, from row `start` on, at which a batch begins."""
         wanted = (rows["source"][0].as_py(), rows["revision"][0].as_py())
         if self.maker is None or self.held != wanted:
             # The old model goes first: two do not fit on a GPU.
             self.maker = None
             self.maker, self.held = self._make(*wanted), wanted
-        yield from self.maker(rows)
+        if isinstance(self.maker, Diffuser):
+            yield from self.maker(rows, start)
+        else:
+            yield from self.maker(rows.slice(start))
 
     @property
     def loaded(self) -> Mapping[str, str]:
@@ -201,4 +204,5 @@ def stage(
         outside=partial(_outside, keeps),
         outdated=partial(_outdated, keeps),
         unit="pair_id",
+        keeps=("device", "versions"),
     )
