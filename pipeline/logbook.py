@@ -30,7 +30,7 @@ LOGS = "_logs"
 EVERY = 60.0
 """Seconds between two copies of the log of a run on an object store."""
 BYTES = 4 << 20
-"""A longer log goes on in a new file. The one before it is kept as `….1.log`, older ones are not."""
+"""A longer log goes on in a new file. The one before it is kept, as `….1.log`."""
 KEPT = 30
 """Logs of a run that are kept: those of the last commands."""
 _ENTRY = 1 << 16  # characters of one entry

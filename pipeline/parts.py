@@ -174,7 +174,7 @@ class Parts:
         self._good = False
         self._cost = 0.0
         self._since = time.monotonic()
-        self._off = False
+        self._off = self._said = False
 
     def footer(self) -> Mapping[str, str]:
         """What the footer has of the weights, though they be not loaded: all rows may be kept."""
@@ -293,8 +293,10 @@ class Parts:
             name = f"{self._end:08d}-{end:08d}-{hashlib.sha256(data).hexdigest()}.arrow"
             self.store.write_bytes(data, *_folder(self.table, self.shard), name)
         except (OSError, AigiError, ValueError, pa.ArrowException) as error:
-            why = f"{self.table}: {self.shard}: finished batches cannot be kept"
-            LOG.warning("%s: %s. The shard goes on.", why, in_short(error))
+            if not self._said:
+                self._said = True
+                why = f"{self.table}: {self.shard}: finished batches cannot be kept"
+                LOG.warning("%s: %s. The shard goes on.", why, in_short(error))
         else:
             self._end, self._unsaved, self._bytes = end, [], 0
             self._cost = time.monotonic() - started
