@@ -14,6 +14,7 @@ import posixpath
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -27,7 +28,8 @@ from pipeline.store import Store
 
 PARTS = "_parts"
 EVERY = 60.0
-"""Seconds of work that may be lost: a part is written when more is unsaved."""
+"""Seconds of work that may be lost: a part is written when more is unsaved. 0: each batch is saved
+before the next one is made."""
 _SHARE = 50
 """What is unsaved took at least this many times as long as the last part took to be written."""
 _ORDERLY = 5.0
@@ -174,6 +176,8 @@ class Parts:
         self._good = False
         self._cost = 0.0
         self._since = time.monotonic()
+        self._writer: ThreadPoolExecutor | None = None
+        self._flight: tuple[Future[float], list[pa.Table], int] | None = None
         self._off = self._said = False
 
     def footer(self) -> Mapping[str, str]:
@@ -238,6 +242,7 @@ class Parts:
 
     def forget(self, why: str) -> None:
         """Throw all of it away: the whole shard is made again."""
+        self._settled(True)
         self._throw(found(self.store, self.table).get(self.shard, []), why)
         self.kept, self._kept_notes, self.start, self._end, self._good = [], {}, 0, 0, False
         self._unsaved, self._bytes = [], 0
@@ -268,48 +273,73 @@ class Parts:
         self._good |= ERROR not in chunk.column_names or chunk[ERROR].null_count > 0
         seconds, full = time.monotonic() - self._since, self._bytes > _BYTES
         if seconds >= max(EVERY / 4 if full else EVERY, _SHARE * self._cost):
-            self.save()
+            self.save(wait=EVERY == 0)
         elif self._bytes > 2 * _BYTES:
             self._off, self._unsaved = True, []
             LOG.info("%s: %s: fast; its batches are not kept", self.table, self.shard)
 
-    def save(self, least: float = 0.0) -> None:
-        """Write what is unsaved. What goes wrong is said, and the shard goes on without it.
+    def save(self, wait: bool) -> None:
+        """Write what is unsaved, in a thread while the next batch is made, or at once.
 
-        Args:
-            least: seconds of work that it must be.
+        What goes wrong is said, and the shard goes on without it.
         """
-        started = time.monotonic()
-        if not self._unsaved or not self._good or started - self._since < least:
+        if not self._settled(wait) or not self._unsaved or not self._good:
             return
-        end = self._end + sum(chunk.num_rows for chunk in self._unsaved)
-        about = {
-            "identity": self.identity,
-            "notes": dict(self.notes()),
-            "nbytes": [chunk.nbytes for chunk in self._unsaved],
-        }
+        chunks, self._unsaved, self._bytes = self._unsaved, [], 0
+        end = self._end + sum(chunk.num_rows for chunk in chunks)
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, "part")
+        written = self._writer.submit(self._write, chunks, end, dict(self.notes()))
+        self._flight, self._since = (written, chunks, end), time.monotonic()
+        if wait:
+            self._settled(wait)
+
+    def _write(self, chunks: list[pa.Table], end: int, notes: Mapping[str, str]) -> float:
+        """Write a part; how many seconds that took."""
+        started = time.monotonic()
+        sizes = [chunk.nbytes for chunk in chunks]
+        data = packed(chunks, {"identity": self.identity, "notes": notes, "nbytes": sizes})
+        name = f"{self._end:08d}-{end:08d}-{hashlib.sha256(data).hexdigest()}.arrow"
+        self.store.write_bytes(data, *_folder(self.table, self.shard), name)
+        return time.monotonic() - started
+
+    def _settled(self, wait: bool) -> bool:
+        """Whether no part is being written any more."""
+        if self._flight is None:
+            return True
+        written, chunks, end = self._flight
+        if not wait and not written.done():
+            return False
+        self._flight = None
         try:
-            data = packed(self._unsaved, about)
-            name = f"{self._end:08d}-{end:08d}-{hashlib.sha256(data).hexdigest()}.arrow"
-            self.store.write_bytes(data, *_folder(self.table, self.shard), name)
+            self._cost = written.result()
+            self._end = end
         except (OSError, AigiError, ValueError, pa.ArrowException) as error:
+            self._unsaved = chunks + self._unsaved
+            self._bytes = sum(chunk.nbytes for chunk in self._unsaved)
             if not self._said:
                 self._said = True
                 why = f"{self.table}: {self.shard}: finished batches cannot be kept"
                 LOG.warning("%s: %s. The shard goes on.", why, in_short(error))
-        else:
-            self._end, self._unsaved, self._bytes = end, [], 0
-            self._cost = time.monotonic() - started
-        self._since = time.monotonic()
+        return True
 
     def stopped(self) -> None:
         """The shard is not finished: keep what is unsaved, if it is worth it."""
-        self.save(min(_ORDERLY, EVERY))
+        self._settled(True)
+        if time.monotonic() - self._since >= min(_ORDERLY, EVERY):
+            self.save(wait=True)
+        self._end_writer()
 
     def done(self) -> None:
         """The shard is written: its parts go."""
+        self._settled(True)
+        self._end_writer()
         with suppress(OSError, AigiError):  # the driver sweeps too
             self.store.remove(*_folder(self.table, self.shard))
+
+    def _end_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.shutdown()
 
 
 def gone_on(parts: Parts, make: Callable[[int], Iterable[pa.Table]]) -> Iterator[pa.Table]:

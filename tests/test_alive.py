@@ -190,7 +190,7 @@ def test_a_sign_that_does_not_change_grows_old_whatever_the_clocks_say(
     watcher = Watcher(Folder(str(tmp_path)))
     assert watcher.look()[0][0].age == 0.0
     now = time.monotonic
-    monkeypatch.setattr(alive.time, "monotonic", lambda: now() + 120)
+    monkeypatch.setattr("pipeline.alive.time.monotonic", lambda: now() + 120)
     (one,) = watcher.look()[0]
     assert 119 < (one.age or 0) < 125 and one.silent
 

@@ -107,7 +107,8 @@ def test_a_killed_shard_goes_on_where_it_was(tmp_path: Path, undisturbed: Path, 
 
 
 def test_a_shard_is_killed_again_and_again(tmp_path: Path, undisturbed: Path) -> None:
-    root, made = tmp_path / "run", []
+    root = tmp_path / "run"
+    made: list[str] = []
     for at in (10, 30, 70):
         made += killed(root, at)[len(made) :]
         (tmp_path / "run.log.killed").unlink()
@@ -396,7 +397,7 @@ def test_parts_of_shards_that_are_not_made_any_more_are_swept(half: Path) -> Non
     other = replace(squares, names=lambda store: ["part-00001"])
     said: list[str] = []
     progress = Progress(quiet=True)
-    progress.say = said.append  # type: ignore[method-assign]
+    progress.say = said.append  # type: ignore[method-assign,assignment]
     run_stages([numbers, other], Store(str(root)), Compute(), progress)
     assert any("finished batches of 1 shards that are not being made" in line for line in said)
     assert not (root / "_parts").exists()

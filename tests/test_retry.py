@@ -26,9 +26,9 @@ def test_failed_rows_alone_are_made_again_when_asked(tmp_path: Path) -> None:
     seen: list[list[int]] = []
 
     class Noted(toy.Squarer):
-        def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        def __call__(self, rows: pa.Table, start: int = 0) -> Iterator[pa.Table]:
             seen.append(rows["number"].to_pylist())
-            for chunk in super().__call__(rows):
+            for chunk in super().__call__(rows, start):
                 errors = chunk["error"].to_pylist()
                 wrong = [e or ("odd" if n in wrongs else None) for n, e in
                          zip(chunk["number"].to_pylist(), errors, strict=True)]  # fmt: skip
