@@ -60,8 +60,8 @@ def test_the_sheet_reads_one_row_group_a_picture(
 
 def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    rows = [{"image": {"bytes": b"\x89PNG\r\n\x1a\n", "path": "x.png"}, "text": "t", "image_id": "i",
-             "width": 16, "height": 16}]  # fmt: skip
+    image = {"bytes": b"\x89PNG\r\n\x1a\n", "path": "x.png"}
+    rows = [{"image": image, "text": "t", "image_id": "i", "width": 16, "height": 16}]
     store.write("release", "sd/train-0", pa.Table.from_pylist(rows, schema=RELEASE), RELEASE)
     sample = Sample("i", "i", "train", "sd/train-0", 0, 16, 16)
     with pytest.raises(AigiError, match=r"sd/train-0\.parquet: row 1 \(i\): .*--rehash"):
