@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import posixpath
 import threading
 import time
@@ -185,8 +186,15 @@ def driver(url: str, progress: Progress) -> Iterator[None]:
     finally:
         beat.end()
         if beat._there:
-            with suppress(OSError, AigiError):  # the storage may be what failed
-                Folder(url).remove(*mine)
+            _removed(url, *mine)
+
+
+def _removed(url: str, *path: str) -> None:
+    with suppress(OSError, AigiError):  # the storage may be what failed
+        folder = Folder(url)
+        folder.remove(*path)
+        if folder.local:
+            os.rmdir(folder.path(ALIVE))  # unless those of another are there
 
 
 def _without_abandoned(folder: Folder, mine: str) -> None:
@@ -301,8 +309,7 @@ class Workers:
     def close(self) -> None:
         """All of them are done, or nobody waits for them any more."""
         self._beat.end()
-        with suppress(OSError, AigiError):  # the storage may be what failed
-            Folder(self.url).remove(ALIVE, self.command)
+        _removed(self.url, ALIVE, self.command)
 
 
 # --- read ----------------------------------------------------------------------------------------

@@ -49,7 +49,11 @@ def _execute(
 
     # Of several processes that train together, the first holds the directory for all.
     if not first_process():
-        _make(workflow, Progress(quiet=quiet), checks or USUAL)
+        try:
+            _make(workflow, Progress(quiet=quiet), checks or USUAL)
+        except (KeyboardInterrupt, SystemExit):
+            _tidy(workflow.run)
+            raise
         return []
     with _at_work(workflow.run, quiet) as (progress, book):
         _make(workflow, progress, checks or USUAL)
