@@ -41,6 +41,7 @@ from pipeline.release.words import (
     filter_words,
     left_out_words,
     library_words,
+    licence_of,
     rule_words,
     setting_heads,
 )
@@ -181,7 +182,7 @@ def _sources(dataset: Dataset, counts: Counts, configs: Iterable[str]) -> list[s
         spec = dataset.sources[config]
         for (source, model, revision), images in _ordered(counts.by("source", "model", "revision")):
             if source == config:
-                licence = link(spec.licence, spec.licence_url)
+                licence = licence_of(spec, model, revision)
                 made.append(
                     [
                         code(config),

@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.markdown import code, escape
+from pipeline.markdown import Safe, code, escape, link
 from pipeline.models.clip import Embeddings
-from pipeline.plan.specification import Dataset, HttpSpec
+from pipeline.plan.specification import Dataset, HttpSpec, SourceSpec, ZooSpec
 from pipeline.prompts.prompts import Prompts
 from pipeline.release.front_matter import NOT_STATED
 from pipeline.selection.rules import REASONS, RULES, Rule, Scored, Selection, made
@@ -70,6 +70,13 @@ def asked_words(dataset: Dataset, configs: Iterable[str]) -> list[str]:
                 "its answer."
             )
     return found
+
+
+def licence_of(spec: SourceSpec, model: object, revision: object) -> Safe:
+    """The licence of a source, or of one model of a zoo that has its own."""
+    members = spec.members if isinstance(spec, ZooSpec) else ()
+    own = next((one for one in members if (one.model, one.revision) == (model, revision)), spec)
+    return link(own.licence, own.licence_url)
 
 
 def filter_words(prompts: Prompts) -> list[tuple[str, str]]:
