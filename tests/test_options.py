@@ -22,7 +22,7 @@ from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.plan import specification
 from pipeline.plan.copied import read_plan
 from pipeline.plan.ids import image_id_of
-from pipeline.plan.options import checked, options_of, text_of
+from pipeline.plan.options import FILES, checked, options_of, parsed, text_of
 from pipeline.stage import fingerprint
 from pipeline.store import Store
 from tests.conftest import ROOT, SPECIFICATION, WorkflowMaker, aigi_here, listed
@@ -40,7 +40,8 @@ VALUES = st.none() | st.booleans() | st.integers(-99, 99) | st.floats(-9, 9) | s
 def test_options_come_back_from_their_text(options: dict[str, Any]) -> None:
     text = text_of(options)
     assert (text is None) == (not options)
-    assert options_of(text) == options and text_of(options_of(text)) == text
+    assert parsed(text) == options and text_of(parsed(text)) == text
+    assert options_of(text).keys() == options.keys() - set(FILES)
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"b":1,"a":2}', '{"a": 1}', "{}", "[" * 99999, "1"])
@@ -58,6 +59,7 @@ def test_another_text_is_none_of_ours(text: str) -> None:
         ({"a": {"b": 1}}, "a: expected a number, text, true, false, null, or a list"),
         ({"a": [[1]]}, "a: expected"),
         ({"a": float("nan")}, "a: expected"),
+        ({"loras": []}, "loras: no argument of a call; it is a key of the source itself"),
         ({"A b": 1}, "'A b' is no name of an argument"),
         ({"a": "x" * 2000}, "more than 2000 characters"),
     ],

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from pipeline import AigiError
-from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
+from pipeline.images.diffuser import PLACES, Diffuser, DiffusersSource, check_weights
 from pipeline.images.importer import Importer
 from pipeline.outside import Unreachable
 from pipeline.pictures.sources import ImportSource, OriginalSource
@@ -191,7 +191,7 @@ def stage(
         if isinstance(spec, DiffusersSpec):
             # The folder is only where a copy is stored; the specification pins its content.
             local = local_diffusers(sources, name)
-            recorded[name] = local.model_dump(mode="json", exclude={"folder"})
+            recorded[name] = local.model_dump(mode="json", exclude={"folder", *PLACES})
         else:
             # Whether metadata is kept counts for the imported shards alone; see `_outside`.
             imported = local_import(sources, name)

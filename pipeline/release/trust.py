@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from pipeline import AigiError
 from pipeline.gate import refused
+from pipeline.images.diffuser import places
 from pipeline.images.images import local_diffusers
 from pipeline.manifest import MANIFEST, REMEDY
 from pipeline.marks.visible import logo_of
@@ -66,8 +67,9 @@ def _pictures(recipe: Recipe) -> Iterator[tuple[str, Place]]:
     for name in chosen(dataset, plan):
         spec = dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
-            folder = local_diffusers(recipe.sources, name).folder
-            yield "model", Place.of(f"sources.{name}", folder, spec.model, spec.revision)
+            for place in places(name, spec, local_diffusers(recipe.sources, name)):
+                if place.folder is not None or place.repository:  # the file of a LoRA has none
+                    yield "model", place
 
 
 def _scores(recipe: Recipe) -> Iterator[tuple[str, Place]]:
