@@ -44,6 +44,7 @@ from pipeline.pixels import RGB, PngEffort, decode_threads, pixels_sha256, png_b
 from pipeline.plan.options import options_of
 from pipeline.plan.schedulers import OWN, scheduler_of
 from pipeline.plan.specification import DiffusersSpec
+from pipeline.prompts.tokens import Reader, reader_of
 from pipeline.settings import Count, Location, Model, Settings
 from pipeline.tables import IMAGES
 
@@ -92,6 +93,7 @@ _CONFIGS = (
     "tokenizer*/*",
 )
 """What a repository has beside its weights."""
+_TOKENIZERS = ("tokenizer*/*", "processor*/*")
 
 # Above this many pixels a side the VAE's activations dominate memory: decode in tiles.
 TILE_FROM = 1536
@@ -102,6 +104,21 @@ def _place(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Place:
     if spec.config is not None:
         model, _, revision = spec.config.partition("@")
     return Place.of(f"sources.{name}", local.folder, model, revision or None)
+
+
+def prompt_reader(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Reader:
+    """The tokenizer of a source's model that reads most of a prompt.
+
+    Raises:
+        AigiError: the model or its tokenizer is missing.
+    """
+    place = _place(name, spec, local)
+    folder = place.fetch(INDEX, beside=_TOKENIZERS)
+    run = runner(place, read_index(place, folder), spec)
+    stated = run.takes.get("max_sequence_length")
+    most = spec.options.get("max_sequence_length", None if stated is None else stated.default)
+    templated = run.family.templated
+    return reader_of(place.where, folder, most if isinstance(most, int) else None, templated)
 
 
 def places(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Iterator[Place]:

@@ -14,7 +14,13 @@ from pydantic import (
 )
 
 from pipeline import AigiError
-from pipeline.images.diffuser import PLACES, Diffuser, DiffusersSource, check_weights
+from pipeline.images.diffuser import (
+    PLACES,
+    Diffuser,
+    DiffusersSource,
+    check_weights,
+    prompt_reader,
+)
 from pipeline.images.importer import Importer
 from pipeline.outside import Unreachable
 from pipeline.pictures.sources import ImportSource, OriginalSource
@@ -23,6 +29,7 @@ from pipeline.plan.imports import local_import
 from pipeline.plan.quotas import Plan, chosen
 from pipeline.plan.specification import Dataset, DiffusersSpec
 from pipeline.progress import Progress
+from pipeline.prompts.prompts import Model
 from pipeline.settings import SPLITS, Count, Settings
 from pipeline.stage import Compute, Map
 from pipeline.store import Store
@@ -142,6 +149,32 @@ def check_sources(plan: Plan, sources: Mapping[str, LocalSource]) -> list[str]:
     if problems:
         raise AigiError("\n".join(problems))
     return said
+
+
+def prompt_models(plan: Plan, sources: Mapping[str, LocalSource]) -> dict[str, Model]:
+    """How the models of all generated sources read their prompts, by source.
+
+    Raises:
+        AigiError: from `reader`: a model or its tokenizer is missing.
+    """
+    dataset = specification.load(plan.dataset)
+    found = {}
+    for name in chosen(dataset, plan):
+        spec = dataset.sources[name]
+        if not isinstance(spec, DiffusersSpec):
+            continue
+        if spec.pipeline in ("sd", "sdxl"):
+            found[name] = Model({})  # CLIP's, whatever the model
+            continue
+        settings = {
+            "pipeline": spec.pipeline,
+            "model": spec.config or spec.model,
+            "revision": spec.revision,
+            "max_sequence_length": spec.options.get("max_sequence_length"),
+        }
+        local = local_diffusers(sources, name)
+        found[name] = Model(settings, partial(prompt_reader, name, spec, local))
+    return found
 
 
 def _imported(keeps: Mapping[str, bool], shard: str) -> bool | None:

@@ -21,7 +21,6 @@ from pipeline.plan.specification import Dataset, DiffusersSpec, some_options
 from pipeline.progress import Progress
 from pipeline.prompts.captions import BlipCaptions
 from pipeline.prompts.prompts import Prompts, name_of, place_of
-from pipeline.prompts.tokens import CONTEXT
 from pipeline.release.counts import Counts, Origin, count
 from pipeline.release.croissant import CROISSANT, croissant
 from pipeline.release.front_matter import NOT_STATED, TAGS, configs_of, front_matter
@@ -33,6 +32,7 @@ from pipeline.release.words import (
     filter_words,
     left_out_words,
     library_words,
+    reading_words,
     rule_words,
     setting_heads,
 )
@@ -411,18 +411,11 @@ def _limits(
         lines.append("The safety checker overlooks some pictures that may offend.")
     if rules["duplicate"].startswith("not"):
         lines.append("Duplicates were not looked for.")
+    generated = [name for name in configs if isinstance(dataset.sources[name], DiffusersSpec)]
     prompts = sum(found.used for found in counts.origins.values())
     long = sum(found.truncated for found in counts.origins.values())
     if prompts:
-        lines.append(
-            f"The models read {CONTEXT} CLIP tokens. "
-            + (
-                f"Of {prompts:,} prompts {long:,} are longer; their ends had no say."
-                if long
-                else "No prompt is longer."
-            )
-        )
-    generated = [name for name in configs if isinstance(dataset.sources[name], DiffusersSpec)]
+        lines += reading_words(prompts, long, counts.readings, set(generated) - {*counts.readings})
     if generated:
         lines.append(
             "Made again on other hardware, with other versions or in other batches, some pixels "

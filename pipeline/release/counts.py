@@ -21,7 +21,7 @@ from pipeline.plan.specification import Dataset, DiffusersSpec
 from pipeline.progress import Progress
 from pipeline.release.sheet import CANDIDATES, Sample
 from pipeline.store import Store
-from pipeline.tables import OPTIONS
+from pipeline.tables import OPTIONS, READERS
 from pipeline.threads import ahead, workers
 
 
@@ -70,6 +70,19 @@ class PromptCount:
     truncated: int = 0
 
 
+@dataclass
+class Reading:
+    """How a model with other tokenizers than CLIP's reads the prompts of the images.
+
+    Attributes:
+        most: tokens that it reads.
+        cut: prompts that are longer.
+    """
+
+    most: int
+    cut: int = 0
+
+
 @dataclass(frozen=True)
 class Counts:
     """What a release holds, and what was left out.
@@ -84,6 +97,7 @@ class Counts:
             images of imports that never came into the plan, and `failed`, images that could
             not be made.
         samples: some images of each source, drawn by the hash that their id is.
+        readings: by source, of models that do not read what CLIP reads.
         left_out: imported images by kind of the metadata that was left out of them; those with any
             under an empty name.
     """
@@ -98,6 +112,7 @@ class Counts:
     failed: Counter[tuple[str, str]]
     samples: dict[str, list[Sample]]
     left_out: Counter[str] = field(default_factory=Counter)
+    readings: dict[str, Reading] = field(default_factory=dict)
 
     def by(self, *fields: str) -> Counter[tuple[object, ...]]:
         """Images by the fields of `Kind` that are named."""
@@ -181,6 +196,21 @@ def _origins(store: Store, used: pa.ChunkedArray) -> dict[Origin, PromptCount]:
     return dict(found)
 
 
+def _readings(store: Store, used: pa.ChunkedArray) -> dict[str, Reading]:
+    found: dict[str, Reading] = {}
+    for shard in store.shards("prompts"):
+        metadata = store.metadata("prompts", shard)
+        names = [] if metadata is None else metadata.schema.to_arrow_schema().names
+        if READERS.name not in names:
+            continue
+        rows = store.read("prompts", shard, ["prompt_id", READERS.name])
+        for readers in rows.filter(pc.is_in(rows["prompt_id"], used))[READERS.name].to_pylist():
+            for name, length in readers:
+                reading = found.setdefault(name, Reading(length["most"]))
+                reading.cut += length["tokens"] > length["most"]
+    return found
+
+
 def reject_reasons(store: Store, shard: str) -> Counter[tuple[str, str]]:
     """Rejects by source and reason; what stands behind a colon is of one row alone."""
     found: Counter[tuple[str, str]] = Counter()
@@ -253,4 +283,5 @@ def count(
         failed=reject_reasons(store, "images"),
         samples=dict(samples),
         left_out=left_out,
+        readings=_readings(store, pa.chunked_array(generated, pa.string())),
     )
