@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from pipeline import AigiError
-from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
+from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights, prompt_reader
 from pipeline.images.endpoint import Endpoint, HttpSource, check_endpoint, local_http
 from pipeline.images.importer import REENCODED, Importer
 from pipeline.images.models import check_zoo, of_member, unusable, without
@@ -32,6 +32,7 @@ from pipeline.plan.quotas import Plan, chosen
 from pipeline.plan.rounds import by_model
 from pipeline.plan.specification import Dataset, DiffusersSpec, DrawnSpec, HttpSpec, ZooSpec
 from pipeline.progress import Progress
+from pipeline.prompts.prompts import Model
 from pipeline.settings import SPLITS, Count, Settings
 from pipeline.stage import Compute, Map
 from pipeline.store import RECORDS, Store
@@ -276,6 +277,32 @@ def check_sources(
     if problems:
         raise AigiError("\n".join(problems))
     return said
+
+
+def prompt_models(plan: Plan, sources: Mapping[str, LocalSource]) -> dict[str, Model]:
+    """How the models of all generated sources read their prompts, by source.
+
+    Raises:
+        AigiError: from `reader`: a model or its tokenizer is missing.
+    """
+    dataset = specification.load(plan.dataset)
+    found = {}
+    for name in chosen(dataset, plan):
+        spec = dataset.sources[name]
+        if not isinstance(spec, DiffusersSpec):
+            continue
+        if spec.pipeline in ("sd", "sdxl"):
+            found[name] = Model({})  # CLIP's, whatever the model
+            continue
+        settings = {
+            "pipeline": spec.pipeline,
+            "model": spec.config or spec.model,
+            "revision": spec.revision,
+            "max_sequence_length": spec.options.get("max_sequence_length"),
+        }
+        local = local_diffusers(sources, name)
+        found[name] = Model(settings, partial(prompt_reader, name, spec, local))
+    return found
 
 
 def _imported(keeps: Mapping[str, bool], shard: str) -> bool | None:

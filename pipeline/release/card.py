@@ -27,7 +27,6 @@ from pipeline.plan.specification import (
 from pipeline.progress import Progress
 from pipeline.prompts.captions import BlipCaptions
 from pipeline.prompts.prompts import Prompts, name_of, place_of
-from pipeline.prompts.tokens import CONTEXT
 from pipeline.release.counts import Counts, Origin, count
 from pipeline.release.croissant import CROISSANT, croissant
 from pipeline.release.front_matter import NOT_STATED, TAGS, configs_of, front_matter
@@ -42,6 +41,7 @@ from pipeline.release.words import (
     left_out_words,
     library_words,
     licence_of,
+    reading_words,
     rule_words,
     setting_heads,
 )
@@ -413,17 +413,10 @@ def _limits(
         lines.append("Duplicates were not looked for.")
     prompts = sum(found.used for found in counts.origins.values())
     long = sum(found.truncated for found in counts.origins.values())
-    if prompts:
-        lines.append(
-            f"The models read {CONTEXT} CLIP tokens. "
-            + (
-                f"Of {prompts:,} prompts {long:,} are longer; their ends had no say."
-                if long
-                else "No prompt is longer."
-            )
-        )
     generated = [name for name in configs if isinstance(dataset.sources[name], DrawnSpec)]
     asked = [name for name in configs if isinstance(dataset.sources[name], HttpSpec)]
+    if prompts:
+        lines += reading_words(prompts, long, counts.readings, set(generated) - {*counts.readings})
     lines += [f"{code(name)}: what drew is known by its name alone." for name in asked]
     if generated:
         lines.append(

@@ -20,9 +20,9 @@ from pipeline.metadata import LEFT_OUT, kinds_of
 from pipeline.plan.specification import Dataset, PromptedSpec
 from pipeline.progress import Progress
 from pipeline.release.sheet import CANDIDATES, Sample
-from pipeline.release.words import shared_versions
+from pipeline.release.words import Reading, shared_versions
 from pipeline.store import Store
-from pipeline.tables import OPTIONS
+from pipeline.tables import OPTIONS, READERS
 from pipeline.threads import ahead, workers
 
 
@@ -88,6 +88,7 @@ class Counts:
         formats: what images are stored in: WebP, PNG or both.
         left_out: images that came as files by kind of the metadata that was left out of them; those
             with any under an empty name.
+        readings: by source, of models that do not read what CLIP reads.
     """
 
     kinds: Counter[Kind]
@@ -101,6 +102,7 @@ class Counts:
     samples: dict[str, list[Sample]]
     formats: tuple[str, ...]
     left_out: Counter[str] = field(default_factory=Counter)
+    readings: dict[str, Reading] = field(default_factory=dict)
 
     def by(self, *fields: str) -> Counter[tuple[object, ...]]:
         """Images by the fields of `Kind` that are named."""
@@ -192,6 +194,21 @@ def _origins(store: Store, used: pa.ChunkedArray) -> dict[Origin, PromptCount]:
     return dict(found)
 
 
+def _readings(store: Store, used: pa.ChunkedArray) -> dict[str, Reading]:
+    found: dict[str, Reading] = {}
+    for shard in store.shards("prompts"):
+        metadata = store.metadata("prompts", shard)
+        names = [] if metadata is None else metadata.schema.to_arrow_schema().names
+        if READERS.name not in names:
+            continue
+        rows = store.read("prompts", shard, ["prompt_id", READERS.name])
+        for readers in rows.filter(pc.is_in(rows["prompt_id"], used))[READERS.name].to_pylist():
+            for name, length in readers:
+                reading = found.setdefault(name, Reading(length["most"]))
+                reading.cut += length["tokens"] > length["most"]
+    return found
+
+
 def reject_reasons(store: Store, shard: str) -> Counter[tuple[str, str]]:
     """Rejects by source and reason; what stands behind a colon is of one row alone."""
     found: Counter[tuple[str, str]] = Counter()
@@ -267,4 +284,5 @@ def count(
         samples=dict(samples),
         formats=tuple(sorted(formats, reverse=True)),
         left_out=left_out,
+        readings=_readings(store, pa.chunked_array(generated, pa.string())),
     )

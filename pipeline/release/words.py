@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from pipeline.markdown import Safe, code, escape, link
 from pipeline.models.clip import Embeddings
 from pipeline.plan.specification import Dataset, HttpSpec, SourceSpec, ZooSpec
 from pipeline.prompts.prompts import Prompts
+from pipeline.prompts.tokens import CONTEXT
 from pipeline.release.front_matter import NOT_STATED
 from pipeline.selection.rules import REASONS, RULES, Rule, Scored, Selection, made
 from pipeline.shown import public_url
@@ -105,6 +107,45 @@ def filter_words(prompts: Prompts) -> list[tuple[str, str]]:
             + ("at random" if select.method == "random" else "spread over the vocabulary"),
         ),
     ]
+
+
+@dataclass
+class Reading:
+    """How a model with other tokenizers than CLIP's reads the prompts of the images.
+
+    Attributes:
+        most: tokens that it reads.
+        cut: prompts that are longer.
+    """
+
+    most: int
+    cut: int = 0
+
+
+def reading_words(
+    prompts: int, long: int, readings: Mapping[str, Reading], clip: Collection[str]
+) -> list[str]:
+    """How much of the prompts the models read, a sentence for each kind.
+
+    Args:
+        prompts: that have images.
+        long: of these, those that are marked as cut.
+        readings: of models with other tokenizers than CLIP's, by source.
+        clip: the other generated sources.
+    """
+
+    def told(who: str, most: int, what: str, cut: int) -> str:
+        ends = f"Of {prompts:,} prompts {cut:,} are longer; their ends had no say."
+        return f"{who} {most:,} {what}. " + (ends if cut else "No prompt is longer.")
+
+    if not readings:
+        return [told("The models read", CONTEXT, "CLIP tokens", long)]
+    found = [
+        told(f"The model of {name} reads", each.most, "of its tokens", each.cut)
+        for name, each in sorted(readings.items())
+    ]
+    others = ", ".join(sorted(clip))
+    return [*found, f"Those of {others} read {CONTEXT} CLIP tokens."] if clip else found
 
 
 def setting_heads(options: bool) -> dict[str, str]:
