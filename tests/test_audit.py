@@ -176,6 +176,7 @@ def test_batches_are_those_of_the_diffuser(variants: list[int], size: int) -> No
     class Recording(Diffuser):
         def __init__(self) -> None:
             self.name, self.encode_threads, self.png = "x", 1, "fast"
+            self.texts = None
             self.local: Any = type("local", (), {"batch_size": size})
             self.provenance = {"device": "cpu", "versions": "{}"}
 

@@ -13,7 +13,7 @@ to the longest of a batch, a kernel that treats rows differently), everything is
 from __future__ import annotations
 
 import inspect
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -120,7 +120,7 @@ class Texts:
 
     def _run(self, arguments: Mapping[str, Any]) -> Any:
         self.encoded += 1
-        bound = inspect.BoundArguments(self.signature, dict(arguments))  # type: ignore[arg-type]
+        bound = inspect.BoundArguments(self.signature, OrderedDict(arguments))
         return self.encode(*bound.args, **bound.kwargs)
 
     def _takes(self, arguments: Mapping[str, Any]) -> bool:
@@ -167,7 +167,9 @@ class Texts:
         moved = [_LONG, *prompts[:-1]] if len(prompts) > 1 else prompts
         first, second = _outputs(made), self._positive(rest, moved)
         shift, count = int(len(prompts) > 1), len(prompts)
-        positive, negative, constant = [], [], {}
+        positive: list[int] = []
+        negative: list[int] = []
+        constant: dict[int, Any] = {}
         if len(first) != len(second):
             return plan
         for place, (one, other) in enumerate(zip(first, second, strict=True)):
