@@ -131,7 +131,7 @@ class Estimate:
     Attributes:
         counted: false: as many as the import finds.
         gigabytes: of the image files; None: not known.
-        hours: of one device; None: not known.
+        gpu_hours: of one device, which may be a CPU; None: not known.
         best_hours: of one device, with the batch that a probe found to be the best.
         measured: by a probe, and not computed from FLOPs.
         endpoint: a server makes them, so no hours are counted here.
@@ -147,7 +147,7 @@ class Estimate:
     prompts: int
     shards: int
     gigabytes: float | None
-    hours: float | None
+    gpu_hours: float | None
     best_hours: float | None = None
     measured: bool = False
     endpoint: bool = False
@@ -206,7 +206,7 @@ def estimate(workflow: Workflow, costs: Costs | None = None) -> list[Estimate]:
                 prompts=quota.prompts if prompted else 0,
                 shards=quota.shards,
                 gigabytes=quota.planned * variants * file / 1e9 if counted else None,
-                hours=None if unknown else hours,
+                gpu_hours=None if unknown else hours,
                 best_hours=None if cost is None else quota.planned * cost.best_seconds / 3600,
                 measured=cost is not None,
                 endpoint=isinstance(source, HttpSpec),

@@ -86,8 +86,8 @@ def _cost_lines(lines: list[Estimate], workflow: Workflow, costs: Costs) -> Iter
     compute, unit = workflow.compute, _unit(costs)
     generated = [line for line in lines if line.prompts]
     measured = list(dict.fromkeys(line.source for line in generated if line.measured))
-    unknown = list(dict.fromkeys(line.source for line in generated if line.hours is None))
-    computed = [line for line in generated if not line.measured and line.hours is not None]
+    unknown = list(dict.fromkeys(line.source for line in generated if line.gpu_hours is None))
+    computed = [line for line in generated if not line.measured and line.gpu_hours is not None]
     if measured:
         yield (
             f"{unit} of {', '.join(measured)}: measured by aigi probe on {costs.device}, "
@@ -104,7 +104,7 @@ def _cost_lines(lines: list[Estimate], workflow: Workflow, costs: Costs) -> Iter
             "measures it on this device"
         )
     if generated:
-        hours = [line.hours for line in generated]
+        hours = [line.gpu_hours for line in generated]
         shards = sum(line.shards for line in generated)
         workers = min(compute.workers if compute.ray is not None else 1, max(shards, 1))
         each = [None if value is None else value / workers for value in hours]
@@ -132,7 +132,7 @@ def _better_batches(lines: list[Estimate], costs: Costs) -> Iterator[str]:
             yield (
                 f"{what}: sources.{name}.batch_size={cost.best} would take "
                 f"{_total(line.best_hours for line in mine)} instead of "
-                f"{_total(line.hours for line in mine)} hours"
+                f"{_total(line.gpu_hours for line in mine)} hours"
             )
 
 
@@ -254,7 +254,7 @@ def _plan_table(lines: list[Estimate], workflow: Workflow, costs: Costs) -> Tabl
             f"{line.prompts:,}" if line.prompts else "imported",
             f"{line.shards:,}" if line.counted else "",
             _shown(line.gigabytes),
-            "endpoint" if line.endpoint else _shown(line.hours),
+            "endpoint" if line.endpoint else _shown(line.gpu_hours),
         )
     table.add_section()
     table.add_row(
@@ -266,6 +266,6 @@ def _plan_table(lines: list[Estimate], workflow: Workflow, costs: Costs) -> Tabl
         "",
         _total((line.shards if line.counted else None for line in lines), ","),
         _total(line.gigabytes for line in lines),
-        _total(line.hours for line in lines),
+        _total(line.gpu_hours for line in lines),
     )
     return table

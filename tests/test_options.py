@@ -225,12 +225,12 @@ def test_the_estimate_knows_guidance_of_each_family(
     data["sources"]["sd3"]["options"] = {}
     data["sources"]["flux"]["pipeline"] = "flux"
     (tmp_path / "families.yaml").write_text(yaml.safe_dump(data))
-    hours = {line.source: line.hours or 0 for line in estimate(workflows.load(str(path)))
+    hours = {line.source: line.gpu_hours or 0.0 for line in estimate(workflows.load(str(path)))
              if line.split == "train"}  # fmt: skip
     assert hours["flux"] == hours["sd"] == hours["sd3"] > 0
     data["sources"]["flux"]["options"] = {}
     (tmp_path / "families.yaml").write_text(yaml.safe_dump(data))
-    hours = {line.source: line.hours or 0 for line in estimate(workflows.load(str(path)))
+    hours = {line.source: line.gpu_hours or 0.0 for line in estimate(workflows.load(str(path)))
              if line.split == "train"}  # fmt: skip
     assert 2 * hours["flux"] == hours["sd"]
 

@@ -547,7 +547,7 @@ class Diffuser:
             "pixels_sha256": pixels_sha256(rgb),
         }
 
-    def generate(self, rows: list[dict[str, Any]], size: int | None = None) -> list[_Picture]:
+    def generate(self, rows: list[dict[str, Any]]) -> list[_Picture]:
         """Make one image (uint8, H x W x 3, size of its row) or an error per row, in one batch.
 
         A batch that runs out of memory is halved, and the rows record the smaller size.
@@ -555,18 +555,24 @@ class Diffuser:
         A batch that fails for another reason is made again one by one, so that a bad row fails
         alone.
 
-        Args:
-            size: images in a batch of compiled code, which takes no other: rows that lack are
-                filled with the last one, whose images are dropped. Images record this size,
-                since it is what decides their bits.
+        Compiled code takes no other size of a batch: rows that lack are filled with the last one,
+        whose images are dropped. Images record the filled size, which is what decides their bits.
 
         Raises:
             MachineFault: the device failed, or has too little memory for one image.
         """
+        return self._generated(rows, self.local.batch_size)
+
+    def _generated(self, rows: list[dict[str, Any]], size: int) -> list[_Picture]:
+        """As `generate`.
+
+        Args:
+            size: images in a batch of compiled code.
+        """
         import torch
 
         where = f"sources.{self.name}: {self.device}"
-        size = (size or self.local.batch_size) if self.local.compile else len(rows)
+        size = size if self.local.compile else len(rows)
         try:
             full = [*rows, *rows[-1:] * (size - len(rows))]
             return self._pictures(self._infer(full))[: len(rows)]
@@ -589,7 +595,7 @@ class Diffuser:
         # Here the error and what it holds on the device are gone.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return [picture for part in parts for picture in self.generate(part, smaller)]
+        return [picture for part in parts for picture in self._generated(part, smaller)]
 
     def _infer(self, rows: list[dict[str, Any]]) -> torch.Tensor:
         """float Bx3xHxW tensor on the device, nominally 0 to 1."""

@@ -13,7 +13,7 @@ to the longest of a batch, a kernel that treats rows differently), everything is
 from __future__ import annotations
 
 import inspect
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -120,7 +120,7 @@ class Texts:
 
     def _run(self, arguments: Mapping[str, Any]) -> Any:
         self.encoded += 1
-        bound = inspect.BoundArguments(self.signature, dict(arguments))
+        bound = inspect.BoundArguments(self.signature, OrderedDict(arguments))
         return self.encode(*bound.args, **bound.kwargs)
 
     def _takes(self, arguments: Mapping[str, Any]) -> bool:

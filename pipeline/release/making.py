@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -43,6 +44,8 @@ COLUMNS = (
     "pixels_sha256", "batch_size", "versions", "options",
 )  # fmt: skip
 """Columns of a release that say what made an image."""
+UNNAMED = ("attention", "quantise", "vae_slicing")
+"""Settings of a source that decide pixels, and for which a recipe has no field."""
 MOST_STEPS, MOST_BATCH, MOST_SIDE, MOST_OPTION = 1000, 64, 4096, 4096
 """A file may be anybody's: one of some bytes must not take this machine for days."""
 
@@ -269,6 +272,7 @@ class Makings:
         vae = ran.get("vae")
         if vae is not None and HUB_ID.fullmatch(vae) is None:
             raise NotKnown(f"{where}: no recipe: it was made with a VAE that it cannot name, {vae}")
+        _refuse_unnamed(ran, where)
         tiling = ran.get("vae_tiling")
         if tiling is None:
             tiling = max(row["width"], row["height"]) >= TILE_FROM
@@ -310,6 +314,15 @@ class Makings:
         )
 
 
+def _refuse_unnamed(ran: Mapping[str, Any], where: str) -> None:
+    """Refuse settings that decide pixels and that no recipe has a field for."""
+    usual = DiffusersSource()
+    for name in UNNAMED:
+        value = ran.get(name, getattr(usual, name))
+        if value != getattr(usual, name):
+            raise NotKnown(f"{where}: no recipe: it was made with {name}: {str(value)[:40]}")
+
+
 def known_of_row(row: Mapping[str, Any], where: str) -> Known:
     """What a row says that was written by hand or taken from a release.
 
@@ -326,6 +339,10 @@ def known_of_row(row: Mapping[str, Any], where: str) -> Known:
         raise NotKnown(f"{where}: no recipe: an imported image, nobody recorded what made it")
     if row.get("device") == ENDPOINT:
         raise NotKnown(f"{where}: {_ASKED}")
+    with suppress(ValueError, RecursionError):  # `versions` of others may be anything
+        said = json.loads(str(row.get("versions") or "{}"))
+        settings = said.get("settings") if isinstance(said, dict) else None
+        _refuse_unnamed(settings if isinstance(settings, dict) else {}, where)
     # A release's `device` names the hardware; here it is the encoder's own.
     names = Making.model_fields.keys() - {"device"}
     fields = {name: row[name] for name in names if row.get(name) is not None}

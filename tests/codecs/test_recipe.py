@@ -405,9 +405,12 @@ def test_rows_by_hand(images: list[tuple[RGB, Known]]) -> None:
         ({"path": "a.png"}, "an imported image"),
         ({"colour": 1}, "colour: no such field"),
         ({"steps": 0}, "steps"),
+        ({"versions": '{"settings": {"quantise": "4bit"}}'}, "made with quantise: 4bit"),
     ):
         with pytest.raises(NotKnown, match=problem):
             known_of_row(row | bad, "row.json")
+    moved = row | {"versions": '{"settings": {"offload": "model"}}'}
+    assert known_of_row(moved, "row.json") == found, "where weights wait moves no pixel"
     with pytest.raises(NotKnown, match="pipeline"):
         known_of_row({k: v for k, v in row.items() if k != "pipeline"}, "row.json")
 

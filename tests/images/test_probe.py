@@ -104,10 +104,10 @@ def test_hours_disk_and_money_of_the_plan_are_those_that_were_measured(
     train, test = estimate(workflow, costs_of(workflow))
     at = found.sources[0].at(2)
     assert at is not None and at.file is not None and train.measured and test.measured
-    assert train.hours == pytest.approx(24 * at.image(2) / 3600)
+    assert train.gpu_hours == pytest.approx(24 * at.image(2) / 3600)
     assert train.gigabytes == pytest.approx(24 * at.file / 1e9)
-    assert train.hours is not None and test.hours is not None
-    money = 36000 * (train.hours + test.hours)
+    assert train.gpu_hours is not None and test.gpu_hours is not None
+    money = 36000 * (train.gpu_hours + test.gpu_hours)
     said = lines_of(workflow)
     assert f"(compute.price_per_hour): {money:,.2f}" in said
     assert "with 2 workers: " in said and "measured by aigi probe on cpu" in said
@@ -116,7 +116,7 @@ def test_hours_disk_and_money_of_the_plan_are_those_that_were_measured(
 
 def test_without_a_probe_hours_are_unknown_and_not_zero(flow: Path) -> None:
     workflow = workflows.load(flow)
-    assert [line.hours for line in estimate(workflow)] == [None] * 4
+    assert [line.gpu_hours for line in estimate(workflow)] == [None] * 4
     said = lines_of(workflow)
     assert "nothing states what sd, sdxl take" in said and "unknown hours" in said
 
