@@ -18,7 +18,6 @@ from PIL import Image
 from pipeline import pixels
 from pipeline.pixels import (
     RGB,
-    WEBP_SIDE,
     BadPicture,
     Container,
     contained,
@@ -106,14 +105,14 @@ def test_real_images_come_back_as_they_were(shared: Path) -> None:
             assert len(webp) < len(png), file.name
 
 
-@pytest.mark.parametrize("shape", [(1, WEBP_SIDE + 1, 3), (WEBP_SIDE + 1, 1, 3)])
+@pytest.mark.parametrize("shape", [(1, 16_384, 3), (16_384, 1, 3)])
 def test_what_no_webp_can_hold_is_a_png(shape: tuple[int, int, int]) -> None:
     large = np.zeros(shape, np.uint8)
     large[-1, -1] = 1, 2, 3
     image = named("id", contained(large, Container("webp")))
     assert image["path"] == "id.png"
     np.testing.assert_array_equal(stored(image, LIMIT), large)
-    fits = large[:WEBP_SIDE, :WEBP_SIDE]
+    fits = large[:16_383, :16_383]  # the most that libwebp takes
     assert named("id", contained(fits, Container("webp")))["path"] == "id.webp"
     np.testing.assert_array_equal(stored(named("id", contained(fits, Container())), LIMIT), fits)
 
@@ -135,6 +134,8 @@ def test_a_file_that_is_not_as_aigi_stores_it_is_refused() -> None:
     one = Image.fromarray(NOISE)
     exif = Image.Exif()
     exif[0x010E] = "a secret"
+    turned = Image.Exif()
+    turned[0x0112] = 6  # readers do not agree on whether to turn it
     plain = "that is not 8-bit RGB alone, without loss"
     for kind, lossless in (("WEBP", {"lossless": True}), ("PNG", {})):
         assert reason(encoded(Image.fromarray(ALPHA), kind, **lossless)) == f"a {kind} {plain}"
@@ -143,6 +144,7 @@ def test_a_file_that_is_not_as_aigi_stores_it_is_refused() -> None:
         assert reason(data[: len(data) * 9 // 10]) == "truncated"
         assert reason(data, limit=2399) == "too large: 60x40 pixels > 2399"
     assert reason(encoded(Image.fromarray(OPAQUE), "PNG")) == f"a PNG {plain}"
+    assert reason(encoded(one, "PNG", exif=turned)) == f"a PNG {plain}"
     assert reason(encoded(one.convert("L"), "PNG")) == f"a PNG {plain}"
     assert reason(encoded(one, "WEBP", quality=90)) == f"a WEBP {plain}"
     assert reason(encoded(one, "WEBP", lossless=True, exif=exif)) == f"a WEBP {plain}"

@@ -25,7 +25,7 @@ import pytest
 from pipeline import AigiError
 from pipeline import store as store_module
 from pipeline.intact import Checks
-from pipeline.pixels import decode, pixels_sha256, png_bytes
+from pipeline.pixels import decode, pixels_sha256, webp_bytes
 from pipeline.progress import Progress
 from pipeline.run import run_stages
 from pipeline.stage import Build, Compute
@@ -368,7 +368,7 @@ def mirrored(path: Path, honest: bool = False) -> str:
     rows = table.to_pylist()
     row = next(row for row in rows if row["image"])
     rgb = np.ascontiguousarray(decode(row["image"]["bytes"], 1 << 20).rgb[:, ::-1])
-    row["image"]["bytes"] = png_bytes(rgb)
+    row["image"]["bytes"] = webp_bytes(rgb)
     if honest:
         row["pixels_sha256"] = pixels_sha256(rgb)
     pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
