@@ -23,6 +23,7 @@ from pipeline.images.pipelines import (
     Runner,
     call_problems,
     component_kind,
+    listing_problems,
     model_problems,
     part_problems,
     runner,
@@ -216,6 +217,10 @@ def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> lis
                 problems += parts.checkpoint_problems(name, file, run, index, folder)
     if local.folder is not None and not whole:
         problems += pipeline_problems(place, folder, given, spec.variant)
+    listed = None if local.folder is not None or whole else place.names()
+    if listed is not None:
+        lacking = listing_problems(index, listed, given, spec.variant)
+        problems += [f"{place.where}: {place}: {line}" for line in lacking]
     bare = None if missing else skeleton(run, index, folder, bool(spec.loras))
     if bare is not None:
         problems += [f"sources.{name}.{line}" for line in model_problems(run, spec, bare)]
