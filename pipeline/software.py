@@ -35,6 +35,7 @@ WORKING = (
     "fsspec",
     "ftfy",
     "imageio-ffmpeg",
+    "peft",
     "pillow-jxl-plugin",
     "regex",
     "safetensors",

@@ -146,7 +146,7 @@ def pixart_sigma() -> Any:
     )  # fmt: skip
 
 
-def sana() -> Any:
+def sana(sample_size: int = 32) -> Any:
     from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
     from transformers import Gemma2Config, Gemma2Model
 
@@ -173,7 +173,7 @@ def sana() -> Any:
         transformer=SanaTransformer2DModel(
             patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2,
             attention_head_dim=4, num_cross_attention_heads=2, cross_attention_head_dim=4,
-            cross_attention_dim=8, caption_channels=16, sample_size=32,
+            cross_attention_dim=8, caption_channels=16, sample_size=sample_size,
         ),
         scheduler=_flow(shift=3.0),
     )  # fmt: skip
@@ -263,7 +263,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
 """Pipelines by their name in FAMILIES."""
 
 
-def save(folder: Path, make: Callable[[], Any], seed: int = 0) -> Path:
+def save(folder: Path, make: Callable[[], Any], seed: int = 0, variant: str | None = None) -> Path:
     """A pipeline of random weights, as a folder of safetensors."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
@@ -279,5 +279,5 @@ def save(folder: Path, make: Callable[[], Any], seed: int = 0) -> Path:
                 for parameter in part.parameters():
                     if parameter.dim() > 1 or name in ("unet", "transformer"):
                         parameter.add_(torch.randn_like(parameter) * 0.05)
-    pipe.save_pretrained(folder, safe_serialization=True)
+    pipe.save_pretrained(folder, safe_serialization=True, variant=variant)
     return folder

@@ -28,6 +28,7 @@ from pipeline.images.pipelines import (
     Runner,
     call_problems,
     component_kind,
+    listing_problems,
     model_problems,
     part_problems,
     runner,
@@ -280,6 +281,10 @@ def check_weights(
             f"sources.{name}.quantise: works with the model's own files alone, and the "
             "specification adds others (file, loras or components). Remove it."
         )
+    listed = None if local.folder is not None or whole else place.names()
+    if listed is not None:
+        lacking = listing_problems(index, listed, given, spec.variant)
+        problems += [f"{place.where}: {place}: {line}" for line in lacking]
     bare = None if missing else skeleton(run, index, folder, bool(spec.loras))
     if bare is not None:
         problems += [f"sources.{name}.{line}" for line in model_problems(run, spec, bare)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline import AigiError
@@ -160,7 +160,7 @@ def load_denoiser(where: str, kind: Any, file: str, folder: str, part: str, dtyp
 
 def _check_filled(part: Part, module: Any) -> None:
     """Refuse a model some of whose tensors no file had: diffusers leaves them empty."""
-    parameters: Iterable[tuple[str, Any]] = getattr(module, "named_parameters", list)()
+    parameters: Any = getattr(module, "named_parameters", list)()
     empty = [name for name, parameter in parameters if parameter.is_meta]
     if empty:
         raise part.refused(f"its weights lack {', '.join(sorted(empty)[:3])}")

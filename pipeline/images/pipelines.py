@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -251,6 +251,28 @@ def part_problems(found: Runner, index: Mapping[str, Any], given: Mapping[str, A
     texts = [name for name in index if name.startswith("text_encoder") and name in found.built]
     if texts and all(_empty(index[name]) and name not in given for name in texts):
         problems.append("has no text encoder")
+    return problems
+
+
+def listing_problems(
+    index: Mapping[str, Any], names: Collection[str], given: Collection[str], variant: str | None
+) -> list[str]:
+    """Weights that a repository does not have, a line each.
+
+    Args:
+        names: of all its files.
+        given: components that do not come from there.
+    """
+    parts = [name for name in index if name not in given and component_kind(index, name)]
+    files = [name for name in names if name.endswith(".safetensors")]
+    problems = [
+        f"{part}: has no weights as safetensors; weights in pickle files are not read"
+        for part in parts
+        if not any(file.startswith(f"{part}/") for file in files)
+    ]
+    has = any(f".{variant}." in file or f".{variant}-" in file for file in files)
+    if variant is not None and not has:
+        problems.append(f"has no weights of variant {variant}; leave it out")
     return problems
 
 

@@ -151,6 +151,15 @@ class Place:
                 f"its folder as {self.instead}."
             ) from error
 
+    def names(self) -> list[str] | None:
+        """Files of a repository, as the Hub lists them; None: a folder, or the Hub is silent."""
+        if self.folder is not None:
+            return None
+        try:
+            return list(hub_api().list_repo_files(self.repository, revision=self.revision))
+        except hub_errors():
+            return None
+
     def sha256(self, *files: str) -> dict[str, str | None]:
         """sha256 of those of the files that there are, without a download; None: not known.
 

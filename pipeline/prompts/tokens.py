@@ -75,6 +75,11 @@ def reader_of(where: str, folder: str, most: int | None, templated: bool) -> Rea
         if len(stated) != 2 or stated[0] != "transformers":
             continue
         kind: Any = getattr(transformers, str(stated[1]), None)
+        if kind is None:
+            raise AigiError(
+                f"{where}: {folder}: {name}: transformers {transformers.__version__} has no "
+                f"{stated[1]}. Install the release that has it."
+            )
         with loading(where, os.path.join(folder, name)):
             made = kind.from_pretrained(os.path.join(folder, name), local_files_only=True)
         made = getattr(made, "tokenizer", made)  # that of a processor

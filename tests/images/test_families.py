@@ -15,7 +15,7 @@ import torch
 
 from pipeline import AigiError
 from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
-from pipeline.images.pipelines import size_multiple
+from pipeline.images.pipelines import listing_problems, size_multiple
 from pipeline.plan.families import FAMILIES
 from pipeline.plan.options import text_of
 from tests.families import MAKERS, save
@@ -299,3 +299,16 @@ def test_guidance_of_a_model_that_takes_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AigiError, match=r"attention_slicing: FluxPipeline has none. Remove it"):
         local = DiffusersSource(folder=str(folder), attention_slicing=True)
         Diffuser("x", asked, local, "cpu")
+
+
+def test_weights_that_a_repository_lacks_are_named_from_its_list(family: Folder) -> None:
+    index = json.loads((family("flux") / "model_index.json").read_text())
+    names = [str(file.relative_to(family("flux"))) for file in family("flux").rglob("*.*")]
+    assert listing_problems(index, names, [], None) == []
+    assert listing_problems(index, names, [], "fp16") == [
+        "has no weights of variant fp16; leave it out"
+    ]
+    some = [name.replace("safetensors", "bin") if "vae/" in name else name for name in names]
+    (said,) = listing_problems(index, some, [], None)
+    assert said.startswith("vae: has no weights as safetensors")
+    assert listing_problems(index, some, ["vae"], None) == []
