@@ -33,7 +33,10 @@ def stages(workflow: Workflow) -> list[Stage]:
     found: list[Stage] = []
     if workflow.prompts is not None:
         found += captioner.stages(workflow.prompts.sources, workflow.compute)
-        found.append(prompts.stage(workflow.prompts, workflow.split))
+        models = None
+        if workflow.plan is not None:
+            models = images.prompt_models(workflow.plan, workflow.sources)
+        found.append(prompts.stage(workflow.prompts, workflow.split, models))
     if workflow.plan is not None:
         found.append(plan.stage(workflow.plan, workflow.sources, workflow.split))
     if workflow.selection is not None and workflow.images is None:

@@ -13,10 +13,15 @@ PROMPTS = pa.schema(
         ("source", pa.string()),
         ("source_ref", pa.string()),  # file:line
         ("split", pa.string()),  # train, validation or test: a function of prompt_id
-        ("tokens", pa.int32()),  # CLIP tokens, begin and end included
-        ("truncated", pa.bool_()),  # more than CLIP's 77
+        ("tokens", pa.int32()),  # CLIP's, begin and end included; without a model of CLIP: READERS'
+        ("truncated", pa.bool_()),  # a model of the dataset cuts it; CLIP reads 77
     ]
 )
+READERS = pa.field(
+    # By source whose model has other tokenizers than CLIP's: tokens of the prompt by that which
+    # reads most of it, and how many that reads.
+    "readers", pa.map_(pa.string(), pa.struct([("tokens", pa.int32()), ("most", pa.int32())]))
+)  # fmt: skip
 REJECTS = pa.schema(
     [
         ("source", pa.string()),

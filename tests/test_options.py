@@ -22,10 +22,13 @@ from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.plan import specification
 from pipeline.plan.copied import read_plan
 from pipeline.plan.ids import image_id_of
-from pipeline.plan.options import checked, options_of, text_of
+from pipeline.plan.options import FILES, checked, options_of, parsed, text_of
+from pipeline.progress import Progress
+from pipeline.prompts.tokens import count_tokens
+from pipeline.run import run_stages
 from pipeline.stage import fingerprint
 from pipeline.store import Store
-from tests.conftest import ROOT, SPECIFICATION, WorkflowMaker, aigi_here, listed
+from tests.conftest import PROMPTS, ROOT, SPECIFICATION, WorkflowMaker, aigi_here, listed
 from tests.families import MAKERS
 
 Folder = Callable[[str], Path]
@@ -40,7 +43,8 @@ VALUES = st.none() | st.booleans() | st.integers(-99, 99) | st.floats(-9, 9) | s
 def test_options_come_back_from_their_text(options: dict[str, Any]) -> None:
     text = text_of(options)
     assert (text is None) == (not options)
-    assert options_of(text) == options and text_of(options_of(text)) == text
+    assert parsed(text) == options and text_of(parsed(text)) == text
+    assert options_of(text).keys() == options.keys() - set(FILES)
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"b":1,"a":2}', '{"a": 1}', "{}", "[" * 99999, "1"])
@@ -58,6 +62,7 @@ def test_another_text_is_none_of_ours(text: str) -> None:
         ({"a": {"b": 1}}, "a: expected a number, text, true, false, null, or a list"),
         ({"a": [[1]]}, "a: expected"),
         ({"a": float("nan")}, "a: expected"),
+        ({"loras": []}, "loras: no argument of a call; it is a key of the source itself"),
         ({"A b": 1}, "'A b' is no name of an argument"),
         ({"a": "x" * 2000}, "more than 2000 characters"),
     ],
@@ -228,3 +233,42 @@ def test_the_estimate_knows_guidance_of_each_family(
     hours = {line.source: line.gpu_hours for line in estimate(workflows.load(str(path)))
              if line.split == "train"}  # fmt: skip
     assert 2 * hours["flux"] == hours["sd"]
+
+
+def test_prompts_are_counted_by_the_tokenizers_of_the_models(
+    eight: Callable[..., tuple[Path, Store]], tmp_path: Path, family: Folder
+) -> None:
+    """T5 reads 64 tokens of FLUX here, Qwen 512 with its template, CLIP 77."""
+    from transformers import AutoTokenizer
+
+    path, store = eight(["sd", "flux", "z-image"])
+    data = yaml.safe_load((tmp_path / "families.yaml").read_text())
+    data["sources"]["flux"]["options"] = {"max_sequence_length": 64}
+    (tmp_path / "families.yaml").write_text(yaml.safe_dump(data))
+    long = "one red boat on a calm lake at dawn " * 8
+    prompts = [*PROMPTS, long.strip()]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    workflow = workflows.load(str(path), ["prompts.filters.max_words=99"])
+    run_stages([stages(workflow)[0]], store, workflow.compute, Progress(quiet=True))
+    rows = {row["text"]: row for row in store.read_all("prompts").to_pylist()}
+    assert rows.keys() == set(prompts)
+    folders = {"flux": family("flux") / "tokenizer_2", "z-image": family("z-image") / "tokenizer"}
+    tokenizers = {name: AutoTokenizer.from_pretrained(place) for name, place in folders.items()}
+    for text, row in rows.items():
+        found = dict(row["readers"])
+        assert found["flux"] == {"tokens": len(tokenizers["flux"](text)["input_ids"]), "most": 64}
+        chat = tokenizers["z-image"].apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
+        expected = len(tokenizers["z-image"](chat)["input_ids"])
+        assert found["z-image"] == {"tokens": expected, "most": 512}
+        assert row["tokens"] == count_tokens([text])[0], "a model of CLIP reads them, too"
+        assert row["truncated"] == (row["tokens"] > 77 or found["flux"]["tokens"] > 64)
+    assert rows[long.strip()]["truncated"] and not rows[PROMPTS[0]]["truncated"]
+    # Without a model of CLIP, the counts are those of the models alone.
+    alone = stages(workflows.load(str(path), ["plan.sources=[z-image]", f"run={tmp_path / 'z'}"]))
+    other = Store(str(tmp_path / "z"))
+    run_stages([alone[0]], other, workflow.compute, Progress(quiet=True))
+    for row in other.read_all("prompts").to_pylist():
+        assert row["tokens"] == dict(row["readers"])["z-image"]["tokens"]
+        assert not row["truncated"]

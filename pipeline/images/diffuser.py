@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from pipeline import AigiError
+from pipeline.complaints import near
 from pipeline.faults import MachineFault, let_through, short_of_memory
-from pipeline.images import schedulers
+from pipeline.images import parts, schedulers
 from pipeline.images.pipelines import (
     Runner,
     call_problems,
+    component_kind,
     model_problems,
     part_problems,
     runner,
@@ -34,6 +36,7 @@ from pipeline.models.weights import (
     check_model,
     check_pipeline,
     digest,
+    header,
     pipeline_problems,
     read_index,
 )
@@ -41,6 +44,7 @@ from pipeline.pixels import RGB, PngEffort, decode_threads, pixels_sha256, png_b
 from pipeline.plan.options import options_of
 from pipeline.plan.schedulers import OWN, scheduler_of
 from pipeline.plan.specification import DiffusersSpec
+from pipeline.prompts.tokens import Reader, reader_of
 from pipeline.settings import Count, Location, Model, Settings
 from pipeline.tables import IMAGES
 
@@ -53,6 +57,15 @@ class DiffusersSource(Settings):
 
     kind: Literal["diffusers"] = "diffusers"
     folder: Location | None = Field(None, description="local copy; null: download from the Hub")
+    file: Location | None = Field(
+        None, description="the one .safetensors file that the specification pins"
+    )
+    loras: dict[str, Location] = Field(
+        default_factory=dict, description="files of LoRAs on this machine, by their names"
+    )
+    components: dict[str, Location] = Field(
+        default_factory=dict, description="folders of other components on this machine, by names"
+    )
     batch_size: Count = Field(4, description="images made at once")
     vae: Model | None = Field(
         None, description="another VAE: a folder, or a Hub id as ORG/NAME@REVISION"
@@ -63,7 +76,15 @@ class DiffusersSource(Settings):
     attention_slicing: bool = Field(False, description="less memory, slower")
     compile: bool = Field(False, description="use torch.compile for the denoiser")
 
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the places that came later, where there are none: records stay as they are."""
+        found: dict[str, Any] = dump(self)
+        return {name: value for name, value in found.items() if name not in PLACES or value}
 
+
+PLACES = ("file", "loras", "components")
+"""Settings that say where files are whose content the specification pins."""
 INDEX = "model_index.json"
 _CONFIGS = (
     "*/config.json",
@@ -72,13 +93,38 @@ _CONFIGS = (
     "tokenizer*/*",
 )
 """What a repository has beside its weights."""
+_TOKENIZERS = ("tokenizer*/*", "processor*/*")
 
 # Above this many pixels a side the VAE's activations dominate memory: decode in tiles.
 TILE_FROM = 1536
 
 
 def _place(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Place:
-    return Place.of(f"sources.{name}", local.folder, spec.model, spec.revision)
+    model, revision = spec.model, spec.revision
+    if spec.config is not None:
+        model, _, revision = spec.config.partition("@")
+    return Place.of(f"sources.{name}", local.folder, model, revision or None)
+
+
+def prompt_reader(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Reader:
+    """The tokenizer of a source's model that reads most of a prompt.
+
+    Raises:
+        AigiError: the model or its tokenizer is missing.
+    """
+    place = _place(name, spec, local)
+    folder = place.fetch(INDEX, beside=_TOKENIZERS)
+    run = runner(place, read_index(place, folder), spec)
+    stated = run.takes.get("max_sequence_length")
+    most = spec.options.get("max_sequence_length", None if stated is None else stated.default)
+    templated = run.family.templated
+    return reader_of(place.where, folder, most if isinstance(most, int) else None, templated)
+
+
+def places(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Iterator[Place]:
+    """Where everything is that a source loads."""
+    yield _place(name, spec, local)
+    yield from parts.added_places(name, spec, local.loras, local.components)
 
 
 def _other_vae(name: str, local: DiffusersSource) -> Place | None:
@@ -116,10 +162,14 @@ def _pipeline_folder(
             # diffusers knows which of a repository's many weights it needs.
             folder = str(
                 found.kind.download(
-                    spec.model, revision=spec.revision, use_safetensors=True, **given
+                    place.repository,
+                    revision=place.revision,
+                    use_safetensors=True,
+                    variant=spec.variant,
+                    **given,
                 )
             )
-    check_pipeline(place, folder, given)
+    check_pipeline(place, folder, given, spec.variant)
     return folder
 
 
@@ -149,13 +199,28 @@ def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> lis
     index = read_index(place, folder)
     run = runner(place, index, spec)
     given = {**run.family.options, **({} if local.vae is None else {"vae": None})}
+    given |= dict.fromkeys(spec.components)
     problems = [f"sources.{name}.{line}" for line in call_problems(run, spec)]
+    if local.vae is not None and "vae" in spec.components:
+        problems.append(f"sources.{name}.vae: the specification has another VAE; remove this")
+    problems += strangers(name, spec, local)
     missing = part_problems(run, index, given)
     problems += [f"{place.where}: {place}: {line}" for line in missing]
-    if local.folder is not None:
-        problems += pipeline_problems(place, folder, given)
-    if not missing and (bare := skeleton(run, index, folder)) is not None:
+    whole = False
+    if spec.file is not None:
+        with _noted(problems):
+            file = parts.checkpoint(name, spec, local.file)
+            whole = parts.is_whole(header(Part(f"sources.{name}.file", file), file))
+            given[run.family.denoiser] = None
+            if not missing:
+                problems += parts.checkpoint_problems(name, file, run, index, folder)
+    if local.folder is not None and not whole:
+        problems += pipeline_problems(place, folder, given, spec.variant)
+    bare = None if missing else skeleton(run, index, folder, bool(spec.loras))
+    if bare is not None:
         problems += [f"sources.{name}.{line}" for line in model_problems(run, spec, bare)]
+    problems += parts.component_problems(name, spec, local.components, index)
+    problems += parts.lora_problems(name, spec, local.loras, run, bare)
     if (vae := _other_vae(name, local)) is not None and vae.folder is not None:
         with _noted(problems):
             _vae_folder(vae)
@@ -168,6 +233,20 @@ def check_weights(name: str, spec: DiffusersSpec, local: DiffusersSource) -> lis
     if problems:
         raise AigiError("\n".join(problems))
     return [f"sources.{name}: {run.assumed}"] if run.assumed else []
+
+
+def strangers(name: str, spec: DiffusersSpec, local: DiffusersSource) -> list[str]:
+    """Places of files that the specification does not have, a line each."""
+    known = {"loras": [lora.name for lora in spec.loras], "components": list(spec.components)}
+    found = [
+        f"sources.{name}.{kind}.{key}: the specification has no such one; " + near(key, names)
+        for kind, names in known.items()
+        for key in getattr(local, kind)
+        if key not in names
+    ]
+    if local.file is not None and spec.file is None:
+        found.append(f"sources.{name}.file: the specification pins no file; state its sha256 there")
+    return found
 
 
 @contextmanager
@@ -256,7 +335,8 @@ class Diffuser:
         self.encode_threads = decode_threads(encode_threads)
         dtype = getattr(torch, spec.dtype)
         place = _place(name, spec, local)
-        self.run = runner(place, read_index(place, place.fetch(INDEX)), spec)
+        index = read_index(place, place.fetch(INDEX))
+        self.run = runner(place, index, spec)
         self.family = self.run.family
         options = {"dtype": dtype, "use_safetensors": True, **self.family.options}
         if (other := _other_vae(name, local)) is not None:
@@ -265,15 +345,14 @@ class Diffuser:
                 options["vae"] = diffusers.AutoencoderKL.from_pretrained(
                     folder, dtype=dtype, use_safetensors=True, local_files_only=True
                 )
-        given = {key: options[key] for key in (*self.family.options, "vae") if key in options}
-        folder = _pipeline_folder(place, self.run, spec, given)
-        with loading(place.where, place):
-            pipe = self.run.kind.from_pretrained(folder, **options)
+        options |= parts.load_components(name, spec, local.components, index, dtype)
+        pipe = self._load(place, index, options)
+        parts.fuse_loras(name, spec, local.loras, pipe)
         self.loaded = {}
-        for part, module in sorted(pipe.components.items()):
+        for component, module in sorted(pipe.components.items()):
             if isinstance(module, torch.nn.Module):
-                origin = other if other is not None and part == "vae" else place
-                self.loaded[part] = digest(Part(origin.where, origin, part), module)
+                origin = other if other is not None and component == "vae" else place
+                self.loaded[component] = digest(Part(origin.where, origin, component), module)
         pipe.scheduler = schedulers.made(
             f"sources.{name}.scheduler", scheduler_of(spec.scheduler), pipe.scheduler, spec.steps
         )
@@ -302,6 +381,30 @@ class Diffuser:
             "device": device_name(self.device),
             "versions": _versions(self.loaded, pipe.scheduler),
         }
+
+    def _load(self, place: Place, index: Mapping[str, Any], options: dict[str, Any]) -> Any:
+        """The pipeline, from a folder, or from one file and the configurations of a folder.
+
+        Args:
+            options: dtype, switches and components that do not come from there.
+        """
+        spec, family = self.spec, self.family
+        dtype = options["dtype"]
+        given = {key: value for key, value in options.items() if key in self.run.built}
+        if spec.file is not None:
+            where = f"sources.{self.name}.file"
+            file = parts.checkpoint(self.name, spec, self.local.file)
+            folder = place.fetch(INDEX, beside=_CONFIGS)
+            if told := parts.checkpoint_problems(self.name, file, self.run, index, folder):
+                raise AigiError("\n".join(told))
+            if parts.is_whole(header(Part(where, file), file)):
+                return parts.load_checkpoint(where, self.run, file, folder, dtype, given)
+            kind = component_kind(index, family.denoiser)
+            denoiser = parts.load_denoiser(where, kind, file, folder, family.denoiser, dtype)
+            given[family.denoiser] = options[family.denoiser] = denoiser
+        folder = _pipeline_folder(place, self.run, spec, given)
+        with loading(place.where, place):
+            return self.run.kind.from_pretrained(folder, variant=spec.variant, **options)
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Yield IMAGES rows in the order of the PLAN rows, one chunk per batch."""

@@ -14,7 +14,13 @@ from pydantic import (
 )
 
 from pipeline import AigiError
-from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
+from pipeline.images.diffuser import (
+    PLACES,
+    Diffuser,
+    DiffusersSource,
+    check_weights,
+    prompt_reader,
+)
 from pipeline.images.endpoint import Endpoint, HttpSource, check_endpoint, local_http
 from pipeline.images.importer import Importer
 from pipeline.images.models import check_zoo, of_member, unusable, without
@@ -27,6 +33,7 @@ from pipeline.plan.quotas import Plan, chosen
 from pipeline.plan.rounds import by_model
 from pipeline.plan.specification import Dataset, DiffusersSpec, DrawnSpec, HttpSpec, ZooSpec
 from pipeline.progress import Progress
+from pipeline.prompts.prompts import Model
 from pipeline.settings import SPLITS, Count, Settings
 from pipeline.stage import Compute, Map
 from pipeline.store import Store
@@ -187,6 +194,34 @@ def check_sources(plan: Plan, sources: Mapping[str, LocalSource]) -> list[str]:
     return said
 
 
+def prompt_models(plan: Plan, sources: Mapping[str, LocalSource]) -> dict[str, Model]:
+    """How the models of all generated sources read their prompts, by source.
+
+    Raises:
+        AigiError: from `reader`: a model or its tokenizer is missing.
+    """
+    dataset = specification.load(plan.dataset)
+    found = {}
+    for name in chosen(dataset, plan):
+        spec = dataset.sources[name]
+        if isinstance(spec, ZooSpec) and spec.reads_clip:
+            found[name] = Model({})
+        if not isinstance(spec, DiffusersSpec):
+            continue
+        if spec.pipeline in ("sd", "sdxl"):
+            found[name] = Model({})  # CLIP's, whatever the model
+            continue
+        settings = {
+            "pipeline": spec.pipeline,
+            "model": spec.config or spec.model,
+            "revision": spec.revision,
+            "max_sequence_length": spec.options.get("max_sequence_length"),
+        }
+        local = local_diffusers(sources, name)
+        found[name] = Model(settings, partial(prompt_reader, name, spec, local))
+    return found
+
+
 def _imported(keeps: Mapping[str, bool], shard: str) -> bool | None:
     """Whether an imported shard keeps metadata; None for a shard that is generated."""
     return next(
@@ -234,7 +269,7 @@ def stage(
         if isinstance(spec, DrawnSpec):
             # The folder is only where a copy is stored; the specification pins its content.
             local = local_diffusers(sources, name)
-            recorded[name] = local.model_dump(mode="json", exclude={"folder"})
+            recorded[name] = local.model_dump(mode="json", exclude={"folder", *PLACES})
         elif isinstance(spec, HttpSpec):
             # Where it is and how fast it is asked decides no byte that could be known here.
             recorded[name] = {"kind": local_http(sources, name).kind}

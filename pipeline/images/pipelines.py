@@ -258,8 +258,27 @@ def _empty(stated: object) -> bool:
     return not isinstance(stated, list) or not stated or stated[0] is None
 
 
-def skeleton(found: Runner, index: Mapping[str, Any], folder: str) -> Any | None:
+def component_kind(index: Mapping[str, Any], name: str) -> Any | None:
+    """The class of a component that has weights; None: there is no such component."""
+    import diffusers
+    import torch
+    import transformers
+
+    stated = index.get(name)
+    if not isinstance(stated, list) or len(stated) != 2:
+        return None
+    library = {"diffusers": diffusers, "transformers": transformers}.get(stated[0])
+    kind = getattr(library, str(stated[1]), None)
+    return kind if isinstance(kind, type) and issubclass(kind, torch.nn.Module) else None
+
+
+def skeleton(
+    found: Runner, index: Mapping[str, Any], folder: str, texts: bool = False
+) -> Any | None:
     """The pipeline of a folder without weights: configurations, tokenizers and scheduler.
+
+    Args:
+        texts: with its text encoders.
 
     Returns: None for a class that cannot be built in this way.
     """
@@ -280,6 +299,10 @@ def skeleton(found: Runner, index: Mapping[str, Any], folder: str) -> Any | None
             elif issubclass(kind, diffusers.ModelMixin):
                 with accelerate.init_empty_weights():
                     parts[name] = kind.from_config(kind.load_config(path, local_files_only=True))
+            elif texts and issubclass(kind, transformers.PreTrainedModel):
+                config = kind.config_class.from_pretrained(path, local_files_only=True)
+                with accelerate.init_empty_weights():
+                    parts[name] = kind(config)
         defaults = {
             name: index.get(name, one.default)
             for name, one in found.built.items()

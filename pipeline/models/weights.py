@@ -28,6 +28,8 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 """Shapes of tensors by name."""
 
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+"""Files of weights as diffusers and transformers name them."""
 NAMED = 3  # tensors of each kind that an error names
 THREADS = 4  # that hash tensors
 _REMEDY = "Copy or download the model anew, or set another one."
@@ -73,17 +75,22 @@ def header(part: Part, path: str) -> dict[str, Shape]:
         ) from error
 
 
-def stored(part: Part, folder: str, file: str, index_first: bool = False) -> dict[str, Shape]:
+def stored(
+    part: Part, folder: str, file: str, index_first: bool = False, variant: str | None = None
+) -> dict[str, Shape]:
     """Names and shapes of the tensors of a model: of one file, or of those that its index lists.
 
     Args:
         file: name of the one file; the index has its name with `.index.json` behind it.
         index_first: which of the two the library takes where both are there.
+        variant: which files; without any of it in the folder, the plain ones.
 
     Raises:
         AigiError: a file is missing, damaged or cut short; or the index lists what no file has.
     """
     path, index = os.path.join(folder, file), os.path.join(folder, f"{file}.index.json")
+    if variant is not None and has_variant(folder, file, variant):
+        path, index = (os.path.join(folder, name) for name in _variant_names(file, variant))
     one, several = os.path.isfile(path), os.path.isfile(index)
     if not several or (one and not index_first):
         return header(part, path)
@@ -107,6 +114,18 @@ def stored(part: Part, folder: str, file: str, index_first: bool = False) -> dic
         # Libraries take what the index lists.
         found |= {key: tensors[key] for key, place in listed.items() if place == shard}
     return found
+
+
+def _variant_names(file: str, variant: str) -> tuple[str, str]:
+    """The one file of a variant, and the index of its files."""
+    stem, dot, ending = file.rpartition(".")
+    return f"{stem}.{variant}{dot}{ending}", f"{file}.index.{variant}.json"
+
+
+def has_variant(folder: str, file: str, variant: str) -> bool:
+    """Whether a component has weights of a variant."""
+    names = _variant_names(file, variant)
+    return any(os.path.isfile(os.path.join(folder, name)) for name in names)
 
 
 def compare(part: Part, expected: Shapes, found: Shapes) -> None:
@@ -177,7 +196,7 @@ def shapes(state: Mapping[str, Any]) -> dict[str, Shape]:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-def check_transformers(part: Part, kind: Any, folder: str) -> None:
+def check_transformers(part: Part, kind: Any, folder: str, variant: str | None = None) -> None:
     """Compare a model of transformers with its files, by the library's own rules of renaming.
 
     Args:
@@ -188,7 +207,9 @@ def check_transformers(part: Part, kind: Any, folder: str) -> None:
     """
     from transformers.utils import logging
 
-    stored(part, folder, "model.safetensors")
+    stored(part, folder, "model.safetensors", variant=variant)
+    if variant is not None and not has_variant(folder, "model.safetensors", variant):
+        variant = None
     logging.disable_progress_bar()
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of many lines is the one line below
@@ -198,6 +219,7 @@ def check_transformers(part: Part, kind: Any, folder: str) -> None:
                 folder,
                 use_safetensors=True,
                 local_files_only=True,
+                variant=variant,
                 device_map="meta",
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -208,7 +230,7 @@ def check_transformers(part: Part, kind: Any, folder: str) -> None:
     _refuse(part, _told(*kinds))
 
 
-def check_diffusers(part: Part, kind: Any, folder: str) -> None:
+def check_diffusers(part: Part, kind: Any, folder: str, variant: str | None = None) -> None:
     """Compare a model of diffusers with its files, by the library's own rules of renaming.
 
     Args:
@@ -223,10 +245,12 @@ def check_diffusers(part: Part, kind: Any, folder: str) -> None:
     import torch
 
     file = "diffusion_pytorch_model.safetensors"
-    found = stored(part, folder, file, index_first=True)
+    found = stored(part, folder, file, index_first=True, variant=variant)
     with loading(part.where, part.model), accelerate.init_empty_weights():
         model = kind.from_config(kind.load_config(folder, local_files_only=True))
-    if not os.path.isfile(os.path.join(folder, f"{file}.index.json")):
+    used = variant is not None and has_variant(folder, file, variant)
+    index = _variant_names(file, str(variant))[1] if used else f"{file}.index.json"
+    if not os.path.isfile(os.path.join(folder, index)):
         # Attention layers had other names once, also in the published VAEs of today.
         empty = {name: torch.empty(shape, device="meta") for name, shape in found.items()}
         renamed = getattr(model, "_fix_state_dict_keys_on_load", None)
@@ -243,22 +267,27 @@ def check_diffusers(part: Part, kind: Any, folder: str) -> None:
     compare(part, expected, found)
 
 
-def check_pipeline(place: Place, folder: str, given: Iterable[str] = ()) -> None:
+def check_pipeline(
+    place: Place, folder: str, given: Iterable[str] = (), variant: str | None = None
+) -> None:
     """Compare every component of a pipeline of diffusers with its files.
 
     Args:
         place: of the model, for errors.
         folder: of the pipeline on this machine.
         given: components that do not come from the folder.
+        variant: which files of weights; a component without any of it has the plain ones.
 
     Raises:
         AigiError: names every component that cannot be used, a line each, and its tensors.
     """
-    if found := pipeline_problems(place, folder, given):
+    if found := pipeline_problems(place, folder, given, variant):
         raise AigiError("\n".join(found))
 
 
-def pipeline_problems(place: Place, folder: str, given: Iterable[str] = ()) -> list[str]:
+def pipeline_problems(
+    place: Place, folder: str, given: Iterable[str] = (), variant: str | None = None
+) -> list[str]:
     """What is wrong with the files of the components of a pipeline, a line each.
 
     Args:
@@ -268,12 +297,17 @@ def pipeline_problems(place: Place, folder: str, given: Iterable[str] = ()) -> l
         AigiError: it is no pipeline.
     """
     found = []
-    for name, kind in _components(place, folder).items():
-        if name not in given:
-            try:
-                check_model(Part(place.where, place, name), kind, os.path.join(folder, name))
-            except AigiError as error:
-                found.append(str(error))
+    kinds = {name: kind for name, kind in _components(place, folder).items() if name not in given}
+    if variant is not None and not any(
+        has_variant(os.path.join(folder, name), file, variant) for name in kinds for file in WEIGHTS
+    ):
+        return [f"{place.where}: {place}: has no weights of variant {variant}. Leave it out."]
+    for name, kind in kinds.items():
+        try:
+            part = Part(place.where, place, name)
+            check_model(part, kind, os.path.join(folder, name), variant)
+        except AigiError as error:
+            found.append(str(error))
     return found
 
 
@@ -321,7 +355,7 @@ def _components(place: Place, folder: str) -> dict[str, Any]:
     return found
 
 
-def check_model(part: Part, kind: Any, folder: str) -> None:
+def check_model(part: Part, kind: Any, folder: str, variant: str | None = None) -> None:
     """Compare a model of transformers or diffusers with its files.
 
     Raises:
@@ -330,7 +364,7 @@ def check_model(part: Part, kind: Any, folder: str) -> None:
     import transformers
 
     of_transformers = issubclass(kind, transformers.PreTrainedModel)
-    (check_transformers if of_transformers else check_diffusers)(part, kind, folder)
+    (check_transformers if of_transformers else check_diffusers)(part, kind, folder, variant)
 
 
 def digest(part: Part, state: torch.nn.Module | Mapping[str, torch.Tensor]) -> str:

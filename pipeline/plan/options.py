@@ -25,6 +25,8 @@ OWN = {
     "return_dict": "images",
 }
 """Arguments that aigi gives itself, and the setting that they come from."""
+FILES = ("variant", "file", "config", "loras", "components")
+"""Names beside those of arguments: what a specification adds to a model, or puts in its place."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _MOST = 2000
 """Characters of all options of a source: they are in each of its rows."""
@@ -54,6 +56,8 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name}: aigi gives this argument itself; "
                 + (f"it is set by {where}" if where else "remove it")
             )
+        if name in FILES:
+            raise ValueError(f"{name}: no argument of a call; it is a key of the source itself")
         if not simple(value):
             raise ValueError(f"{name}: expected a number, text, true, false, null, or a list")
     if len(text_of(options) or "") > _MOST:
@@ -69,7 +73,16 @@ def text_of(options: Mapping[str, Any]) -> str | None:
 
 
 def options_of(text: str | None) -> dict[str, Any]:
-    """The options of a row.
+    """The arguments of a call among the options of a row.
+
+    Raises:
+        ValueError: as `parsed`.
+    """
+    return {name: value for name, value in parsed(text).items() if name not in FILES}
+
+
+def parsed(text: str | None) -> dict[str, Any]:
+    """All options of a row, files included.
 
     Raises:
         ValueError: it is not such a text.

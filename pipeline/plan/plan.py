@@ -185,7 +185,8 @@ def _pinned(name: str, spec: DiffusersSpec, source: object) -> str:
     Raises:
         AigiError: the Hub does not answer, or has no such model.
     """
-    folder = getattr(source, "folder", None) is not None
+    # What one file was made from, its sha256 says.
+    folder = getattr(source, "folder", None) is not None or spec.file is not None
     if folder or re.fullmatch(r"[0-9a-f]{40}", spec.revision):
         return spec.revision
     try:

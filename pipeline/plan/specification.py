@@ -119,6 +119,30 @@ class _SourceSpec(Settings):
     splits: dict[Split, SplitSpec] = Field(min_length=1)
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+HubModel = Annotated[str, matching(r"[\w.-]+/[\w.-]+(@[A-Za-z0-9_./-]+)?", "ORG/NAME@REVISION")]
+
+
+class Lora(Settings):
+    """A LoRA that is fused into the weights of a model."""
+
+    name: Name = Field(description="key in sources.SOURCE.loras of a workflow; of the adapter")
+    model: str | None = Field(None, description="Hub id; null: the workflow has its place")
+    revision: Revision | None = None
+    weight_name: File | None = Field(None, description="its file in the repository")
+    sha256: Sha256
+    scale: Finite = 1.0
+
+
+class Component(Settings):
+    """A component in place of the model's own: a VAE, a text encoder."""
+
+    model: str = Field(description="Hub id; names it even where a local copy is used")
+    revision: Revision
+    subfolder: File | None = Field(None, description="of the repository; a local copy has none")
+    sha256: dict[File, Sha256] = Field(min_length=1, description="sha256 of its files of weights")
+
+
 class DiffusersSpec(_SourceSpec):
     """A source made by a text-to-image pipeline of diffusers."""
 
@@ -149,6 +173,22 @@ class DiffusersSpec(_SourceSpec):
         "{true_cfg_scale: 4.0}",
     )
 
+    variant: Annotated[str, matching("[a-z0-9_]+", "fp16 or another variant")] | None = Field(
+        None, description="which files of weights: NAME.VARIANT.safetensors, such as fp16"
+    )
+    file: Sha256 | None = Field(
+        None,
+        description="sha256 of one .safetensors file, which has the weights of the denoiser or of "
+        "all; sources.NAME.file is its place",
+    )
+    config: HubModel | None = Field(
+        None, description="with file: the model whose configurations and tokenizers are used"
+    )
+    loras: tuple[Lora, ...] = ()
+    components: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], Component] = Field(
+        default_factory=dict, description="in place of the model's own: {text_encoder: …}"
+    )
+
     @property
     def family(self) -> Family | None:
         """Its row in FAMILIES; None: `auto`, which only the model itself can tell."""
@@ -157,7 +197,10 @@ class DiffusersSpec(_SourceSpec):
     @property
     def row_options(self) -> str | None:
         """What the column `options` of its rows has."""
-        return call_options.text_of(self.options)
+        files = self.model_dump(
+            mode="json", include=set(call_options.FILES), exclude_none=True, exclude_defaults=True
+        )
+        return call_options.text_of({**self.options, **files})
 
     @property
     def evaluations(self) -> int | None:
@@ -176,6 +219,13 @@ class DiffusersSpec(_SourceSpec):
     @model_validator(mode="after")
     def _fits_the_family(self) -> DiffusersSpec:
         family = self.family
+        if self.config is not None and self.file is None:
+            raise ValueError("config: only beside file; remove it")
+        if self.file is not None and self.variant is not None:
+            raise ValueError("variant: one file has none; remove it")
+        names = [lora.name for lora in self.loras]
+        if len(set(names)) < len(names):
+            raise ValueError("loras: a name is given twice; give each one of its own")
         if family is not None and self.negative_prompt and not family.negative_prompt:
             raise ValueError(f"negative_prompt: pipeline {self.pipeline} takes none; remove it")
         if family is not None and family.guidance in self.options:
@@ -244,7 +294,7 @@ class HttpSpec(_SourceSpec):
         return call_options.text_of(self.request)
 
 
-_LATER = frozenset({"options"})
+_LATER = frozenset({"options", *call_options.FILES})
 """Fields of DiffusersSpec that version 1 of the stages did not have."""
 
 
@@ -329,6 +379,11 @@ class ZooSpec(_SourceSpec):
     def members(self) -> tuple[DiffusersSpec, ...]:
         """Each model as a source of its own; `count` is that of its images."""
         return self._members
+
+    @property
+    def reads_clip(self) -> bool:
+        """Whether all its models read what CLIP reads of a prompt."""
+        return all(member.pipeline in ("sd", "sdxl") for member in self._members)
 
     def turns(self, split: str) -> list[int]:
         """The number of the model that makes each image of a split; then it begins again."""

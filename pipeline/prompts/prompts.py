@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import posixpath
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,12 +27,12 @@ from pipeline.prompts.captions import read as read_captions
 from pipeline.prompts.diversity import NearDuplicates, most_diverse
 from pipeline.prompts.spool import Spool
 from pipeline.prompts.text import Filter, PromptFilters, SplitShares, prompt_id, split_of
-from pipeline.prompts.tokens import CONTEXT, count_tokens
+from pipeline.prompts.tokens import CONTEXT, Reader, count_tokens
 from pipeline.settings import Count, Settings, Share
 from pipeline.shown import public_url
 from pipeline.stage import Build
 from pipeline.store import Shard, Store
-from pipeline.tables import PROMPTS, REJECTS
+from pipeline.tables import PROMPTS, READERS, REJECTS
 
 
 class PromptSelection(Settings):
@@ -215,7 +216,56 @@ def _accepted(
     return kept, unread
 
 
-def _table(rows: pa.Table, settings: Prompts, shares: SplitShares) -> pa.Table:
+@dataclass(frozen=True)
+class Model:
+    """A model of the dataset, as prompts depend on it.
+
+    Attributes:
+        settings: what decides how it reads a prompt, as JSON values.
+        reader: loads its tokenizer; None: it reads what CLIP reads.
+    """
+
+    settings: Mapping[str, Any]
+    reader: Callable[[], Reader] | None = None
+
+
+Models = Mapping[str, Model]
+"""Models of the dataset by source; none: nobody asked."""
+
+
+def _schema(models: Models) -> pa.Schema:
+    return PROMPTS.append(READERS) if _reading(models) else PROMPTS
+
+
+def _reading(models: Models) -> dict[str, Callable[[], Reader]]:
+    return {name: model.reader for name, model in models.items() if model.reader is not None}
+
+
+def _with_readers(table: pa.Table, models: Models) -> pa.Table:
+    """The same prompts with the lengths that the tokenizers of the models give them."""
+    readers = {name: load() for name, load in _reading(models).items()}
+    if not readers:
+        return table
+    texts = table["text"].to_pylist()
+    counts = {name: reader.count(texts) for name, reader in readers.items()}
+    clip = any(model.reader is None for model in models.values())
+    tokens, truncated, found = [], [], []
+    for row, (known, cut) in enumerate(
+        zip(table["tokens"].to_pylist(), table["truncated"].to_pylist(), strict=True)
+    ):
+        lengths = {name: (counts[name][row], reader.most) for name, reader in readers.items()}
+        tokens.append(known if clip else max(count for count, _ in lengths.values()))
+        truncated.append((clip and cut) or any(count > most for count, most in lengths.values()))
+        found.append(
+            [(name, {"tokens": count, "most": most}) for name, (count, most) in lengths.items()]
+        )
+    columns = {name: table[name] for name in table.column_names}
+    columns |= {"tokens": pa.array(tokens, pa.int32()), "truncated": pa.array(truncated)}
+    columns[READERS.name] = pa.array(found, READERS.type)
+    return pa.table(columns, schema=_schema(models))
+
+
+def _table(rows: pa.Table, settings: Prompts, shares: SplitShares, models: Models) -> pa.Table:
     found = []
     for row in rows.to_pylist():
         source = settings.sources[row["origin"]]
@@ -230,7 +280,7 @@ def _table(rows: pa.Table, settings: Prompts, shares: SplitShares) -> pa.Table:
                 "truncated": row["tokens"] > CONTEXT,
             }
         )
-    return pa.Table.from_pylist(found, schema=PROMPTS)
+    return _with_readers(pa.Table.from_pylist(found, schema=PROMPTS), models)
 
 
 def _shards(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -251,7 +301,9 @@ def _chosen(accepted: Spool, count: int) -> Iterator[pa.Table]:
     yield table.take(pa.array(sorted(most_diverse(table["text"].to_pylist(), count))))
 
 
-def _build(settings: Prompts, shares: SplitShares, store: Store, progress: Progress) -> list[Shard]:
+def _build(
+    settings: Prompts, shares: SplitShares, models: Models, store: Store, progress: Progress
+) -> list[Shard]:
     select = settings.select
     with scratch("prompts") as folder:
         buckets, rejects = _gather(settings, store, folder, progress)
@@ -275,7 +327,12 @@ def _build(settings: Prompts, shares: SplitShares, store: Store, progress: Progr
             kept = select.count
             tables = _chosen(accepted, select.count)
         made = [
-            store.write("prompts", f"part-{i:05d}", _table(rows, settings, shares), PROMPTS)
+            store.write(
+                "prompts",
+                f"part-{i:05d}",
+                _table(rows, settings, shares, models),
+                _schema(models),
+            )
             for i, rows in enumerate(_shards(tables))
         ]
         reasons: Counter[str] = Counter()
@@ -294,8 +351,15 @@ def _build(settings: Prompts, shares: SplitShares, store: Store, progress: Progr
     return made
 
 
-def stage(settings: Prompts, shares: SplitShares) -> Build:
-    """The prompts stage; `shares` are the shares of the splits."""
+def stage(settings: Prompts, shares: SplitShares, models: Models | None = None) -> Build:
+    """The prompts stage.
+
+    Args:
+        shares: of the splits.
+        models: which read the prompts, by source.
+    """
+    models = models or {}
+    readers = {name: models[name].settings for name in _reading(models)}
     sources = []
     for source in settings.sources:
         # What the captions may be used for changes the card, not the prompts.
@@ -311,8 +375,9 @@ def stage(settings: Prompts, shares: SplitShares) -> Build:
     return Build(
         table="prompts",
         version=VERSION,
-        schema=PROMPTS,
+        schema=_schema(models),
         settings={
+            **({"readers": readers} if readers else {}),
             "sources": sources,
             "filters": filters,
             "near_duplicates": settings.near_duplicates,
@@ -320,5 +385,5 @@ def stage(settings: Prompts, shares: SplitShares) -> Build:
             "split": shares.model_dump(mode="json"),
         },
         inputs=("captions",) if blip else (),
-        build=partial(_build, settings, shares),
+        build=partial(_build, settings, shares, models),
     )

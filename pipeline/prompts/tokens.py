@@ -1,5 +1,6 @@
-"""Normalised prompts in, their lengths in CLIP tokens out; neither open_clip nor torch is loaded.
+"""Normalised prompts in, their lengths in tokens out: of CLIP, and of the models of a dataset.
 
+For CLIP neither open_clip nor torch is loaded.
 The vocabulary is the file that comes with the open_clip package. Words are cut by the same pattern
 and the same `regex` library as there: the pattern engine of `tokenizers` knows another version of
 Unicode, in which thousands of characters are no letters yet.
@@ -10,11 +11,83 @@ from __future__ import annotations
 import gzip
 import html
 import importlib.util
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from pipeline import AigiError
+from pipeline.models.hub import loading
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The tokenizer of a model that reads most of a prompt.
+
+    Attributes:
+        tokenizer: of transformers.
+        most: tokens of a prompt that reach the model.
+        templated: whether a prompt is a message to a chat model, whose template counts, too.
+    """
+
+    tokenizer: Any
+    most: int
+    templated: bool = False
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Count the tokens of each prompt, none cut off; with those that the tokenizer adds."""
+        told = [self._said(text) for text in texts]
+        ids = self.tokenizer(told, truncation=False, padding=False, verbose=False)["input_ids"]
+        return [len(found) for found in ids]
+
+    def _said(self, text: str) -> str:
+        if not self.templated:
+            return text
+        message = [{"role": "user", "content": text}]
+        return str(
+            self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        )
+
+
+def reader_of(where: str, folder: str, most: int | None, templated: bool) -> Reader:
+    """The reader of a pipeline of diffusers.
+
+    Args:
+        where: names its setting, for errors.
+        folder: of the pipeline; its `model_index.json` and tokenizers are read.
+        most: tokens that the pipeline takes of tokenizers other than CLIP's; None: those that the
+            tokenizers themselves take.
+
+    Raises:
+        AigiError: it has no tokenizer, or one that cannot be loaded.
+    """
+    import transformers
+
+    with open(os.path.join(folder, "model_index.json"), encoding="utf-8") as file:
+        index: Mapping[str, Any] = json.load(file)
+    found = []
+    for name, stated in index.items():
+        if not name.startswith(("tokenizer", "processor")) or not isinstance(stated, list):
+            continue
+        if len(stated) != 2 or stated[0] != "transformers":
+            continue
+        kind = getattr(transformers, str(stated[1]), None)
+        with loading(where, os.path.join(folder, name)):
+            made = kind.from_pretrained(os.path.join(folder, name), local_files_only=True)
+        made = getattr(made, "tokenizer", made)  # that of a processor
+        own = int(made.model_max_length)
+        taken = own if most is None or "CLIP" in type(made).__name__ else most
+        found.append(Reader(made, min(taken, _MOST), templated))
+    if not found:
+        raise AigiError(f"{where}: {folder}: has no tokenizer. Copy or download the model anew.")
+    return max(found, key=lambda reader: reader.most)
+
+
+_MOST = 1 << 20
+"""Tokenizers without a limit state 1e30."""
 CONTEXT = 77
 """Tokens that CLIP's text encoder takes, begin and end included; the rest of a prompt is cut."""
 

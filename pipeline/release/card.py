@@ -27,7 +27,6 @@ from pipeline.plan.specification import (
 from pipeline.progress import Progress
 from pipeline.prompts.captions import BlipCaptions
 from pipeline.prompts.prompts import Prompts, name_of, place_of
-from pipeline.prompts.tokens import CONTEXT
 from pipeline.release.counts import Counts, Origin, count
 from pipeline.release.croissant import CROISSANT, croissant
 from pipeline.release.front_matter import NOT_STATED, TAGS, configs_of, front_matter
@@ -42,6 +41,8 @@ from pipeline.release.words import (
     left_out_words,
     library_words,
     licence_of,
+    reading_words,
+    reads_clip,
     rule_words,
     setting_heads,
 )
@@ -411,20 +412,14 @@ def _limits(
         lines.append("The safety checker overlooks some pictures that may offend.")
     if rules["duplicate"].startswith("not"):
         lines.append("Duplicates were not looked for.")
-    prompts = sum(found.used for found in counts.origins.values())
-    long = sum(found.truncated for found in counts.origins.values())
-    if prompts:
-        lines.append(
-            f"The models read {CONTEXT} CLIP tokens. "
-            + (
-                f"Of {prompts:,} prompts {long:,} are longer; their ends had no say."
-                if long
-                else "No prompt is longer."
-            )
-        )
     generated = [name for name in configs if isinstance(dataset.sources[name], DrawnSpec)]
     asked = [name for name in configs if isinstance(dataset.sources[name], HttpSpec)]
     lines += [f"{code(name)}: what drew is known by its name alone." for name in asked]
+    clip = {name for name in generated if reads_clip(dataset.sources[name])}
+    prompts = sum(found.used for found in counts.origins.values())
+    long = sum(found.truncated for found in counts.origins.values())
+    if prompts:
+        lines += reading_words(prompts, long, counts.readings, clip - {*counts.readings})
     if generated:
         lines.append(
             "Made again on other hardware, with other versions or in other batches, some pixels "

@@ -7,6 +7,7 @@ settings and, by some 40 bytes each, of rows.
 from __future__ import annotations
 
 import heapq
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,9 +21,8 @@ from pipeline.metadata import LEFT_OUT, kinds_of
 from pipeline.plan.specification import Dataset, PromptedSpec
 from pipeline.progress import Progress
 from pipeline.release.sheet import CANDIDATES, Sample
-from pipeline.release.words import shared_versions
 from pipeline.store import Store
-from pipeline.tables import OPTIONS
+from pipeline.tables import ENDPOINT, OPTIONS, READERS
 from pipeline.threads import ahead, workers
 
 
@@ -71,6 +71,19 @@ class PromptCount:
     truncated: int = 0
 
 
+@dataclass
+class Reading:
+    """How a model with other tokenizers than CLIP's reads the prompts of the images.
+
+    Attributes:
+        most: tokens that it reads.
+        cut: prompts that are longer.
+    """
+
+    most: int
+    cut: int = 0
+
+
 @dataclass(frozen=True)
 class Counts:
     """What a release holds, and what was left out.
@@ -85,6 +98,7 @@ class Counts:
             images of imports that never came into the plan, and `failed`, images that could
             not be made.
         samples: some images of each source, drawn by the hash that their id is.
+        readings: by source, of models that do not read what CLIP reads.
         left_out: images that came as files by kind of the metadata that was left out of them; those
             with any under an empty name.
     """
@@ -99,6 +113,7 @@ class Counts:
     failed: Counter[tuple[str, str]]
     samples: dict[str, list[Sample]]
     left_out: Counter[str] = field(default_factory=Counter)
+    readings: dict[str, Reading] = field(default_factory=dict)
 
     def by(self, *fields: str) -> Counter[tuple[object, ...]]:
         """Images by the fields of `Kind` that are named."""
@@ -110,6 +125,24 @@ class Counts:
 
 _SHARED = [name for name in Kind._fields if name not in ("split", "converted", "options")]
 _COLUMNS = [*_SHARED, "image_id", "prompt_id", "pair_id", "note"]
+
+
+def shared_versions(versions: pa.ChunkedArray) -> pa.Array:
+    """The column `versions` without what is of one row alone: requests to an endpoint."""
+    encoded = versions.combine_chunks().dictionary_encode()
+    values = [_shared(text) for text in encoded.dictionary.to_pylist()]
+    return pa.array(values, pa.string()).take(encoded.indices)
+
+
+def _shared(versions: str) -> str:
+    if ENDPOINT not in versions:
+        return versions
+    try:
+        found = json.loads(versions)
+        found[ENDPOINT] = str(found[ENDPOINT]["host"])
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return versions
+    return json.dumps(found, sort_keys=True)
 
 
 def _kinds(rows: pa.Table, split: str) -> Counter[Kind]:
@@ -184,6 +217,21 @@ def _origins(store: Store, used: pa.ChunkedArray) -> dict[Origin, PromptCount]:
     return dict(found)
 
 
+def _readings(store: Store, used: pa.ChunkedArray) -> dict[str, Reading]:
+    found: dict[str, Reading] = {}
+    for shard in store.shards("prompts"):
+        metadata = store.metadata("prompts", shard)
+        names = [] if metadata is None else metadata.schema.to_arrow_schema().names
+        if READERS.name not in names:
+            continue
+        rows = store.read("prompts", shard, ["prompt_id", READERS.name])
+        for readers in rows.filter(pc.is_in(rows["prompt_id"], used))[READERS.name].to_pylist():
+            for name, length in readers:
+                reading = found.setdefault(name, Reading(length["most"]))
+                reading.cut += length["tokens"] > length["most"]
+    return found
+
+
 def reject_reasons(store: Store, shard: str) -> Counter[tuple[str, str]]:
     """Rejects by source and reason; what stands behind a colon is of one row alone."""
     found: Counter[tuple[str, str]] = Counter()
@@ -256,4 +304,5 @@ def count(
         failed=reject_reasons(store, "images"),
         samples=dict(samples),
         left_out=left_out,
+        readings=_readings(store, pa.chunked_array(generated, pa.string())),
     )

@@ -23,7 +23,7 @@ from pipeline.marks.names import parse
 from pipeline.marks.visible import logo_of
 from pipeline.plan import specification
 from pipeline.plan.families import AUTO, FAMILIES
-from pipeline.plan.options import options_of
+from pipeline.plan.options import FILES, options_of, parsed
 from pipeline.plan.schedulers import scheduler_of
 from pipeline.plan.specification import (
     Dataset,
@@ -109,8 +109,12 @@ class Making(Checked):
         if str(scheduler_of(self.scheduler)) != self.scheduler:
             raise ValueError(f"scheduler: {self.scheduler!r} is not written as rows have it")
         _mark(self.watermark)
-        options = options_of(self.options)
-        for name, value in options.items():
+        for name, value in parsed(self.options).items():
+            if name in FILES:
+                raise ValueError(
+                    f"options: made with files beside the model ({name}), which a "
+                    "file like this cannot name"
+                )
             # A class may pad a prompt to any length that it is given.
             if isinstance(value, int | float) and abs(value) > MOST_OPTION:
                 raise ValueError(f"options: {name}: at most {MOST_OPTION} in a file")

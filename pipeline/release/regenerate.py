@@ -28,7 +28,7 @@ from pipeline.store import RUN_WORKFLOW, Store
 
 _PLACE = re.compile(
     r"prompts\.sources\.\d+\.(path|photos|folder|dataset)|prompts\.filters\.blocklist"
-    r"|sources\.[^.]+\.(folder|path|captions|vae)"
+    r"|sources\.[^.]+\.(folder|path|captions|vae|file|(loras|components)\.[^.]+)"
     r"|embeddings\.folder|quality\.safety_checker\.folder|selection\.review"
 )
 """Settings that name a place on a machine; the manifest decides what must be there."""
@@ -37,9 +37,20 @@ DECIDING = tuple(name for name in Recipe.model_fields if name not in ("run", "co
 """Sections that a manifest has, beside the threads of `compute`."""
 _OPTIONAL = {
     # The specification names a model on the Hub, too; a plan that is copied has its captions.
-    False: re.compile(r"sources\.[^.]+\.folder"),
-    True: re.compile(r"sources\.[^.]+\.(folder|captions)"),
+    False: re.compile(r"sources\.[^.]+\.(folder|components\.[^.]+)"),
+    True: re.compile(r"sources\.[^.]+\.(folder|captions|components\.[^.]+)"),
 }
+
+
+_OF_MODEL = re.compile(r"sources\.[^.]+\.(folder|file|(loras|components)\.[^.]+)")
+"""Settings of `_PLACE` that a generated source may have."""
+
+
+def _drop(data: Any, dotted: str) -> None:
+    *above, last = dotted.split(".")
+    for key in above:
+        data = data[key]
+    del data[last]
 
 
 def _put(data: Any, dotted: str, value: Any) -> None:
@@ -166,14 +177,19 @@ def merged(
             _put(data, dotted, given[dotted])
         elif isinstance(value, str) and (is_place(dotted, value) or dotted.endswith(".vae")):
             if _OPTIONAL[copied].fullmatch(dotted):
-                _put(data, dotted, None)
+                _drop(data, dotted)
             else:
                 missing.append(f"  --set {dotted}=...   (originally: {value})")
-    for name in data["plan"]["sources"]:
-        # Such a source had no settings of its own there.
-        folder = given.get(f"sources.{name}.folder")
-        if name not in data["sources"] and folder is not None:
-            data["sources"][name] = {"folder": folder}
+    known = flat(data)
+    for dotted, value in given.items():
+        # A source that had no such settings there: its model came from the Hub.
+        if dotted not in known and value is not None and _OF_MODEL.fullmatch(dotted):
+            _, name, *above, last = dotted.split(".")
+            if name in data["plan"]["sources"]:
+                node = data["sources"].setdefault(name, {})
+                for key in above:
+                    node = node.setdefault(key, {})
+                node[last] = value
     if missing:
         raise AigiError(
             f"{location}: this release was made with files that this workflow does not name. Give "

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from pipeline import AigiError
 from pipeline.gate import refused
+from pipeline.images.diffuser import DiffusersSource, places
 from pipeline.images.images import local_diffusers
 from pipeline.images.models import of_member
 from pipeline.manifest import MANIFEST, REMEDY
@@ -67,13 +68,17 @@ def _pictures(recipe: Recipe) -> Iterator[tuple[str, Place]]:
     for name in chosen(dataset, plan):
         spec = dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
-            folder = local_diffusers(recipe.sources, name).folder
-            yield "model", Place.of(f"sources.{name}", folder, spec.model, spec.revision)
+            yield from _loaded(name, spec, local_diffusers(recipe.sources, name))
         elif isinstance(spec, ZooSpec):
             local = local_diffusers(recipe.sources, name)
             for member in spec.members:
-                folder = of_member(local, member).folder
-                yield "model", Place.of(f"sources.{name}", folder, member.model, member.revision)
+                yield from _loaded(name, member, of_member(local, member))
+
+
+def _loaded(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Iterator[tuple[str, Place]]:
+    for place in places(name, spec, local):
+        if place.folder is not None or place.repository:  # the file of a LoRA has none
+            yield "model", place
 
 
 def _scores(recipe: Recipe) -> Iterator[tuple[str, Place]]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
-
-import pyarrow as pa
 
 from pipeline.markdown import Safe, code, escape, link
 from pipeline.models.clip import Embeddings
 from pipeline.plan.specification import Dataset, HttpSpec, SourceSpec, ZooSpec
 from pipeline.prompts.prompts import Prompts
+from pipeline.prompts.tokens import CONTEXT
+from pipeline.release.counts import Reading
 from pipeline.release.front_matter import NOT_STATED
 from pipeline.selection.rules import REASONS, RULES, Rule, Scored, Selection, made
 from pipeline.shown import public_url
@@ -72,6 +72,11 @@ def asked_words(dataset: Dataset, configs: Iterable[str]) -> list[str]:
     return found
 
 
+def reads_clip(spec: SourceSpec) -> bool:
+    """Whether what a source reads of a prompt may be what CLIP reads."""
+    return not isinstance(spec, ZooSpec) or spec.reads_clip
+
+
 def licence_of(spec: SourceSpec, model: object, revision: object) -> Safe:
     """The licence of a source, or of one model of a zoo that has its own."""
     members = spec.members if isinstance(spec, ZooSpec) else ()
@@ -107,6 +112,32 @@ def filter_words(prompts: Prompts) -> list[tuple[str, str]]:
     ]
 
 
+def reading_words(
+    prompts: int, long: int, readings: Mapping[str, Reading], clip: Collection[str]
+) -> list[str]:
+    """How much of the prompts the models read, a sentence for each kind.
+
+    Args:
+        prompts: that have images.
+        long: of these, those that are marked as cut.
+        readings: of models with other tokenizers than CLIP's, by source.
+        clip: the other generated sources.
+    """
+
+    def told(who: str, most: int, what: str, cut: int) -> str:
+        ends = f"Of {prompts:,} prompts {cut:,} are longer; their ends had no say."
+        return f"{who} {most:,} {what}. " + (ends if cut else "No prompt is longer.")
+
+    if not readings:
+        return [told("The models read", CONTEXT, "CLIP tokens", long)]
+    found = [
+        told(f"The model of {name} reads", each.most, "of its tokens", each.cut)
+        for name, each in sorted(readings.items())
+    ]
+    others = ", ".join(sorted(clip))
+    return [*found, f"Those of {others} read {CONTEXT} CLIP tokens."] if clip else found
+
+
 def setting_heads(options: bool) -> dict[str, str]:
     """Columns of a release that say how images were generated, and how a table names them.
 
@@ -137,24 +168,6 @@ def embedder_words(settings: Embeddings) -> str:
     if settings.model.startswith("hf-hub:"):
         return settings.model
     return f"{settings.model}, {settings.pretrained}"
-
-
-def shared_versions(versions: pa.ChunkedArray) -> pa.Array:
-    """The column `versions` without what is of one row alone: requests to an endpoint."""
-    encoded = versions.combine_chunks().dictionary_encode()
-    values = [_shared(text) for text in encoded.dictionary.to_pylist()]
-    return pa.array(values, pa.string()).take(encoded.indices)
-
-
-def _shared(versions: str) -> str:
-    if ENDPOINT not in versions:
-        return versions
-    try:
-        found = json.loads(versions)
-        found[ENDPOINT] = str(found[ENDPOINT]["host"])
-    except (ValueError, RecursionError, TypeError, KeyError):
-        return versions
-    return json.dumps(found, sort_keys=True)
 
 
 def library_words(versions: str | None) -> str:
