@@ -289,6 +289,8 @@ def prompt_models(plan: Plan, sources: Mapping[str, LocalSource]) -> dict[str, M
     found = {}
     for name in chosen(dataset, plan):
         spec = dataset.sources[name]
+        if isinstance(spec, ZooSpec) and spec.reads_clip:
+            found[name] = Model({})
         if not isinstance(spec, DiffusersSpec):
             continue
         if spec.pipeline in ("sd", "sdxl"):

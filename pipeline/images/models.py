@@ -33,9 +33,19 @@ def of_member(local: DiffusersSource, member: DiffusersSpec) -> DiffusersSource:
     Args:
         local: how all do; its folder has a copy of each.
     """
-    if local.folder is None:
-        return local
-    return local.model_copy(update={"folder": copy_in(local.folder, member.model)})
+    names = {lora.name for lora in member.loras}
+    mine: dict[str, object] = {
+        "loras": {name: place for name, place in local.loras.items() if name in names},
+        "components": {
+            name: place for name, place in local.components.items() if name in member.components
+        },
+    }
+    if local.folder is not None:
+        model = member.model if member.config is None else member.config.partition("@")[0]
+        mine["folder"] = copy_in(local.folder, model)
+        if member.file is not None:
+            mine["file"] = copy_in(local.folder, member.model) + ".safetensors"
+    return local.model_copy(update=mine)
 
 
 def named(member: DiffusersSpec) -> str:

@@ -26,7 +26,8 @@ from pipeline.pages.section import Section, Table, counted
 from pipeline.pages.thumbnails import thumbnails
 from pipeline.pages.trained import training
 from pipeline.progress import duration
-from pipeline.release.words import library_words, shared_versions
+from pipeline.release.counts import shared_versions
+from pipeline.release.words import library_words
 from pipeline.selection.selection import near_pairs_of
 from pipeline.status import Status, status
 from pipeline.store import RUN_WORKFLOW, Store

@@ -186,8 +186,8 @@ def _pinned(name: str, spec: DiffusersSpec, source: object) -> str:
         AigiError: the Hub does not answer, or has no such model.
     """
     # What one file was made from, its sha256 says.
-    local = getattr(source, "folder", None) is not None or spec.file is not None
-    if local or re.fullmatch(r"[0-9a-f]{40}", spec.revision):
+    folder = getattr(source, "folder", None) is not None or spec.file is not None
+    if folder or re.fullmatch(r"[0-9a-f]{40}", spec.revision):
         return spec.revision
     try:
         commit = hub_api().model_info(spec.model, revision=spec.revision).sha

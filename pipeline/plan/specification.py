@@ -380,6 +380,11 @@ class ZooSpec(_SourceSpec):
         """Each model as a source of its own; `count` is that of its images."""
         return self._members
 
+    @property
+    def reads_clip(self) -> bool:
+        """Whether all its models read what CLIP reads of a prompt."""
+        return all(member.pipeline in ("sd", "sdxl") for member in self._members)
+
     def turns(self, split: str) -> list[int]:
         """The number of the model that makes each image of a split; then it begins again."""
         return self._turns[split]

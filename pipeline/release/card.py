@@ -42,6 +42,7 @@ from pipeline.release.words import (
     library_words,
     licence_of,
     reading_words,
+    reads_clip,
     rule_words,
     setting_heads,
 )
@@ -411,13 +412,14 @@ def _limits(
         lines.append("The safety checker overlooks some pictures that may offend.")
     if rules["duplicate"].startswith("not"):
         lines.append("Duplicates were not looked for.")
-    prompts = sum(found.used for found in counts.origins.values())
-    long = sum(found.truncated for found in counts.origins.values())
     generated = [name for name in configs if isinstance(dataset.sources[name], DrawnSpec)]
     asked = [name for name in configs if isinstance(dataset.sources[name], HttpSpec)]
-    if prompts:
-        lines += reading_words(prompts, long, counts.readings, set(generated) - {*counts.readings})
     lines += [f"{code(name)}: what drew is known by its name alone." for name in asked]
+    clip = {name for name in generated if reads_clip(dataset.sources[name])}
+    prompts = sum(found.used for found in counts.origins.values())
+    long = sum(found.truncated for found in counts.origins.values())
+    if prompts:
+        lines += reading_words(prompts, long, counts.readings, clip - {*counts.readings})
     if generated:
         lines.append(
             "Made again on other hardware, with other versions or in other batches, some pixels "

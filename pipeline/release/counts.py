@@ -7,6 +7,7 @@ settings and, by some 40 bytes each, of rows.
 from __future__ import annotations
 
 import heapq
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,9 +21,8 @@ from pipeline.metadata import LEFT_OUT, kinds_of
 from pipeline.plan.specification import Dataset, PromptedSpec
 from pipeline.progress import Progress
 from pipeline.release.sheet import CANDIDATES, Sample
-from pipeline.release.words import Reading, shared_versions
 from pipeline.store import Store
-from pipeline.tables import OPTIONS, READERS
+from pipeline.tables import ENDPOINT, OPTIONS, READERS
 from pipeline.threads import ahead, workers
 
 
@@ -71,6 +71,19 @@ class PromptCount:
     truncated: int = 0
 
 
+@dataclass
+class Reading:
+    """How a model with other tokenizers than CLIP's reads the prompts of the images.
+
+    Attributes:
+        most: tokens that it reads.
+        cut: prompts that are longer.
+    """
+
+    most: int
+    cut: int = 0
+
+
 @dataclass(frozen=True)
 class Counts:
     """What a release holds, and what was left out.
@@ -86,9 +99,9 @@ class Counts:
             not be made.
         samples: some images of each source, drawn by the hash that their id is.
         formats: what images are stored in: WebP, PNG or both.
+        readings: by source, of models that do not read what CLIP reads.
         left_out: images that came as files by kind of the metadata that was left out of them; those
             with any under an empty name.
-        readings: by source, of models that do not read what CLIP reads.
     """
 
     kinds: Counter[Kind]
@@ -114,6 +127,24 @@ class Counts:
 
 _SHARED = [name for name in Kind._fields if name not in ("split", "converted", "options")]
 _COLUMNS = [*_SHARED, "image_id", "prompt_id", "pair_id", "note", "image.path"]
+
+
+def shared_versions(versions: pa.ChunkedArray) -> pa.Array:
+    """The column `versions` without what is of one row alone: requests to an endpoint."""
+    encoded = versions.combine_chunks().dictionary_encode()
+    values = [_shared(text) for text in encoded.dictionary.to_pylist()]
+    return pa.array(values, pa.string()).take(encoded.indices)
+
+
+def _shared(versions: str) -> str:
+    if ENDPOINT not in versions:
+        return versions
+    try:
+        found = json.loads(versions)
+        found[ENDPOINT] = str(found[ENDPOINT]["host"])
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return versions
+    return json.dumps(found, sort_keys=True)
 
 
 def _kinds(rows: pa.Table, split: str) -> Counter[Kind]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from pipeline import AigiError
 from pipeline.gate import refused
-from pipeline.images.diffuser import places
+from pipeline.images.diffuser import DiffusersSource, places
 from pipeline.images.images import local_diffusers
 from pipeline.images.models import of_member
 from pipeline.manifest import MANIFEST, REMEDY
@@ -68,16 +68,17 @@ def _pictures(recipe: Recipe) -> Iterator[tuple[str, Place]]:
     for name in chosen(dataset, plan):
         spec = dataset.sources[name]
         if isinstance(spec, DiffusersSpec):
-            sources = [(spec, local_diffusers(recipe.sources, name))]
+            yield from _loaded(name, spec, local_diffusers(recipe.sources, name))
         elif isinstance(spec, ZooSpec):
             local = local_diffusers(recipe.sources, name)
-            sources = [(member, of_member(local, member)) for member in spec.members]
-        else:
-            continue
-        for one, where in sources:
-            for place in places(name, one, where):
-                if place.folder is not None or place.repository:  # the file of a LoRA has none
-                    yield "model", place
+            for member in spec.members:
+                yield from _loaded(name, member, of_member(local, member))
+
+
+def _loaded(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Iterator[tuple[str, Place]]:
+    for place in places(name, spec, local):
+        if place.folder is not None or place.repository:  # the file of a LoRA has none
+            yield "model", place
 
 
 def _scores(recipe: Recipe) -> Iterator[tuple[str, Place]]:

@@ -6,16 +6,14 @@ import hashlib
 import json
 import posixpath
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
-
-import pyarrow as pa
 
 from pipeline.markdown import Safe, code, escape, link
 from pipeline.models.clip import Embeddings
 from pipeline.plan.specification import Dataset, HttpSpec, SourceSpec, ZooSpec
 from pipeline.prompts.prompts import Prompts
 from pipeline.prompts.tokens import CONTEXT
+from pipeline.release.counts import Reading
 from pipeline.release.front_matter import NOT_STATED
 from pipeline.selection.rules import REASONS, RULES, Rule, Scored, Selection, made
 from pipeline.shown import public_url
@@ -74,6 +72,11 @@ def asked_words(dataset: Dataset, configs: Iterable[str]) -> list[str]:
     return found
 
 
+def reads_clip(spec: SourceSpec) -> bool:
+    """Whether what a source reads of a prompt may be what CLIP reads."""
+    return not isinstance(spec, ZooSpec) or spec.reads_clip
+
+
 def licence_of(spec: SourceSpec, model: object, revision: object) -> Safe:
     """The licence of a source, or of one model of a zoo that has its own."""
     members = spec.members if isinstance(spec, ZooSpec) else ()
@@ -107,19 +110,6 @@ def filter_words(prompts: Prompts) -> list[tuple[str, str]]:
             + ("at random" if select.method == "random" else "spread over the vocabulary"),
         ),
     ]
-
-
-@dataclass
-class Reading:
-    """How a model with other tokenizers than CLIP's reads the prompts of the images.
-
-    Attributes:
-        most: tokens that it reads.
-        cut: prompts that are longer.
-    """
-
-    most: int
-    cut: int = 0
 
 
 def reading_words(
@@ -178,24 +168,6 @@ def embedder_words(settings: Embeddings) -> str:
     if settings.model.startswith("hf-hub:"):
         return settings.model
     return f"{settings.model}, {settings.pretrained}"
-
-
-def shared_versions(versions: pa.ChunkedArray) -> pa.Array:
-    """The column `versions` without what is of one row alone: requests to an endpoint."""
-    encoded = versions.combine_chunks().dictionary_encode()
-    values = [_shared(text) for text in encoded.dictionary.to_pylist()]
-    return pa.array(values, pa.string()).take(encoded.indices)
-
-
-def _shared(versions: str) -> str:
-    if ENDPOINT not in versions:
-        return versions
-    try:
-        found = json.loads(versions)
-        found[ENDPOINT] = str(found[ENDPOINT]["host"])
-    except (ValueError, RecursionError, TypeError, KeyError):
-        return versions
-    return json.dumps(found, sort_keys=True)
 
 
 def library_words(versions: str | None) -> str:

@@ -202,3 +202,31 @@ def test_shards_of_one_model_come_one_after_another() -> None:
     models = [name.split("m00")[1][:2] for name in ordered if name not in others]
     assert models == ["00"] * 8 + ["11"] * 8
     assert by_model(others) == others
+
+
+def test_variants_and_loras_are_columns_and_tell_models_apart(tmp_path: Path) -> None:
+    from pipeline.images.diffuser import DiffusersSource
+    from pipeline.images.models import of_member
+
+    lora = f"[{{name: ink, model: a/ink, revision: v1, sha256: {'0' * 64}, scale: 0.5}}]"
+    listed = f'model,revision,variant,loras\na/b,v1,,\na/b,v1,fp16,\na/b,v1,,"{lora}"\n'
+    found = load(tmp_path, listed)
+    options = [member.row_options for member in found.members]
+    assert options[0] is None and options[1] == '{"variant":"fp16"}'
+    assert json.loads(options[2] or "")["loras"][0]["scale"] == 0.5
+    again = ZooSpec.model_validate(found.model_dump(mode="json"))
+    assert [member.row_options for member in again.members] == options
+    local = DiffusersSource(folder="/models", loras={"ink": "/l/ink.safetensors"})
+    plain, _, drawn = (of_member(local, member) for member in found.members)
+    assert (plain.folder, plain.loras) == ("/models/a/b", {})
+    assert drawn.loras == {"ink": "/l/ink.safetensors"}
+    with pytest.raises(AigiError, match=r"zoo\.csv:3: loras\.0\.sha256: needed"):
+        load(tmp_path, 'model,loras\na/b,\nc/d,"[{name: ink}]"\n')
+
+
+def test_a_model_does_not_lead_out_of_the_folder_of_models(tmp_path: Path) -> None:
+    from pipeline.images.models import copy_in
+
+    for name in ("../x", "/etc", "a/../../b"):
+        with pytest.raises(AigiError, match="no name of a model"):
+            copy_in(str(tmp_path), name)
