@@ -14,17 +14,18 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
 from pipeline import AigiError, software
+from pipeline.alive import Worker, Workers
 from pipeline.joining import JOIN_SECONDS, Watch, join
 from pipeline.outside import ABANDONED
 from pipeline.software import differences, installed
-from pipeline.stage import Compute, Map, make_shard
+from pipeline.stage import Compute, Map, Told, make_shard, told_nobody
 from pipeline.store import Store
 
 R = TypeVar("R")
@@ -324,8 +325,10 @@ def with_ray(
     yield from watch.over(results())
 
 
-def _maker(stage: Map, store: Store) -> Callable[[str, str], dict[str, Any]]:
-    return partial(make_shard, stage, store, stage.make_worker())
+def _maker(stage: Map, store: Store, signs: str) -> Callable[[str, str], dict[str, Any]]:
+    """What makes a shard in this process, which gives signs of life meanwhile."""
+    me = Worker(store.url, signs, stage.table)
+    return partial(me.over, partial(make_shard, stage, store, stage.make_worker()))
 
 
 class _ShardMaker:
@@ -363,12 +366,17 @@ def _make_one(proof: Proof, workers: int, row: dict[str, Any]) -> dict[str, Any]
 
 
 def shards_with_ray(
-    stage: Map, store: Store, missing: Mapping[str, str], compute: Compute
+    stage: Map,
+    store: Store,
+    missing: Mapping[str, str],
+    compute: Compute,
+    told: Told = told_nobody,
 ) -> Iterator[dict[str, Any]]:
     """Ray Data moves shard names; the actors read and write the shards themselves.
 
     Args:
         missing: names of shards, and digests of what they are made from.
+        told: hears how far shards are, from time to time.
 
     Raises:
         AigiError: there is no such cluster, or it is lost; a machine has other software, does not
@@ -420,7 +428,10 @@ def shards_with_ray(
             ):
                 continue
 
-    with known(store, partial(_maker, stage, store)) as proof:
+    with (
+        closing(Workers(store.url, told)) as workers,
+        known(store, partial(_maker, stage, store, workers.command)) as proof,
+    ):
         prove(proof, watch)
         # A shard without an answer killed its worker, or was sent to a dying one: which of both
         # shows in a worker of its own.
@@ -429,6 +440,7 @@ def shards_with_ray(
                 if result["refused"]:
                     raise AigiError(result["refused"])
                 left.pop(result["name"], None)
+                workers.result(result)
                 yield result
             if not left:
                 return

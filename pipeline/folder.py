@@ -181,7 +181,7 @@ class Folder:
         whole = text[: text.rfind("\n") + 1]
         return list(csv.DictReader(io.StringIO(whole, newline="")))
 
-    def write_bytes(self, data: bytes, *parts: str) -> None:
+    def write_bytes(self, data: bytes | memoryview, *parts: str) -> None:
         """Write a small file whole or not at all."""
         self._replace(self.path(*parts), lambda file: file.write(data))
 

@@ -21,21 +21,25 @@ ERROR = "error"
 """The column of a table in which a row has the reason why it could not be made."""
 
 
-def failed_shards(store: Store, table: str, schema: pa.Schema, names: Sequence[str]) -> set[str]:
-    """Those of the shards that have rows with an error; empty for a table without such a column.
+def failed_shards(
+    store: Store, table: str, schema: pa.Schema, names: Sequence[str]
+) -> dict[str, int]:
+    """How many rows with an error the shards have; those without one are left out.
+
+    Empty for a table without such a column.
 
     Raises:
         AigiError: a shard is missing or damaged.
     """
     if ERROR not in schema.names:
-        return set()
+        return {}
 
-    def failed(name: str) -> bool:
+    def failed(name: str) -> int:
         column = store.read(table, name, [ERROR])[ERROR]
-        return bool(column.null_count < len(column))
+        return len(column) - int(column.null_count)
 
     with ThreadPoolExecutor(16) as pool:
-        return {name for name, bad in zip(names, pool.map(failed, names), strict=True) if bad}
+        return {name: bad for name, bad in zip(names, pool.map(failed, names), strict=True) if bad}
 
 
 def made_again(
@@ -43,36 +47,45 @@ def made_again(
     rows: pa.Table,
     worker: Callable[[pa.Table], Iterable[pa.Table]],
     unit: str = "",
+    start: int = 0,
 ) -> Iterator[pa.Table]:
-    """A shard with its failed rows made again, in their places; the other rows stay as they are.
+    """The failed rows of a shard made again: one chunk for each, so that it fails alone.
 
-    Each is made by itself, so that it fails or succeeds alone.
+    `in_place` puts them between the others.
 
     Args:
         old: the shard, with a column `error`.
         rows: of its input, one for each row of the shard, in the same order.
         worker: what makes rows of a shard.
         unit: a column of `rows` whose equal neighbours are made together; empty: there is none.
+        start: how many failed rows are made already.
 
     Raises:
         AigiError: the shard has not the rows of its input, or the worker lost some.
     """
     if old.num_rows != rows.num_rows:
         raise AigiError(f"{old.num_rows} rows for {rows.num_rows}: it is of another input")
-    bad = pc.is_valid(old[ERROR]).to_pylist()
     keys = rows[unit].to_pylist() if unit else [None] * rows.num_rows
-    numbers = [number for number, failed in enumerate(bad) if failed]
-    tables, places = [old], list(range(old.num_rows))
-    end = old.num_rows
-    for _, together in groupby(numbers, key=lambda number: keys[number] or number):
+    left = failed_rows(old)[start:]
+    for _, together in groupby(left, key=lambda number: keys[number] or number):
         mine = list(together)
         made = pa.concat_tables(worker(rows.take(mine)))
         if made.num_rows != len(mine):
             raise AigiError(f"{made.num_rows} rows out of {len(mine)}: the worker lost some")
-        tables.append(made.cast(old.schema))
-        for place, number in enumerate(mine, start=end):
-            places[number] = place
-        end += len(mine)
-    whole = pa.concat_tables(tables)
+        yield made.cast(old.schema)
+
+
+def failed_rows(old: pa.Table) -> list[int]:
+    """The numbers of the rows of a shard that have an error."""
+    bad = pc.is_valid(old[ERROR]).to_pylist()
+    return [number for number, failed in enumerate(bad) if failed]
+
+
+def in_place(old: pa.Table, made: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """A shard with its failed rows made again, in their places; the other rows stay as they are."""
+    whole = pa.concat_tables([old, *made])
+    places = list(range(old.num_rows))
+    for place, number in enumerate(failed_rows(old), start=old.num_rows):
+        places[number] = place
     for start in range(0, len(places), CHUNK_ROWS):
         yield whole.take(places[start : start + CHUNK_ROWS])

@@ -14,10 +14,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import AigiError
+from pipeline import AigiError, parts
 from pipeline.cluster import shards_with_ray
 from pipeline.folder import DiskFull
 from pipeline.intact import USUAL, Checks, intact, intact_files
@@ -32,6 +33,7 @@ from pipeline.stage import (
     Files,
     Map,
     Stage,
+    Told,
     built_from,
     differences,
     fingerprint,
@@ -135,10 +137,12 @@ def _check_input(store: Store, table: str, needed_by: str, rehash: bool) -> None
 # --- map stages ----------------------------------------------------------------------------------
 
 
-def _serially(stage: Map, store: Store, missing: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def _serially(
+    stage: Map, store: Store, missing: Mapping[str, str], told: Told
+) -> Iterator[dict[str, Any]]:
     worker = stage.make_worker()
     for name, source in missing.items():
-        yield make_shard(stage, store, worker, name, source)
+        yield make_shard(stage, store, worker, name, source, told)
 
 
 def _unrecorded(
@@ -215,10 +219,11 @@ def _run_map(
     }
     before = store.record(stage.table)
     whole = _up_to_date(stage, store, record, wanted, checks, progress)
-    again = set()
+    again: dict[str, int] = {}
     if checks.retry:
         mine = stage.possible([name for name in whole if wanted[name] is not None])
         again = failed_shards(store, stage.table, stage.schema, mine)
+    good = sum(whole[name].rows - count for name, count in again.items())
     whole = {name: one for name, one in whole.items() if name not in again}
     stage = replace(stage, again=frozenset(again))
     missing = {name: made for name, made in wanted.items() if made and name not in whole}
@@ -226,10 +231,16 @@ def _run_map(
         record = record.model_copy(update={"shards": whole, "expected": len(wanted)})
         if record != before:
             store.write_record(record)
+        parts.sweep(store, stage.table)
         progress.skip(stage.table, len(wanted))
         return
     for name in set(store.shards(stage.table)) - set(wanted):
         store.remove(stage.table, f"{name}.parquet")
+    if stale := parts.sweep(store, stage.table, missing):
+        progress.say(
+            f"{stage.table}: finished batches of {len(stale)} shards that are not being made are "
+            f"thrown away, first {stale[0]}"
+        )
     if missing:
         for line in stage.check() or ():
             progress.say(line)
@@ -245,13 +256,13 @@ def _run_map(
         store.write_record(record.model_copy(update={**now, "expected": len(wanted)}))
 
     save("running")
-    done = sum(one.rows for one in whole.values())
-    with progress.stage(stage.table, len(wanted), len(whole), done) as bar:
-        results = (
-            _serially(stage, store, missing)
-            if compute.ray is None
-            else shards_with_ray(stage, store, missing, compute)
-        )
+    # Of a shard whose failed rows are made again, those alone are work.
+    left = {name: again.get(name) or stage.rows_of(store, name) for name in missing}
+    done = good + sum(one.rows for one in whole.values())
+    of = None if None in left.values() else done + sum(filter(None, left.values()))
+    with progress.stage(stage.table, len(wanted), len(whole), done, of) as bar:
+        make = _serially if compute.ray is None else partial(shards_with_ray, compute=compute)
+        results = make(stage, store, missing, told=bar.under_way)
         saved = time.monotonic()
         unanswered = set(missing)
         try:
@@ -270,7 +281,8 @@ def _run_map(
                     in_a_row = 0
                     kept = {key: result[key] for key in Written.model_fields if key in result}
                     shards[name] = Written(**kept, made_from=missing[name])
-                    bar.advance(result["rows"])
+                    rows = again.get(name, result["rows"])
+                    bar.advance(rows, name, min(rows, result["fresh"]))
                 if in_a_row >= FAILURES_IN_A_ROW:
                     break
                 if time.monotonic() - saved > 5:
@@ -293,6 +305,7 @@ def _run_map(
             "Finished shards are kept; run the same command again to make the rest."
         )
     save("done")
+    parts.sweep(store, stage.table)
 
 
 # --- stages that are made as a whole -------------------------------------------------------------
@@ -478,11 +491,12 @@ def run_stages(
             if name not in made:
                 _check_input(store, name, stage.table, checks.rehash)
                 made.add(name)
-        begun = _begun(stage, store, inputs, progress, checks)
-        if isinstance(stage, Map):
-            _run_map(stage, store, begun, compute, progress, checks)
-        elif isinstance(stage, Build):
-            _run_build(stage, store, begun, progress, checks)
-        else:
-            _run_files(stage, store, begun, progress, checks)
+        with progress.at(stage.table):
+            begun = _begun(stage, store, inputs, progress, checks)
+            if isinstance(stage, Map):
+                _run_map(stage, store, begun, compute, progress, checks)
+            elif isinstance(stage, Build):
+                _run_build(stage, store, begun, progress, checks)
+            else:
+                _run_files(stage, store, begun, progress, checks)
         made.add(stage.table)

@@ -10,8 +10,9 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -21,15 +22,26 @@ from pipeline import AigiError, loaded
 from pipeline.faults import in_short, of_machine
 from pipeline.folder import DiskFull
 from pipeline.parquet import MADE_FROM, row_group_limits
-from pipeline.progress import Progress
+from pipeline.parts import Parts, gone_on
+from pipeline.progress import LOG, Progress
 from pipeline.record import digest
-from pipeline.retry import made_again
+from pipeline.retry import failed_rows, in_place, made_again
 from pipeline.settings import Count, Settings
 from pipeline.shown import public, redacted
 from pipeline.store import Shard, Store
 
-Worker = Callable[[pa.Table], Iterable[pa.Table]]
-"""Rows of one shard in, chunks of output rows out. Chunks are written while it goes on."""
+Worker = Callable[..., Iterable[pa.Table]]
+"""Rows of one shard in, chunks of output rows out. Chunks are written while it goes on.
+
+That of a stage which `keeps` its batches takes `start` beside the rows: the first row to make, at
+which a batch begins."""
+
+Told = Callable[[str, int, int], None]
+"""Called while a shard is made: its name, its rows that are made, and those of them made now."""
+
+
+def told_nobody(name: str, rows: int, fresh: int) -> None:
+    """Nobody asks how far a shard is."""
 
 
 def no_check() -> Sequence[str] | None:
@@ -45,6 +57,13 @@ def no_state(store: Store) -> Any:
 def nothing_outside(store: Store, name: str) -> Any:
     """What a shard that is made from shards of this run alone depends on outside of it."""
     return None
+
+
+def rows_of_input(store: Store, name: str, inputs: Sequence[str]) -> int | None:
+    """Rows of a shard of the first input, which its record has; None: they are not known."""
+    record = store.record(inputs[0]) if inputs else None
+    found = None if record is None else record.shards.get(name)
+    return None if found is None else found.rows or None
 
 
 def all_possible(names: Sequence[str]) -> Sequence[str]:
@@ -115,6 +134,11 @@ class Map(_Recorded):
         possible: which of these shards could be made here and now, for those with failed rows.
         unit: column of the input whose equal neighbours are made together, as variants of an image.
         again: whole shards of which the failed rows alone are made again.
+        keeps: finished batches of a shard are kept, for when its process is killed: columns that
+            have one value in all rows of a shard, such as the device. None: they are not, since
+            a shard takes seconds, or a batch depends on those before it.
+        rows: how many rows a shard will have, if that is known before; by default those of the
+            shard of this name of the first input.
     """
 
     table: str
@@ -135,6 +159,14 @@ class Map(_Recorded):
     possible: Callable[[Sequence[str]], Sequence[str]] = field(default=all_possible)
     unit: str = ""
     again: frozenset[str] = frozenset()
+    keeps: tuple[str, ...] | None = None
+    rows: Callable[[Store, str], int | None] | None = None
+
+    def rows_of(self, store: Store, name: str) -> int | None:
+        """How many rows a shard will have; None: nobody knows."""
+        if self.rows is not None:
+            return self.rows(store, name)
+        return rows_of_input(store, name, self.inputs)
 
 
 @dataclass(frozen=True)
@@ -235,37 +267,93 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def make_shard(stage: Map, store: Store, worker: Worker, name: str, source: str) -> dict[str, Any]:
+def _batches(
+    stage: Map, worker: Worker, rows: pa.Table, old: pa.Table | None, parts: Parts | None
+) -> Iterable[pa.Table]:
+    """The batches of a shard or, of one that there is, of its failed rows: kept ones, new ones."""
+
+    def make(start: int) -> Iterable[pa.Table]:
+        if old is not None:
+            return made_again(old, rows, worker, stage.unit, start)
+        return worker(rows, start=start) if start else worker(rows)
+
+    if parts is None:
+        return make(0)
+    parts.load(rows if old is None else rows.take(failed_rows(old)))
+    return gone_on(parts, make)
+
+
+def make_shard(
+    stage: Map, store: Store, worker: Worker, name: str, source: str, told: Told = told_nobody
+) -> dict[str, Any]:
     """Make one shard; an error is a value here, so that one bad shard fails alone.
 
     Args:
         source: digest of what it is made from.
+        told: hears of every batch.
     """
     started = time.perf_counter()
+    LOG.info("%s: %s: begun", stage.table, name)
+    parts: Parts | None = None
+    fresh = 0
+
+    def notes() -> Mapping[str, str]:
+        # A worker may load its models while it makes the rows.
+        return loaded.notes(worker) if parts is None else parts.footer()
+
+    def counted(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        nonlocal fresh
+        done = 0
+        told(name, parts.start if parts else 0, 0)
+        for batch in batches:
+            done += batch.num_rows
+            start = parts.start if parts else 0
+            fresh = max(0, done - start)
+            told(name, max(done, start), fresh)
+            yield batch
+
     try:
         rows = stage.read(store, name)
-        chunks = worker(rows)
-        if name in stage.again:
-            chunks = made_again(store.read(stage.table, name), rows, worker, stage.unit)
+        old = store.read(stage.table, name) if name in stage.again else None
+        if stage.keeps is not None:
+            before = "" if old is None else store.sha256_of(stage.table, name)
+            # What is kept of a shard whose failed rows are made again depends on which failed.
+            identity = digest([], [name, before], source)
+            parts = Parts(
+                store, stage.table, name, identity, stage.keeps, partial(loaded.notes, worker)
+            )
+        chunks: Iterable[pa.Table] = counted(_batches(stage, worker, rows, old, parts))
+        if old is not None:
+            chunks = in_place(old, chunks)
         mine = {} if stage.published else {MADE_FROM: source}
-        # A worker may load its models while it makes the rows.
-        shard = store.write(
-            stage.table, name, chunks, stage.schema, lambda: {**mine, **loaded.notes(worker)}
-        )
+        shard = store.write(stage.table, name, chunks, stage.schema, lambda: {**mine, **notes()})
         if shard.rows != rows.num_rows:
             store.remove(stage.table, f"{name}.parquet")
+            if parts is not None:
+                parts.forget("rows of it are lost")
             raise AigiError(f"{shard.rows} rows out of {rows.num_rows}: the worker lost some")
-        weights = loaded.notes(worker).get(loaded.WEIGHTS, "")
+        if parts is not None:
+            parts.done()
+        weights = notes().get(loaded.WEIGHTS, "")
         result: dict[str, Any] = {**asdict(shard), "weights": weights, "error": "", "fatal": ""}
     except DiskFull as error:
         result = {"name": name, "error": "", "fatal": str(error)}
     except Exception as error:  # whatever broke this shard, the others go on
+        if parts is not None:
+            parts.stopped()
         text = str(error) if isinstance(error, AigiError) else redacted(traceback.format_exc())
         if of_machine(error) and not isinstance(error, AigiError):
             text = redacted(in_short(error))
         result = {"name": name, "error": text, "fatal": ""}
+    except BaseException:
+        if parts is not None:
+            parts.stopped()
+        raise
     empty = {"rows": 0, "bytes": 0, "sha256": "", "footer": "", "stamp": "", "weights": ""}
-    return {**empty, **result, "seconds": time.perf_counter() - started}
+    seconds = time.perf_counter() - started
+    LOG.info("%s: %s: %s after %.1f s", stage.table, name,
+             "failed" if result["error"] or result["fatal"] else "made", seconds)  # fmt: skip
+    return {**empty, **result, "fresh": fresh, "seconds": seconds}
 
 
 class Compute(Settings):

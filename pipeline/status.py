@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline import AigiError
+from pipeline import AigiError, parts
+from pipeline.alive import Seen
 from pipeline.intact import intact, intact_files, wrong_pixels
 from pipeline.loaded import Weights
-from pipeline.progress import Progress
+from pipeline.logbook import last_word
+from pipeline.progress import Progress, duration
 from pipeline.record import Record, Written
 from pipeline.store import RECORDS, RUN_WORKFLOW, Store
 
@@ -21,6 +23,7 @@ class Status:
         state: running, stopped (its process reported that it ended), gone (it runs no more, and
             could not report that), failed or done.
         note: what is to be known of its process, in a sentence; or nothing.
+        kept_rows, kept_bytes: finished batches of unfinished shards.
     """
 
     table: str
@@ -32,10 +35,16 @@ class Status:
     bytes: int
     seconds: float
     note: str = ""
+    kept_rows: int = 0
+    kept_bytes: int = 0
 
 
-def state_of(record: Record) -> tuple[str, str]:
-    """The state of a stage, and what is to be known of the process that runs it."""
+def state_of(record: Record, seen: Sequence[Seen] = ()) -> tuple[str, str]:
+    """The state of a stage, and what is to be known of the process that runs it.
+
+    Args:
+        seen: signs of life of the run.
+    """
     driver = record.driver
     if record.status != "running" or driver is None:
         return record.status, ""
@@ -44,6 +53,9 @@ def state_of(record: Record) -> tuple[str, str]:
         note = f"its process {driver.pid} has gone without a word. Run the same command again."
         return "gone", note
     there = f"process {driver.pid} on {driver.host}"
+    mine = [one for one in seen if one.sign.role == "driver" and one.sign.process == driver]
+    if mine:
+        return "running", f"{there}: {mine[0]}" * mine[0].silent
     return "running", f"{there}; from here nobody can see whether it still runs" * (gone is None)
 
 
@@ -76,10 +88,13 @@ def records(store: Store) -> list[Record]:
     return sorted(found, key=lambda record: (depth(record), record.table))
 
 
-def status(store: Store) -> list[Status]:
+def status(store: Store, seen: Sequence[Seen] = ()) -> list[Status]:
     """State of every stage of a run, in the order in which they were started.
 
     Empty for a run whose workflow is recorded but whose stages have not started.
+
+    Args:
+        seen: signs of life of the run.
 
     Raises:
         AigiError: as `records`.
@@ -100,7 +115,8 @@ def status(store: Store) -> list[Status]:
         now = {path: store.size(path) for path in record.files}
         there = [size for path, size in now.items() if size and size == record.files[path].bytes]
         done = len(whole) + len(there)
-        state, note = state_of(record)
+        state, note = state_of(record, seen)
+        kept = parts.found(store, record.table) if state != "done" else {}
         expected = done if record.expected is None else record.expected
         found.append(
             Status(
@@ -113,9 +129,60 @@ def status(store: Store) -> list[Status]:
                 bytes=sum(sizes[name] for name in whole) + sum(there),
                 seconds=record.seconds,
                 note=note,
+                kept_rows=sum(parts.rows_kept(mine) for mine in kept.values()),
+                kept_bytes=sum(part.bytes for mine in kept.values() for part in mine),
             )
         )
     return found
+
+
+# --- does it still run? --------------------------------------------------------------------------
+
+GONE = 4
+"""Exit code of a watch whose run ended without a word, or gives no sign of life any more."""
+GIVEN_UP = 15 * 60.0
+"""Seconds of silence after which a process that cannot be asked is given up."""
+_STARTING = 60.0
+
+
+def verdict(
+    store: Store, found: Sequence[Status], seen: Sequence[Seen], watched: float
+) -> tuple[int, str] | None:
+    """How a run ended: the exit code of its command, or `GONE`, and a sentence; None: it runs.
+
+    Args:
+        watched: seconds since it was first looked at.
+
+    Raises:
+        AigiError: the last word of its command is damaged.
+    """
+    drivers = [one for one in seen if one.sign.role == "driver"]
+    if any(not one.gone and (one.age or 0.0) < GIVEN_UP for one in drivers):
+        return None
+    again = "Run the same command again."
+    for one in drivers:
+        who = f"process {one.sign.process.pid} on {one.sign.process.host}"
+        if one.gone:
+            return GONE, f"gone: {who} has ended without a word. {again}"
+        ago = duration(one.age or 0.0)
+        return GONE, f"silent for {ago}: {who} has died, or cannot reach the run. {again}"
+    states = {one.state: one for one in found}
+    if "gone" in states:
+        return GONE, f"gone: {states['gone'].table}: {states['gone'].note}"
+    if "running" in states:
+        mine = store.record(states["running"].table)
+        unknown = mine is None or mine.driver is None or mine.driver.gone() is None
+        # At its beginning and its end, a command is without a sign for a moment.
+        if not unknown or watched < _STARTING:
+            return None
+        return GONE, f"{states['running'].table}: nothing gives a sign of life. {again}"
+    last = last_word(store)
+    if last is not None:
+        return last.code, f"ended with exit code {last.code}" + f": {last.said}" * bool(last.said)
+    wrong = [one for one in found if one.state != "done"]
+    if wrong:
+        return 1, f"ended: {wrong[0].table} {wrong[0].state}"
+    return 0, "ended: every stage is done"
 
 
 # --- what is wrong -------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from pipeline import AigiError
 from pipeline.intact import Checks
 from pipeline.progress import Progress
-from pipeline.retry import made_again
+from pipeline.retry import in_place, made_again
 from pipeline.run import run_stages
 from pipeline.stage import Build, Compute, Map
 from pipeline.store import Shard, Store
@@ -26,9 +26,9 @@ def test_failed_rows_alone_are_made_again_when_asked(tmp_path: Path) -> None:
     seen: list[list[int]] = []
 
     class Noted(toy.Squarer):
-        def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        def __call__(self, rows: pa.Table, start: int = 0) -> Iterator[pa.Table]:
             seen.append(rows["number"].to_pylist())
-            for chunk in super().__call__(rows):
+            for chunk in super().__call__(rows, start):
                 errors = chunk["error"].to_pylist()
                 wrong = [e or ("odd" if n in wrongs else None) for n, e in
                          zip(chunk["number"].to_pylist(), errors, strict=True)]  # fmt: skip
@@ -109,9 +109,14 @@ def test_rows_of_one_unit_are_made_again_together() -> None:
     names = ["a", "b", "b2", "c", "d", "d2"]
     rows = pa.table({"name": names, "pair": [None, "b", "b", None, "d", "d"]})
     old = pa.table({"name": names, "error": pa.array(["x", "x", "x", None, None, "x"])})
-    made = pa.concat_tables(made_again(old, rows, worker, "pair"))
+    made = pa.concat_tables(in_place(old, made_again(old, rows, worker, "pair")))
     assert asked == [["a"], ["b", "b2"], ["d2"]]
     assert made["name"].to_pylist() == names and made["error"].null_count == 6
+    asked.clear()
+    assert [part["name"].to_pylist() for part in made_again(old, rows, worker, "pair", 3)] == [
+        ["d2"]
+    ], "three failed rows are made already"
+    assert asked == [["d2"]]
     with pytest.raises(AigiError, match="6 rows for 5"):
         list(made_again(old, rows.slice(1), worker))
     with pytest.raises(AigiError, match="0 rows out of 1: the worker lost some"):

@@ -134,8 +134,8 @@ def test_one_bad_shard_fails_alone_and_is_named(tmp_path: Path, undisturbed: Pat
 
 def test_a_worker_that_loses_rows_fails_its_shard(tmp_path: Path) -> None:
     class Loser(toy.Squarer):
-        def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-            yield from list(super().__call__(rows))[1:]
+        def __call__(self, rows: pa.Table, start: int = 0) -> Iterator[pa.Table]:
+            yield from list(super().__call__(rows, start))[1:]
 
     numbers, squares = toy.stages()
     assert isinstance(squares, Map)

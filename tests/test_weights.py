@@ -116,12 +116,12 @@ class Loader(toy.Squarer):
         self.odd, self.parts = odd, parts
         self.loaded: dict[str, str] = {}
 
-    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+    def __call__(self, rows: pa.Table, start: int = 0) -> Iterator[pa.Table]:
         """As a model that is only loaded with the first rows."""
         number = rows["number"][0].as_py() // toy.ROWS
         other = dict.fromkeys(self.parts, "f" * 64)
         self.loaded = other if f"part-{number:05d}" == self.odd else self.parts
-        yield from super().__call__(rows)
+        yield from super().__call__(rows, start)
 
 
 def stages(odd: str | None = None, **parts: str) -> tuple[Build, Map]:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from pipeline.analysis.places import content, places, read_shard, shard_names, state
+from pipeline.analysis.places import content, places, read_shard, rows_of, shard_names, state
 from pipeline.analysis.scorers import ClipScore, Scorer, check, load
 from pipeline.collection import Pictures
 from pipeline.pixels import RGB, BadPicture, decode
@@ -102,11 +102,11 @@ class Aligner:
         self.loaded = {name: model.loaded for name, model in self.models.items()}
         self.judge = next((m for m in self.models.values() if isinstance(m, ClipScore)), None)
 
-    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Yield a table for each batch."""
+    def __call__(self, rows: pa.Table, start: int = 0) -> Iterator[pa.Table]:
+        """Yield a table for each batch, from row `start` on, at which one begins."""
         size = self.settings.batch_size
-        for start in range(0, rows.num_rows, size):
-            found = self._batch(rows.slice(start, size).to_pylist())
+        for place in range(start, rows.num_rows, size):
+            found = self._batch(rows.slice(place, size).to_pylist())
             yield pa.Table.from_pylist(found, ALIGNMENTS)
 
     def _batch(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -156,4 +156,6 @@ def stage(settings: Alignments, run: str, compute: Compute) -> Map:
         check=partial(check, settings.models),
         outside=partial(content, pictures),
         state=partial(state, pictures),
+        rows=partial(rows_of, pictures),
+        keeps=(),
     )

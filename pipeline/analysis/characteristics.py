@@ -23,7 +23,7 @@ from pipeline.analysis.compressibility import (
     noise_level,
     spectral_slope,
 )
-from pipeline.analysis.places import content, places, read_shard, shard_names, state
+from pipeline.analysis.places import content, places, read_shard, rows_of, shard_names, state
 from pipeline.analysis.texture import texture
 from pipeline.collection import Pictures
 from pipeline.pixels import RGB, BadPicture, decode
@@ -165,4 +165,5 @@ def stage(settings: Characteristics, run: str) -> Map:
         check=partial(check_lossless, settings.lossless),
         outside=partial(content, pictures),
         state=partial(state, pictures),
+        rows=partial(rows_of, pictures),
     )

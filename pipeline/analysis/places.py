@@ -46,6 +46,12 @@ def shard_names(pictures: tuple[Pictures, ...], store: Store) -> list[str]:
     ]
 
 
+def rows_of(pictures: tuple[Pictures, ...], store: Store, name: str) -> int:
+    """How many images a part has."""
+    number, _, part = name.partition("-")
+    return {one.name: one.rows for one in _open(pictures[int(number)]).parts}[part]
+
+
 def read_shard(
     pictures: tuple[Pictures, ...], columns: Sequence[str], store: Store, name: str
 ) -> pa.Table:

@@ -79,9 +79,9 @@ class Comparer:
     ) -> None:
         self.bench, self.strips = Bench(here, threads, versions), strips
 
-    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Yield one row at a time."""
-        for batch in rows.to_batches(1):
+    def __call__(self, rows: pa.Table, start: int = 0) -> Iterator[pa.Table]:
+        """Yield one row at a time, from row `start` on."""
+        for batch in rows.slice(start).to_batches(1):
             (row,) = batch.to_pylist()
             yield pa.Table.from_pylist([self._row(row)], COMPARISONS)
 
@@ -147,4 +147,5 @@ def stage(benchmark: Benchmark, strips: Strips, compute: Compute, collection: Co
         remake=True,
         outdated=shards.outdated,
         possible=shards.possible,
+        keeps=("codec_version", "device"),
     )

@@ -268,6 +268,7 @@ def stage(
         remake=True,
         outdated=shards.outdated,
         possible=shards.possible,
+        rows=lambda store, name: 1,
     )
 
 

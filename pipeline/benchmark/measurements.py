@@ -138,6 +138,10 @@ def _sources(
     return [("references", found[name].part.name)] if references else []
 
 
+def _rows(found: Mapping[str, Job], store: Store, name: str) -> int | None:
+    return found[name].part.rows if name in found else None
+
+
 def measured(benchmark: Benchmark, store: Store, parts: list[Part]) -> pa.Table:
     """The rows of the table that the workflow asks for, shards in name order."""
     names = sorted(jobs(benchmark, parts).keys() & store.shards("measurements").keys())
@@ -355,9 +359,9 @@ class Measurer:
         """Digests of the weights of all that measures, and of the codec of the last row."""
         return {**self._networks, **self.bench.loaded}
 
-    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Yield one row at a time: a codec may take minutes for an image."""
-        for batch in rows.to_batches(1):
+    def __call__(self, rows: pa.Table, start: int = 0) -> Iterator[pa.Table]:
+        """Yield one row at a time, from row `start` on: a codec may take minutes for an image."""
+        for batch in rows.slice(start).to_batches(1):
             (row,) = batch.to_pylist()
             yield pa.Table.from_pylist([self._row(row)], self.schema)
 
@@ -443,4 +447,6 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
         state=lambda store: collection.state,
         outdated=shards.outdated,
         possible=shards.possible,
+        keeps=("codec_version", "device"),
+        rows=partial(_rows, found),
     )

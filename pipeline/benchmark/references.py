@@ -129,6 +129,10 @@ def _names(names: list[str], store: Store) -> list[str]:
     return names
 
 
+def _rows(found: dict[str, int], store: Store, name: str) -> int | None:
+    return found[name]
+
+
 def _read(collection: Collection, store: Store, name: str) -> pa.Table:
     return collection.read(name, COLUMNS)
 
@@ -161,4 +165,5 @@ def stage(benchmark: Benchmark, compute: Compute, collection: Collection) -> Map
         check=partial(_check, benchmark.clip),
         outside=lambda store, name: collection.digest(name),
         state=lambda store: collection.state,
+        rows=partial(_rows, {part.name: part.rows for part in collection.parts}),
     )

@@ -10,8 +10,9 @@ from pipeline import __version__
 from pipeline.cli.codec import decode, encode
 from pipeline.cli.pages import merge_reviews, report, review
 from pipeline.cli.release import diff, publish, verify
-from pipeline.cli.run import demo, run, schema, status, sweep
+from pipeline.cli.run import demo, run, schema, sweep
 from pipeline.cli.show import guard, tell
+from pipeline.cli.status import status
 from pipeline.cli.watermark import watermarks
 
 app = typer.Typer(

@@ -1,19 +1,26 @@
-"""`aigi run`, `demo`, `status`, `sweep` and `schema`: a workflow in, a run or its state out."""
+"""`aigi run`, `demo`, `sweep` and `schema`: a workflow in, a run or what is known of it out."""
 
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext, suppress
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline import AigiError
-from pipeline.cli.show import Override, Quiet, Trust, dump, explained, show, talk, tell
+from pipeline.cli.show import Override, Quiet, Stopped, Trust, dump, explained, show, talk, tell
+from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from pipeline.intact import Checks
+    from pipeline.logbook import Book
+    from pipeline.selection.tally import Lack
     from pipeline.workflow import Workflow
 
 
@@ -30,19 +37,72 @@ Retry = Annotated[
 ]
 
 
-def _execute(workflow: Workflow, quiet: bool, checks: Checks | None = None) -> None:
-    from pipeline.files import sweep_scratch
+def _execute(
+    workflow: Workflow, quiet: bool, allow_fewer: bool, checks: Checks | None = None
+) -> list[Lack]:
+    """Make what a workflow asks for, with signs of life and a log in its run.
+
+    Returns: of what there are fewer images than wanted.
+    """
     from pipeline.intact import USUAL
-    from pipeline.run import alone, first_process
+    from pipeline.run import first_process
 
     # Of several processes that train together, the first holds the directory for all.
-    with alone(workflow.run) if first_process() else nullcontext():
-        sweep_scratch()
+    if not first_process():
         try:
-            _make(workflow, quiet, checks or USUAL)
+            _make(workflow, Progress(quiet=quiet), checks or USUAL)
         except (KeyboardInterrupt, SystemExit):
             _tidy(workflow.run)
             raise
+        return []
+    with _at_work(workflow.run, quiet) as (progress, book):
+        _make(workflow, progress, checks or USUAL)
+        found = _lacking(workflow)
+        for lack in found:
+            book.add(f"fewer images than wanted: {lack}")
+        book.end(FEWER if found and not allow_fewer else 0)
+    return found
+
+
+@contextmanager
+def _at_work(run: str, quiet: bool) -> Iterator[tuple[Progress, Book]]:
+    """Hold a run for a command; however that ends, put things in order and leave a last word."""
+    import shlex
+    import socket
+
+    from pipeline import __version__, alive
+    from pipeline.files import sweep_scratch
+    from pipeline.logbook import logbook
+    from pipeline.outside import Unreachable
+    from pipeline.run import alone
+
+    progress = Progress(quiet=quiet)
+    about = f"aigi {__version__}, process {os.getpid()} on {socket.gethostname()}: "
+    with (
+        alone(run),
+        logbook(run, about + shlex.join(sys.argv)) as book,
+        alive.driver(run, progress),
+    ):
+        sweep_scratch()
+        try:
+            yield progress, book
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                _tidy(run)
+            book.end(*_last_word(error), reachable=not isinstance(error, Unreachable))
+            raise
+
+
+def _last_word(error: BaseException) -> tuple[int, str]:
+    """The exit code of a command that an error ends, and what its log has of it."""
+    if isinstance(error, Stopped):
+        return 128 + error.number, f"stopped by {signal.Signals(error.number).name}"
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "stopped"
+    if isinstance(error, SystemExit):
+        return 128 + signal.SIGTERM, "stopped"
+    text = "".join(traceback.format_exception(error))
+    return 1, f"{text}\n{error}" if str(error) else text
 
 
 def _tidy(run: str) -> None:
@@ -65,14 +125,13 @@ def _tidy(run: str) -> None:
     sweep_scratch()
 
 
-def _make(workflow: Workflow, quiet: bool, checks: Checks) -> None:
+def _make(workflow: Workflow, progress: Progress, checks: Checks) -> None:
     from pipeline.build import make, readers, stages
-    from pipeline.progress import Progress
     from pipeline.run import first_process, run_stages
     from pipeline.stage import Files
     from pipeline.store import Store
 
-    progress, store = Progress(quiet=quiet), Store(workflow.run)
+    store = Store(workflow.run)
     building, reading, benchmark = stages(workflow), readers(workflow), workflow.benchmark_here()
     train = workflow.train
     if train is not None and train.anchors and benchmark is not None:
@@ -103,17 +162,23 @@ def _make(workflow: Workflow, quiet: bool, checks: Checks) -> None:
         tell(f"benchmark: {page}")
 
 
-def _report_lacks(workflow: Workflow, allowed: bool) -> None:
-    """Report a finished run that has fewer images than wanted, and end with an exit code for it."""
+def _lacking(workflow: Workflow) -> list[Lack]:
+    """Of what a finished run has fewer images than wanted."""
     if workflow.images is None:
-        return
+        return []
     from pipeline.selection.tally import lacks
     from pipeline.store import Store
 
-    store = Store(workflow.run)
-    found = lacks(workflow.planned("selection"), store)
+    return lacks(workflow.planned("selection"), Store(workflow.run))
+
+
+def _report_lacks(workflow: Workflow, found: list[Lack], allowed: bool) -> None:
+    """Report a finished run that has fewer images than wanted, and end with an exit code for it."""
     if not found:
         return
+    from pipeline.store import Store
+
+    store = Store(workflow.run)
     talk(f"{'' if allowed else 'error: '}fewer images than wanted:")
     for lack in found:
         talk(f"  {lack}")
@@ -177,12 +242,12 @@ def run(
                 tell(f"--trust would be needed for: {line}")
             return
         confirm(workflow, trust)
-        _execute(workflow, quiet, Checks(rehash, adopt, retry))
+        found = _execute(workflow, quiet, allow_fewer, Checks(rehash, adopt, retry))
         if workflow.release is not None:
             folder = workflow.run.rstrip("/") + "/release"
             tell(f"release: {folder}")
             talk(f"next: aigi verify {folder}")
-        _report_lacks(workflow, allow_fewer)
+        _report_lacks(workflow, found, allow_fewer)
 
 
 def demo(
@@ -197,70 +262,14 @@ def demo(
         from pipeline.outside import on_this_machine
 
         on_this_machine(out)
-        run_demo(out, overrides or (), lambda workflow: _execute(workflow, quiet), show)
-        _report_lacks(demo_workflow(out, overrides or ()), allow_fewer)
-
-
-def status(
-    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Show every stage of a run: shards done, failed and missing, rows, bytes, time.
-
-    For codecs in training, show the step and the latest means.
-    """
-    with explained():
-        from dataclasses import asdict
-
-        from pipeline.progress import duration
-        from pipeline.status import status as stage_status
-        from pipeline.store import Store
-        from pipeline.training.logs import logs
-
-        store = Store(run_folder)
-        found, codecs = stage_status(store), logs(store)
-        if as_json:
-            rows = [asdict(stage) for stage in found]
-            rows += [
-                {"table": f"train/{log.name}", "step": log.step, "steps": log.steps,
-                 "seconds": log.seconds}
-                for log in codecs
-            ]  # fmt: skip
-            dump(rows)
-            return
-        from rich.table import Table
-
-        table = Table("stage", "state")
-        for heading in ("done", "failed", "missing", "rows", "MB", "time"):
-            table.add_column(heading, justify="right")
-        for stage in found:
-            table.add_row(
-                stage.table,
-                stage.state,
-                f"{stage.done:,}",
-                f"{stage.failed:,}",
-                f"{stage.missing:,}",
-                f"{stage.rows:,}",
-                f"{stage.bytes / 1e6:,.1f}",
-                duration(stage.seconds),
-            )
-        if found:
-            show(table)
-        for stage in found:
-            if stage.note:
-                tell(f"{stage.table}: {stage.note}")
-        table = Table("codec in training")
-        for heading in ("step", "loss", "bpp", "PSNR, dB", "time"):
-            table.add_column(heading, justify="right")
-        for log in codecs:
-            last = log.curve[-1] if log.curve else {}
-            numbers = (
-                f"{last[name]:{form}}" if name in last else ""
-                for name, form in (("loss", ".4g"), ("bpp", ".4f"), ("psnr", ".2f"))
-            )
-            table.add_row(log.name, log.progress, *numbers, duration(log.seconds))
-        if codecs:
-            show(table)
+        found: list[Lack] = []
+        run_demo(
+            out,
+            overrides or (),
+            lambda workflow: found.extend(_execute(workflow, quiet, allow_fewer)),
+            show,
+        )
+        _report_lacks(demo_workflow(out, overrides or ()), found, allow_fewer)
 
 
 def sweep(

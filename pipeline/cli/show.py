@@ -21,6 +21,7 @@ import typer
 
 from pipeline import AigiError
 from pipeline.faults import in_short, of_machine
+from pipeline.progress import LOG
 from pipeline.shown import lines, one_line
 
 if TYPE_CHECKING:
@@ -176,11 +177,13 @@ Target = Annotated[
 
 def tell(text: str) -> None:
     """Print one line of the result, on standard output."""
+    LOG.info(one_line(text))
     print(one_line(text), flush=True)
 
 
 def talk(text: str) -> None:
     """Print one line about the work, on standard error."""
+    LOG.info(one_line(text))
     print(one_line(text), file=sys.stderr)
 
 

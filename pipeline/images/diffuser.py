@@ -267,6 +267,16 @@ class _Picture:
     batch_size: int
 
 
+def _begins(groups: list[list[dict[str, Any]]], size: int, start: int) -> int:
+    """The group at which the batch begins whose first row is `start`."""
+    rows = 0
+    for place, group in enumerate(groups):
+        if rows == start and place % size == 0:
+            return place
+        rows += len(group)
+    raise AigiError(f"images: no batch of {size} begins at row {start + 1}")
+
+
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration of diffusers without its notes on itself."""
     return {name: value for name, value in config.items() if not name.startswith("_")}
@@ -406,8 +416,16 @@ class Diffuser:
         with loading(place.where, place):
             return self.run.kind.from_pretrained(folder, variant=spec.variant, **options)
 
-    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Yield IMAGES rows in the order of the PLAN rows, one chunk per batch."""
+    def __call__(self, rows: pa.Table, start: int = 0) -> Iterator[pa.Table]:
+        """Yield IMAGES rows in the order of the PLAN rows, one chunk per batch.
+
+        Args:
+            start: rows of the first batches, which are made already. All batches are cut from all
+                rows, so that the others are what they would be.
+
+        Raises:
+            AigiError: no batch begins at row `start`; or every image failed.
+        """
         plan = rows.to_pylist()
         # Variants of one generation stand side by side and share their seed.
         groups = [
@@ -415,11 +433,12 @@ class Diffuser:
             for _, group in groupby(plan, key=lambda row: row["pair_id"] or row["image_id"])
         ]
         size = self.local.batch_size
+        first = _begins(groups, size, start)
         with ThreadPoolExecutor(self.encode_threads, "png") as pool:
             before: list[Future[dict[str, Any]]] = []
             errors: list[str] = []
-            for start in range(0, len(groups), size):
-                batch = groups[start : start + size]
+            for place in range(first, len(groups), size):
+                batch = groups[place : place + size]
                 pictures = self.generate([group[0] for group in batch])
                 errors += [picture.error for picture in pictures if picture.error]
                 if len(errors) == len(groups) > 1 and not self.every_row_may_fail:

@@ -94,8 +94,8 @@ class ImageMaker:
         self.maker: Diffuser | Endpoint | Importer | None = None
         self.unusable: dict[tuple[str, int | None, str], str] = {}
 
-    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Yield IMAGES chunks in row order.
+    def __call__(self, rows: pa.Table, start: int = 0) -> Iterator[pa.Table]:
+        """Yield IMAGES chunks in row order, from row `start` on, at which a batch begins.
 
         Raises:
             AigiError: the model cannot be loaded; one of a zoo costs its own rows instead.
@@ -115,9 +115,11 @@ class ImageMaker:
                     raise
                 self.unusable[wanted] = unusable(spec.members[number], error)
         if wanted in self.unusable or self.maker is None:
-            yield from without(rows, self.unusable[wanted])
+            yield from without(rows.slice(start), self.unusable[wanted])
+        elif isinstance(self.maker, Diffuser):
+            yield from self.maker(rows, start)
         else:
-            yield from self.maker(rows)
+            yield from self.maker(rows.slice(start))
 
     @property
     def loaded(self) -> Mapping[str, str]:
@@ -295,4 +297,5 @@ def stage(
         outside=partial(_outside, keeps),
         outdated=partial(_outdated, keeps),
         unit="pair_id",
+        keeps=("device", "versions"),
     )

@@ -253,12 +253,12 @@ class _Captioners:
         held = self.captioner
         return {} if held is None else {f"prompts.sources.{self.held}": held.loaded}
 
-    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+    def __call__(self, rows: pa.Table, start: int = 0) -> Iterator[pa.Table]:
         number = rows["source"][0].as_py()
         if self.captioner is None or self.held != number:
             self.captioner = None
             self.captioner, self.held = Captioner(self.sources[number], self.device), number
-        yield from self.captioner(rows)
+        yield from self.captioner(rows.slice(start))
 
 
 def _list_photos(sources: dict[int, BlipCaptions], store: Store, progress: Progress) -> list[Shard]:
@@ -325,5 +325,6 @@ def stages(sources: Sequence[CaptionSource], compute: Compute) -> list[Stage]:
             read=_read,
             make_worker=partial(_Captioners, blip, compute.device, compute.threads),
             check=partial(_check, blip),
+            keeps=(),
         ),
     ]

@@ -18,6 +18,7 @@ from pipeline.analysis import alignments
 from pipeline.analysis.alignments import ALIGNMENTS, variants
 from pipeline.analysis.best import attributes, best
 from pipeline.analysis.scorers import BlipScorer, PickScorer, load
+from pipeline.collection import Collection, Pictures
 from pipeline.demo import MODELS, TINY
 from pipeline.pages.report import report
 from pipeline.pixels import RGB, png_bytes
@@ -57,6 +58,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Store:
     stage = alignments.stage(loaded.alignments, loaded.run, loaded.compute)
     run_stages([stage], store, loaded.compute, Progress(quiet=True))
     return store
+
+
+def test_scores_go_on_at_any_batch(run: Store) -> None:
+    """As after a kill: `alignments` keeps its finished batches."""
+    given = {"models": {"clip": {"kind": "open_clip", "folder": str(MODELS / "clip")}}}
+    settings = alignments.Alignments.model_validate(given | {"batch_size": 5})
+    drawn = TINY / "pictures" / "mj52"
+    pictures = Pictures(place=str(drawn), captions=str(drawn / "captions.csv"))
+    collection = Collection(pictures)
+    rows = collection.read(collection.parts[0].name)
+    worker = alignments.Aligner(settings, "cpu")
+    chunks = list(worker(rows))
+    assert len(chunks) > 2
+    assert list(worker(rows, start=5)) == chunks[1:]
 
 
 def test_pictures_that_show_their_prompt_score_high(run: Store) -> None:

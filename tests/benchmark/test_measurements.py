@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -332,6 +333,21 @@ def test_target_may_be_a_distance(tmp_path: Path, pictures: Path) -> None:
         for made in compare(job):
             (row,) = made.to_pylist()
             assert row["psnr"] == pytest.approx(23.0, abs=0.5)
+
+
+def test_measurements_and_comparisons_go_on_at_any_row(tmp_path: Path, pictures: Path) -> None:
+    """As after a kill: both keep their finished rows."""
+    workflow = write_workflow(tmp_path / "w.yaml", pictures, {}, codecs=["jpeg"])
+    found = load(workflow).benchmark
+    assert found is not None and found.strips is not None
+    rows = Collection(found.measured).read("boats/test-00000")
+    job = with_job(rows, Job(found.codecs[0], 50, Part("", "", "", 0, "", ())))
+    workers = (Comparer(Here(), 1, found.strips), measurements.Measurer(Here(), 1))
+    for worker in workers:
+        whole, rest = (pa.concat_tables(worker(job, start=start)) for start in (0, 1))
+        assert whole.num_rows == rows.num_rows > 1
+        timed = [name for name in whole.column_names if name.endswith("_ms")]
+        assert rest.drop_columns(timed) == whole.slice(1).drop_columns(timed)
 
 
 def test_a_target_is_met_in_whatever_order_qualities_are_given(

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipeline import AigiError
 from pipeline.models.device import device_name, pick_device
-from pipeline.prompts.captioner import Captioner, photo_names
+from pipeline.prompts.captioner import Captioner, _Captioners, photo_names
 from pipeline.prompts.captions import BlipCaptions
 from pipeline.tables import CAPTIONS
 
@@ -118,6 +118,18 @@ def test_good_and_bad_photos(tmp_path: Path, model: Path) -> None:
     assert len(set(texts)) > 1  # the photo matters
     assert all(set(text.split()) <= set(WORDS[5:]) for text in texts)  # no control words
     assert captions(settings) == rows
+
+
+def test_captions_go_on_at_any_batch(tmp_path: Path, model: Path) -> None:
+    """As after a kill: `captions` keeps its finished batches."""
+    settings = source(model, photos=folder_of(tmp_path, FILES))
+    names = photo_names(settings)
+    rows = rows_of(names).append_column("source", pa.array([0] * len(names)))
+    worker = _Captioners({0: settings}, "cpu", 1)
+    chunks = list(worker(rows))
+    assert len(chunks) == 3
+    assert list(worker(rows, start=3)) == chunks[1:]
+    assert list(worker(rows, start=6)) == chunks[2:]
 
 
 def test_folder_zip_parquet_and_dataset_give_the_same(tmp_path: Path, model: Path) -> None:

@@ -241,7 +241,7 @@ def test_trained_codecs_are_measured_beside_anchors(release: Path, tmp_path: Pat
     workflow = workflow_of(
         tmp_path, release, lambdas=[0.01, 0.1], steps=4, validation_pictures=1, anchors=["jpeg"]
     )
-    _make(workflow, True, USUAL)
+    _make(workflow, Progress(quiet=True), USUAL)
     store = Store(str(tmp_path))
     table = store.read_all("measurements")
     codecs = {row["codec"] for row in table.to_pylist()}
