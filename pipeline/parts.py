@@ -25,6 +25,7 @@ from pipeline.faults import in_short, let_through
 from pipeline.progress import LOG
 from pipeline.retry import ERROR
 from pipeline.store import Store
+from pipeline.tables import ENDPOINT, without_request
 
 PARTS = "_parts"
 EVERY = 60.0
@@ -141,6 +142,11 @@ def one_batch(chunk: pa.Table) -> pa.Table:
     return chunk if len(chunk.to_batches()) == 1 else chunk.combine_chunks()
 
 
+def _paid(chunk: pa.Table) -> bool:
+    """Whether a server was asked for its rows, which may cost money: they are kept at once."""
+    return "device" in chunk.column_names and ENDPOINT in chunk["device"].to_pylist()
+
+
 class Parts:
     """The finished batches of one shard while it is being made.
 
@@ -253,7 +259,7 @@ class Parts:
             return "made with other weights"
         for name in self.same:
             values = {
-                value
+                without_request(value) if isinstance(value, str) else value
                 for one in (*self.kept, chunk)
                 for value in one[name].unique().to_pylist()
                 if value is not None
@@ -272,7 +278,9 @@ class Parts:
         # Where every row fails, the shard may fail for it: nothing is kept until one succeeds.
         self._good |= ERROR not in chunk.column_names or chunk[ERROR].null_count > 0
         seconds, full = time.monotonic() - self._since, self._bytes > _BYTES
-        if seconds >= max(EVERY / 4 if full else EVERY, _SHARE * self._cost):
+        if _paid(chunk):
+            self.save(wait=True)
+        elif seconds >= max(EVERY / 4 if full else EVERY, _SHARE * self._cost):
             self.save(wait=EVERY == 0)
         elif self._bytes > 2 * _BYTES:
             self._off, self._unsaved = True, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 import pyarrow as pa
@@ -81,6 +82,20 @@ CAPTIONS = pa.schema(
 )
 ENDPOINT = "endpoint"
 """The `device` of images of an endpoint, and the entry of their `versions` about the request."""
+
+
+def without_request(versions: str) -> str:
+    """The column `versions` of a row without what is of it alone: a request and its answer."""
+    if ENDPOINT not in versions:
+        return versions
+    try:
+        found = json.loads(versions)
+        found[ENDPOINT] = str(found[ENDPOINT]["host"])
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return versions
+    return json.dumps(found, sort_keys=True)
+
+
 IMAGES = pa.schema(
     [
         ("image_id", pa.string()),

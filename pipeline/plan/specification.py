@@ -347,6 +347,13 @@ class ZooSpec(_SourceSpec):
         if not isinstance(data, dict) or not isinstance(data.get("splits"), dict):
             return data
         models, context = data.get("models"), info.context or {}
+        try:
+            for size in data["splits"].values():
+                SplitSpec.model_validate(size or {}, context=context)
+        except ValidationError:
+            models = None
+        if models is None:  # pydantic reports what is missing or wrong
+            return data if data.get("models") is None else {**data, "models": [{}]}
         if isinstance(models, str):
             if context.get("recorded"):
                 raise ValueError("models: expected a list; a manifest names no file")

@@ -7,7 +7,6 @@ settings and, by some 40 bytes each, of rows.
 from __future__ import annotations
 
 import heapq
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from pipeline.plan.specification import Dataset, PromptedSpec
 from pipeline.progress import Progress
 from pipeline.release.sheet import CANDIDATES, Sample
 from pipeline.store import Store
-from pipeline.tables import ENDPOINT, OPTIONS, READERS
+from pipeline.tables import OPTIONS, READERS, without_request
 from pipeline.threads import ahead, workers
 
 
@@ -132,19 +131,8 @@ _COLUMNS = [*_SHARED, "image_id", "prompt_id", "pair_id", "note", "image.path"]
 def shared_versions(versions: pa.ChunkedArray) -> pa.Array:
     """The column `versions` without what is of one row alone: requests to an endpoint."""
     encoded = versions.combine_chunks().dictionary_encode()
-    values = [_shared(text) for text in encoded.dictionary.to_pylist()]
+    values = [without_request(text) for text in encoded.dictionary.to_pylist()]
     return pa.array(values, pa.string()).take(encoded.indices)
-
-
-def _shared(versions: str) -> str:
-    if ENDPOINT not in versions:
-        return versions
-    try:
-        found = json.loads(versions)
-        found[ENDPOINT] = str(found[ENDPOINT]["host"])
-    except (ValueError, RecursionError, TypeError, KeyError):
-        return versions
-    return json.dumps(found, sort_keys=True)
 
 
 def _kinds(rows: pa.Table, split: str) -> Counter[Kind]:

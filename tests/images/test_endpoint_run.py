@@ -234,27 +234,34 @@ def test_wrong_set_ups_end_before_the_first_image(
     assert done.returncode == 1 and "sources.api: an endpoint makes the images" in done.stderr
 
 
-def test_finished_shards_are_not_paid_for_twice_after_a_kill(
+def test_what_was_paid_for_is_not_paid_for_again_after_a_kill(
     tmp_path: Path, server: Server
 ) -> None:
+    """All of train is one shard: what is kept are its first rows, one by one."""
     path = workflow(tmp_path, server, concurrency=1)
+    path.write_text(path.read_text().replace("shard_mb: 0.025", "shard_mb: 10"))
     server.delay = 0.3
     command = [sys.executable, "-m", "pipeline.cli", "run", str(path)]
+
+    def parts() -> list[Path]:
+        return list((tmp_path / "run" / "_parts").rglob("api-train-00000.shard/*.arrow"))
+
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-        shards = tmp_path / "run" / "images"
         until = time.monotonic() + 120
-        while len(list(shards.glob("*.parquet"))) < 3 and time.monotonic() < until:
-            time.sleep(0.05)
+        while len(parts()) < 4 and time.monotonic() < until:
+            time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
-    kept = {row["image_id"] for file in shards.glob("*.parquet") for row in rows_of(file, "")}
-    assert kept
+    kept = max(int(part.name.split("-")[1]) for part in parts())
+    assert 4 <= kept < 12
     server.delay = 0
-    before = [one.fields for one in server.asked if one.method == "POST"]
+    before = len(server.prompts)
     done = aigi_here("run", str(path))
     assert done.returncode == 0, done.stderr
-    after = [one.fields for one in server.asked if one.method == "POST"][len(before) :]
-    paid = {row["seed"] for row in rows_of(tmp_path / "run", "plan") if row["image_id"] in kept}
-    assert len(paid) >= 3 and not paid & {fields["seed"] for fields in after}
+    asked = [one.fields["seed"] for one in server.asked if one.method == "POST"]
+    train = [row["seed"] for row in rows_of(tmp_path / "run", "plan") if row["split"] == "train"]
+    assert asked[before:] == train[kept:], "those that are kept are not asked for again"
+    made = [row for row in rows_of(tmp_path / "run", "images") if row["width"] == 64]
+    assert len(made) == 12 and all(row["error"] is None for row in made)
 
 
 def test_a_server_that_goes_away_fails_shards_and_no_row(tmp_path: Path, server: Server) -> None:

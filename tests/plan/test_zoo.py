@@ -208,7 +208,7 @@ def test_variants_and_loras_are_columns_and_tell_models_apart(tmp_path: Path) ->
     from pipeline.images.diffuser import DiffusersSource
     from pipeline.images.models import of_member
 
-    lora = f"[{{name: ink, model: a/ink, revision: v1, sha256: {'0' * 64}, scale: 0.5}}]"
+    lora = f"[{{name: ink, model: a/ink, revision: v1, sha256: {'ab' * 32}, scale: 0.5}}]"
     listed = f'model,revision,variant,loras\na/b,v1,,\na/b,v1,fp16,\na/b,v1,,"{lora}"\n'
     found = load(tmp_path, listed)
     options = [member.row_options for member in found.members]
