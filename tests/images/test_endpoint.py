@@ -130,7 +130,7 @@ def test_images_come_in_any_container_inside_the_answer_or_beside_it(
     server.container, server.by_url = container, by_url
     found = run(endpoint(server), plan_rows(2))
     assert [row["error"] for row in found] == [None, None]
-    assert all(Image.open(io.BytesIO(row["image"]["bytes"])).format == "PNG" for row in found)
+    assert all(Image.open(io.BytesIO(row["image"]["bytes"])).format == "WEBP" for row in found)
     fetched = [one for one in server.asked if one.path.startswith("/files/")]
     assert len(fetched) == (2 if by_url else 0)
     assert not any(one.key for one in fetched), "the key is for the API alone"

@@ -90,7 +90,9 @@ def test_a_probe_measures_every_size_of_a_source_at_growing_batches(
             assert trial.steps == [2, 2] and trial.peak is not None and trial.file is not None
             assert trial.peak >= one.held * 0.9 and 1_000 < trial.file < 64 * 96 * 4
     # No shard of the test split has more than its two images; of train, --most is 4.
-    assert found.sources[1].stopped == "shard" and found.sources[1].trials[-1].size == 2
+    # On a busy machine two may be no faster an image than one.
+    assert found.sources[1].stopped in ("shard", "no gain")
+    assert found.sources[1].trials[-1].size == 2
     assert found.sources[0].stopped in ("limit", "no gain", "time")
 
 
@@ -135,7 +137,7 @@ def test_a_total_that_lacks_a_source_says_at_least(
 CHANGES = [
     ("sources.sd.attention_slicing=true", "sources.attention_slicing: (absent) -> True"),
     ("sources.sd.vae_tiling=true", "sources.vae_tiling: (absent) -> True"),
-    ("images.png=small", "images.png: (absent) -> small"),
+    ("images.format=png", "images.format: (absent) -> png"),
     ("compute.threads=2", "threads: 1 -> 2"),
 ]
 
