@@ -159,7 +159,7 @@ def test_imported_rows_need_their_pictures(finished: tuple[Path, Path], copy: Pa
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=12), st.integers(1, 5))
 def test_batches_are_those_of_the_diffuser(variants: list[int], size: int) -> None:
     """Generations with their variants side by side, cut as `Diffuser.__call__` cuts them."""
-    from pipeline.images.diffuser import Diffuser, _Picture
+    from pipeline.images.diffusion.diffuser import Diffuser, _Picture
     from pipeline.tables import PLAN
 
     rows = [

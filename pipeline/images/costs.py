@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pipeline import AigiError, gate
 from pipeline.gate import Checked, Number
-from pipeline.images.diffuser import DiffusersSource
+from pipeline.images.diffusion.source import DiffusersSource
 from pipeline.images.images import Images, LocalSource, local_diffusers
 from pipeline.plan import specification
 from pipeline.plan.quotas import Plan, quotas, shard_rows

@@ -17,8 +17,10 @@ from pydantic import (
 )
 
 from pipeline import AigiError
-from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights, prompt_reader
-from pipeline.images.endpoint import Endpoint, HttpSource, check_endpoint, local_http
+from pipeline.images.diffusion.diffuser import Diffuser
+from pipeline.images.diffusion.places import check_weights, prompt_reader
+from pipeline.images.diffusion.source import DiffusersSource
+from pipeline.images.endpoint.endpoint import Endpoint, HttpSource, check_endpoint, local_http
 from pipeline.images.importer import REENCODED, Importer
 from pipeline.images.models import check_zoo, of_member, unusable, without
 from pipeline.models.device import pick_device

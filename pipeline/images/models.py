@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from pipeline import AigiError
 from pipeline.faults import in_short
-from pipeline.images.diffuser import DiffusersSource, check_weights
+from pipeline.images.diffusion.places import check_weights
+from pipeline.images.diffusion.source import DiffusersSource
 from pipeline.models.hub import of_model
 from pipeline.pictures.pictures import escapes
 from pipeline.plan.specification import DiffusersSpec, ZooSpec

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipeline import AigiError
 from pipeline.faults import MachineFault
 from pipeline.images.costs import Measured, Probe, Stopped, Trial, conditions, device_of, sizes_of
-from pipeline.images.diffuser import Diffuser
+from pipeline.images.diffusion.diffuser import Diffuser
 from pipeline.images.images import ImageMaker, Images, LocalSource, local_diffusers
 from pipeline.plan import specification
 from pipeline.plan.ids import plan_table

@@ -1,8 +1,8 @@
 """Families of text-to-image models: what the signature of their class in diffusers does not tell.
 
 Names of arguments, components, tokenizers, sizes of latents: all that is read from the class and
-from the model's own files, see `pipeline.images.pipelines`. A class without a row here runs by
-`auto` as `OTHER` assumes, and the run reports that.
+from the model's own files, see `pipeline.images.diffusion.pipelines`. A class without a row here
+runs by `auto` as `OTHER` assumes, and the run reports that.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline import AigiError, complaints
 from pipeline.gate import Checked, matching
-from pipeline.images.diffuser import TILE_FROM, DiffusersSource
+from pipeline.images.diffusion.source import TILE_FROM, DiffusersSource
 from pipeline.images.models import copy_in
 from pipeline.manifest import MANIFEST
 from pipeline.marks.names import parse

@@ -23,7 +23,7 @@ from pipeline.pixels import RGB
 from pipeline.release.making import Making, weights_digest
 
 if TYPE_CHECKING:
-    from pipeline.images.diffuser import Diffuser
+    from pipeline.images.diffusion.diffuser import Diffuser
 
 _TINY = Path(__file__).resolve().parents[1] / "tiny" / "weights"
 EMBEDDED = {("aigi/tiny-sd", "v1"): "sd", ("aigi/tiny-sdxl", "v1"): "sdxl"}
@@ -143,7 +143,7 @@ class Remaker:
         )
 
     def _open(self, making: Making) -> Diffuser:
-        from pipeline.images.diffuser import Diffuser
+        from pipeline.images.diffusion.diffuser import Diffuser
 
         key = tuple(getattr(making, name) for name in _DECIDING)
         if self._diffuser is None or self._key != key:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 from pipeline import AigiError
 from pipeline.gate import refused
-from pipeline.images.diffuser import DiffusersSource, places
+from pipeline.images.diffusion.places import places
+from pipeline.images.diffusion.source import DiffusersSource
 from pipeline.images.images import local_diffusers
 from pipeline.images.models import of_member
 from pipeline.manifest import MANIFEST, REMEDY

@@ -373,7 +373,7 @@ def test_threads_are_those_of_the_file_and_stay_as_they_were(
 
 
 def test_nothing_is_loaded_on_the_word_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.images import diffuser
+    from pipeline.images.diffusion import diffuser
 
     monkeypatch.setattr(diffuser, "Diffuser", pytest.fail)
     codec = RecipeCodec(Remaker("cpu", where="x.aigi", remedy="Give --trust."))

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from pipeline.images import compiled
-from pipeline.images.diffuser import Diffuser, DiffusersSource
+from pipeline.images.diffusion import compiled
+from pipeline.images.diffusion.diffuser import Diffuser
+from pipeline.images.diffusion.source import DiffusersSource
 from tests.images.test_diffuser import pixels, plan_rows, run, spec
 
 

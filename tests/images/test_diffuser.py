@@ -17,7 +17,9 @@ from PIL import Image
 from pipeline import AigiError
 from pipeline.faults import MachineFault
 from pipeline.files import file_sha256
-from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
+from pipeline.images.diffusion.diffuser import Diffuser
+from pipeline.images.diffusion.places import check_weights
+from pipeline.images.diffusion.source import DiffusersSource
 from pipeline.marks.dwt_dct import embed_dwt_dct
 from pipeline.plan.families import FAMILIES, Family
 from pipeline.plan.schedulers import SCHEDULERS

@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from pipeline import AigiError
 from pipeline.faults import MachineFault
-from pipeline.images import asking
-from pipeline.images.address import Stopped, Way, public_host
-from pipeline.images.endpoint import Endpoint, HttpSource, check_endpoint
-from pipeline.images.replies import Again, Reply, Unusable, fault, found_in
+from pipeline.images.endpoint import asking
+from pipeline.images.endpoint.address import Stopped, Way, public_host
+from pipeline.images.endpoint.endpoint import Endpoint, HttpSource, check_endpoint
+from pipeline.images.endpoint.replies import Again, Reply, Unusable, fault, found_in
 from pipeline.marks.dwt_dct import embed_dwt_dct
 from pipeline.plan.specification import HttpSpec
 from pipeline.tables import IMAGES, PLAN
@@ -363,7 +363,7 @@ def test_a_host_of_the_internet_is_asked_by_the_address_that_was_looked_up(
 ) -> None:
     import asyncio
 
-    from pipeline.images.address import allowed
+    from pipeline.images.endpoint.address import allowed
 
     looked: list[str] = []
 

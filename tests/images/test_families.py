@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from pipeline import AigiError
-from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
-from pipeline.images.pipelines import listing_problems, size_multiple
+from pipeline.images.diffusion.diffuser import Diffuser
+from pipeline.images.diffusion.pipelines import listing_problems, size_multiple
+from pipeline.images.diffusion.places import check_weights
+from pipeline.images.diffusion.source import DiffusersSource
 from pipeline.plan.families import FAMILIES
 from pipeline.plan.options import text_of
 from tests.families import MAKERS, save

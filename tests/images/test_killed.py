@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import AigiError
-from pipeline.images.diffuser import _begins
+from pipeline.images.diffusion.diffuser import _begins
 from tests.conftest import ROOT, WorkflowMaker
 
 SCRIPT = """
@@ -22,7 +22,8 @@ import json, os, signal, sys
 import torch, diffusers, transformers
 from pipeline import parts
 from pipeline.cli import app
-from pipeline.images import diffuser, images
+from pipeline.images import images
+from pipeline.images.diffusion import diffuser
 parts.EVERY = parts._SHARE = 0.0
 infer, short = diffuser.Diffuser._infer, diffuser.short_of_memory
 diffuser.short_of_memory = lambda error: isinstance(error, MemoryError) or short(error)

@@ -15,8 +15,10 @@ from pydantic import ValidationError
 from pipeline import AigiError
 from pipeline import workflow as workflows
 from pipeline.build import make, stages
-from pipeline.images import memory
-from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
+from pipeline.images.diffusion import memory
+from pipeline.images.diffusion.diffuser import Diffuser
+from pipeline.images.diffusion.places import check_weights
+from pipeline.images.diffusion.source import DiffusersSource
 from pipeline.images.images import check_sources
 from pipeline.models.hub import Place
 from pipeline.models.weights import Part, digest

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import AigiError
 from pipeline.files import file_sha256
-from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
+from pipeline.images.diffusion.diffuser import Diffuser
+from pipeline.images.diffusion.places import check_weights
+from pipeline.images.diffusion.source import DiffusersSource
 from pipeline.plan.options import parsed
 from pipeline.plan.specification import DiffusersSpec
 from tests.families import MAKERS, save

@@ -19,7 +19,7 @@ from pipeline.dry_run import parts
 from pipeline.images import costs as figures
 from pipeline.images import probe as probes
 from pipeline.images.costs import PROBE, Costs, Measured, Probe, Trial, costs, read_probe
-from pipeline.images.diffuser import Diffuser
+from pipeline.images.diffusion.diffuser import Diffuser
 from pipeline.images.images import Images
 from pipeline.images.probe import probe
 from pipeline.progress import Progress

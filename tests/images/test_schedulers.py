@@ -10,7 +10,7 @@ import diffusers
 import pytest
 
 from pipeline import AigiError
-from pipeline.images.schedulers import CONFIG, made, own_of
+from pipeline.images.diffusion.schedulers import CONFIG, made, own_of
 from pipeline.plan.schedulers import SCHEDULERS, scheduler_of
 
 NOISE = diffusers.DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1)

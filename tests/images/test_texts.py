@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.images.diffuser import Diffuser, DiffusersSource
-from pipeline.images.texts import Texts
+from pipeline.images.diffusion.diffuser import Diffuser
+from pipeline.images.diffusion.source import DiffusersSource
+from pipeline.images.diffusion.texts import Texts
 from pipeline.plan.options import text_of
 from tests.families import MAKERS
 from tests.images.test_diffuser import plan_rows, run, spec

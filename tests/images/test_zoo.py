@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import yaml
 
-from pipeline.images.diffuser import Diffuser
+from pipeline.images.diffusion.diffuser import Diffuser
 from tests.conftest import PROMPTS, aigi, aigi_here
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

@@ -19,8 +19,9 @@ from pipeline import AigiError
 from pipeline.analysis import scorers
 from pipeline.analysis.scorers import BlipScorer, PickScorer
 from pipeline.benchmark import perceptual
-from pipeline.images import diffuser
-from pipeline.images.diffuser import Diffuser, DiffusersSource
+from pipeline.images.diffusion.diffuser import Diffuser
+from pipeline.images.diffusion.places import check_weights
+from pipeline.images.diffusion.source import DiffusersSource
 from pipeline.learned.codec import load_network
 from pipeline.learned.sizes import TextSizes
 from pipeline.learned.text import TextEncoder
@@ -75,7 +76,7 @@ def pipeline_of(source: str, file: str, **changes: Any) -> Kind:
     return Kind(
         source,
         file,
-        lambda folder: diffuser.check_weights("a", made, local(folder)),
+        lambda folder: check_weights("a", made, local(folder)),
         lambda folder: Diffuser("a", made, local(folder), "cpu"),
         f"sources.a.folder {file.partition('/')[0]}",
     )
@@ -120,7 +121,7 @@ KINDS = {
     "another vae": Kind(
         "vae",
         "diffusion_pytorch_model.safetensors",
-        lambda folder: diffuser.check_weights("a", spec(), with_vae(folder)),
+        lambda folder: check_weights("a", spec(), with_vae(folder)),
         lambda folder: Diffuser("a", spec(), with_vae(folder), "cpu"),
         "sources.a.vae vae",
     ),
@@ -455,7 +456,9 @@ import sys
 from pathlib import Path
 from huggingface_hub import HfApi
 from pipeline import AigiError
-from pipeline.images.diffuser import Diffuser, DiffusersSource, check_weights
+from pipeline.images.diffusion.diffuser import Diffuser
+from pipeline.images.diffusion.places import check_weights
+from pipeline.images.diffusion.source import DiffusersSource
 from tests.images.test_diffuser import plan_rows, run, spec
 
 api, folder = HfApi(), sys.argv[1]

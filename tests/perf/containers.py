@@ -37,7 +37,8 @@ def _real(count: int) -> list[RGB]:
 
 def _generated(count: int) -> list[RGB]:
     from pipeline.demo import MODELS
-    from pipeline.images.diffuser import Diffuser, DiffusersSource
+    from pipeline.images.diffusion.diffuser import Diffuser
+    from pipeline.images.diffusion.source import DiffusersSource
     from pipeline.plan.specification import DiffusersSpec, SplitSpec
     from tests.perf import bare
 

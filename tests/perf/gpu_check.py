@@ -34,7 +34,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.images.diffuser import Diffuser, DiffusersSource
+from pipeline.images.diffusion.diffuser import Diffuser
+from pipeline.images.diffusion.source import DiffusersSource
 from pipeline.plan import specification
 from pipeline.plan.specification import DiffusersSpec, SplitSpec
 from pipeline.tables import PLAN

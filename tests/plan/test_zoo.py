@@ -205,7 +205,7 @@ def test_shards_of_one_model_come_one_after_another() -> None:
 
 
 def test_variants_and_loras_are_columns_and_tell_models_apart(tmp_path: Path) -> None:
-    from pipeline.images.diffuser import DiffusersSource
+    from pipeline.images.diffusion.source import DiffusersSource
     from pipeline.images.models import of_member
 
     lora = f"[{{name: ink, model: a/ink, revision: v1, sha256: {'ab' * 32}, scale: 0.5}}]"

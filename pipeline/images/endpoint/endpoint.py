@@ -20,9 +20,9 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field
 
 from pipeline import AigiError
-from pipeline.images.address import Stopped, Way, public_host
-from pipeline.images.asking import Answer, Asker, looping
-from pipeline.images.replies import Unusable
+from pipeline.images.endpoint.address import Stopped, Way, public_host
+from pipeline.images.endpoint.asking import Answer, Asker, looping
+from pipeline.images.endpoint.replies import Unusable
 from pipeline.marks.names import embed
 from pipeline.metadata import beside_pixels, noted
 from pipeline.pixels import (

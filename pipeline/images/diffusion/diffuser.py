@@ -3,331 +3,49 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
 
 from pipeline import AigiError
-from pipeline.complaints import near
 from pipeline.faults import MachineFault, let_through, short_of_memory
-from pipeline.images import compiled, memory, parts, schedulers
-from pipeline.images.pipelines import (
-    Runner,
-    call_problems,
+from pipeline.images.diffusion import compiled, memory, parts, schedulers
+from pipeline.images.diffusion.pipelines import (
     component_kind,
-    listing_problems,
-    model_problems,
-    part_problems,
     runner,
-    skeleton,
 )
-from pipeline.images.texts import Texts
+from pipeline.images.diffusion.places import (
+    CONFIGS,
+    INDEX,
+    other_vae,
+    pipeline_folder,
+    place_of,
+    vae_folder,
+)
+from pipeline.images.diffusion.source import IN_ROWS, TILE_FROM, DiffusersSource
+from pipeline.images.diffusion.texts import Texts
 from pipeline.marks.names import embed
 from pipeline.models.device import device_name, pick_device
-from pipeline.models.hub import Place, check_sha256, loading
+from pipeline.models.hub import Place, loading
 from pipeline.models.weights import (
     Part,
-    check_model,
-    check_pipeline,
     digest,
     header,
-    pipeline_problems,
     read_index,
 )
 from pipeline.pixels import RGB, Container, contained, decode_threads, named, pixels_sha256
 from pipeline.plan.options import options_of
-from pipeline.plan.schedulers import OWN, scheduler_of
+from pipeline.plan.schedulers import scheduler_of
 from pipeline.plan.specification import DiffusersSpec
-from pipeline.prompts.tokens import Reader, reader_of
-from pipeline.settings import Count, Location, Model, Settings
 from pipeline.tables import IMAGES
 
 if TYPE_CHECKING:
     import torch
-
-
-class DiffusersSource(Settings):
-    """How this machine runs a text-to-image source of the specification."""
-
-    kind: Literal["diffusers"] = "diffusers"
-    folder: Location | None = Field(None, description="local copy; null: download from the Hub")
-    file: Location | None = Field(
-        None, description="the one .safetensors file that the specification pins"
-    )
-    loras: dict[str, Location] = Field(
-        default_factory=dict, description="files of LoRAs on this machine, by their names"
-    )
-    components: dict[str, Location] = Field(
-        default_factory=dict, description="folders of other components on this machine, by names"
-    )
-    batch_size: Count = Field(4, description="images made at once")
-    vae: Model | None = Field(
-        None, description="another VAE: a folder, or a Hub id as ORG/NAME@REVISION"
-    )
-    vae_tiling: bool | None = Field(
-        None, description="decode in tiles, one image at a time; null: from 1536 pixels per side"
-    )
-    vae_slicing: bool = Field(False, description="decode one image at a time")
-    attention_slicing: bool = Field(False, description="less memory, slower")
-    attention: str | None = Field(
-        None,
-        description="backend of the denoiser's attention, as diffusers names it; null: torch's",
-    )
-    offload: Literal["none", "model", "sequential"] = Field(
-        "none",
-        description="keep weights in the CPU's memory, and move to the GPU one component at a time "
-        "(model) or one layer (sequential, very slow)",
-    )
-    quantise: Literal["none", "8bit", "4bit"] = Field(
-        "none", description="hold denoiser and text encoders in fewer bits; changes the images"
-    )
-    compile: bool = Field(
-        False, description="use torch.compile for the denoiser and the decoding of latents"
-    )
-
-    @model_validator(mode="after")
-    def _fit_together(self) -> DiffusersSource:
-        if self.offload == "sequential":
-            for other, set_ in (("quantise", self.quantise != "none"), ("compile", self.compile)):
-                if set_:
-                    raise ValueError(
-                        f"offload: sequential moves single layers, which does not work with "
-                        f"{other}; set offload: model, or remove {other}"
-                    )
-        return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the places that came later, where there are none: records stay as they are."""
-        found: dict[str, Any] = dump(self)
-        return {name: value for name, value in found.items() if name not in PLACES or value}
-
-    def recorded(self) -> dict[str, Any]:
-        """What can change a byte, for the record of the stage: places and moves cannot.
-
-        Settings that came later are only in it where they differ from what was done before, so
-        that a run of an earlier version is still the same run.
-        """
-        every = self.model_dump(mode="json", exclude={"folder", "offload", *PLACES})
-        usual = DiffusersSource().model_dump(mode="json")
-        return {
-            name: value
-            for name, value in every.items()
-            if name in _FIRST_RECORDED or value != usual[name]
-        }
-
-
-_FIRST_RECORDED = {"kind", "batch_size", "vae", "vae_tiling", "attention_slicing", "compile"}
-"""Settings that every record of the stage has had, whatever their values."""
-_IN_ROWS = ("vae_slicing", "attention", "offload", "quantise")
-"""Settings that `versions` of every row states where they are not the usual ones."""
-
-
-PLACES = ("file", "loras", "components")
-"""Settings that say where files are whose content the specification pins."""
-INDEX = "model_index.json"
-_CONFIGS = (
-    "*/config.json",
-    "*/scheduler_config.json",
-    "*/preprocessor_config.json",
-    "tokenizer*/*",
-)
-"""What a repository has beside its weights."""
-_TOKENIZERS = ("tokenizer*/*", "processor*/*")
-
-# Above this many pixels a side the VAE's activations dominate memory: decode in tiles.
-TILE_FROM = 1536
-
-
-def _place(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Place:
-    model, revision = spec.model, spec.revision
-    if spec.config is not None:
-        model, _, revision = spec.config.partition("@")
-    return Place.of(f"sources.{name}", local.folder, model, revision or None)
-
-
-def prompt_reader(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Reader:
-    """The tokenizer of a source's model that reads most of a prompt.
-
-    Raises:
-        AigiError: the model or its tokenizer is missing.
-    """
-    place = _place(name, spec, local)
-    folder = place.fetch(INDEX, beside=_TOKENIZERS)
-    run = runner(place, read_index(place, folder), spec)
-    stated = run.takes.get("max_sequence_length")
-    most = spec.options.get("max_sequence_length", None if stated is None else stated.default)
-    templated = run.family.templated
-    return reader_of(place.where, folder, most if isinstance(most, int) else None, templated)
-
-
-def places(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Iterator[Place]:
-    """Where everything is that a source loads."""
-    yield _place(name, spec, local)
-    yield from parts.added_places(name, spec, local.loras, local.components)
-
-
-def _other_vae(name: str, local: DiffusersSource) -> Place | None:
-    """Where the VAE is that takes the place of the model's own, if there is one."""
-    if local.vae is None:
-        return None
-    key = f"sources.{name}.vae"
-    if os.path.isabs(local.vae):
-        return Place(key, key, local.vae)
-    repository, _, revision = local.vae.partition("@")
-    return Place(key, key, None, repository, revision or None)
-
-
-def _vae_folder(place: Place) -> str:
-    """Its files on this machine, compared with the model."""
-    import diffusers
-
-    folder = place.fetch("config.json", "diffusion_pytorch_model.safetensors")
-    check_model(Part(place.where, place, "vae"), diffusers.AutoencoderKL, folder)
-    return folder
-
-
-def _pipeline_folder(
-    place: Place, found: Runner, spec: DiffusersSpec, given: Mapping[str, Any]
-) -> str:
-    """The model's files on this machine, compared with the model.
-
-    Args:
-        found: how it is run.
-        given: components that do not come from there.
-    """
-    folder = place.folder
-    if folder is None:
-        with loading(place.where, place):
-            # diffusers knows which of a repository's many weights it needs.
-            folder = str(
-                found.kind.download(
-                    place.repository,
-                    revision=place.revision,
-                    use_safetensors=True,
-                    variant=spec.variant,
-                    **given,
-                )
-            )
-    check_pipeline(place, folder, given, spec.variant)
-    return folder
-
-
-def check_weights(
-    name: str, spec: DiffusersSpec, local: DiffusersSource, device: str | None = None
-) -> list[str]:
-    """Check that the model is there and can do what specification and settings ask of it.
-
-    Of a model of the Hub, hashes and configurations are looked at here: it is downloaded where it
-    is run, and there its tensors are looked at before the first image.
-
-    Returns: what is assumed of the model because nothing states it, a line each.
-
-    Args:
-        device: type of the device that will run it; None: not known here.
-
-    Raises:
-        AigiError: the folder is missing or no pipeline; a weight file is missing or changed, or
-            does not have the tensors of its component; the class is none of diffusers, makes no
-            images from text, or does not take what the specification gives. All of what is
-            wrong is said at once, a line each.
-    """
-    place = _place(name, spec, local)
-    if local.folder is not None:
-        place.fetch(INDEX, *spec.sha256)
-    found = place.sha256(INDEX, *spec.sha256)
-    for file, expected in spec.sha256.items():
-        if file not in found:
-            raise place.lacking(file)
-        check_sha256(place.where, f"{place}: {file}", found[file], expected)
-    folder = place.fetch(INDEX, beside=_CONFIGS)
-    index = read_index(place, folder)
-    run = runner(place, index, spec)
-    given = {**run.family.options, **({} if local.vae is None else {"vae": None})}
-    given |= dict.fromkeys(spec.components)
-    problems = [f"sources.{name}.{line}" for line in call_problems(run, spec)]
-    if local.vae is not None and "vae" in spec.components:
-        problems.append(f"sources.{name}.vae: the specification has another VAE; remove this")
-    problems += strangers(name, spec, local)
-    missing = part_problems(run, index, given)
-    problems += [f"{place.where}: {place}: {line}" for line in missing]
-    whole = False
-    if spec.file is not None:
-        with _noted(problems):
-            file = parts.checkpoint(name, spec, local.file)
-            whole = parts.is_whole(header(Part(f"sources.{name}.file", file), file))
-            given[run.family.denoiser] = None
-            if not missing:
-                problems += parts.checkpoint_problems(name, file, run, index, folder)
-    if local.folder is not None and not whole:
-        problems += pipeline_problems(place, folder, given, spec.variant)
-    with _noted(problems):
-        memory.check_memory(name, local, device)
-    if local.quantise != "none" and (spec.file or spec.loras or spec.components):
-        problems.append(
-            f"sources.{name}.quantise: works with the model's own files alone, and the "
-            "specification adds others (file, loras or components). Remove it."
-        )
-    listed = None if local.folder is not None or whole else place.names()
-    if listed is not None:
-        lacking = listing_problems(index, listed, given, spec.variant)
-        problems += [f"{place.where}: {place}: {line}" for line in lacking]
-    bare = None if missing else skeleton(run, index, folder, bool(spec.loras))
-    if bare is not None:
-        problems += [f"sources.{name}.{line}" for line in model_problems(run, spec, bare)]
-        with _noted(problems):
-            denoiser = getattr(bare, run.family.denoiser, None)
-            memory.check_parts(name, local, bare, denoiser)
-    problems += parts.component_problems(name, spec, local.components, index)
-    problems += parts.lora_problems(name, spec, local.loras, run, bare)
-    if (vae := _other_vae(name, local)) is not None and vae.folder is not None:
-        with _noted(problems):
-            _vae_folder(vae)
-    wanted = scheduler_of(spec.scheduler)
-    if str(wanted) != OWN:
-        key = f"sources.{name}.scheduler"
-        with _noted(problems):
-            own = schedulers.own_of(key, place.fetch(schedulers.CONFIG))
-            schedulers.made(key, wanted, own, spec.steps)
-    if problems:
-        raise AigiError("\n".join(problems))
-    return [f"sources.{name}: {run.assumed}"] if run.assumed else []
-
-
-def strangers(name: str, spec: DiffusersSpec, local: DiffusersSource) -> list[str]:
-    """Places of files that the specification does not have, a line each."""
-    known = {"loras": [lora.name for lora in spec.loras], "components": list(spec.components)}
-    found = [
-        f"sources.{name}.{kind}.{key}: the specification has no such one; " + near(key, names)
-        for kind, names in known.items()
-        for key in getattr(local, kind)
-        if key not in names
-    ]
-    if local.file is not None and spec.file is None:
-        found.append(f"sources.{name}.file: the specification pins no file; state its sha256 there")
-    return found
-
-
-@contextmanager
-def _noted(problems: list[str]) -> Iterator[None]:
-    """Keep an error as one more line."""
-    try:
-        yield
-    except AigiError as error:
-        problems.append(str(error))
 
 
 @dataclass
@@ -370,7 +88,7 @@ def _versions(
     }
     usual = DiffusersSource()
     settings = {
-        key: value for key in _IN_ROWS if (value := getattr(local, key)) != getattr(usual, key)
+        key: value for key in IN_ROWS if (value := getattr(local, key)) != getattr(usual, key)
     }
     if settings:
         found["settings"] = settings
@@ -426,14 +144,14 @@ class Diffuser:
         self.container = container or Container()
         self.encode_threads = decode_threads(encode_threads)
         dtype = getattr(torch, spec.dtype)
-        place = _place(name, spec, local)
+        place = place_of(name, spec, local)
         index = read_index(place, place.fetch(INDEX))
         self.run = runner(place, index, spec)
         self.family = self.run.family
         memory.check_memory(name, local, self.device.type)
         options = {"dtype": dtype, "use_safetensors": True, **self.family.options}
-        if (other := _other_vae(name, local)) is not None:
-            folder = _vae_folder(other)
+        if (other := other_vae(name, local)) is not None:
+            folder = vae_folder(other)
             with loading(other.where, other):
                 options["vae"] = diffusers.AutoencoderKL.from_pretrained(
                     folder, dtype=dtype, use_safetensors=True, local_files_only=True
@@ -475,7 +193,7 @@ class Diffuser:
         if spec.file is not None:
             where = f"sources.{self.name}.file"
             file = parts.checkpoint(self.name, spec, self.local.file)
-            folder = place.fetch(INDEX, beside=_CONFIGS)
+            folder = place.fetch(INDEX, beside=CONFIGS)
             if told := parts.checkpoint_problems(self.name, file, self.run, index, folder):
                 raise AigiError("\n".join(told))
             if parts.is_whole(header(Part(where, file), file)):
@@ -483,7 +201,7 @@ class Diffuser:
             kind = component_kind(index, family.denoiser)
             denoiser = parts.load_denoiser(where, kind, file, folder, family.denoiser, dtype)
             given[family.denoiser] = options[family.denoiser] = denoiser
-        folder = _pipeline_folder(place, self.run, spec, given)
+        folder = pipeline_folder(place, self.run, spec, given)
         quantised = memory.quantisation(self.local, family.denoiser, folder)
         with loading(place.where, place), memory.current(self.device):
             return self.run.kind.from_pretrained(

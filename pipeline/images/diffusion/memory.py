@@ -16,7 +16,7 @@ from pipeline.complaints import near
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.images.diffuser import DiffusersSource
+    from pipeline.images.diffusion.source import DiffusersSource
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any
 
-from pipeline.images.address import Stopped, Way
+from pipeline.images.endpoint.address import Stopped, Way
 from pipeline.shown import one_line
 
 LATER = (408, 409, 425, 429)

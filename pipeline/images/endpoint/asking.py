@@ -22,8 +22,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pipeline import __version__
 from pipeline.complaints import near
 from pipeline.faults import MachineFault
-from pipeline.images.address import Stopped, Unfit, Way, allowed
-from pipeline.images.replies import LATER, Again, Found, Reply, Unusable, fault, found_in, parsed
+from pipeline.images.endpoint.address import Stopped, Unfit, Way, allowed
+from pipeline.images.endpoint.replies import (
+    LATER,
+    Again,
+    Found,
+    Reply,
+    Unusable,
+    fault,
+    found_in,
+    parsed,
+)
 from pipeline.outside import in_short, silence
 from pipeline.shown import one_line
 

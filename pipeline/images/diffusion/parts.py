@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import AigiError
 from pipeline.files import file_sha256
-from pipeline.images.pipelines import Runner, component_kind
+from pipeline.images.diffusion.pipelines import Runner, component_kind
 from pipeline.models.hub import Place, check_sha256, loading
 from pipeline.models.weights import Part, Shape, check_model, differences, header, shapes
 from pipeline.plan.specification import Component, DiffusersSpec, Lora
