@@ -277,6 +277,7 @@ class Parts:
         self._bytes += chunk.nbytes
         # Where every row fails, the shard may fail for it: nothing is kept until one succeeds.
         self._good |= ERROR not in chunk.column_names or chunk[ERROR].null_count > 0
+        self._settled(False)  # so that it is known how long the last part took
         seconds, full = time.monotonic() - self._since, self._bytes > _BYTES
         if _paid(chunk):
             self.save(wait=True)

@@ -20,9 +20,8 @@ from tests import toy
 
 @pytest.fixture
 def bucket(s3: Callable[[str], None], moto: str) -> str:
-    import boto3
-
     s3(moto)
+    boto3 = pytest.importorskip("boto3")
     boto3.client("s3").create_bucket(Bucket="long")
     return "s3://long/run"
 

@@ -290,6 +290,30 @@ def test_batches_are_kept_only_after_one_row_has_succeeded(tmp_path: Path) -> No
     assert shown == [[], [], [(0, 3)]]
 
 
+def test_a_part_that_takes_long_makes_the_next_one_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fiftieth of the time is the most that keeping takes."""
+    monkeypatch.setattr(parts, "EVERY", 1.0)
+    now, ends = 1000.0, [0]
+    monkeypatch.setattr("pipeline.parts.time.monotonic", lambda: now)
+    mine = parts.Parts(Store(str(tmp_path)), "squares", "a", "x", (), dict)
+    mine.load(pa.table({"number": range(500)}))
+
+    def written(chunks: list[pa.Table], end: int, notes: object) -> float:
+        ends.append(end)
+        return 4.0
+
+    monkeypatch.setattr(mine, "_write", written)
+    for _ in range(250):
+        now += 1.0
+        mine.add(pa.table({"number": [1]}))
+        if mine._flight is not None:
+            mine._flight[0].result()
+    assert ends == [0, 1, 201]
+    mine._end_writer()
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_what_is_unsaved_is_kept_when_a_run_is_stopped(
     tmp_path: Path, undisturbed: Path, how: signal.Signals

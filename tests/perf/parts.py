@@ -2,7 +2,8 @@
 
 The peer is the same stage without that. Its worker waits instead of computing, as for a device, so
 what is measured is what keeping adds while nothing else is done. The true time between two parts is
-a minute; here it is shorter, so that there are parts to be measured.
+a minute; here it is shorter, so that there are parts to be measured. The first one comes before it
+is known what a part costs.
 """
 
 from __future__ import annotations
