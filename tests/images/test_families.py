@@ -314,3 +314,16 @@ def test_weights_that_a_repository_lacks_are_named_from_its_list(family: Folder)
     (said,) = listing_problems(index, some, [], None)
     assert said.startswith("vae: has no weights as safetensors")
     assert listing_problems(index, some, ["vae"], None) == []
+
+
+def test_a_unet_for_inpainting_in_a_text_to_image_folder_is_refused(
+    family: Folder, tmp_path: Path
+) -> None:
+    folder = indexed(
+        family("sd"), tmp_path / "inpaint", _class_name="StableDiffusionInpaintPipeline"
+    )
+    file = folder / "unet" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"in_channels": 9}))
+    with pytest.raises(AigiError, match=r"x\.pipeline: its UNet takes 9 channels, of which 8 are"):
+        check_weights("x", spec(), source(folder))

@@ -352,6 +352,13 @@ def model_problems(found: Runner, spec: DiffusersSpec, pipe: Any) -> list[str]:
             )
     denoiser = getattr(pipe, found.family.denoiser, None)
     config = getattr(denoiser, "config", {})
+    latents = getattr(getattr(pipe, "vae", None), "config", {}).get("latent_channels")
+    takes = config.get("in_channels")
+    if found.family.denoiser == "unet" and latents is not None and takes not in (latents, None):
+        problems.append(
+            f"pipeline: its UNet takes {takes} channels, of which {latents} are latents: a model "
+            "that changes images, not supported now"
+        )
     if found.family.guided_above is None and found.family.guidance:
         if config.get("guidance_embeds") is False and spec.guidance_scale:
             problems.append("guidance_scale: this model takes no guidance; set 0")
