@@ -31,7 +31,7 @@ from tests.conftest import WorkflowMaker, aigi_here
 SD = ("plan.sources=[sd]", "sources.sd.batch_size=2")
 
 
-def measure(workflow: Workflow, seconds: float = 20.0, most: int = 4) -> Probe:
+def measure(workflow: Workflow, seconds: float = 600.0, most: int = 4) -> Probe:
     plan = workflow.planned("probe")
     images = workflow.images or Images()
     quiet = Progress(quiet=True)
@@ -222,7 +222,7 @@ def test_memory_that_the_next_batch_would_exceed_is_not_asked_for(
 def test_of_many_steps_only_some_are_made_and_the_record_says_so(flow: Path) -> None:
     path = flow.parent / "dataset.yaml"
     path.write_text(path.read_text().replace("steps: 2", "steps: 999", 1))
-    (one, _) = measure(workflows.load(flow, SD), seconds=3.0, most=1).sources
+    (one, _) = measure(workflows.load(flow, SD), seconds=2.0, most=1).sources
     (trial, *_) = one.trials
     few, more = trial.steps
     assert one.steps == 999 and 2 <= few < more < 999 and trial.file is None
@@ -245,7 +245,7 @@ def test_a_source_that_fails_is_named_and_ends_the_command_with_1(
         return made * float("nan") if self.name == "sdxl" else made
 
     monkeypatch.setattr(Diffuser, "_infer", broken)
-    given = ("--seconds", "5", "--most", "1", "--set", "plan.limit=1")
+    given = ("--seconds", "600", "--most", "1", "--set", "plan.limit=1")
     done = aigi_here("probe", str(flow), *given)
     assert done.returncode == 1
     assert "not measured: sdxl 64x64: not a number in the decoded picture" in done.stdout
