@@ -200,9 +200,18 @@ def rows_out() -> IO[str]:
     return _Visible() if sys.stdout.isatty() else sys.stdout
 
 
-def dump(value: object) -> None:
-    """Print JSON, for programs."""
-    print(json.dumps(value, indent=1))
+def dump(value: object, line: bool = False) -> None:
+    """Print JSON, for programs.
+
+    Args:
+        line: on one line, at once: more will follow.
+    """
+    print(json.dumps(value, indent=None if line else 1), flush=line)
+
+
+def clear() -> None:
+    """Clear the terminal, for what is shown again and again."""
+    print("\x1b[H\x1b[2J", end="")
 
 
 def read_file(path: Path) -> bytes:

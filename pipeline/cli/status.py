@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.show import Stopped, dump, explained, show, talk, tell
+from pipeline.cli.show import Stopped, clear, dump, explained, show, talk, tell
 
 if TYPE_CHECKING:
     from pipeline.alive import Seen
@@ -165,12 +164,12 @@ def _watched(store: Store, as_json: bool) -> int:
             ended = verdict(store, found, seen, now - started)
             stages = [one.sign.stage for one in seen if one.sign.role == "driver"]
             if live:
-                print("\x1b[H\x1b[2J", end="")
+                clear()
                 _show(found, seen, wrong, logs(store))
             elif now - shown >= _LINES or stages != before or ended is not None:
                 shown, before = now, stages
                 if as_json:
-                    print(json.dumps(_as_json(found, seen, logs(store))), flush=True)
+                    dump(_as_json(found, seen, logs(store)), line=True)
                 else:
                     for line in (*_lines(seen), *wrong):
                         tell(line)
