@@ -173,8 +173,14 @@ def test_an_encoder_whose_rows_depend_on_the_batch_is_left_alone(fault: str) -> 
     texts = Texts(pipe, 2)
     texts.expect(2, ["aaa", "b", "aaa", "b", "b", "aaa"])
     for prompts in (["aaa", "b"], ["aaa", "b"], ["b", "aaa"]):
-        assert same(pipe.encode_prompt(prompt=prompts), texts.encode(prompts))
-    assert texts.plan is None or not texts.plan.safe
+        given = {"prompt": prompts, "do_classifier_free_guidance": False}
+        assert same(pipe.encode_prompt(**given), texts.encode(**given))
+    assert texts.plan is not None and not texts.plan.safe
+    texts = Texts(Fake(**{fault: True}), 2)
+    both = {"prompt": ["aaa", "b"], "negative_prompt": ["", ""]}
+    for _ in range(2):
+        assert same(texts(**both), texts.encode(**both))
+    assert texts.plan is not None and not texts.plan.safe
 
 
 def test_other_arguments_are_other_texts() -> None:
