@@ -127,9 +127,9 @@ def test_a_network_is_loaded_once_for_all_its_qualities(
     calls: list[str] = []
     loading = codec_module.load
 
-    def counted(name: str, *more: Any) -> Any:
+    def counted(name: str, *more: Any, **switches: Any) -> Any:
         calls.append(name)
-        return loading(name, *more)
+        return loading(name, *more, **switches)
 
     monkeypatch.setattr(codec_module, "load", counted)
     folders = [str(tmp_path / name) for name in ("one", "two")]
