@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -23,7 +24,9 @@ from pipeline.release.making import Makings
 from pipeline.release.trust import asked
 from pipeline.store import Store
 from tests.conftest import ROOT, WorkflowMaker, aigi_here
+from tests.families import MAKERS
 from tests.images.test_parts import lora
+from tests.images.test_zoo import MODELS, copies
 from tests.test_options import dataset_of, train
 
 Folder = Callable[[str], Path]
@@ -148,3 +151,48 @@ def test_files_beside_a_model_go_from_prompts_to_a_release_that_is_made_again(
     assert done.returncode == 0, done.stderr
     made = train(tmp_path / "again" / "release", "flux")
     assert made.read_bytes() == train(release, "flux").read_bytes()
+
+
+@pytest.mark.slow
+def test_one_run_has_eight_families_a_file_a_lora_and_a_zoo_of_ten(
+    make_workflow: WorkflowMaker, family: Folder, models: Path, tmp_path: Path
+) -> None:
+    """Eleven sources in one specification: released, loaded, and made again to be compared."""
+    pytest.importorskip("peft")
+    names = list(MAKERS)
+    data, places = dataset_of(family, names)
+    one = data["sources"]["flux"]
+    weights = family("flux") / "transformer" / "diffusion_pytorch_model.safetensors"
+    file = tmp_path / "tuned.safetensors"
+    save_file({key: 1.5 * value for key, value in load_file(weights).items()}, file)
+    (tmp_path / "flux").symlink_to(family("flux"))
+    pin = {"file": file_sha256(str(file)), "config": "test/flux@v1"}
+    data["sources"]["tuned"] = one | pin
+    data["sources"]["styled"] = one | {"loras": [lora(tmp_path / "flux")]}
+    copies(tmp_path / "zoo", models / "sd")
+    size = {"width": 64, "height": 64}
+    data["sources"]["zoo"] = {
+        "title": "Ten", "licence": "MIT", "kind": "zoo", "models": MODELS,
+        "each": {"pipeline": "sd", "revision": "v1", "steps": 2, "guidance_scale": 3.0},
+        "images_per_model": {"train": 2, "test": 1}, "images_per_prompt": 10,
+        "splits": {"train": size, "test": size},
+    }  # fmt: skip
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump(data))
+    flux = {"folder": str(family("flux")), "batch_size": 2}
+    style = {"style": str(tmp_path / "style.safetensors")}
+    places |= {"tuned": flux | {"file": str(file)}, "styled": flux | {"loras": style}}
+    places["zoo"] = {"folder": str(tmp_path / "zoo")}
+    path = make_workflow(plan={"dataset": "all.yaml"}, sources=places)
+    done = aigi_here("run", str(path))
+    assert done.returncode == 0, done.stderr
+    release = tmp_path / "run" / "release"
+    pixels = set()
+    for name in (*names, "tuned", "styled", "zoo"):
+        loaded = datasets.load_dataset(str(release), name, split="train")
+        assert len(loaded) == (20 if name == "zoo" else 3)
+        assert loaded[0]["image"].size == (64, 64)
+        pixels |= set(loaded["pixels_sha256"])
+    assert len(pixels) == 3 * 10 + 20, "no source draws what another one does"
+    done = aigi_here("verify", str(tmp_path / "run"), "--pixels", "70")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "70 images made again, none differs" in done.stdout

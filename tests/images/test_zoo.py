@@ -23,16 +23,20 @@ MODELS = [f"org/model-{number}" for number in range(10)]
 BROKEN = 4
 
 
+def copies(folder: Path, model: Path) -> None:
+    """Copies of a tiny pipeline with other weights each."""
+    tensors = safetensors.torch.load_file(model / WEIGHTS)
+    for number, name in enumerate(MODELS):
+        shutil.copytree(model, folder / name)
+        changed = {key: value * (1 + 0.02 * number) for key, value in tensors.items()}
+        safetensors.torch.save_file(changed, folder / name / WEIGHTS)
+
+
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
-    """Copies of a tiny pipeline with other weights each; that of one is cut off."""
+    """Copies of a tiny pipeline; the weights of one are cut off."""
     folder = tmp_path_factory.mktemp("zoo")
-    tensors = safetensors.torch.load_file(models / "sd" / WEIGHTS)
-    for number, name in enumerate(MODELS):
-        copy = folder / name
-        shutil.copytree(models / "sd", copy)
-        changed = {key: value * (1 + 0.02 * number) for key, value in tensors.items()}
-        safetensors.torch.save_file(changed, copy / WEIGHTS)
+    copies(folder, models / "sd")
     whole = (folder / MODELS[BROKEN] / WEIGHTS).read_bytes()
     (folder / MODELS[BROKEN] / WEIGHTS).write_bytes(whole[: len(whole) // 2])
     return folder
