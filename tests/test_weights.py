@@ -213,7 +213,7 @@ def test_a_table_and_its_input_are_of_the_same_model(tmp_path: Path) -> None:
 
 def test_shards_of_before_and_of_workers_without_weights_say_nothing(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    plain = toy.stages(shards=4)
+    plain = toy.stages(shards=4, weighs=False)
     run_stages(plain, store, Compute(), Progress(quiet=True))
     before = {name: store.sha256("squares", f"{name}.parquet") for name in store.shards("squares")}
     assert of_shard(store, "squares", "part-00000") == {}
