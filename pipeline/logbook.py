@@ -209,7 +209,7 @@ def logbook(url: str, about: str) -> Iterator[Book]:
         about: what the command is, for the first line.
     """
     folder = Folder(url)
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}.log"
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}-{uuid.uuid4().hex[:6]}.log"
     if folder.local:
         folder.remove(LOGS, _LAST)
         folder.write_bytes(b"", LOGS, name)  # which leaves no run by a link
