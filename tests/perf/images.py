@@ -176,6 +176,7 @@ def _measured(folder: Path, size: Size, threads: int, each: int, parameters: int
     from pipeline.plan import plan
     from pipeline.progress import Progress
     from pipeline.run import run_stages
+    from pipeline.stage import no_check
     from pipeline.store import Store
 
     count = size.batch * size.batches
@@ -194,7 +195,9 @@ def _measured(folder: Path, size: Size, threads: int, each: int, parameters: int
     )
     worker = stage.make_worker()
     list(worker(table.slice(0, size.batch)))
-    stage = replace(stage, make_worker=lambda: worker)
+    # So is the look at the model's files, which a run takes once, however many images it makes.
+    stage.check()
+    stage = replace(stage, make_worker=lambda: worker, check=no_check)
     torch.set_num_threads(threads)
     pipe = _bare_pipeline(folder / "model")
     bare.batch(pipe, rows[: size.batch])
