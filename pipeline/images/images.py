@@ -273,7 +273,7 @@ def check_sources(
             except AigiError as error:
                 problems.append(str(error))
         elif isinstance(spec, ZooSpec):
-            said += check_zoo(name, spec, local_diffusers(sources, name))
+            said += check_zoo(name, spec, local_diffusers(sources, name), device)
         elif isinstance(spec, HttpSpec):
             check_endpoint(name, spec, local_http(sources, name))
     if problems:
@@ -291,12 +291,10 @@ def prompt_models(plan: Plan, sources: Mapping[str, LocalSource]) -> dict[str, M
     found = {}
     for name in chosen(dataset, plan):
         spec = dataset.sources[name]
-        if isinstance(spec, ZooSpec) and spec.reads_clip:
-            found[name] = Model({})
-        if not isinstance(spec, DiffusersSpec):
+        if isinstance(spec, DrawnSpec) and spec.reads_clip:
+            found[name] = Model({})  # whatever the model
             continue
-        if spec.pipeline in ("sd", "sdxl"):
-            found[name] = Model({})  # CLIP's, whatever the model
+        if not isinstance(spec, DiffusersSpec):
             continue
         settings = {
             "pipeline": spec.pipeline,

@@ -54,8 +54,13 @@ def named(member: DiffusersSpec) -> str:
     return f"{member.model}@{member.revision}"
 
 
-def check_zoo(name: str, spec: ZooSpec, local: DiffusersSource) -> list[str]:
+def check_zoo(
+    name: str, spec: ZooSpec, local: DiffusersSource, device: str | None = None
+) -> list[str]:
     """Look at each model before any work.
+
+    Args:
+        device: type of the device that will run them; None: not known here.
 
     Returns: what is assumed of models, and which make no image; a line each.
 
@@ -66,7 +71,7 @@ def check_zoo(name: str, spec: ZooSpec, local: DiffusersSource) -> list[str]:
     bad: list[str] = []
     for member in spec.members:
         try:
-            said += check_weights(name, member, of_member(local, member))
+            said += check_weights(name, member, of_member(local, member), device)
         except AigiError as error:
             if not of_model(error):
                 raise

@@ -30,6 +30,8 @@ Shapes = Mapping[str, Shape]
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 """Files of weights as diffusers and transformers name them."""
+INDEX = "model_index.json"
+"""The file of a pipeline that names its class and components."""
 NAMED = 3  # tensors of each kind that an error names
 THREADS = 4  # that hash tensors
 _REMEDY = "Copy or download the model anew, or set another one."
@@ -317,7 +319,7 @@ def read_index(place: Place, folder: str) -> dict[str, Any]:
     Raises:
         AigiError: it is missing or damaged.
     """
-    path = os.path.join(folder, "model_index.json")
+    path = os.path.join(folder, INDEX)
     try:
         with open(path, encoding="utf-8") as file:
             index = json.load(file)
@@ -348,7 +350,7 @@ def _components(place: Place, folder: str) -> dict[str, Any]:
             try:
                 kind = getattr(libraries[value[0]], value[1])
             except (AttributeError, TypeError, LookupError) as error:
-                path = os.path.join(folder, "model_index.json")
+                path = os.path.join(folder, INDEX)
                 raise _no_pipeline(place, path, error) from error
             if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
                 found[name] = kind

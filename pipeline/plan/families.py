@@ -29,6 +29,7 @@ class Family:
         guided_above: the guidance_scale above which every step evaluates the denoiser twice, with
             and without the prompt; None: never, because it has learnt what guidance does
             (distilled), or takes none.
+        clip: whether its models read of a prompt what CLIP reads.
         templated: whether the prompt is a message to a chat model, whose template counts among
             the tokens.
     """
@@ -40,6 +41,7 @@ class Family:
     negative_prompt: bool = True
     guidance: str = "guidance_scale"
     guided_above: float | None = 1.0
+    clip: bool = False
     templated: bool = False
 
     def evaluations(self, steps: int, guidance_scale: float, true_cfg_scale: float = 1.0) -> int:
@@ -58,8 +60,9 @@ FAMILIES = {
     "sd": Family(
         "StableDiffusionPipeline",
         {"safety_checker": None, "requires_safety_checker": False},
+        clip=True,
     ),
-    "sdxl": Family("StableDiffusionXLPipeline", {"add_watermarker": False}),
+    "sdxl": Family("StableDiffusionXLPipeline", {"add_watermarker": False}, clip=True),
     "sd3": Family("StableDiffusion3Pipeline", denoiser="transformer", multiple=16),
     "flux": Family("FluxPipeline", denoiser="transformer", multiple=16, guided_above=None),
     "pixart-sigma": Family("PixArtSigmaPipeline", denoiser="transformer", multiple=16),

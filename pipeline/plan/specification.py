@@ -195,6 +195,11 @@ class DiffusersSpec(_SourceSpec):
         return FAMILIES.get(self.pipeline)
 
     @property
+    def reads_clip(self) -> bool:
+        """Whether its model reads what CLIP reads of a prompt, as its family tells."""
+        return self.family is not None and self.family.clip
+
+    @property
     def row_options(self) -> str | None:
         """What the column `options` of its rows has."""
         files = self.model_dump(
@@ -390,7 +395,7 @@ class ZooSpec(_SourceSpec):
     @property
     def reads_clip(self) -> bool:
         """Whether all its models read what CLIP reads of a prompt."""
-        return all(member.pipeline in ("sd", "sdxl") for member in self._members)
+        return all(member.reads_clip for member in self._members)
 
     def turns(self, split: str) -> list[int]:
         """The number of the model that makes each image of a split; then it begins again."""

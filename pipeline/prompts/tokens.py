@@ -11,7 +11,6 @@ from __future__ import annotations
 import gzip
 import html
 import importlib.util
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,12 +51,15 @@ class Reader:
         )
 
 
-def reader_of(where: str, folder: str, most: int | None, templated: bool) -> Reader:
+def reader_of(
+    where: str, folder: str, index: Mapping[str, Any], most: int | None, templated: bool
+) -> Reader:
     """The reader of a pipeline of diffusers.
 
     Args:
         where: names its setting, for errors.
-        folder: of the pipeline; its `model_index.json` and tokenizers are read.
+        folder: of the pipeline; its tokenizers are read.
+        index: content of its `model_index.json`.
         most: tokens that the pipeline takes of tokenizers other than CLIP's; None: those that the
             tokenizers themselves take.
 
@@ -66,8 +68,6 @@ def reader_of(where: str, folder: str, most: int | None, templated: bool) -> Rea
     """
     import transformers
 
-    with open(os.path.join(folder, "model_index.json"), encoding="utf-8") as file:
-        index: Mapping[str, Any] = json.load(file)
     found = []
     for name, stated in index.items():
         if not name.startswith(("tokenizer", "processor")) or not isinstance(stated, list):

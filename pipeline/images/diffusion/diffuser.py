@@ -21,7 +21,6 @@ from pipeline.images.diffusion.pipelines import (
 )
 from pipeline.images.diffusion.places import (
     CONFIGS,
-    INDEX,
     other_vae,
     pipeline_folder,
     place_of,
@@ -33,6 +32,7 @@ from pipeline.marks.names import embed
 from pipeline.models.device import device_name, pick_device
 from pipeline.models.hub import Place, loading
 from pipeline.models.weights import (
+    INDEX,
     Part,
     digest,
     header,
@@ -202,7 +202,7 @@ class Diffuser:
             denoiser = parts.load_denoiser(where, kind, file, folder, family.denoiser, dtype)
             given[family.denoiser] = options[family.denoiser] = denoiser
         folder = pipeline_folder(place, self.run, spec, given)
-        quantised = memory.quantisation(self.local, family.denoiser, folder)
+        quantised = memory.quantisation(self.local, family.denoiser, index)
         with loading(place.where, place), memory.current(self.device):
             return self.run.kind.from_pretrained(
                 folder, variant=spec.variant, **options, **quantised
@@ -304,7 +304,7 @@ class Diffuser:
                 let_through(error, where)  # after it, nothing on this device can be believed
                 if len(rows) == 1:
                     return [_Picture(None, f"{type(error).__name__}: {error}"[:500], size)]
-                parts, smaller = [[row] for row in rows], size
+                pieces, smaller = [[row] for row in rows], size
             elif size == 1:
                 raise MachineFault(
                     f"{where}: out of memory with one image of {rows[0]['width']}x"
@@ -313,12 +313,12 @@ class Diffuser:
                 ) from error
             else:
                 half = size // 2
-                parts = [part for part in (rows[:half], rows[half:]) if part]
+                pieces = [piece for piece in (rows[:half], rows[half:]) if piece]
                 smaller = size - half
         # Here the error and what it holds on the device are gone.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return [picture for part in parts for picture in self._generated(part, smaller)]
+        return [picture for piece in pieces for picture in self._generated(piece, smaller)]
 
     def _infer(self, rows: list[dict[str, Any]]) -> torch.Tensor:
         """float Bx3xHxW tensor on the device, nominally 0 to 1."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,27 +134,27 @@ def set_attention(model: Any, backend: str) -> None:
     """Let a denoiser compute its attention by this backend of diffusers, and no other model."""
     from diffusers.models import attention_dispatch as dispatch
 
-    registry = dispatch._AttentionBackendRegistry
-    usual = registry._active_backend
+    backends = dispatch._AttentionBackendRegistry
+    usual = backends._active_backend
     model.set_attention_backend(backend)
     # diffusers makes it that of all models that come later, too; they have settings of their own.
-    registry.set_active_backend(usual)
+    backends.set_active_backend(usual)
 
 
-def quantisation(local: DiffusersSource, denoiser: str, folder: str) -> Mapping[str, Any]:
+def quantisation(
+    local: DiffusersSource, denoiser: str, index: Mapping[str, Any]
+) -> Mapping[str, Any]:
     """Arguments of `from_pretrained` that hold denoiser and text encoders in fewer bits.
 
     Args:
         denoiser: name of the component.
-        folder: of the pipeline on this machine.
+        index: content of the pipeline's `model_index.json`.
     """
     if local.quantise == "none":
         return {}
     import diffusers
     import transformers
 
-    with open(os.path.join(folder, "model_index.json"), encoding="utf-8") as file:
-        index = json.load(file)
     way = QUANTISED[local.quantise]
     libraries = {"diffusers": diffusers, "transformers": transformers}
     chosen = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import AigiError
 from pipeline.complaints import near
@@ -22,6 +22,7 @@ from pipeline.images.diffusion.pipelines import (
 from pipeline.images.diffusion.source import DiffusersSource
 from pipeline.models.hub import Place, check_sha256, loading
 from pipeline.models.weights import (
+    INDEX,
     Part,
     check_model,
     check_pipeline,
@@ -33,11 +34,6 @@ from pipeline.plan.schedulers import OWN, scheduler_of
 from pipeline.plan.specification import DiffusersSpec
 from pipeline.prompts.tokens import Reader, reader_of
 
-if TYPE_CHECKING:
-    pass
-
-
-INDEX = "model_index.json"
 CONFIGS = (
     "*/config.json",
     "*/scheduler_config.json",
@@ -63,11 +59,13 @@ def prompt_reader(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Rea
     """
     place = place_of(name, spec, local)
     folder = place.fetch(INDEX, beside=_TOKENIZERS)
-    run = runner(place, read_index(place, folder), spec)
+    index = read_index(place, folder)
+    run = runner(place, index, spec)
     stated = run.takes.get("max_sequence_length")
     most = spec.options.get("max_sequence_length", None if stated is None else stated.default)
     templated = run.family.templated
-    return reader_of(place.where, folder, most if isinstance(most, int) else None, templated)
+    taken = most if isinstance(most, int) else None
+    return reader_of(place.where, folder, index, taken, templated)
 
 
 def places(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Iterator[Place]:
