@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +47,25 @@ class OneConvolution:
         return picture(16, 16)
 
 
-def test_operations_weights_and_memory_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def weighed() -> None:
+    """Print as JSON what is measured of OneConvolution."""
     row = table.CODECS["jpeg"]
     fake = codecs.Row(**{**vars(row), "network": True, "open": lambda *given: OneConvolution()})
-    monkeypatch.setitem(table.CODECS, "jpeg", fake)
-    found = measure(CodecSettings(codec="jpeg"), 50, Here(device="cpu"), picture(32, 32), 2)
+    table.CODECS["jpeg"] = fake
+    given = CodecSettings(codec="jpeg")
+    print(json.dumps(measure(given, 50, Here(device="cpu"), picture(32, 32), 2)))
+
+
+def test_operations_weights_and_memory_are_counted() -> None:
+    # In a process of its own, as codecs are measured: other tests' garbage, freed meanwhile, would
+    # count as memory given back.
+    code = "from tests.benchmark.test_complexity import weighed; weighed()"
+    found = json.loads(subprocess.check_output([sys.executable, "-c", code], text=True))
     assert found["encode_kmac_per_pixel"] == pytest.approx(0.27)
     assert found["decode_kmac_per_pixel"] == 0
     assert found["parameters"] == 280
-    # Torch itself takes some at its first convolution; what other tests left may be given back.
-    assert 180 < found["peak_mib"] < 450
+    # Torch itself takes some at its first convolution.
+    assert 200 < found["peak_mib"] < 450
     assert found["encode_s_per_mp"] > 0 < found["decode_s_per_mp"]
 
 
