@@ -1,7 +1,8 @@
 """A release and its models in, rows made again and compared with its own out.
 
 For `aigi verify --pixels N`. A row is made again in its original batch, which the plan beside
-the manifest contains, because the batch changes the last bit of some pixels.
+the manifest contains, because the batch changes the last bit of some pixels; where batches were
+filled, in one of the same size.
 """
 
 from __future__ import annotations
@@ -171,6 +172,8 @@ def audit(
     workflow = check(Workflow, data, location)
     confirm(workflow, trusted)
     check_sources(workflow.planned("images"), workflow.sources)
+    settings = workflow.images or Images(format="png")
+    filled = bool(settings.fill_batches)
     drawn = draw(store, manifest, sources, count, seed)
     wanted = {row["image_id"]: row for row in drawn}
     found: dict[str, list[tuple[dict[str, Any], pa.Table]]] = defaultdict(list)
@@ -184,14 +187,15 @@ def audit(
             for image in batch["image_id"].to_pylist():
                 if image in wanted:
                     row = wanted[image]
-                    found[source].append((row, _made_in(batch, image, row["batch_size"])))
+                    made_in = 1 if filled and made_here else row["batch_size"]
+                    found[source].append((row, _made_in(batch, image, made_in)))
     torch.set_num_threads(workflow.compute.threads)
-    maker = ImageMaker(
-        workflow.images or Images(format="png"), workflow.sources, dataset, workflow.compute
-    )
+    maker = ImageMaker(settings, workflow.sources, dataset, workflow.compute)
     clip: Any = None
     for source, rows in found.items():
         for row, batch in rows:
+            if filled and row["batch_size"] is not None:
+                maker.batch_size = row["batch_size"]
             again = next(
                 made
                 for chunk in maker(batch)

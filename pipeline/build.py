@@ -100,12 +100,16 @@ def make(workflow: Workflow, store: Store, progress: Progress, checks: Checks = 
     Raises:
         AigiError: as `run_stages`.
     """
+    from pipeline import growth
     from pipeline.images import images
     from pipeline.selection.tally import shortage
 
     if workflow.images is not None:
         images.check_format(workflow.images, store)
     found = stages(workflow)
+    first = next((n for n, stage in enumerate(found) if stage.table in growth.TABLES), 0)
+    run_stages(found[:first], store, workflow.compute, progress, checks)
+    growth.grow(workflow, store, found, progress, checks)
     store.write_json(public(workflow.model_dump(mode="json")), RUN_WORKFLOW)
     tables = [stage.table for stage in found]
     cut = tables.index("selection") + 1 if "selection" in tables else len(found)

@@ -209,6 +209,22 @@ class Folder:
         if self.fs.exists(path):
             self.fs.rm(path, recursive=True)
 
+    def move(self, old: str, new: str) -> None:
+        """Give a file another name below the root; on an object store it is copied there.
+
+        Args:
+            old, new: paths below the root.
+        """
+        source, target = self.path(old), self.path(new)
+        for path in (source, target):
+            self._inside(path)
+            self._changes(path)
+        self.fs.makedirs(posixpath.dirname(target), exist_ok=True)
+        if self.local:
+            os.replace(source, target)
+        else:
+            self.fs.mv(source, target)
+
     def _replace(self, path: str, fill: Any) -> Any:
         """Let `fill` write a temporary file, then make it visible as `path` in one step."""
         self._inside(path)

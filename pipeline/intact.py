@@ -21,11 +21,13 @@ class Checks:
         rehash: hash every file, also those whose size and time of change are as recorded.
         adopt: take up shards that no record describes.
         retry: make rows that have an error again; what was made from them follows.
+        replace: what the settings of now cannot keep may be removed.
     """
 
     rehash: bool = False
     adopt: bool = False
     retry: bool = False
+    replace: bool = False
 
 
 USUAL = Checks()

@@ -21,7 +21,11 @@ WEIGHTS = f"{NOTE}weights"
 
 def notes(worker: object) -> Mapping[str, str]:
     """What a worker's shards have in their footers: nothing, if it has not loaded weights."""
-    found: Mapping[str, str] = getattr(worker, "loaded", None) or {}
+    return as_notes(getattr(worker, "loaded", None) or {})
+
+
+def as_notes(found: Mapping[str, str]) -> Mapping[str, str]:
+    """The same of digests by component."""
     return {WEIGHTS: json.dumps(dict(found), sort_keys=True)} if found else {}
 
 

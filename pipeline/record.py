@@ -84,6 +84,8 @@ class Record(Checked):
         shards: its shards, by name.
         files: of a stage that makes files, these, by their paths below the run.
         beside: files that a stage wrote besides its table.
+        identity: what `made_from` was computed with: the fingerprint that the table was begun with,
+            though inputs, or settings for what is still missing, changed since; empty: its own.
         made_from: digest of all that a table that is built as a whole was made from.
         driver: the process that runs it; None: none does, or an earlier version of aigi.
         seen: the same in records of earlier versions: names of input shards and the state.
@@ -101,9 +103,20 @@ class Record(Checked):
     shards: dict[str, Written] = Field(default_factory=dict)
     files: dict[str, Written] = Field(default_factory=dict)
     beside: dict[str, Written] = Field(default_factory=dict)
+    identity: str = ""
     made_from: str | None = None
     driver: Driver | None = None
     seen: str | None = None
+
+    @property
+    def made_as(self) -> str:
+        """What `made_from` of the table and its shards is computed with."""
+        return self.identity or self.fingerprint
+
+    @property
+    def empty(self) -> bool:
+        """Whether it describes a try that made nothing."""
+        return not self.shards and not self.files
 
     @model_validator(mode="before")
     @classmethod

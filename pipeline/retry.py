@@ -75,6 +75,16 @@ def made_again(
         yield made.cast(old.schema)
 
 
+def made_beside(
+    old: pa.Table, rows: pa.Table, worker: Callable[..., Iterable[pa.Table]], start: int = 0
+) -> Iterator[pa.Table]:
+    """The same of a shard whose failed rows were not made yet: in the batches of the worker."""
+    if left := failed_rows(old):
+        mine = rows.take(left)
+        for chunk in worker(mine, start=start) if start else worker(mine):
+            yield chunk.cast(old.schema)
+
+
 def failed_rows(old: pa.Table) -> list[int]:
     """The numbers of the rows of a shard that have an error."""
     bad = pc.is_valid(old[ERROR]).to_pylist()

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import AigiError, parts
+from pipeline import AigiError, held, parts
 from pipeline.cluster import shards_with_ray
 from pipeline.folder import DiskFull
 from pipeline.intact import USUAL, Checks, intact, intact_files
@@ -94,9 +94,8 @@ def _refuse(stage: Stage, record: Record, inputs: Mapping[str, str], store: Stor
     raise AigiError(
         f"{stage.table}: made with other settings than the workflow has now:\n  "
         + "\n  ".join(changes)
-        + f"\nGo back to the old settings, use a new run directory (--set run=...), or delete "
-        f"{store.path(stage.table)} and {store.path(RECORDS, stage.table + '.json')} "
-        "to remake it."
+        + "\nGo back to the old settings, use a new run directory (--set run=...), or give "
+        f"--replace to remove {store.path(stage.table)} and make it again."
     )
 
 
@@ -214,11 +213,11 @@ def _run_map(
     progress: Progress,
     checks: Checks,
 ) -> None:
-    wanted = {
-        name: made_from(stage, store, name, record.fingerprint) for name in stage.names(store)
-    }
+    wanted = {name: made_from(stage, store, name, record.made_as) for name in stage.names(store)}
     before = store.record(stage.table)
     whole = _up_to_date(stage, store, record, wanted, checks, progress)
+    if stage.takes is not None:
+        _set_aside(stage, store, record, whole)
     again: dict[str, int] = {}
     if checks.retry:
         mine = stage.possible([name for name in whole if wanted[name] is not None])
@@ -232,6 +231,7 @@ def _run_map(
         if record != before:
             store.write_record(record)
         parts.sweep(store, stage.table)
+        _taken(stage, store, progress, checks)
         progress.skip(stage.table, len(wanted))
         return
     for name in set(store.shards(stage.table)) - set(wanted):
@@ -241,7 +241,10 @@ def _run_map(
             f"{stage.table}: finished batches of {len(stale)} shards that are not being made are "
             f"thrown away, first {stale[0]}"
         )
-    if missing:
+    if stage.takes is not None and missing:
+        others = [name for name in missing if name not in again]
+        stage = replace(stage, taker=stage.takes(store, others, progress))
+    if missing and not (stage.taker and stage.taker.all and not again):
         for line in stage.check() or ():
             progress.say(line)
     weights = Weights(stage.table, store, list(whole), stage.inputs)
@@ -281,6 +284,8 @@ def _run_map(
                     in_a_row = 0
                     kept = {key: result[key] for key in Written.model_fields if key in result}
                     shards[name] = Written(**kept, made_from=missing[name])
+                    if stage.taker is not None:
+                        stage.taker.taken(store, name)
                     rows = again.get(name, result["rows"])
                     bar.advance(rows, name, min(rows, result["fresh"]))
                 if in_a_row >= FAILURES_IN_A_ROW:
@@ -306,6 +311,29 @@ def _run_map(
         )
     save("done")
     parts.sweep(store, stage.table)
+    _taken(stage, store, progress, checks)
+
+
+def _set_aside(stage: Map, store: Store, record: Record, whole: Mapping[str, Written]) -> None:
+    """Move shards that are made anew, or no longer wanted, to where their rows may be taken from.
+
+    A damaged one stays, and is overwritten.
+    """
+    there = store.shards(stage.table)
+    others = {
+        name: one for name, one in record.shards.items() if name in there and name not in whole
+    }
+    for name, one in intact(store, stage.table, others)[0].items():
+        held.move(store, stage.table, name, one)
+
+
+def _taken(stage: Map, store: Store, progress: Progress, checks: Checks) -> None:
+    """Remove what is left of shards that were set aside, if nothing of it is lost by that."""
+    if stage.takes is None or not held.shards(store, stage.table):
+        return
+    taker = stage.taker or stage.takes(store, [], progress)
+    if taker is not None:
+        taker.end(store, progress, checks.replace)
 
 
 # --- stages that are made as a whole -------------------------------------------------------------
@@ -358,7 +386,7 @@ def _run_build(
     _put_back(store, record, lost, progress)
     lost = {path: why for path, why in lost.items() if record.beside[path].text is None}
     present = store.shards(stage.table)
-    source = built_from(stage, store, record.fingerprint)
+    source = built_from(stage, store, record.made_as)
     unchanged = _unchanged(stage, store, record, source)
     if unchanged and not wrong and not lost and present.keys() == shards.keys():
         kept = {"shards": shards, "beside": {**record.beside, **beside}, "made_from": source}
@@ -379,7 +407,7 @@ def _run_build(
             "expected": len(made),
             "shards": {shard.name: shard.written(None) for shard in made},
             "beside": {path: one for path in sorted(others) if (one := store.look(path))},
-            "made_from": built_from(stage, store, record.fingerprint),
+            "made_from": built_from(stage, store, record.made_as),
         }
 
 
@@ -388,7 +416,7 @@ def _run_files(
 ) -> None:
     first = first_process()
     files, wrong = intact_files(store, record.files, checks.rehash)
-    source = built_from(stage, store, record.fingerprint)
+    source = built_from(stage, store, record.made_as)
     unchanged = _unchanged(stage, store, record, source)
     if unchanged and not wrong and files:
         if first:
@@ -441,22 +469,57 @@ def _begun(
                 f"delete {store.path(stage.table)} to remake them."
             )
         return begun
+    if record.empty and not (isinstance(stage, Map) and store.shards(stage.table)):
+        return begun  # a try that made nothing binds nobody
     was = record.inputs.get(_STATE)
     if was is not None and isinstance(stage, Map):
         same = record.fingerprint == fingerprint(stage, {**inputs, _STATE: was})
         shards = record.shards if was == str(stage.state(store)) else {}
     else:
         same, shards = record.fingerprint == identity, record.shards
+    kept = begun.model_dump(include={"version", "settings", "inputs", "fingerprint"})
+    if not same and (goes_on := _goes_on(stage, record)) is not None:
+        return record.model_copy(update={**kept, "identity": goes_on})
     if not same:
-        if not stage.remake:
+        if not stage.remake and not checks.replace:
             _refuse(stage, record, inputs, store)
         progress.say(f"{stage.table}: its settings or inputs have changed; it is remade")
         if isinstance(stage, Map):
-            for name in store.shards(stage.table):
+            for name in stage.replaces(
+                record.settings, begun.settings, [*store.shards(stage.table)]
+            ):
                 store.remove(stage.table, f"{name}.parquet")
-        return begun
-    kept = begun.model_dump(include={"version", "settings", "inputs", "fingerprint"})
+        return begun.model_copy(update={"shards": _others(stage, store, record)})
     return record.model_copy(update={**kept, "shards": shards})
+
+
+def _goes_on(stage: Stage, record: Record) -> str | None:
+    """What `made_from` is computed with, where content alone tells what must be made again.
+
+    So it is where only the inputs changed, or settings for what is still missing. None: it is not.
+    """
+    before = replace(stage, settings=record.settings)
+    settings = json.loads(json.dumps(stage.settings))
+    if fingerprint(before, record.inputs) != record.fingerprint:
+        return None  # another version, or other columns
+    if settings == record.settings:
+        return record.made_as
+    extends = not isinstance(stage, Files) and stage.extends(record.settings, settings)
+    # A table that is built as a whole is built again; its shards then have the content they had.
+    return None if not extends else "" if isinstance(stage, Build) else record.made_as
+
+
+def _others(stage: Stage, store: Store, record: Record) -> dict[str, Written]:
+    """Shards of a table that is replaced from which rows may be taken."""
+    if not isinstance(stage, Map) or stage.takes is None:
+        return {}
+    there = store.shards(stage.table)
+    # Made from nothing that anything is made from now.
+    return {
+        name: one.model_copy(update={"made_from": "replaced"})
+        for name, one in record.shards.items()
+        if name in there
+    }
 
 
 def run_stages(

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 from pydantic import Field
@@ -21,11 +21,11 @@ from pydantic import Field
 from pipeline import AigiError, loaded
 from pipeline.faults import in_short, of_machine
 from pipeline.folder import DiskFull
-from pipeline.parquet import MADE_FROM, row_group_limits
+from pipeline.parquet import MADE_FROM, Notes, row_group_limits
 from pipeline.parts import Parts, gone_on
 from pipeline.progress import LOG, Progress
 from pipeline.record import digest
-from pipeline.retry import failed_rows, in_place, made_again
+from pipeline.retry import failed_rows, in_place, made_again, made_beside
 from pipeline.settings import Count, Settings
 from pipeline.shown import public, redacted
 from pipeline.store import Shard, Store
@@ -76,6 +76,48 @@ def none_outdated(store: Store, names: Sequence[str], progress: Progress) -> set
     return set()
 
 
+def extends_nothing(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether settings leave what is made as it is: those of most stages decide every row."""
+    return False
+
+
+def all_of(old: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[str]) -> Sequence[str]:
+    """The shards that other settings make others: all."""
+    return names
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Rows of a shard that are there already, elsewhere.
+
+    Attributes:
+        table: the whole shard; a row that has to be made has an `error` in it.
+        weights: digests of what made the others, by component.
+    """
+
+    table: pa.Table
+    weights: Mapping[str, str]
+
+
+class Taker(Protocol):
+    """Finds rows that are there already, by what identifies them; it is sent to every worker.
+
+    Attributes:
+        all: every row of the shards that it was made for is there.
+    """
+
+    all: bool
+
+    def __call__(self, store: Store, name: str, rows: pa.Table) -> Taken | None:
+        """The rows of a shard, of whose input `rows` are; None: none is there."""
+
+    def taken(self, store: Store, name: str) -> None:
+        """A shard is made: what no other one needs may go."""
+
+    def end(self, store: Store, progress: Progress, replace: bool) -> None:
+        """All shards are made."""
+
+
 class _Recorded:
     """What all stages share: their settings are recorded, so locations in them hold no secret.
 
@@ -99,6 +141,7 @@ class Build(_Recorded):
         state: what the table depends on besides settings and inputs, as JSON values.
         remake: other settings remake the table instead of being refused: for tables that take
             seconds.
+        extends: whether a change of settings leaves the rows of shards as they are that exist.
     """
 
     table: str
@@ -109,6 +152,7 @@ class Build(_Recorded):
     build: Callable[[Store, Progress], list[Shard]]
     state: Callable[[Store], Any] = field(default=no_state)
     remake: bool = False
+    extends: Callable[[Mapping[str, Any], Mapping[str, Any]], bool] = field(default=extends_nothing)
 
 
 @dataclass(frozen=True)
@@ -139,6 +183,10 @@ class Map(_Recorded):
             a shard takes seconds, or a batch depends on those before it.
         rows: how many rows a shard will have, if that is known before; by default those of the
             shard of this name of the first input.
+        extends: whether a change of settings concerns only what is not made yet.
+        replaces: which shards a change of settings makes others.
+        takes: what finds rows of these shards that are there already; None: nothing is.
+        taker: the same, while shards are made.
     """
 
     table: str
@@ -161,6 +209,12 @@ class Map(_Recorded):
     again: frozenset[str] = frozenset()
     keeps: tuple[str, ...] | None = None
     rows: Callable[[Store, str], int | None] | None = None
+    extends: Callable[[Mapping[str, Any], Mapping[str, Any]], bool] = field(default=extends_nothing)
+    replaces: Callable[[Mapping[str, Any], Mapping[str, Any], Sequence[str]], Sequence[str]] = (
+        field(default=all_of)
+    )
+    takes: Callable[[Store, Sequence[str], Progress], Taker | None] | None = None
+    taker: Taker | None = None
 
     def rows_of(self, store: Store, name: str) -> int | None:
         """How many rows a shard will have; None: nobody knows."""
@@ -268,19 +322,60 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _batches(
-    stage: Map, worker: Worker, rows: pa.Table, old: pa.Table | None, parts: Parts | None
+    stage: Map,
+    worker: Worker,
+    rows: pa.Table,
+    old: pa.Table | None,
+    parts: Parts | None,
+    alone: bool,
 ) -> Iterable[pa.Table]:
-    """The batches of a shard or, of one that there is, of its failed rows: kept ones, new ones."""
+    """The batches of a shard or, of one that there is, of its failed rows: kept ones, new ones.
+
+    Args:
+        alone: each failed row is made alone, since it may fail again.
+    """
 
     def make(start: int) -> Iterable[pa.Table]:
-        if old is not None:
+        if old is not None and alone:
             return made_again(old, rows, worker, stage.unit, start)
+        if old is not None:
+            return made_beside(old, rows, worker, start)
         return worker(rows, start=start) if start else worker(rows)
 
     if parts is None:
         return make(0)
     parts.load(rows if old is None else rows.take(failed_rows(old)))
     return gone_on(parts, make)
+
+
+def _which(store: Store, stage: Map, name: str, old: pa.Table | None) -> str:
+    """A digest of which rows of a shard are made, beside those that there are.
+
+    Args:
+        old: with its failed rows; None: the shard as it is.
+    """
+    if old is None:
+        return store.sha256_of(stage.table, name)
+    return digest([], failed_rows(old))
+
+
+def _both(name: str, taken: Taken, notes: Notes) -> Mapping[str, str]:
+    """What the footer of a shard says whose rows were partly made here, and partly elsewhere.
+
+    Raises:
+        AigiError: with other weights.
+    """
+    every = dict(taken.weights)
+    if failed_rows(taken.table):  # else the worker holds the model of another shard
+        for part, sha256 in json.loads(notes().get(loaded.WEIGHTS, "{}")).items():
+            if every.setdefault(part, sha256) != sha256:
+                raise AigiError(
+                    f"{name}: {part}: images that are there already were made with weights of "
+                    f"sha256 {every[part][:12]}…, this machine has {sha256[:12]}…. Use the same "
+                    "weights, or make all images anew: take the place of the others out of "
+                    "plan.reuse, or use a new run directory (--set run=…)."
+                )
+    return loaded.as_notes(every)
 
 
 def make_shard(
@@ -315,18 +410,23 @@ def make_shard(
     try:
         rows = stage.read(store, name)
         old = store.read(stage.table, name) if name in stage.again else None
+        again, taken = old is not None, None
+        if stage.taker is not None and not again:
+            taken = stage.taker(store, name, rows)
+            old = None if taken is None else taken.table
         if stage.keeps is not None:
-            before = "" if old is None else store.sha256_of(stage.table, name)
+            before = "" if old is None else _which(store, stage, name, None if again else old)
             # What is kept of a shard whose failed rows are made again depends on which failed.
             identity = digest([], [name, before], source)
             parts = Parts(
                 store, stage.table, name, identity, stage.keeps, partial(loaded.notes, worker)
             )
-        chunks: Iterable[pa.Table] = counted(_batches(stage, worker, rows, old, parts))
+        chunks: Iterable[pa.Table] = counted(_batches(stage, worker, rows, old, parts, again))
         if old is not None:
             chunks = in_place(old, chunks)
         mine = {} if stage.published else {MADE_FROM: source}
-        shard = store.write(stage.table, name, chunks, stage.schema, lambda: {**mine, **notes()})
+        said: Notes = notes if taken is None else partial(_both, name, taken, notes)
+        shard = store.write(stage.table, name, chunks, stage.schema, lambda: {**mine, **said()})
         if shard.rows != rows.num_rows:
             store.remove(stage.table, f"{name}.parquet")
             if parts is not None:
@@ -334,7 +434,7 @@ def make_shard(
             raise AigiError(f"{shard.rows} rows out of {rows.num_rows}: the worker lost some")
         if parts is not None:
             parts.done()
-        weights = notes().get(loaded.WEIGHTS, "")
+        weights = said().get(loaded.WEIGHTS, "")
         result: dict[str, Any] = {**asdict(shard), "weights": weights, "error": "", "fatal": ""}
     except DiskFull as error:
         result = {"name": name, "error": "", "fatal": str(error)}

@@ -512,6 +512,20 @@ class Store(Folder):
         self._mine[table, shard] = made.written(None)
         return made
 
+    def read_arrow(self, *parts: str) -> pa.Table | None:
+        """Read an Arrow file as `write_arrow` writes it; None without it.
+
+        Raises:
+            Damaged: it is none, or is cut.
+        """
+        path = self.path(*parts)
+        if not self.fs.exists(path):
+            return None
+        with self._reading(path), self.fs.open(path, "rb") as file, pa.ipc.open_file(file) as found:
+            table = found.read_all()
+            table.validate(full=True)
+            return table
+
     def write_arrow(
         self, tables: Iterable[pa.Table], schema: pa.Schema, *parts: str
     ) -> tuple[int, str]:

@@ -222,6 +222,12 @@ def run(
         bool, typer.Option("--adopt", help="Take up shards of which the run has no record.")
     ] = False,
     retry: Retry = False,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Remove images and tables that changed settings cannot keep."
+        ),
+    ] = False,
     allow_fewer: AllowFewer = False,
     quiet: Quiet = False,
     trust: Trust = False,
@@ -242,7 +248,7 @@ def run(
                 tell(f"--trust would be needed for: {line}")
             return
         confirm(workflow, trust)
-        found = _execute(workflow, quiet, allow_fewer, Checks(rehash, adopt, retry))
+        found = _execute(workflow, quiet, allow_fewer, Checks(rehash, adopt, retry, replace))
         if workflow.release is not None:
             folder = workflow.run.rstrip("/") + "/release"
             tell(f"release: {folder}")

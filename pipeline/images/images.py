@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from pydantic import (
 )
 
 from pipeline import AigiError
+from pipeline.images import reuse
 from pipeline.images.diffusion.diffuser import Diffuser
 from pipeline.images.diffusion.places import check_weights, prompt_reader
 from pipeline.images.diffusion.source import DiffusersSource
@@ -73,6 +75,12 @@ class Images(Settings):
         "for `format: png` alone",
     )
     encode_threads: Count | None = Field(None, description="null: all cores, up to 8")
+    fill_batches: bool | None = Field(
+        None,
+        description="make every batch as large as batch_size, so that an image does not depend on "
+        "those beside it and stays the same when the dataset grows; null: as the run began, a new "
+        "one does",
+    )
 
     @model_validator(mode="after")
     def _effort_of_png(self) -> Images:
@@ -103,8 +111,17 @@ def _paths(store: Store, shard: str) -> list[str]:
     return []
 
 
+def _fills(store: Store) -> bool | None:
+    """Whether batches of a run are filled; None: it has no images."""
+    if (record := store.record("images")) is not None:
+        return bool(record.settings.get("fill_batches", False))
+    return False if store.shards("images") else None
+
+
 def begun(settings: Images, store: Store) -> Images:
-    """The section with its format: the given one, else that of the run so far, else WebP.
+    """The section with its format and the filling of batches: the given one, else as the run began.
+
+    A new run has WebP and fills batches.
 
     Raises:
         AigiError: it asks for an effort of PNG, and images become WebP.
@@ -112,7 +129,10 @@ def begun(settings: Images, store: Store) -> Images:
     found = settings.format or _before(store) or "webp"
     if found == "webp" and settings.png == "small":
         raise AigiError(f"images.{_SMALL_PNG}images.format: png")
-    return settings.model_copy(update={"format": found})
+    fill = settings.fill_batches
+    if fill is None:
+        fill = _fills(store) is not False
+    return settings.model_copy(update={"format": found, "fill_batches": fill})
 
 
 def check_format(settings: Images, store: Store) -> None:
@@ -157,6 +177,7 @@ class ImageMaker:
         self.workers = 1 if compute.ray is None else compute.workers
         self.held: tuple[str, int | None, str] | None = None
         self.maker: Diffuser | Endpoint | Importer | None = None
+        self.batch_size: int | None = None  # None: of the source
         self.unusable: dict[tuple[str, int | None, str], str] = {}
 
     def __call__(self, rows: pa.Table, start: int = 0) -> Iterator[pa.Table]:
@@ -180,6 +201,9 @@ class ImageMaker:
         if wanted in self.unusable or self.maker is None:
             yield from without(rows.slice(start), self.unusable[wanted])
         elif isinstance(self.maker, Diffuser):
+            if self.batch_size is not None:
+                size = {"batch_size": self.batch_size}
+                self.maker.local = self.maker.local.model_copy(update=size)
             yield from self.maker(rows, start)
         else:
             yield from self.maker(rows.slice(start))
@@ -220,6 +244,7 @@ class ImageMaker:
                 self.device,
                 self._container(Container()),
                 self.settings.encode_threads,
+                bool(self.settings.fill_batches),
             )
             # One of many models may make nothing but noise: that costs its own rows.
             made.every_row_may_fail = number is not None
@@ -342,6 +367,41 @@ def _outdated(
     return found
 
 
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str] | None:
+    """Sources of both whose settings decide other pixels now; None: all do.
+
+    How many images are made at once concerns what is still missing: each row says it.
+    """
+    if {**old, "sources": {}} != {**new, "sources": {}}:
+        return None
+    before, after = (
+        {
+            name: {key: value for key, value in source.items() if key != "batch_size"}
+            for name, source in settings["sources"].items()
+        }
+        for settings in (old, new)
+    )
+    return {name for name in before.keys() & after.keys() if before[name] != after[name]}
+
+
+def _extends(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return _changed(old, new) == set()
+
+
+def shards_of(source: str, names: Iterable[str]) -> list[str]:
+    """Those of these shards that are of a source."""
+    return [name for name in names if any(name.startswith(f"{source}-{s}-") for s in SPLITS)]
+
+
+def _replaces(
+    old: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[str]
+) -> Sequence[str]:
+    changed = _changed(old, new)
+    if changed is None:
+        return names
+    return [shard for source in changed for shard in shards_of(source, names)]
+
+
 def stage(
     settings: Images, plan: Plan, sources: Mapping[str, LocalSource], compute: Compute
 ) -> Map:
@@ -367,13 +427,23 @@ def stage(
             imported = local_import(sources, name)
             recorded[name] = imported.model_dump(mode="json", exclude={"keep_metadata"})
             keeps[name] = imported.keep_metadata
+    wish = reuse.Wish(
+        dataset=dataset,
+        reuse=plan.reuse,
+        container=Container(settings.format or "webp", settings.png),
+        how={
+            name: reuse.how(json.dumps({"settings": settings_of}))
+            for name, settings_of in recorded.items()
+        },
+    )
     return Map(
         table="images",
         version=VERSION,
         schema=IMAGES,
         settings={
-            # PNG is not named: runs of before had no other.
+            # PNG is not named, nor are batches as they come: runs of before had no others.
             **({} if settings.format == "png" else {"format": "webp"}),
+            **({"fill_batches": True} if settings.fill_batches else {}),
             "png": settings.png,
             "threads": compute.threads,
             "sources": recorded,
@@ -387,4 +457,7 @@ def stage(
         outdated=partial(_outdated, keeps),
         unit="pair_id",
         keeps=("device", "versions"),
+        extends=_extends,
+        replaces=_replaces,
+        takes=partial(reuse.find, wish),
     )

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -174,11 +175,16 @@ def _pixels_of(
 
 
 def stated_splits(
-    imports: dict[str, list[Import]], rejects: list[dict[str, Any]]
+    imports: dict[str, list[Import]],
+    rejects: list[dict[str, Any]],
+    before: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Splits that import lists state; they win over the hash, for every source alike.
 
     Where two lists disagree about a prompt, a held-out split wins, test first.
+
+    Args:
+        before: splits of prompts that the run has had: no prompt changes its split.
     """
     order = {split: rank for rank, split in enumerate(("test", "validation", "train"))}
     stated: dict[str, str] = {}
@@ -187,6 +193,7 @@ def stated_splits(
             old = stated.get(picture.prompt_id)
             if old is None or order[picture.split] < order[old]:
                 stated[picture.prompt_id] = picture.split
+    stated |= before
     for name, pictures in imports.items():
         for picture in pictures:
             if stated[picture.prompt_id] != picture.split:

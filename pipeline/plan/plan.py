@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -58,6 +58,9 @@ from pipeline.store import Shard, Store
 from pipeline.tables import PLAN, REJECTS, with_options
 
 VERSION = 1
+SPLITS_BEFORE = "_splits.arrow"
+"""Beside the plan of a run that has grown: prompts that it had before, with their splits."""
+_SPLITS = pa.schema([("prompt_id", pa.string()), ("split", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -121,11 +124,10 @@ def _generated(
     planned = math.ceil(wanted * (1 + plan.margin))
     need = math.ceil(planned / spec.images_per_prompt)
     if len(prompts) < need:
-        raise AigiError(
+        raise _TooFew(
             f"plan: {name} {split}: needs {need:,} {split} prompts "
             f"({planned:,} images, {spec.images_per_prompt} per prompt); the prompts table has "
-            f"{len(prompts):,} that it may use. Raise prompts.select.count or split.{split}, "
-            "add caption sources, or lower plan.limit."
+            f"{len(prompts):,} that it may use."
         )
     each = shard_rows(size.width or 0, size.height or 0, len(size.watermarks), plan.shard_mb)
     for number, first, last in spans([planned, *rounds]):
@@ -159,6 +161,70 @@ def _generated(
                 if place % each == 0 or place == len(ranks):
                     yield number, model, plan_table(rows, options)
                     rows = []
+
+
+class _TooFew(AigiError):
+    """A source lacks prompts; why, who has all prompts can tell."""
+
+
+def _cause(
+    name: str, spec: PromptedSpec, split: str, there: Mapping[tuple[str, str], int], usable: int
+) -> str:
+    """Why a source has too few prompts, and the setting that cures it: sentences.
+
+    Args:
+        there: prompts by caption source and split.
+        usable: those of this split that it may use.
+    """
+    of = Counter[str]()
+    for (source, each), count in there.items():
+        if each == split:
+            of[source] += count
+    barred = {s: n for s, n in of.items() if spec.captions is not None and s not in spec.captions}
+    if barred:
+        listed = ", ".join(f"{source} ({count:,})" for source, count in sorted(barred.items()))
+        return (
+            f"{'It' if usable else 'The reason: it'} may not use those of {listed}: the "
+            f"specification has sources.{name}.captions: [{', '.join(spec.captions or ())}]. Name "
+            "them there, or set captions: any; or name the caption source as the specification "
+            "does (prompts.sources.N.name)."
+        )
+    elsewhere = sum(there.values()) - of.total()
+    if not of.total() and elsewhere:
+        return (
+            f"All {elsewhere:,} prompts are in other splits: raise split.{split}, or raise "
+            "prompts.select.count, so that some fall into it by chance."
+        )
+    return f"Raise prompts.select.count or split.{split}, add caption sources, or lower plan.limit."
+
+
+def splits_before(store: Store) -> pa.Table:
+    """Prompts that a run has planned, with their splits."""
+    table = store.read_all("plan", ["prompt_id", "split"])
+    return table.group_by(["prompt_id", "split"]).aggregate([]).cast(_SPLITS)
+
+
+def _before(store: Store) -> dict[str, str]:
+    """The same, of a run that has grown since."""
+    table = store.read_arrow("plan", SPLITS_BEFORE)
+    return {} if table is None else dict(zip(*(c.to_pylist() for c in table.columns), strict=True))
+
+
+def _write_rejects(store: Store, rejects: list[dict[str, Any]]) -> str:
+    """Write what was refused, whatever comes of the others.
+
+    Returns: their reasons, the first one and where all are, for an error; empty: there are none.
+    """
+    store.write("rejects", "plan", pa.Table.from_pylist(rejects, schema=REJECTS), REJECTS)
+    if not rejects:
+        return ""
+    reasons = Counter(str(row["reason"]).split(":")[0] for row in rejects)
+    counts = ", ".join(f"{count:,} {why}" for why, count in reasons.most_common())
+    first = rejects[0]
+    return (
+        f"{len(rejects):,} images were refused: {counts}; first {first['file']}: "
+        f"{first['reason']}; all in {store.path('rejects', 'plan.parquet')}"
+    )
 
 
 def _ranks(
@@ -242,7 +308,8 @@ def _build(
         if isinstance(dataset.sources[name], ImportSpec):
             source = local_import(sources, name)
             imports[name] = listed_imports(name, source, shares, rejects)
-    stated = stated_splits(imports, rejects)
+    stated = stated_splits(imports, rejects, _before(store))
+    refused = _write_rejects(store, rejects)
     prompts: list[_Prompt] = []
     if any(isinstance(dataset.sources[name], PromptedSpec) for name in names):
         prompts = [
@@ -270,6 +337,8 @@ def _build(
                     if p.split == split and (spec.captions is None or p.source in spec.captions)
                 ]
                 shards = _generated(name, spec, split, usable, plan, rounds, options)
+                there = Counter((p.source, p.split) for p in prompts)
+                shards = _explained(shards, partial(_cause, name, spec, split, there, len(usable)))
             else:
                 mine = [p for p in imports[name] if p.split == split]
                 wanted = generations_of(spec.splits[split], plan)
@@ -295,17 +364,25 @@ def _build(
                     _check_same(store, manifest)  # however many more there would be
     store.write_json(extra, "plan", ROUNDS)
     if not made:
-        raise AigiError("plan: nothing to make; check plan.sources, plan.limit and the rejects")
-    store.write("rejects", "plan", pa.Table.from_pylist(rejects, schema=REJECTS), REJECTS)
-    if rejects:
-        reasons = Counter(str(row["reason"]).split(":")[0] for row in rejects)
-        progress.say(
-            f"plan: {len(rejects):,} rejected, see rejects/plan.parquet"
-            + "".join(f", {count:,} {why}" for why, count in reasons.most_common())
+        raise AigiError(
+            "plan: nothing to make: "
+            + (f"{refused}." if refused else "check plan.sources and plan.limit.")
         )
+    if refused:
+        progress.say(f"plan: {refused}")
     if manifest is not None:
         _check_same(store, manifest)
     return made
+
+
+def _explained(
+    shards: Iterator[tuple[int, int | None, pa.Table]], cause: Callable[[], str]
+) -> Iterator[tuple[int, int | None, pa.Table]]:
+    """The same; if there are too few prompts, with the cause."""
+    try:
+        yield from shards
+    except _TooFew as error:
+        raise AigiError(f"{error} {cause()}") from None
 
 
 def _check_same(store: Store, manifest: Mapping[str, Any]) -> None:
@@ -389,7 +466,7 @@ def stage(plan: Plan, sources: Mapping[str, object], shares: SplitShares) -> Bui
             )
             for name in names
         },
-        **plan.model_dump(mode="json", exclude={"dataset", "sources", "manifest"}),
+        **plan.model_dump(mode="json", exclude={"dataset", "sources", "manifest", "reuse"}),
         "split": shares.model_dump(mode="json"),
         "imports": {
             # Metadata of files decides no row of the plan.

@@ -33,6 +33,11 @@ class Plan(Settings):
         le=200,
         description="megabytes of images in a shard, estimated as 1.5 bytes a pixel",
     )
+    reuse: tuple[Location, ...] = Field(
+        (),
+        description="runs and releases from which images are taken by their ids, instead of making "
+        "them again: folders, s3://BUCKET/RUN or hf://datasets/ORG/NAME@REVISION",
+    )
 
 
 # The published release is about 455 GB of PNG for 3.0e11 pixels. WebP without loss has some 23 %

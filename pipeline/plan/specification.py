@@ -109,12 +109,16 @@ class SplitSpec(Settings):
         return (self.count or 0) * len(self.watermarks)
 
 
+def _any(captions: Any) -> Any:
+    return None if captions == "any" else captions
+
+
 class _SourceSpec(Settings):
     title: str
     licence: str
     licence_url: Url | None = Field(None, description="where its text is published")
-    captions: tuple[str, ...] | None = Field(
-        None, description="prompt sources that it may use; null: all"
+    captions: Annotated[tuple[str, ...] | None, BeforeValidator(_any)] = Field(
+        None, description="prompt sources that it may use; any, or null: all"
     )
     splits: dict[Split, SplitSpec] = Field(min_length=1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -292,6 +292,11 @@ def _read(store: Store, shard: str) -> pa.Table:
     return store.read("photos", shard)
 
 
+def _adds(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether sources came behind the others, which are as they were."""
+    return old.items() <= new.items()
+
+
 def stages(sources: Sequence[CaptionSource], compute: Compute) -> list[Stage]:
     """The photos of every `blip` caption source, listed; then their captions, shard by shard.
 
@@ -311,6 +316,7 @@ def stages(sources: Sequence[CaptionSource], compute: Compute) -> list[Stage]:
             settings={str(n): s.model_dump(mode="json", include=where) for n, s in blip.items()},
             inputs=(),
             build=partial(_list_photos, blip),
+            extends=_adds,
         ),
         Map(
             table="captions",
@@ -326,5 +332,6 @@ def stages(sources: Sequence[CaptionSource], compute: Compute) -> list[Stage]:
             make_worker=partial(_Captioners, blip, compute.device, compute.threads),
             check=partial(_check, blip),
             keeps=(),
+            extends=_adds,
         ),
     ]

@@ -70,13 +70,16 @@ def features(text: str) -> list[str]:
     return list(dict.fromkeys(words + pairs))
 
 
-def most_diverse(texts: Sequence[str], count: int) -> list[int]:
+def most_diverse(texts: Sequence[str], count: int, first: int = 0) -> list[int]:
     """Indices of `count` texts that spread over the vocabulary, in the order of choice.
 
     Greedy maximum of the sum over words and word pairs of sqrt(times chosen), each text weighed
     by the root of its length, else the longest would win. The gain of a text only falls as others
     are chosen (the sum is submodular), so a stale upper bound in a heap is checked again only
     when it comes to the top (Minoux 1978).
+
+    Args:
+        first: texts at the beginning that are chosen already.
     """
     # Numbers for features: half a million texts hold tens of millions of them.
     numbers: dict[str, int] = {}
@@ -90,9 +93,12 @@ def most_diverse(texts: Sequence[str], count: int) -> list[int]:
         total = math.fsum(math.sqrt(times[f] + 1) - math.sqrt(times[f]) for f in found[i])
         return total / math.sqrt(max(1, len(found[i])))
 
-    heap = [(-gain(i), i) for i in range(len(texts))]
+    chosen = list(range(min(first, count)))
+    for i in chosen:
+        for feature in found[i]:
+            times[feature] += 1
+    heap = [(-gain(i), i) for i in range(len(chosen), len(texts))]
     heapq.heapify(heap)
-    chosen: list[int] = []
     while heap and len(chosen) < count:
         _, i = heap[0]
         fresh = -gain(i)

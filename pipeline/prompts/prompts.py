@@ -79,6 +79,24 @@ _CANDIDATE = pa.schema(
     ]
 )
 
+CHOSEN = "_chosen.arrow"
+"""Beside the prompts of a run that has grown: the ids of those that it had before, in order."""
+_CHOSEN = pa.schema([("prompt_id", pa.string())])
+
+
+def chosen_before(store: Store, old: Mapping[str, Any], new: Mapping[str, Any]) -> pa.Table | None:
+    """The prompts that a run has, which stay chosen; None: it is asked to choose anew.
+
+    Args:
+        old, new: settings of the stage, then and now; with another seed or method of
+            `prompts.select`, other prompts are wanted.
+    """
+    for name in ("seed", "method"):
+        if old.get("select", {}).get(name) != new["select"][name]:
+            return None
+    return store.read_all("prompts", ["prompt_id"]).cast(_CHOSEN)
+
+
 _ACCEPTED = pa.schema(
     [
         *(_CANDIDATE.field(name) for name in ("prompt_id", "text", "origin", "line")),
@@ -115,9 +133,14 @@ def _rows(
 
 
 def _gather(
-    settings: Prompts, store: Store, folder: str, progress: Progress
+    settings: Prompts, chosen: Mapping[str, int], store: Store, folder: str, progress: Progress
 ) -> tuple[list[Spool], Spool]:
-    """Read, clean and spread all captions over the buckets; the rejected ones apart."""
+    """Read, clean and spread all captions over the buckets; the rejected ones apart.
+
+    Args:
+        chosen: prompts that were chosen before, with their places: they have the first bucket.
+    """
+    first = Spool(f"{folder}/chosen.arrow", _CANDIDATE)
     buckets = [Spool(f"{folder}/{i:02d}.arrow", _CANDIDATE) for i in range(BUCKETS)]
     rejects = Spool(f"{folder}/rejects.arrow", REJECTS)
     clean = Filter(settings.filters).clean
@@ -137,19 +160,22 @@ def _gather(
                 rejects.append(name, place, line, problem or "empty", shown)
             else:
                 identity = prompt_id(cleaned)
-                digest = hashlib.sha256((salt + identity).encode()).digest()
-                key = int.from_bytes(digest[:8], "big")
-                buckets[key * BUCKETS >> 64].append(key, identity, cleaned, number, line)
+                key, spool = chosen.get(identity), first
+                if key is None:
+                    digest = hashlib.sha256((salt + identity).encode()).digest()
+                    key = int.from_bytes(digest[:8], "big")
+                    spool = buckets[key * BUCKETS >> 64]
+                spool.append(key, identity, cleaned, number, line)
             count, held = count + 1, held + 1
             if held >= HELD:
-                for spool in (*buckets, rejects):
+                for spool in (first, *buckets, rejects):
                     spool.flush()
                 held = 0
             if count % _REPORT_EVERY == 0:
                 progress.say(f"prompts: {count:,} captions read")
         if not found:
             progress.say(f"prompts: {place} has no captions")
-    return buckets, rejects
+    return [first, *buckets], rejects
 
 
 def _distinct(buckets: list[Spool], settings: Prompts, rejects: Spool) -> Iterator[pa.RecordBatch]:
@@ -295,37 +321,74 @@ def _shards(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield held
 
 
-def _chosen(accepted: Spool, count: int) -> Iterator[pa.Table]:
-    """The most diverse of the accepted, in their own order."""
+def _chosen(accepted: Spool, chosen: Mapping[str, int], count: int) -> Iterator[pa.Table]:
+    """The most diverse of the accepted beside those chosen before, in their own order."""
     table = pa.concat_tables(accepted.read())
-    yield table.take(pa.array(sorted(most_diverse(table["text"].to_pylist(), count))))
+    first = sum(identity in chosen for identity in table["prompt_id"].to_pylist())
+    yield table.take(pa.array(sorted(most_diverse(table["text"].to_pylist(), count, first))))
+
+
+def _before(store: Store) -> dict[str, int]:
+    """Prompts that were chosen before the run grew, with their places."""
+    table = store.read_arrow("prompts", CHOSEN)
+    ids = [] if table is None else table["prompt_id"].to_pylist()
+    return {identity: place for place, identity in enumerate(ids)}
+
+
+def _few(reasons: Mapping[str, int], first: str | None, path: str) -> str:
+    """What is known of captions that were refused, for an error: a sentence, or nothing."""
+    if not reasons:
+        return ""
+    counts = ", ".join(f"{count:,} {why}" for why, count in Counter(reasons).most_common())
+    return f" {sum(reasons.values()):,} captions: {counts}; first {first}; all in {path}."
+
+
+def _write_rejects(rejects: Spool, store: Store) -> tuple[Counter[str], str | None]:
+    """Write what was refused, whatever comes of the others; its reasons, and the first one."""
+    reasons: Counter[str] = Counter()
+    first: str | None = None
+
+    def rejected() -> Iterator[pa.Table]:
+        nonlocal first
+        for table in rejects.read():
+            for row in table.select(["file", "line", "reason"]).to_pylist():
+                first = first or f"{row['file']}:{row['line']}: {row['reason']}"
+                reasons[str(row["reason"]).split(":")[0]] += 1
+            yield table
+
+    store.write("rejects", "prompts", rejected(), REJECTS)
+    return reasons, first
 
 
 def _build(
     settings: Prompts, shares: SplitShares, models: Models, store: Store, progress: Progress
 ) -> list[Shard]:
-    select = settings.select
+    select, before = settings.select, _before(store)
     with scratch("prompts") as folder:
-        buckets, rejects = _gather(settings, store, folder, progress)
+        buckets, rejects = _gather(settings, before, store, folder, progress)
         limit = select.count
         if limit is not None and select.method == "diverse":
             limit = int(limit * select.pool)
         candidates = _distinct(buckets, settings, rejects)
         accepted = Spool(f"{folder}/accepted.arrow", _ACCEPTED)
         kept, unread = _accepted(candidates, settings, accepted, rejects, limit)
+        reasons, first = _write_rejects(rejects, store)
+        refused = _few(reasons, first, store.path("rejects", "prompts.parquet"))
         if select.count is not None and kept < select.count:
             raise AigiError(
                 f"prompts: {select.count:,} needed (prompts.select.count), only "
-                f"{kept:,} captions pass. Add sources, relax prompts.filters or "
+                f"{kept:,} captions pass.{refused} Add sources, relax prompts.filters or "
                 "prompts.near_duplicates, or lower the count."
             )
         if not kept:
-            raise AigiError("prompts: no caption passes; check the filters and the sources")
+            raise AigiError(
+                f"prompts: no caption passes.{refused} Check the filters and the sources."
+            )
         tables = accepted.read()
         if select.count is not None and select.method == "diverse":
             unread += kept - select.count
             kept = select.count
-            tables = _chosen(accepted, select.count)
+            tables = _chosen(accepted, before, select.count)
         made = [
             store.write(
                 "prompts",
@@ -335,15 +398,6 @@ def _build(
             )
             for i, rows in enumerate(_shards(tables))
         ]
-        reasons: Counter[str] = Counter()
-
-        def rejected() -> Iterator[pa.Table]:
-            for table in rejects.read():
-                for reason in table["reason"].to_pylist():
-                    reasons[str(reason).split(":")[0]] += 1
-                yield table
-
-        store.write("rejects", "prompts", rejected(), REJECTS)
     progress.say(
         f"prompts: {kept:,} kept, {unread:,} not needed, {sum(reasons.values()):,} "
         "rejected" + "".join(f", {count:,} {why}" for why, count in reasons.most_common())

@@ -115,14 +115,16 @@ def recorded(recipe: Recipe, sources: list[str]) -> dict[str, Any]:
     # A workflow has more sections, which only read a release and decide no byte of it.
     data: dict[str, Any] = public(recipe.model_dump(mode="json", include=set(DECIDING)))
     data["compute"] = {"threads": recipe.compute.threads}
-    if data["images"] is not None and data["images"]["format"] == "png":
-        del data["images"]["format"]  # as in manifests of before, which have PNG and do not name it
+    # As in manifests of before, which have the first of each and do not name it.
+    for name, usual in (("format", "png"), ("fill_batches", False)):
+        if data["images"] is not None and data["images"][name] == usual:
+            del data["images"][name]
     data["sources"] = {name: data["sources"][name] for name in sources if name in data["sources"]}
     for name, source in data["sources"].items():
         if source["kind"] == "http":  # where it is and who may ask it are matters of a machine
             data["sources"][name] = {"kind": "http"}
     data["plan"] = {**data["plan"], "sources": sorted(sources)}
-    for name in ("dataset", "manifest"):
+    for name in ("dataset", "manifest", "reuse"):
         data["plan"].pop(name)
     for dotted, value in flat(data).items():
         if is_place(dotted, value):
@@ -153,7 +155,8 @@ def merged(
         if sections is None or name in (*sections, "plan", "compute")
     }
     if "images" in data:
-        data["images"] = {"format": "png", **data["images"]}  # where it is not named
+        # What is not named there, as it was before there was a choice.
+        data["images"] = {"format": "png", "fill_batches": False, **data["images"]}
     copied = plan_beside(location, manifest) is not None
     wanted = (mine.get("plan") or {}).get("sources")
     data["plan"] = {**data["plan"], "dataset": location, "manifest": location}

@@ -101,7 +101,8 @@ class Diffuser:
     """A loaded text-to-image pipeline.
 
     Every image has a generator of its own, seeded on the CPU. Batches are cut from the rows as
-    they come; their size is recorded, since it changes the last bit of some pixels.
+    they come; their size is recorded, since it changes the last bit of some pixels. What else is in
+    a batch does not.
 
     Args:
         name: the source, for messages.
@@ -110,6 +111,7 @@ class Diffuser:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         container: what images are stored in.
         encode_threads: threads that compress images while the next batch is made.
+        fill: make every batch as large as the source's `batch_size`.
 
     Attributes:
         loaded: digests of the weights by component, as they were loaded in the source's dtype.
@@ -127,6 +129,7 @@ class Diffuser:
         device: str = "auto",
         container: Container | None = None,
         encode_threads: int | None = None,
+        fill: bool = False,
     ) -> None:
         import diffusers
         import torch
@@ -140,6 +143,8 @@ class Diffuser:
         transformers.utils.logging.set_verbosity_error()
         self.name, self.spec, self.local = name, spec, local
         self.every_row_may_fail = False
+        # Compiled code takes no other size.
+        self.fill = fill or local.compile
         self.device = pick_device(device)
         self.container = container or Container()
         self.encode_threads = decode_threads(encode_threads)
@@ -227,7 +232,7 @@ class Diffuser:
         size = self.local.batch_size
         first = _begins(groups, size, start)
         if self.texts is not None:
-            whole = size if self.local.compile else min(size, len(groups))
+            whole = size if self.fill else min(size, len(groups))
             self.texts.expect(whole, [group[0]["text"] for group in groups[first:]])
         with ThreadPoolExecutor(self.encode_threads, "encode") as pool:
             before: list[Future[dict[str, Any]]] = []
@@ -278,8 +283,8 @@ class Diffuser:
         A batch that fails for another reason is made again one by one, so that a bad row fails
         alone.
 
-        Compiled code takes no other size of a batch: rows that lack are filled with the last one,
-        whose images are dropped. Images record the filled size, which is what decides their bits.
+        With `fill`, rows that lack are filled with the last one, whose images are dropped. Images
+        record the filled size: with it, they are the same whatever is beside them.
 
         Raises:
             MachineFault: the device failed, or has too little memory for one image.
@@ -290,12 +295,12 @@ class Diffuser:
         """As `generate`.
 
         Args:
-            size: images in a batch of compiled code.
+            size: images in a batch that is filled.
         """
         import torch
 
         where = f"sources.{self.name}: {self.device}"
-        size = size if self.local.compile else len(rows)
+        size = size if self.fill else len(rows)
         try:
             full = [*rows, *rows[-1:] * (size - len(rows))]
             return self._pictures(self._infer(full))[: len(rows)]

@@ -89,6 +89,8 @@ _FIRST_RECORDED = {"kind", "batch_size", "vae", "vae_tiling", "attention_slicing
 """Settings that every record of the stage has had, whatever their values."""
 IN_ROWS = ("vae_slicing", "attention", "offload", "quantise")
 """Settings that `versions` of every row states where they are not the usual ones."""
+DECIDING = ("attention", "quantise", "vae_slicing")
+"""Those of them that decide pixels."""
 
 
 PLACES = ("file", "loras", "components")
