@@ -17,6 +17,8 @@ from pipeline import AigiError
 from pipeline.store import Store
 
 CHUNK_ROWS = 16
+MISSING = "_missing"
+"""A column of the input of a worker that makes only some rows of a shard: which these are."""
 ERROR = "error"
 """The column of a table in which a row has the reason why it could not be made."""
 
@@ -76,11 +78,17 @@ def made_again(
 
 
 def made_beside(
-    old: pa.Table, rows: pa.Table, worker: Callable[..., Iterable[pa.Table]], start: int = 0
+    old: pa.Table,
+    rows: pa.Table,
+    worker: Callable[..., Iterable[pa.Table]],
+    start: int = 0,
 ) -> Iterator[pa.Table]:
-    """The same of a shard whose failed rows were not made yet: in the batches of the worker."""
-    if left := failed_rows(old):
-        mine = rows.take(left)
+    """The same of a shard whose failed rows were not made yet: in the batches of the worker.
+
+    The worker gets all rows, and makes those where the column MISSING is true.
+    """
+    if failed_rows(old):
+        mine = rows.append_column(MISSING, pc.is_valid(old[ERROR]))
         for chunk in worker(mine, start=start) if start else worker(mine):
             yield chunk.cast(old.schema)
 

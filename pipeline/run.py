@@ -226,6 +226,8 @@ def _run_map(
     whole = {name: one for name, one in whole.items() if name not in again}
     stage = replace(stage, again=frozenset(again))
     missing = {name: made for name, made in wanted.items() if made and name not in whole}
+    for name in set(store.shards(stage.table)) - set(wanted):
+        store.remove(stage.table, f"{name}.parquet")
     if not missing and record.status == "done":
         record = record.model_copy(update={"shards": whole, "expected": len(wanted)})
         if record != before:
@@ -234,8 +236,6 @@ def _run_map(
         _taken(stage, store, progress, checks)
         progress.skip(stage.table, len(wanted))
         return
-    for name in set(store.shards(stage.table)) - set(wanted):
-        store.remove(stage.table, f"{name}.parquet")
     if stale := parts.sweep(store, stage.table, missing):
         progress.say(
             f"{stage.table}: finished batches of {len(stale)} shards that are not being made are "

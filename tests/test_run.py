@@ -170,7 +170,9 @@ def test_a_changed_setting_is_refused_by_name(tmp_path: Path) -> None:
     assert files(tmp_path) == before
 
 
-def test_a_changed_input_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_changed_setting_is_refused_by_name_and_a_changed_input_is_followed(
+    tmp_path: Path,
+) -> None:
     toy.make(str(tmp_path))
     record = tmp_path / "_stages" / "numbers.json"
     data = json.loads(record.read_text())
@@ -179,8 +181,18 @@ def test_a_changed_input_is_refused_by_name(tmp_path: Path) -> None:
         toy.make(str(tmp_path))
     record.unlink()
     (tmp_path / "numbers" / "part-00011.parquet").unlink()
-    with pytest.raises(AigiError, match=r"squares: .*\n.*input table numbers has changed"):
-        toy.make(str(tmp_path), shards=11)
+    said = toy.make(str(tmp_path), shards=11)
+    assert "squares: 11 shards, already made" in said
+    assert len(list((tmp_path / "squares").glob("*"))) == 11
+    record.unlink()
+    said = toy.make(str(tmp_path), shards=13)
+    assert "squares: 13/13 shards" in said
+    assert sum("squares:" in line and "made" in line for line in said.splitlines()) == 0
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "squares").glob("*")}
+    record.unlink()
+    toy.make(str(tmp_path), shards=14)
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "squares").glob("*")}
+    assert len(after) == 14 and times.items() <= after.items(), "the others were not made again"
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -37,6 +37,7 @@ from pipeline.plan.rounds import by_model
 from pipeline.plan.specification import Dataset, DiffusersSpec, DrawnSpec, HttpSpec, ZooSpec
 from pipeline.progress import Progress
 from pipeline.prompts.prompts import Model
+from pipeline.retry import MISSING
 from pipeline.settings import SPLITS, Count, Settings
 from pipeline.stage import Compute, Map
 from pipeline.store import RECORDS, Store
@@ -198,6 +199,8 @@ class ImageMaker:
                 if not isinstance(spec, ZooSpec) or number is None or not of_model(error):
                     raise
                 self.unusable[wanted] = unusable(spec.members[number], error)
+        if MISSING in rows.column_names and not isinstance(self.maker, Diffuser):
+            rows = rows.filter(rows[MISSING]).drop([MISSING])  # theirs do not depend on others
         if wanted in self.unusable or self.maker is None:
             yield from without(rows.slice(start), self.unusable[wanted])
         elif isinstance(self.maker, Diffuser):

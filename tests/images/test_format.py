@@ -55,7 +55,8 @@ def both(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Callable[[st
         make: WorkflowMaker = make_workflow.__wrapped__(  # type: ignore[attr-defined]
             tmp_path_factory.mktemp(kind), models
         )
-        images = {"format": "png"} if kind == "png" else {}
+        images: dict[str, Any] = {"format": "png"} if kind == "png" else {}
+        images["fill_batches"] = False  # as all were
         path = make(plan=SMALL, quality={}, images=images)
         done = aigi_here("run", str(path), "--quiet")
         assert done.returncode == 0, done.stderr

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import AigiError
-from pipeline.images.diffusion.diffuser import _begins
+from pipeline.images.diffusion.diffuser import _begins, _cut
+from pipeline.retry import MISSING
 from tests.conftest import ROOT, WorkflowMaker
 
 SCRIPT = """
@@ -135,7 +136,21 @@ def test_batches_that_were_halved_stay_halved_and_say_so(
 def test_a_batch_begins_where_one_ended() -> None:
     """Variants of one generation are not cut apart, and rows in mid-batch are refused."""
     groups: list[list[dict[str, Any]]] = [[{}], [{}, {}], [{}], [{}, {}], [{}]]
-    assert [_begins(groups, 2, start) for start in (0, 3, 6)] == [0, 2, 4]
+    batches = _cut(groups, 2)
+    assert [_begins(batches, start) for start in (0, 3, 6)] == [0, 1, 2]
     for start in (1, 2, 4, 5, 7):
-        with pytest.raises(AigiError, match=f"no batch of 2 begins at row {start + 1}"):
-            _begins(groups, 2, start)
+        with pytest.raises(AigiError, match=f"no batch begins at row {start + 1}"):
+            _begins(batches, start)
+
+
+def test_missing_rows_are_made_in_the_batches_of_the_shard_unless_that_is_much_more() -> None:
+    def cut(missing: str, size: int) -> list[str]:
+        groups = [[{"n": str(n), MISSING: m == "x"}] for n, m in enumerate(missing)]
+        batches = _cut(groups, size)
+        return ["".join(group[0]["n"] for group in batch) for batch in batches]
+
+    assert cut("..xxxxxx", 3) == ["012", "345", "67"]
+    assert cut("......x.", 3) == ["67"]
+    assert cut("xxx...xx", 3) == ["012", "67"]
+    assert cut("x.x.x.x.", 2) == ["02", "46"]
+    assert cut("x..x..x..x", 3) == ["036", "9"]

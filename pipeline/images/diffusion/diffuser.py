@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from pipeline.pixels import RGB, Container, contained, decode_threads, named, pi
 from pipeline.plan.options import options_of
 from pipeline.plan.schedulers import scheduler_of
 from pipeline.plan.specification import DiffusersSpec
+from pipeline.retry import MISSING
 from pipeline.tables import IMAGES
 
 if TYPE_CHECKING:
@@ -57,14 +59,40 @@ class _Picture:
     batch_size: int
 
 
-def _begins(groups: list[list[dict[str, Any]]], size: int, start: int) -> int:
-    """The group at which the batch begins whose first row is `start`."""
+_GAPS = 1.25
+"""Batches that may be made again in part, for each whole one that the missing rows would fill."""
+Group = list[dict[str, Any]]
+"""Rows of one generation: variants that differ in their watermark."""
+
+
+def _missing(group: Group) -> Group:
+    """The rows of a generation that are missing: all, where nothing is said of that."""
+    return [row for row in group if row.get(MISSING, True)]
+
+
+def _cut(groups: list[Group], size: int) -> list[list[Group]]:
+    """The batches of a shard in which rows are missing.
+
+    They are what they are for the whole shard, with rows in them that are there already: in some
+    models the place in a batch, or the longest prompt of it, moves the last bit. Where that would
+    be much more work, the missing rows move up.
+    """
+    batches = [groups[start : start + size] for start in range(0, len(groups), size)]
+    wanted = [batch for batch in batches if any(map(_missing, batch))]
+    missing = [group for batch in wanted for group in batch if _missing(group)]
+    if len(wanted) <= 1 + _GAPS * math.ceil(len(missing) / size):
+        return wanted
+    return [missing[start : start + size] for start in range(0, len(missing), size)]
+
+
+def _begins(batches: list[list[Group]], start: int) -> int:
+    """The batch whose first missing row is `start`, if only these are counted."""
     rows = 0
-    for place, group in enumerate(groups):
-        if rows == start and place % size == 0:
-            return place
-        rows += len(group)
-    raise AigiError(f"images: no batch of {size} begins at row {start + 1}")
+    for number, batch in enumerate(batches):
+        if rows == start:
+            return number
+        rows += sum(len(_missing(group)) for group in batch)
+    raise AigiError(f"images: no batch begins at row {start + 1}")
 
 
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,6 +245,7 @@ class Diffuser:
         """Yield IMAGES rows in the order of the PLAN rows, one chunk per batch.
 
         Args:
+            rows: with a column MISSING, only those where it is true are made.
             start: rows of the first batches, which are made already. All batches are cut from all
                 rows, so that the others are what they would be.
 
@@ -230,18 +259,19 @@ class Diffuser:
             for _, group in groupby(plan, key=lambda row: row["pair_id"] or row["image_id"])
         ]
         size = self.local.batch_size
-        first = _begins(groups, size, start)
+        batches = _cut(groups, size)
+        batches, every = batches[_begins(batches, start) :], sum(map(len, batches))
         if self.texts is not None:
             whole = size if self.fill else min(size, len(groups))
-            self.texts.expect(whole, [group[0]["text"] for group in groups[first:]])
+            texts = (group[0]["text"] for batch in batches for group in batch)
+            self.texts.expect(whole, texts)
         with ThreadPoolExecutor(self.encode_threads, "encode") as pool:
             before: list[Future[dict[str, Any]]] = []
             errors: list[str] = []
-            for place in range(first, len(groups), size):
-                batch = groups[place : place + size]
+            for batch in batches:
                 pictures = self.generate([group[0] for group in batch])
                 errors += [picture.error for picture in pictures if picture.error]
-                if len(errors) == len(groups) > 1 and not self.every_row_may_fail:
+                if len(errors) == every > 1 and not self.every_row_may_fail:
                     # Not bad rows but a bad set-up: a finished shard would hide it.
                     raise AigiError(f"sources.{self.name}: every image failed: {errors[0]}")
                 if before:
@@ -249,7 +279,7 @@ class Diffuser:
                 before = [
                     pool.submit(self._encode, row, picture)
                     for group, picture in zip(batch, pictures, strict=True)
-                    for row in group
+                    for row in _missing(group)
                 ]
             if before:
                 yield self._chunk(before)
