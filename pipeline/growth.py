@@ -24,7 +24,6 @@ from pipeline.plan.quotas import quotas
 from pipeline.plan.rounds import ROUNDS, extra_of
 from pipeline.progress import Progress
 from pipeline.prompts.prompts import CHOSEN, chosen_before
-from pipeline.record import Record
 from pipeline.run import run_stages
 from pipeline.stage import Build, Map, Stage, differences, fingerprint
 from pipeline.store import Store
@@ -85,15 +84,14 @@ def grow(
     if isinstance(images, Map):
         lost_sources, why = _other_images(images, store)
         told["images"] = why
-    plan = store.record("plan")
-    if plan is None or plan.empty or not any(told.values()):
+    if not any(told.values()):
         return
     changed = [stage for name in TABLES if (stage := stages.get(name)) is not None]
     beside = Store(f"{store.url.rstrip('/')}/{NEXT}")
     beside.remove()
     try:
         if told.get("prompts") or told.get("plan"):
-            _prepare(workflow, store, beside, plan, stages, progress)
+            _prepare(workflow, store, beside, stages)
             run_stages(changed, beside, workflow.compute, Progress(quiet=True))
         new = beside if told.get("prompts") or told.get("plan") else store
         loss, kept, missing = _compared(store, new, lost_sources)
@@ -140,9 +138,7 @@ def _prepare(
     workflow: Workflow,
     store: Store,
     beside: Store,
-    plan: Record,
     stages: Mapping[str, Stage],
-    progress: Progress,
 ) -> None:
     """Put beside the run what its next prompts and plan are made from."""
     prompts = stages.get("prompts")
@@ -157,6 +153,9 @@ def _prepare(
         chosen = chosen_before(store, before.settings, prompts.settings)
         if chosen is not None:
             beside.write_arrow([chosen], chosen.schema, "prompts", CHOSEN)
+    plan = store.record("plan")
+    if plan is None or plan.empty or "plan" not in stages:
+        return
     splits = splits_before(store)
     beside.write_arrow([splits], splits.schema, "plan", SPLITS_BEFORE)
     if workflow.planned("plan").manifest is not None:
@@ -213,6 +212,8 @@ def _cell(store: Store, shard: str) -> str:
 
 def _compared(store: Store, new: Store, lost_sources: set[str]) -> tuple[Loss, int, int]:
     """What the run would lose, how many of its images it keeps, and how many would be missing."""
+    if not new.shards("plan"):
+        return Loss(), 0, 0
     wanted = new.read_all("plan", ["image_id"])["image_id"]
     loss, kept, made, lost = Loss(), 0, 0.0, 0.0
     for shard in _both_tables(store):

@@ -344,7 +344,7 @@ def _batches(
 
     if parts is None:
         return make(0)
-    parts.load(rows if old is None else rows.take(failed_rows(old)))
+    parts.load(rows if old is None else rows.take(pa.array(failed_rows(old), pa.int64())))
     return gone_on(parts, make)
 
 
