@@ -68,7 +68,9 @@ def stages(workflow: Workflow) -> list[Stage]:
         planned = workflow.planned("release")
         dataset = specification.load(planned.dataset)
         options = specification.some_options(dataset, chosen(dataset, planned))
-        found += [release.stage(options), release.manifest_stage(workflow, workflow.release)]
+        moved = release.moves(workflow.release, Store(workflow.run))
+        found.append(release.stage(options, moved))
+        found.append(release.manifest_stage(workflow, workflow.release))
     return found
 
 

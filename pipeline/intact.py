@@ -37,6 +37,10 @@ def _same(
     known: Written, size: int, stamp: str, look: Callable[[], Written | None], rehash: bool
 ) -> Written | str:
     """A file as the record should have it now; or what is wrong with it."""
+    if known.until_bytes is not None and known.until_bytes == size != known.bytes:
+        now = look()
+        right = now is not None and now.sha256 == known.until_sha256
+        return known if right else "changed since it was written"
     if known.bytes not in (None, size):
         return f"{size:,} bytes, and {known.bytes:,} were written"
     if known.sha256 and known.stamp == stamp and stamp and not rehash:
@@ -49,7 +53,8 @@ def _same(
         return "missing"
     if known.sha256 not in ("", now.sha256):
         return "changed since it was written"
-    return now.model_copy(update={"made_from": known.made_from, "rows": now.rows or known.rows})
+    kept = {name: getattr(known, name) for name in ("made_from", "moved", "made_as")}
+    return now.model_copy(update={**kept, "rows": now.rows or known.rows})
 
 
 def intact(

@@ -26,6 +26,9 @@ class Written(Checked):
             the content is not hashed again.
         made_from: digest of what it was made from; None: not recorded.
         text: a copy of a small file that cannot be made again.
+        moved: of a shard of images: the shard of the release that has those which this one lacks.
+        made_as: sha256 of the shard with all its images, which is its identity; empty: it has them.
+        until_bytes, until_sha256: what the file may still be, until it is replaced by what it is.
     """
 
     bytes: Number | None = None
@@ -35,6 +38,17 @@ class Written(Checked):
     stamp: str = ""
     made_from: str | None = None
     text: str | None = None
+    moved: str = ""
+    made_as: str = Field("", pattern="^([0-9a-f]{64})?$")
+    until_bytes: Number | None = None
+    until_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
+
+    def of_size(self, size: int | None) -> Written:
+        """The one of the two states that a file of this size may be in."""
+        if size is None or size != self.until_bytes or size == self.bytes:
+            return self
+        was = {"bytes": size, "sha256": self.until_sha256, "footer": "", "stamp": ""}
+        return self.model_copy(update=was)
 
 
 class Driver(Checked):

@@ -11,14 +11,14 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import AigiError, held, parts
+from pipeline import AigiError, freed, held, parts
 from pipeline.cluster import shards_with_ray
 from pipeline.folder import DiskFull
 from pipeline.intact import USUAL, Checks, intact, intact_files
@@ -187,6 +187,8 @@ def _up_to_date(
             fresh[name] = one
         else:
             wrong[name] = "what it was made from has changed"
+    for name in [name for name, one in fresh.items() if one.moved and freed.missing(store, name)]:
+        wrong[name] = f"its images are in release/{fresh.pop(name).moved}, which is missing"
     others = [name for name in store.shards(stage.table) if name in wanted and name not in mine]
     fresh |= _unrecorded(stage, store, others, wanted, checks.adopt)
     if early:
@@ -226,7 +228,10 @@ def _run_map(
     whole = {name: one for name, one in whole.items() if name not in again}
     stage = replace(stage, again=frozenset(again))
     missing = {name: made for name, made in wanted.items() if made and name not in whole}
-    for name in set(store.shards(stage.table)) - set(wanted):
+    gone = sorted(set(store.shards(stage.table)) - set(wanted))
+    if stage.before is not None and gone:
+        stage.before(store, gone)
+    for name in gone:
         store.remove(stage.table, f"{name}.parquet")
     if not missing and record.status == "done":
         record = record.model_copy(update={"shards": whole, "expected": len(wanted)})
@@ -234,6 +239,8 @@ def _run_map(
             store.write_record(record)
         parts.sweep(store, stage.table)
         _taken(stage, store, progress, checks)
+        if stage.after is not None:
+            stage.after(store, list(wanted))
         progress.skip(stage.table, len(wanted))
         return
     if stale := parts.sweep(store, stage.table, missing):
@@ -265,7 +272,10 @@ def _run_map(
     of = None if None in left.values() else done + sum(filter(None, left.values()))
     with progress.stage(stage.table, len(wanted), len(whole), done, of) as bar:
         make = _serially if compute.ray is None else partial(shards_with_ray, compute=compute)
-        results = make(stage, store, missing, told=bar.under_way)
+        making = partial(make, stage, store, told=bar.under_way)
+        results = making(missing) if stage.before is None else _in_waves(
+            stage, store, missing, making, lambda: save("running")
+        )  # fmt: skip
         saved = time.monotonic()
         unanswered = set(missing)
         try:
@@ -314,6 +324,29 @@ def _run_map(
     _taken(stage, store, progress, checks)
 
 
+WAVE = 32
+"""Shards of a stage that does something before and after: that much room is needed beside all."""
+
+
+def _in_waves(
+    stage: Map,
+    store: Store,
+    missing: Mapping[str, str],
+    making: Callable[[Mapping[str, str]], Iterator[dict[str, Any]]],
+    save: Callable[[], None],
+) -> Iterator[dict[str, Any]]:
+    """The results of a stage that does something before and after a few shards are made."""
+    names = list(missing)
+    for start in range(0, len(names), WAVE):
+        wave = {name: missing[name] for name in names[start : start + WAVE]}
+        if stage.before is not None:
+            stage.before(store, list(wave))
+        yield from making(wave)
+        save()
+        if stage.after is not None:
+            stage.after(store, list(wave))
+
+
 def _set_aside(stage: Map, store: Store, record: Record, whole: Mapping[str, Written]) -> None:
     """Move shards that are made anew, or no longer wanted, to where their rows may be taken from.
 
@@ -324,6 +357,9 @@ def _set_aside(stage: Map, store: Store, record: Record, whole: Mapping[str, Wri
         name: one for name, one in record.shards.items() if name in there and name not in whole
     }
     for name, one in intact(store, stage.table, others)[0].items():
+        if one.moved and not freed.missing(store, name):
+            freed.restore(store, name)
+            one = store.written(stage.table, name) or one
         held.move(store, stage.table, name, one)
 
 

@@ -187,6 +187,8 @@ class Map(_Recorded):
         replaces: which shards a change of settings makes others.
         takes: what finds rows of these shards that are there already; None: nothing is.
         taker: the same, while shards are made.
+        before: called by the driver with names of shards before they are made or removed.
+        after: called with names of shards that are made, a few at a time.
     """
 
     table: str
@@ -215,6 +217,8 @@ class Map(_Recorded):
     )
     takes: Callable[[Store, Sequence[str], Progress], Taker | None] | None = None
     taker: Taker | None = None
+    before: Callable[[Store, Sequence[str]], None] | None = None
+    after: Callable[[Store, Sequence[str]], None] | None = None
 
     def rows_of(self, store: Store, name: str) -> int | None:
         """How many rows a shard will have; None: nobody knows."""

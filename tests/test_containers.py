@@ -199,7 +199,7 @@ def test_a_bomb_is_refused_before_its_canvas_is_allocated(
 
 def _changed(release: Path, image: dict[str, Any], **facts: Any) -> str:
     """Put an image into the third row of a file of a release, as a forger would; returns its id."""
-    path = "sd/train-00000-of-00003.parquet"
+    path = "sd/train-00000.parquet"
     store = Store(str(release))
     table = store.read("", path.removesuffix(".parquet"))
     rows = table.to_pylist()
@@ -247,4 +247,4 @@ def test_a_release_with_such_an_image_is_found_with_file_and_row(
     done = aigi_here("verify", str(release), "--deep")
     assert done.returncode == 1
     said = " ".join((done.stdout + done.stderr).split())
-    assert f"sd/train-00000-of-00003.parquet: row 3 ({found}): {why}" in said
+    assert f"sd/train-00000.parquet: row 3 ({found}): {why}" in said

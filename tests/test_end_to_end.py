@@ -60,8 +60,8 @@ def test_load_dataset_gives_the_generated_pictures(finished: tuple[Path, Path]) 
 def test_release_files_are_as_the_hub_expects(finished: tuple[Path, Path]) -> None:
     _, run = finished
     names = [str(path.relative_to(run / "release")) for path in (run / "release").rglob("*")]
-    assert "sdxl/test-00000-of-00002.parquet" in names
-    assert "sd/train-00002-of-00003.parquet" in names
+    assert "sdxl/test-00000.parquet" in names
+    assert "sd/train-00002.parquet" in names
     assert {"README.md", "croissant.json", "sheet.webp", MANIFEST} <= set(names)
     for name in names:
         if not name.endswith(".parquet"):
@@ -177,7 +177,7 @@ def copy(finished: tuple[Path, Path], tmp_path: Path) -> Path:
 
 
 def test_verify_names_what_differs(copy: Path) -> None:
-    flipped = copy / "sd" / "train-00001-of-00003.parquet"
+    flipped = copy / "sd" / "train-00001.parquet"
     data = bytearray(flipped.read_bytes())
     data[len(data) // 2] ^= 1
     flipped.write_bytes(data)
@@ -188,9 +188,9 @@ def test_verify_names_what_differs(copy: Path) -> None:
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert len(lines) == 4
-    assert lines[0].startswith("sd/train-00001-of-00003.parquet: sha256 ")
+    assert lines[0].startswith("sd/train-00001.parquet: sha256 ")
     assert lines[1:3] == [
-        "sdxl/test-00000-of-00002.parquet: missing",
+        "sdxl/test-00000.parquet: missing",
         "sdxl/extra.parquet: not in the manifest",
     ]
     assert lines[3].startswith("README.md: 4 bytes, expected ")

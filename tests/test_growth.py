@@ -18,6 +18,7 @@ import yaml
 
 from pipeline import growth, held
 from pipeline.images.diffusion.diffuser import Diffuser
+from pipeline.store import Store
 from tests.conftest import PROMPTS, ROOT, WorkflowMaker, aigi_here, listed, make_workflow
 
 Made = Callable[..., Path]
@@ -31,8 +32,8 @@ def release_of(run: Path) -> dict[str, bytes]:
 
 def rows_of(run: Path, table: str) -> dict[str, dict[str, Any]]:
     """All rows of a table, by image id."""
-    found = [row for f in sorted((run / table).rglob("*.parquet")) for row in
-             pq.read_table(f, partitioning=None).to_pylist()]  # fmt: skip
+    store = Store(str(run))
+    found = [row for shard in store.shards(table) for row in store.read(table, shard).to_pylist()]
     return {row["image_id"]: row for row in found}
 
 

@@ -256,7 +256,7 @@ def test_mutated_rounds_and_release_names_are_refused(tmp_path: Path) -> None:
 
     sound: Any = {"pins": {"sd": "a" * 40}, "rounds": [{"sd/train": 3}, {"sd/test": 1}]}
     assert attack_records(tmp_path, sound, read_rounds, 200, 18) > 100
-    sound = {"files": {"sd/test-00000-of-00001": "sd-test-00000"}, "sha256": "0" * 64}
+    sound = {"files": {"sd/test-00000": "sd-test-00000"}, "sha256": "0" * 64}
     assert attack_records(tmp_path, sound, read_names, 200, 18) > 150
 
 

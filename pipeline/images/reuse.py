@@ -256,11 +256,14 @@ def _compare(
 
 def _there(store: Store, table: str, shard: str, release: bool) -> pa.Table:
     """Ids of the images of a shard, each with its row; failed ones are left out."""
-    columns = ["image_id", "versions"] if release else ["image_id", "versions", "error"]
+    columns = ["image_id", "versions"] + ([] if release else ["error", "image.path"])
     found = store.read(table, shard, columns)
     found = found.append_column("row", pa.array(range(found.num_rows), pa.int32()))
     if not release:
-        found = found.filter(pc.is_null(found["error"]))
+        good = pc.is_null(found["error"])
+        if table != TABLE:  # without a record, nobody knows which file of the release has it
+            good = pc.and_(good, pc.is_valid(found["image"]))
+        found = found.filter(good)
     return found.select(["image_id", "row", "versions"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from pipeline import AigiError
@@ -24,6 +26,11 @@ class Release(Settings):
         "1.0.0", pattern=r"^\d+\.\d+\.\d+$", description="of the release; publishing makes it a tag"
     )
     record: Location | None = Field(None, description="folder that gets a copy of the manifest")
+    pixels: Literal["moved", "copied"] | None = Field(
+        None,
+        description="moved: a run has one copy of each image, that of its release; copied: images "
+        "that are released stay in the run's images, too; null: as the run began, a new one moves",
+    )
 
 
 class Recipe(Settings):

@@ -7,14 +7,14 @@ split="test")`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import AigiError, __version__
+from pipeline import AigiError, __version__, freed
 from pipeline.images.images import begun
 from pipeline.manifest import MANIFEST, PLAN_FILE, FileRecord, read_manifest
 from pipeline.pixels import decode_threads
@@ -111,11 +111,38 @@ def _worker() -> Any:
     return _chunks
 
 
-def stage(options: bool = False) -> Map:
+def moves(settings: Release, store: Store) -> bool:
+    """Whether images of a run move to its release; if that is not said, as they did before."""
+    if settings.pixels is not None:
+        return settings.pixels == "moved"
+    made, images = store.record("release"), store.record("images")
+    if made is None or made.status != "done" or images is None:
+        return True
+    return any(shard.moved for shard in images.shards.values())
+
+
+def _put_back(store: Store, names: Sequence[str]) -> None:
+    for shard in freed.shards_in(store, names):
+        if freed.is_free(store, shard):
+            freed.restore(store, shard)
+    store.remove(freed.MOVING)
+
+
+def _move(store: Store, names: Sequence[str]) -> None:
+    record, files = store.record("release"), files_of(store)
+    made = {} if record is None else record.shards
+    for name in names:
+        if name in made and name in files and not freed.is_free(store, files[name]):
+            freed.free(store, files[name], name)
+    store.remove(freed.MOVING)
+
+
+def stage(options: bool = False, moved: bool = False) -> Map:
     """The release stage: one parquet file for every image shard with kept rows.
 
     Args:
         options: whether a source has some, so that rows have a column of them.
+        moved: images move to the release, so that a run has one copy of each.
     """
     return Map(
         table="release",
@@ -130,6 +157,8 @@ def stage(options: bool = False) -> Map:
         state=digest_of,
         remake=True,  # a copy of what is kept: another selection asks for another one
         published=True,
+        before=_put_back,
+        after=_move if moved else _put_back,
     )
 
 
@@ -246,7 +275,7 @@ def manifest_stage(recipe: Recipe, settings: Release) -> Files:
         table="manifest",
         version=card.VERSION,
         settings={
-            **settings.model_dump(mode="json"),
+            **settings.model_dump(mode="json", exclude={"pixels"}),
             "card": card.settings(recipe, dataset),
         },
         inputs=("release",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -13,9 +14,7 @@ FILES = "_files.json"
 REMEDY = "Delete the run's folder selection, and run the workflow again."
 _Release = Annotated[
     str,
-    matching(
-        r"[a-z0-9][a-z0-9-]*/(train|validation|test)-\d{5,}-of-\d{5,}", "a release file's name"
-    ),
+    matching(r"[a-z0-9][a-z0-9-]*/(train|validation|test)-[a-z0-9-]+", "a release file's name"),
 ]
 _Shard = Annotated[str, matching("[a-z0-9][a-z0-9-]*", "the name of an image shard")]
 
@@ -35,9 +34,25 @@ class _Files(Checked):
     tally: dict[str, Counts] | None = None
 
 
-def release_name(source: str, split: str, number: int, total: int) -> str:
-    """Name of a release file, as the Hub writes them: `sdxl/test-00000-of-00001`."""
-    return f"{source}/{split}-{number:05d}-of-{total:05d}"
+def release_names(
+    files: Mapping[tuple[str, str], Sequence[str]], numbered: bool = False
+) -> dict[str, str]:
+    """The image shard of every release file, by the file's name: `sdxl/test-00000`.
+
+    The name is that of the shard, so it stays when the dataset grows.
+
+    Args:
+        files: shards with kept rows, in order, by source and split.
+        numbered: as releases of before: `sdxl/test-00000-of-00001`.
+    """
+    found = {}
+    for (source, split), shards in files.items():
+        for number, shard in enumerate(shards):
+            name = shard.removeprefix(f"{source}-")
+            if numbered:
+                name = f"{split}-{number:05d}-of-{len(shards):05d}"
+            found[f"{source}/{name}"] = shard
+    return found
 
 
 def record(store: Store, files: dict[str, str], sha256: str, tally: dict[str, Any]) -> None:

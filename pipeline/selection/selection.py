@@ -28,13 +28,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.manifest import read_manifest
 from pipeline.plan import specification
 from pipeline.plan.quotas import Plan
 from pipeline.plan.rounds import rounds_made
 from pipeline.plan.specification import PromptedSpec
 from pipeline.progress import Progress
 from pipeline.selection.candidates import Candidates, candidates
-from pipeline.selection.kept import record, release_name
+from pipeline.selection.kept import record, release_names
 from pipeline.selection.review import read_review
 from pipeline.selection.rules import PAIRS, REASONS, Scored, Selection, check_rules, flags
 from pipeline.selection.tally import Generation, as_json, tally, wanted
@@ -218,6 +219,13 @@ def _write_failures(store: Store, known: Candidates) -> dict[str, Counter[str]]:
     return counts
 
 
+def _numbered(plan: Plan) -> bool:
+    """Whether files get names as releases of before had: one that is made again keeps them."""
+    if plan.manifest is None:
+        return False
+    return any("-of-" in record["path"] for record in read_manifest(plan.manifest)["files"])
+
+
 def _build(rules: Selection, plan: Plan, store: Store, progress: Progress) -> list[Shard]:
     dataset = specification.load(plan.dataset)
     needed = wanted(plan)
@@ -270,11 +278,7 @@ def _build(rules: Selection, plan: Plan, store: Store, progress: Progress) -> li
                 f"selection: {source} {split}: kept {kept[source, split]:,}, quota {quota:,}"
                 + ("; raise plan.margin or selection.rounds" if last else "")
             )
-    names = {
-        release_name(source, split, number, len(shards)): shard
-        for (source, split), shards in files.items()
-        for number, shard in enumerate(shards)
-    }
+    names = release_names(files, _numbered(plan))
     digest = hashlib.sha256(repr([(shard.name, shard.sha256) for shard in made]).encode())
     counted = tally(
         Generation(f"{source}/{split}", unit, why)

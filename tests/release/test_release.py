@@ -165,7 +165,7 @@ def test_a_prompt_in_two_splits_is_refused(tmp_path: Path) -> None:
         rows = [{"image_id": f"{split}{p}", "prompt_id": p} for p in prompts]
         name = release_name("sd", split, 0, 1)
         store.write("release", name, pa.Table.from_pylist(rows, schema=RELEASE), RELEASE)
-    names = ["sd/test-00000-of-00001", "sd/train-00000-of-00001"]
+    names = ["sd/test-00000", "sd/train-00000"]
     release._check_splits(store, names[:1])
     with pytest.raises(AigiError, match="prompt b is in test and in train"):
         release._check_splits(store, names)
