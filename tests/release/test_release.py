@@ -19,7 +19,7 @@ from pipeline.pixels import pixels_sha256, png_bytes
 from pipeline.progress import Progress
 from pipeline.release import release
 from pipeline.selection import selection
-from pipeline.selection.kept import release_name
+from pipeline.selection.kept import release_names
 from pipeline.settings import check
 from pipeline.store import Store
 from pipeline.tables import IMAGES, PLAN, RELEASE
@@ -163,7 +163,7 @@ def test_a_prompt_in_two_splits_is_refused(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     for split, prompts in (("test", ["a", "b"]), ("train", ["c", "b"])):
         rows = [{"image_id": f"{split}{p}", "prompt_id": p} for p in prompts]
-        name = release_name("sd", split, 0, 1)
+        (name,) = release_names({("sd", split): [f"sd-{split}-00000"]})
         store.write("release", name, pa.Table.from_pylist(rows, schema=RELEASE), RELEASE)
     names = ["sd/test-00000", "sd/train-00000"]
     release._check_splits(store, names[:1])
