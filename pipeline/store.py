@@ -375,7 +375,8 @@ class Store(Folder):
             _have(parquet, names)
             found = parquet.read(names)
             found.validate(full=True)
-        found = self._filled(table, shard, found)
+        if names is None or "image" in names:
+            found = self._filled(table, shard, found)
         about = {
             key: value
             for key, value in (found.schema.metadata or {}).items()
