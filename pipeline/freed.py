@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import AigiError
+from pipeline.intact import intact
 from pipeline.parquet import NOTE
 from pipeline.record import Written
 from pipeline.store import Store
@@ -32,12 +33,24 @@ def is_free(store: Store, shard: str) -> bool:
     return known.until_bytes is None or store.size(TABLE, f"{shard}.parquet") == known.bytes
 
 
-def missing(store: Store, shard: str) -> bool:
-    """Whether a shard lacks images, and the file of the release that has them is not there."""
-    if not is_free(store, shard):
-        return False
-    known = store.written(TABLE, shard)
-    return known is not None and store.size("release", f"{known.moved}.parquet") is None
+def lost(store: Store, shards: Iterable[str], rehash: bool = False) -> dict[str, str]:
+    """Shards whose images are in files of the release that are gone or damaged, and why.
+
+    Args:
+        rehash: as of `intact`.
+    """
+    images, record = store.record(TABLE), store.record("release")
+    mine = {} if images is None else images.shards
+    free = {shard: mine[shard].moved for shard in shards if is_free(store, shard)}
+    known = {} if record is None else record.shards
+    # What a killed process had not recorded yet is looked at when it is read.
+    files = {file: known.get(file, Written()) for file in free.values()}
+    _, wrong = intact(store, "release", files, rehash)
+    return {
+        shard: f"its images are in release/{file}.parquet: {wrong[file]}"
+        for shard, file in free.items()
+        if file in wrong
+    }
 
 
 def shards_in(store: Store, files: Iterable[str]) -> list[str]:

@@ -187,8 +187,10 @@ def _up_to_date(
             fresh[name] = one
         else:
             wrong[name] = "what it was made from has changed"
-    for name in [name for name, one in fresh.items() if one.moved and freed.missing(store, name)]:
-        wrong[name] = f"its images are in release/{fresh.pop(name).moved}, which is missing"
+    if stage.takes is not None:
+        gone = freed.lost(store, fresh, checks.rehash)
+        wrong |= gone
+        fresh = {name: one for name, one in fresh.items() if name not in gone}
     others = [name for name in store.shards(stage.table) if name in wanted and name not in mine]
     fresh |= _unrecorded(stage, store, others, wanted, checks.adopt)
     if early:
@@ -322,6 +324,8 @@ def _run_map(
     save("done")
     parts.sweep(store, stage.table)
     _taken(stage, store, progress, checks)
+    if stage.after is not None:
+        stage.after(store, list(wanted))
 
 
 WAVE = 32
@@ -357,7 +361,7 @@ def _set_aside(stage: Map, store: Store, record: Record, whole: Mapping[str, Wri
         name: one for name, one in record.shards.items() if name in there and name not in whole
     }
     for name, one in intact(store, stage.table, others)[0].items():
-        if one.moved and not freed.missing(store, name):
+        if one.moved and not freed.lost(store, [name]):
             freed.restore(store, name)
             one = store.written(stage.table, name) or one
         held.move(store, stage.table, name, one)

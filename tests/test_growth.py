@@ -404,7 +404,7 @@ def killing(kind, name):
     def after(*given, **more):
         global seen
         found = before(*given, **more)
-        if moment in "/".join(str(one) for one in given[1:]) or moment == name:
+        if moment == name or any(moment in one for one in given[1:] if isinstance(one, str)):
             seen += 1
             if seen == count:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 ORDER = [
     "shown", "complaints", "gate", "faults", "outside", "settings", "files", "threads", "pixels",
     "metadata", "markdown", "progress", "charts", "tables", "parquet", "record", "folder",
-    "store", "held", "freed", "intact", "retry", "loaded", "logbook", "alive", "parts", "software",
+    "store", "held", "intact", "freed", "retry", "loaded", "logbook", "alive", "parts", "software",
     "stage",
     "joining", "cluster", "run", "status", "manifest", "pictures", "collection",
     "models", "marks",
