@@ -444,3 +444,38 @@ def test_a_growth_that_is_killed_ends_as_if_it_had_not_been(
     assert release_of(tmp_path / "run") == release_of(whole)
     assert not (tmp_path / "run" / held.HELD).exists()
     assert not (tmp_path / "run" / growth.NEXT).exists()
+
+
+# --- elsewhere ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_on_s3_grows_and_gives_its_images_to_its_release(
+    make_workflow: WorkflowMaker,
+    whole: Path,
+    tmp_path: Path,
+    s3: Callable[[str], None],
+    moto: str,
+    drawn: list[str],
+) -> None:
+    s3(moto)
+    boto3 = pytest.importorskip("boto3")
+    boto3.client("s3").create_bucket(Bucket="grows")
+    path = make_workflow(quality={}, run="s3://grows/run", plan={
+        "dataset": "dataset.yaml", "shard_mb": 0.05, "limit": 10})  # fmt: skip
+    run(path)
+    first = len(drawn)
+    assert "22 images are kept, 0 are not, 14 are missing" in run(
+        changed(path, plan={"limit": None})
+    )
+    assert len(drawn) - first <= 16
+    store = Store("s3://grows/run")
+    found = {str(Path(p).relative_to("grows/run/release")): store.fs.cat_file(p)
+             for p in store.fs.find("grows/run/release")}  # fmt: skip
+    assert found == release_of(whole)
+    assert not [p for p in store.fs.find("grows/run") if held.HELD in p or growth.NEXT in p]
+    assert sum(store.fs.size(p) for p in store.fs.find("grows/run/images")) < 100_000
+    other = make_workflow("other", quality={}, plan={
+        "dataset": "dataset.yaml", "shard_mb": 0.05, "reuse": ["s3://grows/run"]})  # fmt: skip
+    assert "36 of 36 to make are taken from s3://grows/run" in run(other)
+    assert release_of(tmp_path / "run") == release_of(whole)

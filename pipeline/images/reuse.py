@@ -134,8 +134,8 @@ class Images:
         with workers(decode_threads(None), "take") as pool:
             for (place, shard), mine in wanted.items():
                 read = self._read(store, self.places[place], shard, mine, plan)
-                for number, row in ahead(read, partial(self._taken, plan), pool, _AHEAD):
-                    found[number] = row
+                for number, taken in ahead(read, partial(self._taken, plan), pool, _AHEAD):
+                    found[number] = taken
         weights: dict[str, str] = {}
         for number in hits.rows:
             weights |= self._weights(plan[number], found[number])
@@ -329,9 +329,9 @@ def find(
             counts[place] += 1
             if not places[place].said:
                 needs[places[place].shards[shard]].add(name)
-    for number, place in enumerate(places):
-        if names and (counts[number] or place.said):
-            of = place.said or "what this run has made"
+    for number, where in enumerate(places):
+        if names and (counts[number] or where.said):
+            of = where.said or "what this run has made"
             progress.say(f"images: {counts[number]:,} of {rows:,} to make are taken from {of}")
     if others:
         progress.say(
