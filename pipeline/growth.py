@@ -19,7 +19,7 @@ from pipeline import AigiError, held
 from pipeline.images.images import shards_of
 from pipeline.intact import Checks
 from pipeline.plan import specification
-from pipeline.plan.plan import SPLITS_BEFORE, splits_before
+from pipeline.plan.plan import PATHS_BEFORE, SPLITS_BEFORE, changed_lists, keep_before
 from pipeline.plan.quotas import quotas
 from pipeline.plan.rounds import ROUNDS, extra_of
 from pipeline.progress import Progress
@@ -80,6 +80,10 @@ def grow(
     finish(store, progress)
     stages = {stage.table: stage for stage in building}
     told = {name: _changes(stages[name], store) for name in TABLES if name in stages}
+    plan = store.record("plan")
+    if "plan" in stages and plan is not None and not plan.empty:
+        files = changed_lists(store, workflow.sources)
+        told["plan"] = [*(told["plan"] or ()), *files] or None
     images, lost_sources = stages.get("images"), set[str]()
     if isinstance(images, Map):
         lost_sources, why = _other_images(images, store)
@@ -156,8 +160,7 @@ def _prepare(
     plan = store.record("plan")
     if plan is None or plan.empty or "plan" not in stages:
         return
-    splits = splits_before(store)
-    beside.write_arrow([splits], splits.schema, "plan", SPLITS_BEFORE)
+    keep_before(store, beside)
     if workflow.planned("plan").manifest is not None:
         return
     extra = extra_of(store)
@@ -284,7 +287,8 @@ def _swap(beside: Store, store: Store, table: str) -> None:
     assert record is not None  # all of it was there before it was ready
     paths = [f"{table}/{name}.parquet" for name in record.shards]
     paths += [path for path in record.beside if path not in paths]
-    paths += [f"{table}/{name}" for name in (CHOSEN, SPLITS_BEFORE) if beside.size(table, name)]
+    notes = (CHOSEN, SPLITS_BEFORE, PATHS_BEFORE)
+    paths += [f"{table}/{name}" for name in notes if beside.size(table, name)]
     for path in dict.fromkeys(paths):
         if beside.size(path) is None:
             continue
@@ -292,7 +296,7 @@ def _swap(beside: Store, store: Store, table: str) -> None:
             store.copy(file, path)
     for name in set(store.shards(table)) - set(record.shards):
         store.remove(table, f"{name}.parquet")
-    for name in (CHOSEN, SPLITS_BEFORE):
+    for name in notes:
         if beside.size(table, name) is None:
             store.remove(table, name)
     store.write_record(record)

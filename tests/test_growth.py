@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
 from pipeline import growth, held
 from pipeline.images.diffusion.diffuser import Diffuser
@@ -184,6 +185,81 @@ def test_another_mark_is_put_on_images_that_are_there(
     (tmp_path / "dataset.yaml").write_text(text)
     run(clone)
     assert release_of(tmp_path / "run") == release_of(tmp_path / "clone")
+
+
+def pictures(folder: Path, names: list[str], captions: list[str]) -> Path:
+    """A folder of small images with captions, and its caption table."""
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        Image.new("RGB", (64, 64), (number * 40 % 256, 80, 120)).save(folder / f"{name}.png")
+    lines = [f"{name}.png,{text}" for name, text in zip(names, captions, strict=True)]
+    (folder / "captions.csv").write_text("\n".join(["file,text,split", *lines]) + "\n")
+    return folder
+
+
+IMPORT = """
+  mine:
+    title: Mine
+    licence: MIT
+    kind: import
+    model: m
+    revision: r
+    splits: {train: {width: 64, height: 64}, test: {width: 64, height: 64}}
+"""
+
+
+def test_imported_images_stay_where_they_are_when_more_are_found(
+    make_workflow: WorkflowMaker, tmp_path: Path
+) -> None:
+    names = [f"p{number}" for number in range(12)]
+    texts = [f"a picture of thing number {number},train" for number in range(12)]
+    folder = pictures(tmp_path / "pictures", names[:8], texts[:8])
+    mine = {"kind": "import", "path": str(folder), "captions": str(folder / "captions.csv")}
+    path = make_workflow(prompts=None, sources={"mine": mine}, plan={
+        "dataset": "dataset.yaml", "shard_mb": 0.02, "sources": ["mine"]})  # fmt: skip
+    (tmp_path / "dataset.yaml").write_text((tmp_path / "dataset.yaml").read_text() + IMPORT)
+    run(path)
+    before = release_of(tmp_path / "run")
+    pictures(folder, names, texts)
+    said = run(path)
+    assert "sources.mine.captions: the files there have changed" in said
+    assert "8 images are kept, 0 are not, 4 are missing" in said
+    after = release_of(tmp_path / "run")
+    kept = {n for n, data in before.items() if n.startswith("mine/") and after[n] == data}
+    assert len(kept) == 2 and len(rows_of(tmp_path / "run", "release")) == 12
+    assert "have changed" not in run(path)
+    pictures(folder, names[1:], texts[1:])
+    (folder / "p0.png").unlink()
+    said = run(path, code=1)
+    assert "cannot keep 1 of the run's images" in said and "  mine train: 1" in said
+    assert "11 would be kept" in said
+
+
+def test_no_prompt_changes_its_split_because_an_import_says_so(
+    make_workflow: WorkflowMaker, tmp_path: Path
+) -> None:
+    plan = {"dataset": "dataset.yaml", "shard_mb": 0.05, "sources": ["sd"]}
+    path = make_workflow(plan=plan)
+    (tmp_path / "dataset.yaml").write_text((tmp_path / "dataset.yaml").read_text() + IMPORT)
+    run(path)
+    before = rows_of(tmp_path / "run", "images")
+    planned = rows_of(tmp_path / "run", "plan").values()
+    train = next(row["text"] for row in planned if row["split"] == "train")
+    test = next(row["text"] for row in planned if row["split"] == "test")
+    texts = [f"{train},test", f"{test},train", "a new thing in the garden,test"]
+    folder = pictures(tmp_path / "pictures", ["a", "b", "c"], texts)
+    mine = {"kind": "import", "path": str(folder), "captions": str(folder / "captions.csv"),
+            "split_column": "split"}  # fmt: skip
+    sources = {**yaml.safe_load(path.read_text())["sources"], "mine": mine}
+    said = run(changed(path, plan={"sources": ["sd", "mine"]}, sources=sources))
+    assert "26 images are kept, 0 are not, 1 are missing" in said
+    assert "2 images were refused: 2 split" in said
+    assert before.items() <= rows_of(tmp_path / "run", "images").items()
+    refused = pq.read_table(tmp_path / "run" / "rejects" / "plan.parquet").to_pylist()
+    assert sorted(row["reason"] for row in refused) == [
+        "split: listed as test, but its prompt is in train",
+        "split: listed as train, but its prompt is in test",
+    ]
 
 
 def test_the_batch_size_may_change_for_what_is_missing(

@@ -6,20 +6,24 @@ identify, so the same specification and prompts give the same plan anywhere.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import AigiError
+from pipeline.files import signature
 from pipeline.manifest import PLAN_FILE, plan_beside, read_manifest
 from pipeline.models.hub import hub_api, hub_errors, of_model
 from pipeline.outside import in_short
+from pipeline.pictures.sources import ImportedSource
 from pipeline.plan import specification
 from pipeline.plan.copied import read_plan
 from pipeline.plan.ids import (
@@ -58,8 +62,12 @@ from pipeline.store import Shard, Store
 from pipeline.tables import PLAN, REJECTS, with_options
 
 VERSION = 1
-SPLITS_BEFORE = "_splits.arrow"
-"""Beside the plan of a run that has grown: prompts that it had before, with their splits."""
+LISTS = "_lists.json"
+"""Beside the plan of a run with imports: what these were made from."""
+SPLITS_BEFORE, PATHS_BEFORE = "_splits.arrow", "_paths.arrow"
+"""Beside the plan of a run that has grown: prompts that it had before, with their splits; and its
+imported images, in order."""
+_PATHS = pa.schema([("source", pa.string()), ("path", pa.string())])
 _SPLITS = pa.schema([("prompt_id", pa.string()), ("split", pa.string())])
 
 
@@ -198,16 +206,59 @@ def _cause(
     return f"Raise prompts.select.count or split.{split}, add caption sources, or lower plan.limit."
 
 
-def splits_before(store: Store) -> pa.Table:
-    """Prompts that a run has planned, with their splits."""
-    table = store.read_all("plan", ["prompt_id", "split"])
-    return table.group_by(["prompt_id", "split"]).aggregate([]).cast(_SPLITS)
+def _lists(sources: Mapping[str, object], names: Iterable[str]) -> dict[str, Any]:
+    """What imports are made from, as far as one can see without opening each image."""
+    found = {}
+    for name in names:
+        source = local_import(sources, name)
+        places = {"path": source.path, "captions": getattr(source, "captions", None)}
+        found[name] = {key: signature(place) for key, place in places.items() if place is not None}
+    return found
 
 
-def _before(store: Store) -> dict[str, str]:
-    """The same, of a run that has grown since."""
+def changed_lists(store: Store, sources: Mapping[str, object]) -> list[str]:
+    """Imported sources of a run whose files are not those that its plan was made from: a line each.
+
+    Plans of before did not note them, so nothing is known of theirs.
+    """
+    before = store.read_json("plan", LISTS) or {}
+    names = [name for name in before if isinstance(sources.get(name), ImportedSource)]
+    now = json.loads(json.dumps(_lists(sources, names)))
+    return [
+        f"sources.{name}.{key}: the files there have changed"
+        for name in names
+        for key in now[name]
+        if now[name][key] != before[name].get(key)
+    ]
+
+
+def keep_before(store: Store, beside: Store) -> None:
+    """Note what a run has planned, for its next plan: no prompt changes its split or its place."""
+    table = store.read_all("plan", ["prompt_id", "split", "source", "path", "rank"])
+    splits = table.group_by(["prompt_id", "split"]).aggregate([]).cast(_SPLITS)
+    beside.write_arrow([splits], _SPLITS, "plan", SPLITS_BEFORE)
+    paths = table.filter(pc.is_valid(table["path"])).sort_by("rank").select(_PATHS.names)
+    beside.write_arrow([paths.cast(_PATHS)], _PATHS, "plan", PATHS_BEFORE)
+
+
+def _splits_before(store: Store) -> dict[str, str]:
+    """Splits of prompts that a run had before it grew."""
     table = store.read_arrow("plan", SPLITS_BEFORE)
     return {} if table is None else dict(zip(*(c.to_pylist() for c in table.columns), strict=True))
+
+
+def _first_before(store: Store, imports: dict[str, list[Import]]) -> None:
+    """Put images that a run had before it grew before those that were found since."""
+    table = store.read_arrow("plan", PATHS_BEFORE)
+    rows = [] if table is None else table.to_pylist()
+    places = {(row["source"], row["path"]): place for place, row in enumerate(rows)}
+    for name, pictures in imports.items() if places else ():
+
+        def place(picture: Import, name: str = name) -> int:
+            paths = (picture.path, *(picture.variants or {}).values())
+            return min(places.get((name, path), len(places)) for path in paths)
+
+        pictures.sort(key=place)
 
 
 def _write_rejects(store: Store, rejects: list[dict[str, Any]]) -> str:
@@ -308,7 +359,8 @@ def _build(
         if isinstance(dataset.sources[name], ImportSpec):
             source = local_import(sources, name)
             imports[name] = listed_imports(name, source, shares, rejects)
-    stated = stated_splits(imports, rejects, _before(store))
+    stated = stated_splits(imports, rejects, _splits_before(store))
+    _first_before(store, imports)
     refused = _write_rejects(store, rejects)
     prompts: list[_Prompt] = []
     if any(isinstance(dataset.sources[name], PromptedSpec) for name in names):
@@ -363,6 +415,8 @@ def _build(
                 if manifest is not None and rows > manifest["plan"]["rows"]:
                     _check_same(store, manifest)  # however many more there would be
     store.write_json(extra, "plan", ROUNDS)
+    if imports:
+        store.write_json(_lists(sources, imports), "plan", LISTS)
     if not made:
         raise AigiError(
             "plan: nothing to make: "
