@@ -8,6 +8,7 @@ either file is right when the process is killed in between.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +17,7 @@ from pipeline import AigiError
 from pipeline.intact import intact
 from pipeline.parquet import NOTE
 from pipeline.record import Written
+from pipeline.settings import SPLITS
 from pipeline.store import Store
 from pipeline.tables import IMAGES
 
@@ -60,19 +62,39 @@ def shards_in(store: Store, files: Iterable[str]) -> list[str]:
     return [shard for shard, one in known.items() if one.moved in wanted]
 
 
+def _notes(store: Store, shard: str) -> dict[str, str]:
+    """What the footer of a shard says of it."""
+    footer = store.metadata(TABLE, shard)
+    about = (footer.metadata if footer is not None else None) or {}
+    mine = {key: value for key, value in about.items() if key.startswith(NOTE.encode())}
+    return {key.decode(): value.decode() for key, value in mine.items()}
+
+
+def adopted(store: Store, shard: str, found: Written) -> Written:
+    """A shard without a record, with the images that the release has in its place.
+
+    Raises:
+        Damaged: it lacks images, and no file of the release has them.
+    """
+    file = next(
+        (f"{source}/{split}-{rest}" for split in SPLITS
+         for source, between, rest in [shard.partition(f"-{split}-")] if between),
+        "",
+    )  # fmt: skip
+    store.believe(TABLE, shard, found.model_copy(update={"moved": file}))
+    if store.lacking(TABLE, shard) is None:
+        return found
+    notes = _notes(store, shard)
+    made = store.write(TABLE, shard, store.read(TABLE, shard), IMAGES, lambda: notes)
+    return made.written(found.made_from)
+
+
 def _replace(store: Store, shard: str, rows: pa.Table, moved: str, made_as: str) -> None:
     """Give a shard another file; its record has both until then."""
     was = store.written(TABLE, shard)
     record = store.record(TABLE)
     assert was is not None and record is not None  # it has just been read
-    footer = store.metadata(TABLE, shard)
-    about = (footer.metadata if footer is not None else None) or {}
-    notes = {
-        key.decode(): value.decode()
-        for key, value in about.items()
-        if key.startswith(NOTE.encode())
-    }
-    made = store.write(MOVING, shard, rows, IMAGES, lambda: notes)
+    made = store.write(MOVING, shard, rows, IMAGES, partial(_notes, store, shard))
     own = made_as if made.sha256 != made_as else ""
     now = Written(
         bytes=made.bytes, sha256=made.sha256, footer=made.footer, rows=made.rows,

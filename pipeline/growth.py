@@ -47,6 +47,17 @@ class Loss:
     work: float = 0.0
 
 
+class _Told(Progress):
+    """What is said of a plan that is made beside a run, as if it were made in it."""
+
+    def __init__(self, progress: Progress, beside: Store, store: Store) -> None:
+        super().__init__(quiet=True)
+        self.progress, self.beside, self.store = progress, beside.path(), store.path()
+
+    def say(self, text: str) -> None:
+        self.progress.say(text.replace(self.beside, self.store))
+
+
 def _changes(stage: Stage, store: Store) -> list[str] | None:
     """What differs from the settings that a table was made with; None: it is not made, or the same.
 
@@ -96,7 +107,7 @@ def grow(
     try:
         if told.get("prompts") or told.get("plan"):
             _prepare(workflow, store, beside, stages)
-            run_stages(changed, beside, workflow.compute, Progress(quiet=True))
+            run_stages(changed, beside, workflow.compute, _Told(progress, beside, store))
         new = beside if told.get("prompts") or told.get("plan") else store
         loss, kept, missing = _compared(store, new, lost_sources)
         if loss.counts and not checks.replace:

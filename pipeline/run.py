@@ -159,6 +159,8 @@ def _unrecorded(
         try:
             rows = store.read(stage.table, name).num_rows  # every page, with its checksum
             now = store.look(stage.table, f"{name}.parquet")
+            if now is not None and stage.takes is not None:
+                now = freed.adopted(store, name, now)
         except AigiError:
             continue
         if now is not None and (not adopt or rows == stage.read(store, name).num_rows):
@@ -226,6 +228,8 @@ def _run_map(
     if checks.retry:
         mine = stage.possible([name for name in whole if wanted[name] is not None])
         again = failed_shards(store, stage.table, stage.schema, mine)
+    for name in again if stage.takes is not None else ():
+        freed.restore(store, name)  # its good rows are needed
     good = sum(whole[name].rows - count for name, count in again.items())
     whole = {name: one for name, one in whole.items() if name not in again}
     stage = replace(stage, again=frozenset(again))

@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any, cast
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import AigiError
+from pipeline import AigiError, lent
 from pipeline.faults import let_through
 from pipeline.folder import Folder, as_json, stamp_of
 from pipeline.gate import check, refused
@@ -205,6 +203,10 @@ class Store(Folder):
             return known.of_size(self.size(table, f"{shard}.parquet"))
         return known
 
+    def believe(self, table: str, shard: str, written: Written) -> None:
+        """What a shard without a record is."""
+        self._mine[table, shard] = written
+
     def sha256_of(self, table: str, shard: str) -> str:
         """sha256 of a shard as it was written, in hex; where that is not known, as it is.
 
@@ -376,7 +378,7 @@ class Store(Folder):
             found = parquet.read(names)
             found.validate(full=True)
         if names is None or "image" in names:
-            found = self._filled(table, shard, found)
+            found = lent.filled(self, table, shard, found)
         about = {
             key: value
             for key, value in (found.schema.metadata or {}).items()
@@ -389,61 +391,7 @@ class Store(Folder):
 
         None: it has all that were made.
         """
-        known = self.written(table, shard)
-        if known is None or not known.moved:
-            return None
-        with self.parquet(table, shard, ["image_id", "image.path", "error"], some=True) as parquet:
-            rows = parquet.read(["image_id", "image.path", "error"])
-        rows = rows.append_column("row", pa.array(range(rows.num_rows), pa.int64()))
-        gone = pc.and_(pc.is_null(rows["image"]), pc.is_null(rows["error"]))
-        found = rows.filter(gone).select(["image_id", "row"])
-        return found if found.num_rows else None
-
-    def _elsewhere(self, table: str, shard: str, lacks: pa.Table) -> tuple[str, pa.Array]:
-        """The shard of the release that has these images, and the numbers of their rows in it.
-
-        Raises:
-            Damaged: it is missing, or has not all of them.
-        """
-        known = self.written(table, shard)
-        assert known is not None  # something is lacking
-        ids = self.read("release", known.moved, ["image_id"])["image_id"].combine_chunks()
-        rows = pc.index_in(lacks["image_id"], value_set=ids).combine_chunks()
-        if rows.null_count:
-            raise self.damaged(
-                self.path("release", f"{known.moved}.parquet"),
-                f"it lacks {rows.null_count:,} images of {table}/{shard}, whose only copy it had",
-            )
-        return known.moved, rows
-
-    def _filled(self, table: str, shard: str, rows: pa.Table) -> pa.Table:
-        """A whole shard with the images that the release has in its place."""
-        if "image" not in rows.column_names or (lacks := self.lacking(table, shard)) is None:
-            return rows
-        where, numbers = self._elsewhere(table, shard, lacks)
-        images = self.read("release", where, ["image"])["image"].take(numbers)
-        every = pa.chunked_array([*rows["image"].chunks, *images.chunks])
-        places = np.arange(rows.num_rows)
-        places[lacks["row"].to_numpy()] = rows.num_rows + np.arange(lacks.num_rows)
-        at = rows.column_names.index("image")
-        return rows.set_column(at, rows.schema.field(at), every.take(pa.array(places)))
-
-    def _lent(
-        self, table: str, shard: str, columns: Sequence[str] | None, wanted: Sequence[int]
-    ) -> dict[int, Iterator[Any]]:
-        """The same for some of its rows, in ascending order: each is read when it is asked for."""
-        if columns is not None and "image" not in columns:
-            return {}
-        if (lacks := self.lacking(table, shard)) is None:
-            return {}
-        where, numbers = self._elsewhere(table, shard, lacks)
-        asked = set(wanted)
-        rows = zip(lacks["row"].to_pylist(), numbers.to_pylist(), strict=True)
-        there = {row: number for row, number in rows if row in asked}
-        # Rows of a shard and of its file in the release have one order.
-        images = (values["image"] for _, values in self.rows_at("release", where, there.values(),
-                                                                ["image"]))  # fmt: skip
-        return dict.fromkeys(there, images)
+        return lent.lacking(self, table, shard)
 
     def aligned(
         self,
@@ -484,7 +432,7 @@ class Store(Folder):
         """
         path, left = self.path(table, f"{shard}.parquet"), sorted(set(rows))
         start = 0
-        lent = self._lent(table, shard, columns, left)
+        images = lent.some(self, table, shard, columns, left)
         with self.parquet(table, shard, columns, some=True) as parquet:
             _have(parquet, columns)
             for group in range(parquet.metadata.num_row_groups):
@@ -495,8 +443,8 @@ class Store(Folder):
                         [row - start for row in mine]
                     )
                     for row, values in zip(mine, held.to_pylist(), strict=True):
-                        if row in lent:
-                            values["image"] = next(lent[row])
+                        if row in images:
+                            values["image"] = next(images[row])
                         yield row, values
                 start = end
         if left and left[-1] >= start:

@@ -340,6 +340,8 @@ def curated(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[
         quality={},
         duplicates={"min_similarity": 0.8},
         characteristics={},
+        # So that every table has files of its own to harm.
+        release={"version": "1.2.3", "pixels": "copied"},
     )
     done = aigi_here("run", str(path))
     assert done.returncode == 0, done.stderr

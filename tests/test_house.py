@@ -13,9 +13,8 @@ from tests.conftest import ROOT
 ORDER = [
     "shown", "complaints", "gate", "faults", "outside", "settings", "files", "threads", "pixels",
     "metadata", "markdown", "progress", "charts", "tables", "parquet", "record", "folder",
-    "store", "held", "intact", "freed", "retry", "loaded", "logbook", "alive", "parts", "software",
-    "stage",
-    "joining", "cluster", "run", "status", "manifest", "pictures", "collection",
+    "lent", "store", "held", "intact", "freed", "retry", "loaded", "logbook", "alive", "parts",
+    "software", "stage", "joining", "cluster", "run", "status", "manifest", "pictures", "collection",
     "models", "marks",
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -28,8 +27,8 @@ SMALL = {"dataset": "dataset.yaml", "sources": ["sd"], "limit": 5, "shard_mb": 0
 
 
 def rows_of(run: Path, table: str = "images") -> list[dict[str, Any]]:
-    files = sorted((run / table).rglob("*.parquet"))
-    return [row for file in files for row in pq.read_table(file).to_pylist()]
+    store = Store(str(run))
+    return [row for shard in store.shards(table) for row in store.read(table, shard).to_pylist()]
 
 
 def endings(run: Path) -> set[str]:

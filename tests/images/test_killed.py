@@ -120,7 +120,7 @@ def test_batches_that_were_halved_stay_halved_and_say_so(
     """Out of memory before it was killed, and not after: each row has the size of its batch."""
     root, log = tmp_path / "run", tmp_path / "log"
     plan = {"dataset": "dataset.yaml", "shard_mb": 0.2, "sources": ["sd"]}
-    mine = make_workflow(run=str(root), release=None, plan=plan)
+    mine = make_workflow(run=str(root), release=None, plan=plan, images={"fill_batches": False})
     # After the two images for testing, each batch of three is made as one and two; it is killed in
     # the fourth of these batches.
     assert run((mine, log, 8, 2), (mine, log, 0, 99)) == [-signal.SIGKILL, 0]

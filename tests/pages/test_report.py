@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline import AigiError
+from pipeline import AigiError, freed
 from pipeline.marks.names import embed
 from pipeline.pages.build import watermarks_section
 from pipeline.pages.gallery import sheets_section
@@ -250,6 +250,9 @@ def test_a_half_made_run_has_a_report(hostile: tuple[Path, Path], tmp_path: Path
     import shutil
 
     shutil.copytree(hostile[1], tmp_path / "run")
+    store = Store(str(tmp_path / "run"))
+    for shard in store.shards("images"):
+        freed.restore(store, shard)
     for table in ("selection", "quality", "embeddings", "duplicates", "release"):
         shutil.rmtree(tmp_path / "run" / table)
         (tmp_path / "run" / "_stages" / f"{table}.json").unlink()
