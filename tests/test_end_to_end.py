@@ -102,7 +102,10 @@ def test_the_watermarked_twin_is_in_the_release(finished: tuple[Path, Path]) -> 
 def test_killed_in_mid_images_then_finished(finished: tuple[Path, Path], tmp_path: Path) -> None:
     path, undisturbed = finished
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "pipeline.cli", "run", str(path), "--set", f"run={run}"]
+    # Copied, files of images are written once; test_freed has the others.
+    more = [f"run={run}", "release.pixels=copied"]
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(path)]
+    command += [word for setting in more for word in ("--set", setting)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     while len(list((run / "images").glob("*.parquet"))) < 2:
         assert process.poll() is None
@@ -181,7 +184,7 @@ def test_verify_names_what_differs(copy: Path) -> None:
     data = bytearray(flipped.read_bytes())
     data[len(data) // 2] ^= 1
     flipped.write_bytes(data)
-    (copy / "sdxl" / "test-00000-of-00002.parquet").unlink()
+    (copy / "sdxl" / "test-00000.parquet").unlink()
     (copy / "sdxl" / "extra.parquet").write_bytes(b"PAR1")
     (copy / "README.md").write_text("mine")
     done = aigi_here("verify", str(copy))
@@ -229,9 +232,9 @@ def test_a_record_is_written_beside_the_specifications(
 def test_a_changed_workflow_is_refused_by_name(finished: tuple[Path, Path]) -> None:
     path, run = finished
     before = contents(run)
-    done = aigi_here("run", str(path), "--set", "sources.sd.batch_size=5")
+    done = aigi_here("run", str(path), "--set", "sources.sd.attention_slicing=true")
     assert done.returncode == 1
-    assert "images: made with other settings" in done.stderr
-    assert "sources.sd.batch_size: 3 -> 5" in done.stderr
+    assert "cannot keep 26 of the run's images" in done.stderr
+    assert "sources.sd.attention_slicing: False -> True" in done.stderr
     assert "Traceback" not in done.stderr
     assert contents(run) == before

@@ -14,8 +14,8 @@ ORDER = [
     "shown", "complaints", "gate", "faults", "outside", "settings", "files", "threads", "pixels",
     "metadata", "markdown", "progress", "charts", "tables", "parquet", "record", "folder",
     "lent", "store", "held", "intact", "freed", "retry", "loaded", "logbook", "alive", "parts",
-    "software", "stage", "joining", "cluster", "run", "status", "manifest", "pictures", "collection",
-    "models", "marks",
+    "software", "stage", "joining", "cluster", "run", "status", "manifest", "pictures",
+    "collection", "models", "marks",
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist
     "learned", "codecs", "analysis", "training", "benchmark",  # what reads a release

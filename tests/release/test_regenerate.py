@@ -213,7 +213,7 @@ def test_every_place_of_a_workflow_is_known_as_one() -> None:
         return any(item in field.metadata for item in marks)
 
     found = locations(Workflow, "")
-    machine = {"run", "plan.dataset", "plan.manifest", "release.record"}
+    machine = {"run", "plan.dataset", "plan.manifest", "plan.reuse.0", "release.record"}
     assert machine | {"prompts.sources.0.path", "embeddings.folder", "sources.name.path"} <= found
     # What reads a release is not recorded at all.
     found = {name for name in found if name.partition(".")[0] not in workflows.READERS}
