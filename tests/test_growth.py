@@ -555,3 +555,18 @@ def test_a_run_on_s3_grows_and_gives_its_images_to_its_release(
         "dataset": "dataset.yaml", "shard_mb": 0.05, "reuse": ["s3://grows/run"]})  # fmt: skip
     assert "36 of 36 to make are taken from s3://grows/run" in run(other)
     assert release_of(tmp_path / "run") == release_of(whole)
+
+
+@pytest.mark.slow
+def test_workers_of_ray_grow_a_run_to_the_same_bytes(
+    make_workflow: WorkflowMaker, whole: Path, tmp_path: Path
+) -> None:
+    path = make_workflow(
+        quality={}, plan={"dataset": "dataset.yaml", "shard_mb": 0.05, "limit": 10}
+    )
+    more = ("--set", "compute.ray=local", "--set", "compute.workers=2")
+    run(path, *more)
+    said = run(changed(path, plan={"limit": None}), *more)
+    assert "2 of 16 to make are taken from what this run has made" in said
+    assert release_of(tmp_path / "run") == release_of(whole)
+    assert not (tmp_path / "run" / held.HELD).exists()
