@@ -23,6 +23,7 @@ from pipeline.manifest import CARD, MANIFEST, PLAN_FILE
 from pipeline.models.clip import Embeddings, model_config
 from pipeline.plan import plan, specification
 from pipeline.plan.quotas import chosen
+from pipeline.prompts.captions import GrammarCaptions
 from pipeline.prompts.prompts import SHARD_ROWS
 from pipeline.record import Record
 from pipeline.release.croissant import CROISSANT
@@ -173,29 +174,40 @@ def _stored(
     return Stored(table, rows, files, size, there, counted, passing if size > there else 0.0)
 
 
-def _prompts(workflow: Workflow, lines: Sequence[Estimate], store: Store) -> Stored:
-    """The prompts: as many as are chosen, or at least those that the plan needs."""
+def _prompts(workflow: Workflow, lines: Sequence[Estimate], store: Store, bounded: bool) -> Stored:
+    """The prompts: as many as are chosen, or at least those that the plan needs.
+
+    Args:
+        bounded: what all captions take at most is counted with those that are refused.
+    """
     prompts = workflow.prompts
     assert prompts is not None
     needed: dict[str, int] = {}
     for line in lines:
         needed[line.split] = max(needed.get(line.split, 0), line.prompts)
-    rows = prompts.select.count or sum(needed.values())
+    made = sum(each.count for each in prompts.sources if isinstance(each, GrammarCaptions))
+    rows = prompts.select.count or max(made, sum(needed.values()))
     files = math.ceil(rows / SHARD_ROWS)
     size = table_bytes(PROMPTS, rows, files)
-    return _stored(store, "prompts", rows, files, size, prompts.select.count is not None)
+    return _stored(store, "prompts", rows, files, size, bounded or bool(prompts.select.count))
 
 
 def _rejects(workflow: Workflow, store: Store) -> Stored:
-    """What was refused; before the prompts are chosen, at most what the caption files have."""
+    """What was refused; before the prompts are chosen, at most what the caption files have.
+
+    That is all captions, so it bounds those that become prompts, too.
+    """
     there = sum(store.shards("rejects").values())
     size, counted = 0, True
     if workflow.prompts is not None and store.record("prompts") is None:
         for source in workflow.prompts.sources:
             place = getattr(source, "path", None)
-            local = place is not None and Path(place).is_file()
-            counted &= local or source.kind == "grammar"
-            size += Path(place).stat().st_size if local and source.kind != "grammar" else 0
+            if isinstance(source, GrammarCaptions):  # its sentences pass, nearly all
+                continue
+            if place is None or not Path(place).is_file():
+                counted = False
+                continue
+            size += Path(place).stat().st_size
     return Stored("rejects", None, None, max(size, there), there, counted)
 
 
@@ -228,7 +240,8 @@ def disk(workflow: Workflow, lines: Sequence[Estimate]) -> list[Stored]:
 
     stages = []
     if workflow.prompts is not None:
-        stages += [_prompts(workflow, lines, store), _rejects(workflow, store)]
+        rejects = _rejects(workflow, store)
+        stages += [_prompts(workflow, lines, store, rejects.counted), rejects]
     stages.append(table("plan", with_options(PLAN, options)))
     if workflow.images is not None:
         stages.append(_images(workflow, found, store))

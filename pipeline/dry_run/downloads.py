@@ -146,7 +146,7 @@ def _asked(group: Sequence[Wanted]) -> Download:
         info = hub_api().repo_info(
             place.repository, repo_type=kind, revision=place.revision, files_metadata=True
         )
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        sizes = {file.rfilename: file.size or 0 for file in getattr(info, "siblings", None) or ()}
         files = {name for one in group for name in one.files(sizes)}
     except hub_errors() as error:
         if isinstance(error, HfHubHTTPError | ValueError):

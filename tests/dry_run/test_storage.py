@@ -95,8 +95,9 @@ def test_the_estimate_of_each_stage_is_within_the_stated_factor(
         if name in ("rejects", "duplicates", "release"):
             continue
         told[name] = stage.bytes / size_of(run, name)
-    # The prompts are at least those that the plan needs: nobody said how many to choose.
-    assert not found["prompts"].counted and told.pop("prompts") < WITHIN
+    # Those that the plan needs: nobody said how many to choose. The rest counts as captions.
+    assert told.pop("prompts") < WITHIN
+    assert found["prompts"].bytes + found["rejects"].bytes > size_of(run, "prompts")
     assert all(1 / WITHIN < share < WITHIN for share in told.values()), told
     # The selection dropped some of what was wanted; what is wanted is what is estimated.
     kept = Store(str(run)).record("release")
@@ -210,7 +211,7 @@ def test_what_does_not_fit_is_warned_of(made: Path, monkeypatch: pytest.MonkeyPa
     lines = estimate(workflow)
 
     def said(free: int) -> str:
-        monkeypatch.setattr(storages.shutil, "disk_usage", lambda place: Usage(9, 9, free))
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(9, 9, free))
         return "\n".join(p for p in storages.storage(workflow, lines) if isinstance(p, str))
 
     need = peak(disk(workflow, lines))
@@ -224,7 +225,7 @@ def test_of_a_finished_run_nothing_more_is_needed(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workflow = loaded(made)
-    monkeypatch.setattr(storages.shutil, "disk_usage", lambda place: Usage(9, 9, 200_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(9, 9, 200_000))
     found = storages.storage(workflow, estimate(workflow))
     assert not [part for part in found if isinstance(part, str) and "WARNING" in part]
 
