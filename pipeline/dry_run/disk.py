@@ -27,7 +27,6 @@ from pipeline.prompts.captions import GrammarCaptions
 from pipeline.prompts.prompts import SHARD_ROWS
 from pipeline.record import Record
 from pipeline.release.croissant import CROISSANT
-from pipeline.release.release import release_schema
 from pipeline.release.sheet import SHEET
 from pipeline.selection.kept import counts_of, files_of
 from pipeline.store import RECORDS, Store
@@ -37,6 +36,7 @@ from pipeline.tables import (
     PLAN,
     PROMPTS,
     QUALITY,
+    RELEASE,
     SELECTION,
     embeddings_schema,
     with_options,
@@ -54,6 +54,7 @@ PAIRS = 0.1
 """Pairs of near duplicates that are found for an image, where nothing is known."""
 _RECORD = 500, 100  # bytes of the record of a shard, and of its entry in a list of shards
 _FILE = 550  # bytes that croissant.json and the manifest have of a file of a release
+_FEATURE = 50  # bytes that a file of a release has of each column, for `datasets`
 _CONFIG, _CARD = 25_000, 20_000  # croissant.json and the contact sheet of a config; the rest
 
 
@@ -283,7 +284,10 @@ def _release(found: _Planned, store: Store, options: bool) -> Iterator[Stored]:
     if record is not None and record.status == "done" and len(record.shards) == files:
         kept = sum(one.rows for one in record.shards.values())  # the selection decides
     share = kept / found.rows if found.rows else 0.0
-    rows = table_bytes(release_schema(options), kept, files)
+    schema = with_options(RELEASE, options)
+    # Each file names its features for `datasets`, which takes long to load.
+    schema = schema.with_metadata({"huggingface": _FEATURE * len(schema) * "-"})
+    rows = table_bytes(schema, kept, files)
     size = release_bytes(found.bytes * share) + rows
     yield _stored(store, "release", kept, files, size, found.counted)
     size = plan_bytes(with_options(PLAN, options), found.rows, found.shards)

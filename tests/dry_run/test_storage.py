@@ -201,6 +201,14 @@ def test_long_files_are_estimated_from_short_ones() -> None:
         assert file_bytes(schema, 6000) == pytest.approx(sink.bytes, rel=0.05)
 
 
+def test_files_of_a_release_name_their_features_in_about_as_many_bytes() -> None:
+    from pipeline.release.release import release_schema
+
+    schema = release_schema(options=True)
+    assert schema.metadata is not None
+    assert len(schema.metadata[b"huggingface"]) == pytest.approx(50 * len(schema), rel=0.15)
+
+
 # --- space ---------------------------------------------------------------------------------------
 
 Usage = namedtuple("Usage", "total used free")
