@@ -27,7 +27,7 @@ class AigiError(Exception):
 
 def load(
     name: str,
-    config: str,
+    config: str | None = None,
     split: str | None = None,
     revision: str | None = None,
     streaming: bool = False,
@@ -38,7 +38,7 @@ def load(
     Args:
         name: `ORG/NAME` on the Hub, `hf://datasets/ORG/NAME[@REVISION]`, a release folder, or a
             run directory.
-        config: the source, for example `sdxl`.
+        config: the source, for example `sdxl`; None: the first one of the specification.
         split: train, validation or test; None: a dictionary of all.
         revision: tag, branch or commit on the Hub. Give one where figures are to be repeated.
         streaming: read rows as they are asked for, nothing is downloaded first.

@@ -1,4 +1,9 @@
-"""What a manifest and its plan are: a location in, a release opened for reading out."""
+"""What a manifest and its plan are: a location in, a release opened for reading out.
+
+The order of what a manifest lists is data: its sources are in the order of the specification, and
+the first one with files is the config that `datasets` loads by default. Manifests of before have
+all keys sorted, and their sources, too.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from pydantic import Field, model_validator
 
 from pipeline import AigiError, gate
 from pipeline.complaints import shown
+from pipeline.folder import Folder, as_json
 from pipeline.gate import Checked, Number, Sha256, matching
 from pipeline.settings import Split, read_yaml
 from pipeline.store import Store
@@ -99,6 +105,52 @@ class _Maker(Checked):
     commit: str | None
 
 
+class Origin(Checked):
+    """Prompts of one place: see `pipeline.release.counts.PromptCount`."""
+
+    source: str
+    place: str
+    kept: Number
+    used: Number
+    images: Number
+    truncated: Number
+
+
+class Why(Checked):
+    """How many captions, or imported images, of a source were refused for a reason."""
+
+    source: str
+    reason: str
+    count: Number
+
+
+class Read(Checked):
+    """How a model reads the prompts: see `pipeline.release.counts.Reading`."""
+
+    most: Number
+    cut: Number
+
+
+class Counted(Checked):
+    """What a card states and a release made again cannot count: its plan is copied.
+
+    Attributes:
+        rows: sha256 of the ids of all images, of which the rest holds.
+        origins: of its prompts.
+        refused: captions that did not become prompts.
+        unplanned: images of imports that could not be planned.
+        readings: by source.
+        unasked: sources of the specification that `plan.sources` left out.
+    """
+
+    rows: Sha256
+    origins: list[Origin]
+    refused: list[Why]
+    unplanned: list[Why]
+    readings: dict[_Config, Read]
+    unasked: list[_Config]
+
+
 class Manifest(Checked):
     """The entries of a manifest, for those who read images; who makes a release again needs all.
 
@@ -116,6 +168,7 @@ class Manifest(Checked):
     workflow: dict[str, Any] = Field(default_factory=dict)
     captions: list[_Captions] = Field(default_factory=list)
     wanted: dict[Cell, Number] = Field(default_factory=dict)
+    counted: Counted | None = None
     tables: dict[str, Annotated[str, matching("[0-9a-z]{1,64}", "a fingerprint")]] = Field(
         default_factory=dict
     )
@@ -132,8 +185,22 @@ class Manifest(Checked):
         return self
 
 
-ENTRIES = tuple(field.alias or name for name, field in Manifest.model_fields.items())
+_LATER = ("counted",)
+"""Entries that manifests of before do not have."""
+ENTRIES = tuple(
+    field.alias or name for name, field in Manifest.model_fields.items() if name not in _LATER
+)
 """All entries of a whole manifest; `files` suffices to read images."""
+
+
+def ordered(manifest: Mapping[str, Any]) -> bool:
+    """Whether the order of its sources is that of their specification; before, all were sorted."""
+    return list(manifest) != sorted(manifest)
+
+
+def write_manifest(store: Folder, manifest: Mapping[str, Any], *parts: str) -> None:
+    """Write a manifest whole or not at all; the order of its entries and sources is kept."""
+    store.write_bytes(as_json(manifest, ordered=True), *parts)
 
 
 def checked(
@@ -204,6 +271,11 @@ def open_release(
         f"{target}: no {MANIFEST}: not a release. Give a release folder, a run, or "
         "hf://datasets/ORG/NAME@REVISION"
     )
+
+
+def is_manifest(data: Mapping[str, Any]) -> bool:
+    """Whether what a file contains is meant to be a manifest, and no workflow."""
+    return "specification" in data and "files" in data
 
 
 def read_manifest(location: str) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipeline import AigiError
 from pipeline.analysis.alignments import Alignments
 from pipeline.analysis.characteristics import Characteristics
 from pipeline.benchmark.settings import Benchmark
 from pipeline.collection import asked_or_own
+from pipeline.manifest import is_manifest
 from pipeline.release.recipe import Recipe
-from pipeline.settings import check, located, read
+from pipeline.settings import check, located, overridden, read_yaml
 from pipeline.training.settings import Train
 
 
@@ -41,12 +43,22 @@ READERS = Workflow.model_fields.keys() - Recipe.model_fields.keys()
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Workflow:
     """Read a workflow file, apply `KEY=VALUE` overrides, and check it.
 
-    With `plan.manifest`, the settings are those of the manifest: see `regenerate.merged`.
+    With `plan.manifest`, the settings are those of the manifest: see `regenerate.merged`. A
+    manifest in place of a workflow file is one that only says so, and asks for its release.
 
     Raises:
         AigiError: the file cannot be read, or a setting is wrong; names file and setting.
     """
-    data = read(path, overrides)
+    found = read_yaml(str(path))
+    again = is_manifest(found)
+    if again:
+        found = {"plan": {"manifest": located(str(path), None)}, "release": {}}
+    data = overridden(found, overrides)
+    if again and data.get("run") is None:
+        raise AigiError(
+            f"{path}: the manifest of a release. Name a folder for the run that makes it again: "
+            "--set run=FOLDER"
+        )
     plan = data.get("plan")
     if isinstance(plan, dict) and plan.get("manifest") is not None:
         from pipeline.release import regenerate

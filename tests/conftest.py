@@ -241,6 +241,20 @@ def aigi_here(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
+def cmp(one: Path, other: Path) -> list[str]:
+    """Files of two folders that `cmp` finds different, or that only one of them has."""
+    first, second = (
+        {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        for folder in (one, other)
+    )
+    different = [
+        name
+        for name in first & second
+        if subprocess.run(["cmp", "-s", one / name, other / name]).returncode != 0
+    ]
+    return sorted([*different, *(first ^ second)])
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, models: Path) -> tuple[Path, Path]:
     """A workflow, and the run directory of an undisturbed serial run of it: not to be changed."""

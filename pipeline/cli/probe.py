@@ -31,7 +31,7 @@ def probe(
     """
     with explained():
         from pipeline import workflow as workflows
-        from pipeline.dry_run import parts
+        from pipeline.dry_run.tables import parts
         from pipeline.images.costs import PROBE
         from pipeline.images.images import Images, check_sources
         from pipeline.images.probe import probe as measure

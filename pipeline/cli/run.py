@@ -210,7 +210,8 @@ def run(
     workflow_file: Annotated[str, typer.Argument(help="Workflow file; see workflows/.")],
     overrides: Override = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print counts, disk and GPU-hours, then stop.")
+        bool,
+        typer.Option("--dry-run", help="Print counts, disk, downloads and GPU-hours, then stop."),
     ] = False,
     rehash: Annotated[
         bool,
@@ -240,7 +241,7 @@ def run(
 
         workflow = workflows.load(workflow_file, overrides or ())
         if dry_run:
-            from pipeline.dry_run import parts
+            from pipeline.dry_run.tables import parts
 
             for part in parts(workflow):
                 show(part)

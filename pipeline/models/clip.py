@@ -121,8 +121,8 @@ def _place(settings: Embeddings, where: str) -> Place | None:
     return Place.of(where, settings.folder, repository or "")
 
 
-def _tagged(settings: Embeddings, config: dict[str, Any], where: str) -> str:
-    """The weight file of one of open_clip's tags."""
+def _tagged(settings: Embeddings, config: dict[str, Any], where: str) -> tuple[Place, str]:
+    """The weight file of one of open_clip's tags: its place, and its name there."""
     import open_clip
 
     model = settings.model
@@ -147,7 +147,19 @@ def _tagged(settings: Embeddings, config: dict[str, Any], where: str) -> str:
             "which are not read. Take other weights, or convert these and give them as folder."
         )
     place = Place(f"{where}.pretrained", f"{where}.folder", repository=repository)
-    return place.file(f"{os.path.splitext(file)[0]}.safetensors" if file else WEIGHTS[0])
+    return place, f"{os.path.splitext(file)[0]}.safetensors" if file else WEIGHTS[0]
+
+
+def wanted_files(settings: Embeddings, where: str = SECTION) -> tuple[Place, tuple[str, ...]]:
+    """Where the model is, and its files there: configuration and weights, or a tag's weights.
+
+    Raises:
+        AigiError: open_clip has no such model or weights.
+    """
+    if (place := _place(settings, where)) is not None:
+        return place, (CONFIG, WEIGHTS[0])
+    place, file = _tagged(settings, model_config(settings, where), where)
+    return place, (file,)
 
 
 def find_weights(settings: Embeddings, where: str = SECTION) -> str:
@@ -161,7 +173,8 @@ def find_weights(settings: Embeddings, where: str = SECTION) -> str:
     """
     config, place = model_config(settings, where), _place(settings, where)
     if place is None:
-        path = _tagged(settings, config, where)
+        tagged, file = _tagged(settings, config, where)
+        path = tagged.file(file)
     else:
         name = WEIGHTS[0]
         if settings.folder is not None:

@@ -104,6 +104,16 @@ def photo_names(source: BlipCaptions) -> list[str]:
     return names
 
 
+FILES = ("config.json", "*.safetensors")
+BESIDE = ("*.json", "*.txt")
+"""Files of a model that captions photos; the second is what else there may be."""
+
+
+def place_of(source: BlipCaptions) -> Place:
+    """Where the model is that captions photos."""
+    return Place.of("prompts.sources", source.folder, source.model, source.revision)
+
+
 def check_weights(source: BlipCaptions) -> tuple[Part, str]:
     """Check that the model is there and complete, before any work.
 
@@ -114,8 +124,8 @@ def check_weights(source: BlipCaptions) -> tuple[Part, str]:
     """
     from transformers import BlipForConditionalGeneration
 
-    place = Place.of("prompts.sources", source.folder, source.model, source.revision)
-    folder = place.fetch("config.json", "*.safetensors", beside=("*.json", "*.txt"))
+    place = place_of(source)
+    folder = place.fetch(*FILES, beside=BESIDE)
     part = Part(place.where, place)
     check_transformers(part, BlipForConditionalGeneration, folder)
     return part, folder

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline import __version__
-from pipeline.manifest import CARD, MANIFEST, DocumentRecord, FileRecord, read_manifest
+from pipeline.manifest import CARD, MANIFEST, DocumentRecord, FileRecord
 from pipeline.markdown import Safe, code, escape, fence, link, number, plain, table
 from pipeline.plan.quotas import chosen, quotas
 from pipeline.plan.specification import (
@@ -26,8 +26,9 @@ from pipeline.plan.specification import (
 )
 from pipeline.progress import Progress
 from pipeline.prompts.captions import BlipCaptions
-from pipeline.prompts.prompts import Prompts, name_of, place_of
-from pipeline.release.counts import Counts, Origin, count
+from pipeline.prompts.prompts import name_of, place_of
+from pipeline.release.again import commands
+from pipeline.release.counts import Counts, Origin
 from pipeline.release.croissant import CROISSANT, croissant
 from pipeline.release.front_matter import NOT_STATED, TAGS, configs_of, front_matter
 from pipeline.release.recipe import Recipe
@@ -47,7 +48,7 @@ from pipeline.release.words import (
     setting_heads,
 )
 from pipeline.selection.rules import REASONS
-from pipeline.settings import SPLITS, check
+from pipeline.settings import SPLITS
 from pipeline.store import Store
 from pipeline.tables import IMAGE, release_fields
 
@@ -128,7 +129,7 @@ def _sheet(title: str, shown: list[Shown]) -> list[str]:
     ]
 
 
-def _use(configs: Mapping[str, Mapping[str, int]]) -> list[str]:
+def _use(recipe: Recipe, dataset: Dataset, configs: Mapping[str, Mapping[str, int]]) -> list[str]:
     config, splits = next(iter(configs.items()), ("CONFIG", {"train": 0}))
     split = list(splits)[-1]
     return [
@@ -150,11 +151,7 @@ for row in load_dataset(NAME, "{config}", split="{split}", streaming=True):
         "",
         "To check every file against the manifest, and to make the dataset again from it:",
         "",
-        *fence(
-            "aigi verify FOLDER\n"
-            f"aigi run workflows/regenerate.yaml --set plan.manifest=FOLDER/{MANIFEST}",
-            "sh",
-        ),
+        *commands(recipe, dataset),
         "",
         f"`{CROISSANT}` describes the same files for readers of Croissant metadata.",
     ]
@@ -255,7 +252,7 @@ def _origins(recipe: Recipe, dataset: Dataset, counts: Counts) -> list[list[Safe
             *[Safe("")] * 3,
         ]
         for origin in sorted(kinds)
-        if not counts.origins
+        if counts.copied
     ]
     images = counts.by("source")
     for name in dataset.sources:
@@ -299,7 +296,7 @@ def _prompts(recipe: Recipe, dataset: Dataset, counts: Counts) -> list[str]:
         "",
         *table([Safe(head) for head in heads], _origins(recipe, dataset, counts), right=3),
     ]
-    if recipe.prompts is not None and not counts.origins:
+    if recipe.prompts is not None and counts.copied:
         lines += ["", "The plan is that of an earlier release, so prompts were not counted again."]
     filters = [] if recipe.prompts is None else filter_words(recipe.prompts)
     if filters:
@@ -460,9 +457,8 @@ def _limits(
             f"A part of the dataset: at most {plan.limit:,} generations of each source "
             "and split (`plan.limit`)."
         )
-    left = [name for name in dataset.sources if name not in chosen(dataset, plan)]
-    if left:
-        lines.append(f"Not asked for: {', '.join(map(code, left))}.")
+    if counts.unasked:
+        lines.append(f"Not asked for: {', '.join(map(code, counts.unasked))}.")
     return ["## Known limits", "", *(f"- {line}" for line in lines)]
 
 
@@ -522,7 +518,7 @@ def readme(
         *([paragraph] for paragraph in about),
         _counted(configs, dataset),
         _sheet(dataset.title, shown),
-        _use(configs),
+        _use(recipe, dataset, configs),
         _fields(some_options(dataset, chosen(dataset, recipe.planned("release"))), counts),
         _sources(dataset, counts, configs),
         _prompts(recipe, dataset, counts),
@@ -556,22 +552,13 @@ def settings(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _with_first_prompts(recipe: Recipe) -> Recipe:
-    """The recipe; where its plan is copied from a release, with that one's prompt settings."""
-    location = recipe.planned("release").manifest
-    if location is None or recipe.prompts is not None:
-        return recipe
-    first = read_manifest(location)["workflow"].get("prompts")
-    prompts = None if first is None else check(Prompts, first, location)
-    return recipe.model_copy(update={"prompts": prompts})
-
-
 def write(
     recipe: Recipe,
     version: str,
     dataset: Dataset,
     store: Store,
     files: list[FileRecord],
+    counts: Counts,
     progress: Progress,
 ) -> list[DocumentRecord]:
     """Write the documents of a release beside its files, and say what they are.
@@ -580,15 +567,13 @@ def write(
 
     Args:
         version: of the release, `1.0.0`.
-        files: all its parquet files.
+        files: all its parquet files, in the order of the specification.
+        counts: of the release.
 
     Raises:
-        AigiError: a table, a shard or a picture cannot be read.
+        AigiError: a shard or an image cannot be read.
     """
-    recipe = _with_first_prompts(recipe)
-    shards = [file["path"].removesuffix(".parquet") for file in files]
     options = some_options(dataset, chosen(dataset, recipe.planned("release")))
-    counts = count(store, dataset, shards, progress, options)
     if counts.left_out:
         progress.say(
             f"release: metadata of {counts.left_out['']:,} images was left out: "

@@ -17,7 +17,7 @@ import yaml
 
 from pipeline import AigiError
 from pipeline.intact import wrong_pixels
-from pipeline.manifest import CARD, MANIFEST, PLAN_FILE
+from pipeline.manifest import CARD, MANIFEST, PLAN_FILE, ordered
 from pipeline.plan.copied import shards_in, specified
 from pipeline.plan.ids import image_id_of
 from pipeline.plan.rounds import summary_of
@@ -139,7 +139,7 @@ def _row(
 
 
 def _configs(head: Mapping[str, Any]) -> dict[str, Any]:
-    """Data files by config; the manifest lists its sources in another order than the card."""
+    """Data files by config, in the order of the card."""
     listed = head.get("configs")
     configs = listed if isinstance(listed, list) else []
     return {
@@ -167,6 +167,9 @@ def _licences(store: Store, manifest: Mapping[str, Any], dataset: Dataset, found
         for name in sorted(one.keys() | other.keys()):
             if one.get(name) != other.get(name):
                 found.add("card", f"{CARD}: config {name} does not list the files of the manifest")
+        if ordered(manifest) and one.keys() == other.keys() and list(one) != list(other):
+            stated, own = ", ".join(one), ", ".join(other)  # the first one loads by default
+            found.add("card", f"{CARD}: configs {stated}; by the manifest {own}")
     if CROISSANT in there:
         try:
             data = json.loads(store.fs.cat_file(store.path(CROISSANT)))

@@ -6,12 +6,13 @@ settings and, by some 40 bytes each, of rows.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -101,6 +102,9 @@ class Counts:
         readings: by source, of models that do not read what CLIP reads.
         left_out: images that came as files by kind of the metadata that was left out of them; those
             with any under an empty name.
+        rows: sha256 of the ids of all images, in their order.
+        unasked: sources of the specification that `plan.sources` left out.
+        copied: the plan is that of an earlier release, and what is counted beside it is not known.
     """
 
     kinds: Counter[Kind]
@@ -115,6 +119,9 @@ class Counts:
     formats: tuple[str, ...]
     left_out: Counter[str] = field(default_factory=Counter)
     readings: dict[str, Reading] = field(default_factory=dict)
+    rows: str = ""
+    unasked: tuple[str, ...] = ()
+    copied: bool = False
 
     def by(self, *fields: str) -> Counter[tuple[object, ...]]:
         """Images by the fields of `Kind` that are named."""
@@ -122,6 +129,51 @@ class Counts:
         for kind, images in self.kinds.items():
             found[tuple(getattr(kind, field) for field in fields)] += images
         return found
+
+    def recorded(self) -> dict[str, Any] | None:
+        """What a manifest keeps for releases that are made from it; None: it is not known here."""
+        if self.copied:
+            return None
+        return {
+            "rows": self.rows,
+            "origins": [
+                {**origin._asdict(), **asdict(found)}
+                for origin, found in sorted(self.origins.items())
+            ],
+            "refused": _whys(self.refused),
+            "unplanned": _whys(self.unplanned),
+            "readings": {name: asdict(each) for name, each in sorted(self.readings.items())},
+            "unasked": list(self.unasked),
+        }
+
+    def again(self, first: Mapping[str, Any] | None) -> Counts:
+        """The counts of a release whose plan is copied.
+
+        Args:
+            first: what the manifest of the plan recorded; None: nothing, or of other sources. It
+                holds only if this release has the same images.
+        """
+        if first is None or first["rows"] != self.rows:
+            return replace(self, copied=True)
+        return replace(
+            self,
+            origins={
+                Origin(each["source"], each["place"]): PromptCount(
+                    each["kept"], each["used"], each["images"], each["truncated"]
+                )
+                for each in first["origins"]
+            },
+            refused=Counter({(e["source"], e["reason"]): e["count"] for e in first["refused"]}),
+            unplanned=Counter({(e["source"], e["reason"]): e["count"] for e in first["unplanned"]}),
+            readings={name: Reading(**each) for name, each in first["readings"].items()},
+        )
+
+
+def _whys(found: Counter[tuple[str, str]]) -> list[dict[str, Any]]:
+    return [
+        {"source": source, "reason": reason, "count": many}
+        for (source, reason), many in sorted(found.items())
+    ]
 
 
 _SHARED = [name for name in Kind._fields if name not in ("split", "converted", "options")]
@@ -257,6 +309,7 @@ def count(
     formats: set[str] = set()
     ids: dict[str, list[pa.Array]] = defaultdict(list)
     samples: dict[str, list[Sample]] = defaultdict(list)
+    digest = hashlib.sha256()
     columns = [*_COLUMNS, OPTIONS.name] if options else _COLUMNS
     read = partial(store.read, "release", columns=columns)
     with (
@@ -270,6 +323,7 @@ def count(
             left_out += _left_out(rows["note"])
             formats |= _formats(rows["image"])
             ids[source] += rows["prompt_id"].chunks
+            digest.update("".join(f"{image}\n" for image in rows["image_id"].to_pylist()).encode())
             samples[source] = _lowest(iter([*samples[source], *_samples(rows, shard, split)]))
             bar.advance(rows.num_rows)
     generated = [
@@ -304,4 +358,5 @@ def count(
         formats=tuple(sorted(formats, reverse=True)),
         left_out=left_out,
         readings=_readings(store, pa.chunked_array(generated, pa.string())),
+        rows=digest.hexdigest(),
     )

@@ -12,7 +12,8 @@ import os
 import posixpath
 import re
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
@@ -42,6 +43,8 @@ _OPTIONAL = {
 }
 
 
+_NOWHERE = Path(os.devnull)
+"""Nothing is below it, so no name of a manifest can be taken for a file of this machine."""
 _OF_MODEL = re.compile(r"sources\.[^.]+\.(folder|file|(loras|components)\.[^.]+)")
 """Settings of `_PLACE` that a generated source may have."""
 
@@ -70,11 +73,45 @@ def is_place(dotted: str, value: object) -> bool:
     return True
 
 
+class Asked(NamedTuple):
+    """A place that whoever makes a release again must name, or may: `there`, it was this."""
+
+    there: str
+    optional: bool
+
+
+def asked_places(settings: Mapping[str, Any], copied: bool) -> dict[str, Asked]:
+    """Places that the settings of a manifest leave to the machine, by dotted name.
+
+    Args:
+        settings: the sections by dotted names (`stage.flat`).
+        copied: the plan is copied from beside the manifest.
+    """
+    return {
+        dotted: Asked(value, _OPTIONAL[copied].fullmatch(dotted) is not None)
+        for dotted, value in settings.items()
+        if _PLACE.fullmatch(dotted) is not None
+        and isinstance(value, str)
+        # No hash pins another VAE, so it is asked for wherever it is.
+        and (is_place(dotted, value) or dotted.endswith(".vae"))
+    }
+
+
 def sections_of(location: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a manifest, checked: sections that decide a byte, and no places.
 
     Raises:
         AigiError: in one line, with the setting that is wrong.
+    """
+    recipe_of(location, manifest)
+    return {name: each for name, each in manifest["workflow"].items() if each is not None}
+
+
+def recipe_of(location: str, manifest: Mapping[str, Any]) -> Recipe:
+    """The same as a recipe, whose places are names without a place.
+
+    Raises:
+        AigiError: as `sections_of`.
     """
     found = {name: each for name, each in manifest["workflow"].items() if each is not None}
     for name in found:
@@ -86,7 +123,7 @@ def sections_of(location: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
     plan = {**plan, "dataset": location} if isinstance(plan, dict) else plan
     # Names of places are looked for nowhere: what they mean here, this machine's workflow says.
     whole = {**found, "compute": compute.model_dump(), "run": location, "plan": plan}
-    recipe = check(Recipe, whole, location, REMEDY, "workflow", {"base": None})
+    recipe = check(Recipe, whole, location, REMEDY, "workflow", {"base": _NOWHERE})
     known = set(manifest["specification"].get("sources") or ())
     for field, names in (
         ("workflow.plan.sources", recipe.planned("plan").sources),
@@ -97,7 +134,7 @@ def sections_of(location: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
         if strangers := sorted(set(names) - known):
             problem = f"{strangers[0]!r} is no source of the specification"
             raise refused(location, field, problem, REMEDY)
-    return found
+    return recipe
 
 
 class _Compute(Checked):
@@ -110,7 +147,7 @@ def recorded(recipe: Recipe, sources: list[str]) -> dict[str, Any]:
     """The settings of a run for its manifest; places are cut to the last part of their names.
 
     Args:
-        sources: those that the plan has.
+        sources: those that the plan has, in the order of the specification.
     """
     # A workflow has more sections, which only read a release and decide no byte of it.
     data: dict[str, Any] = public(recipe.model_dump(mode="json", include=set(DECIDING)))
@@ -123,7 +160,7 @@ def recorded(recipe: Recipe, sources: list[str]) -> dict[str, Any]:
     for name, source in data["sources"].items():
         if source["kind"] == "http":  # where it is and who may ask it are matters of a machine
             data["sources"][name] = {"kind": "http"}
-    data["plan"] = {**data["plan"], "sources": sorted(sources)}
+    data["plan"] = {**data["plan"], "sources": list(sources)}
     for name in ("dataset", "manifest", "reuse"):
         data["plan"].pop(name)
     for dotted, value in flat(data).items():
@@ -140,7 +177,7 @@ def merged(
     Args:
         location: of the manifest, local path or fsspec URL.
         mine: an unchecked workflow. `run`, `compute` (but `threads`), `release`, `plan.sources`
-            and its places count.
+            and its places count. Without a version in it, the release has that of the manifest.
         sections: of the manifest's settings, beside `plan` and `compute`; None: all.
 
     Raises:
@@ -177,16 +214,17 @@ def merged(
     given = {name: value for name, value in flat(mine).items() if _PLACE.fullmatch(name)}
     missing = []
     data.setdefault("sources", {})
-    for dotted, value in flat(data).items():
-        if _PLACE.fullmatch(dotted) is None:
-            continue
-        if given.get(dotted) is not None:
+    known = flat(data)
+    for dotted in known:
+        if _PLACE.fullmatch(dotted) and given.get(dotted) is not None:
             _put(data, dotted, given[dotted])
-        elif isinstance(value, str) and (is_place(dotted, value) or dotted.endswith(".vae")):
-            if _OPTIONAL[copied].fullmatch(dotted):
-                _drop(data, dotted)
-            else:
-                missing.append(f"  --set {dotted}=...   (originally: {value})")
+    for dotted, asked in asked_places(known, copied).items():
+        if given.get(dotted) is not None:
+            continue
+        if asked.optional:
+            _drop(data, dotted)
+        else:
+            missing.append(f"  --set {dotted}=...   (originally: {asked.there})")
     known = flat(data)
     for dotted, value in given.items():
         # A source that had no such settings there: its model came from the Hub.
@@ -204,9 +242,11 @@ def merged(
             + "\n".join(missing)
             + "\nOr leave a source out with plan.sources." * copied
         )
-    for name in ("run", "release"):
-        if mine.get(name) is not None:
-            data[name] = mine[name]
+    if mine.get("run") is not None:
+        data["run"] = mine["run"]
+    if (release := mine.get("release")) is not None:
+        own = {"version": manifest["version"]}  # unless another is given
+        data["release"] = {**own, **release} if isinstance(release, dict) else release
     data["compute"] = {**(mine.get("compute") or {}), **data["compute"]}
     return data
 

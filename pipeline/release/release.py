@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -16,19 +17,22 @@ import pyarrow.compute as pc
 
 from pipeline import AigiError, __version__, freed
 from pipeline.images.images import begun
-from pipeline.manifest import MANIFEST, PLAN_FILE, FileRecord, read_manifest
+from pipeline.manifest import MANIFEST, PLAN_FILE, FileRecord, write_manifest
 from pipeline.pixels import decode_threads
 from pipeline.plan import specification
 from pipeline.plan.copied import schema as plan_schema
 from pipeline.plan.quotas import chosen, quotas
 from pipeline.plan.rounds import added, pinned, summary
 from pipeline.plan.rounds import shards as plan_shards
-from pipeline.plan.specification import some_options
+from pipeline.plan.specification import Dataset, some_options
 from pipeline.progress import Progress
 from pipeline.release import card
+from pipeline.release.counts import count
+from pipeline.release.first import first_of
 from pipeline.release.recipe import Recipe, Release
 from pipeline.release.regenerate import recorded
 from pipeline.selection.kept import digest_of, files_of
+from pipeline.settings import SPLITS
 from pipeline.shown import public_url
 from pipeline.software import git_commit, library_versions
 from pipeline.stage import Files, Map
@@ -188,20 +192,30 @@ def _captions(store: Store) -> list[dict[str, Any]]:
     ]
 
 
-def _make_manifest(
-    recipe: Recipe, settings: Release, store: Store, progress: Progress
-) -> list[str]:
-    if recipe.images is not None:
-        recipe = recipe.model_copy(update={"images": begun(recipe.images, store)})
-    plan = recipe.planned("release")
-    dataset = pinned(specification.load(plan.dataset), store)
+def _cell(name: str) -> str:
+    """Source and split of a file of the release."""
+    source, _, rest = name.partition("/")
+    return f"{source}/{rest.partition('-')[0]}"
+
+
+def _files(store: Store, sources: Sequence[str]) -> list[FileRecord]:
+    """The parquet files of a release, by source, split and number.
+
+    Args:
+        sources: in the order of the specification.
+
+    Raises:
+        AigiError: a file is too large, or a prompt is in two splits.
+    """
     sizes = store.shards("release")
     names = [name for name in _names(store) if name in sizes]
     _check_splits(store, names)
+    order = [f"{source}/{split}" for source in sources for split in SPLITS]
+    places = {name: number for number, name in enumerate(order)}
     record = store.record("release")
     made = {} if record is None else record.shards
     files: list[FileRecord] = []
-    for name in names:
+    for name in sorted(names, key=lambda name: (places[_cell(name)], name)):
         if sizes[name] > FILE_BYTES:
             raise AigiError(
                 f"release: {name}.parquet has {sizes[name]:,} bytes, more than {FILE_BYTES:,}: "
@@ -218,9 +232,31 @@ def _make_manifest(
                 "sha256": made[name].sha256,
             }
         )
+    return files
+
+
+def _make_manifest(
+    recipe: Recipe, settings: Release, store: Store, progress: Progress
+) -> list[str]:
+    if recipe.images is not None:
+        recipe = recipe.model_copy(update={"images": begun(recipe.images, store)})
+    plan = recipe.planned("release")
+    dataset = pinned(specification.load(plan.dataset), store)
     names_made = chosen(dataset, plan)
-    documents = card.write(recipe, settings.version, dataset, store, files, progress)
+    files = _files(store, names_made)
     options = some_options(dataset, names_made)
+    counts = replace(
+        count(store, dataset, [_shard(file) for file in files], progress, options),
+        unasked=tuple(name for name in dataset.sources if name not in names_made),
+    )
+    workflow, tables = recorded(recipe, names_made), _fingerprints(store)
+    captions = _captions(store)
+    if (first := first_of(plan, names_made)) is not None:
+        # The plan was made there; a release made again says how, not that it was copied.
+        recipe, counts = first.said(recipe), first.counts(counts)
+        workflow, tables = first.workflow(names_made), first.tables(tables)
+        captions = first.manifest["captions"]
+    documents = card.write(recipe, settings.version, dataset, store, files, counts, progress)
     planned = plan_schema(options)
     size, digest = store.write_arrow(plan_shards(store), planned, "release", PLAN_FILE)
     documents.append({"path": PLAN_FILE, "bytes": size, "sha256": digest})
@@ -236,36 +272,48 @@ def _make_manifest(
         },
         "plan": {**summary(store), "rounds": added(store)},
         # Where it ran and on how many workers does not change a byte; threads can.
-        "workflow": recorded(recipe, names_made),
-        "captions": _captions(store),
+        "workflow": workflow,
+        "captions": captions,
         "wanted": {
             f"{quota.source}/{quota.split}": quota.images
             for quota in quotas(dataset, plan)
             if quota.spec.count is not None
         },
-        "tables": {
-            table: record.fingerprint
-            for table in TABLES
-            if (record := store.record(table)) is not None
-        },
+        **({} if (counted := counts.recorded()) is None else {"counted": counted}),
+        "tables": tables,
         "aigi": {"version": __version__, "commit": git_commit()},
         "versions": library_versions(),
     }
-    if plan.manifest is not None:
-        # The plan was made there; a release made again says how, not that it was copied.
-        first = read_manifest(plan.manifest)
-        manifest["captions"] = first["captions"]
-        manifest["workflow"]["prompts"] = first["workflow"].get("prompts")
-        manifest["workflow"]["selection"] = first["workflow"].get("selection")
-    store.write_json(manifest, "release", MANIFEST)
+    write_manifest(store, manifest, "release", MANIFEST)
     if settings.record is not None:
         records = Store(settings.record)
-        records.write_json(manifest, f"{dataset.name}-{settings.version}.json")
+        write_manifest(records, manifest, f"{dataset.name}-{settings.version}.json")
     progress.say(
         f"release: {sum(file['rows'] for file in files):,} images in {len(files):,} files, "
         f"{sum(file['bytes'] for file in files) / 1e6:,.1f} MB: {store.path('release')}"
     )
     return [f"release/{name}" for name in (*(d["path"] for d in documents), MANIFEST)]
+
+
+def _shard(file: FileRecord) -> str:
+    return file["path"].removesuffix(".parquet")
+
+
+def _fingerprints(store: Store) -> dict[str, str]:
+    return {
+        table: record.fingerprint for table in TABLES if (record := store.record(table)) is not None
+    }
+
+
+def _order(recipe: Recipe, dataset: Dataset) -> dict[str, list[str]]:
+    """The order of the sources, which no fingerprint of another stage has.
+
+    Nor have the documents of runs of before, which stay as they are.
+    """
+    record = Store(recipe.run).record("manifest")
+    if record is not None and "order" not in record.settings:
+        return {}
+    return {"order": chosen(dataset, recipe.planned("release"))}
 
 
 def manifest_stage(recipe: Recipe, settings: Release) -> Files:
@@ -277,6 +325,7 @@ def manifest_stage(recipe: Recipe, settings: Release) -> Files:
         settings={
             **settings.model_dump(mode="json", exclude={"pixels"}),
             "card": card.settings(recipe, dataset),
+            **_order(recipe, dataset),
         },
         inputs=("release",),
         make=partial(_make_manifest, recipe, settings),

@@ -8,7 +8,7 @@ those of one's own runs. Local files cannot be named at all, see `regenerate`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from pipeline import AigiError
 from pipeline.gate import refused
@@ -22,7 +22,7 @@ from pipeline.models.clip import Embeddings, in_hub
 from pipeline.models.hub import Place
 from pipeline.plan import specification
 from pipeline.plan.quotas import chosen
-from pipeline.plan.specification import DiffusersSpec, ZooSpec
+from pipeline.plan.specification import Dataset, DiffusersSpec, DrawnSpec, ZooSpec
 from pipeline.prompts.captions import BlipCaptions, HubCaptions
 from pipeline.release.recipe import Recipe
 from pipeline.release.regenerate import HUB_ID
@@ -46,7 +46,19 @@ def asked(recipe: Recipe) -> list[str]:
         _check_id(recipe.plan.manifest, place)
         if not place.held():
             found.append(f"{kind} {place} ({place.where})")
-    return list(dict.fromkeys([*found, *_logos(recipe)]))
+    dataset = specification.load(recipe.plan.dataset)
+    return list(dict.fromkeys([*found, *_logos(dataset, chosen(dataset, recipe.plan))]))
+
+
+def needs_word(recipe: Recipe, dataset: Dataset, folders: Collection[str]) -> bool:
+    """Whether some machine would load something on the word of a manifest of this recipe.
+
+    Args:
+        folders: sources whose models are in a folder that the workflow names.
+    """
+    names = chosen(dataset, recipe.planned("sources"))
+    drawn = any(isinstance(dataset.sources[n], DrawnSpec) and n not in folders for n in names)
+    return drawn or any(_scores(recipe)) or any(_logos(dataset, names))
 
 
 def _check_id(location: str, place: Place) -> None:
@@ -114,10 +126,8 @@ def _prompts(recipe: Recipe) -> Iterator[tuple[str, Place]]:
             yield "dataset", Place(key, key, None, source.dataset, revision)
 
 
-def _logos(recipe: Recipe) -> Iterator[str]:
-    plan = recipe.planned("sources")
-    dataset = specification.load(plan.dataset)
-    for name in chosen(dataset, plan):
+def _logos(dataset: Dataset, names: Collection[str]) -> Iterator[str]:
+    for name in names:
         for spec in dataset.sources[name].splits.values():
             for variant in spec.watermarks:
                 if (logo := logo_of(variant)) is not None:

@@ -120,7 +120,8 @@ class SafetyScorer:
         return above
 
 
-def _place(settings: SafetyChecker) -> Place:
+def place_of(settings: SafetyChecker) -> Place:
+    """Where the safety checker is."""
     return Place.of("quality.safety_checker", settings.folder, settings.model, settings.revision)
 
 
@@ -130,7 +131,7 @@ def find_checker(settings: SafetyChecker) -> str:
     Raises:
         AigiError: there is none, or it lacks a file.
     """
-    return _place(settings).fetch(*CHECKER_FILES)
+    return place_of(settings).fetch(*CHECKER_FILES)
 
 
 def check_checker(settings: SafetyChecker) -> tuple[Part, str]:
@@ -143,7 +144,7 @@ def check_checker(settings: SafetyChecker) -> tuple[Part, str]:
     """
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
-    place, folder = _place(settings), find_checker(settings)
+    place, folder = place_of(settings), find_checker(settings)
     part = Part(place.where, place)
     check_transformers(part, StableDiffusionSafetyChecker, folder)
     return part, folder

@@ -131,6 +131,7 @@ def test_the_card_and_the_manifest_say_that_none_can_be_made_again(released: Pat
         "sources.api: its images cannot be made again: they came from an endpoint" in again.stderr
     )
     assert not (released / "again" / "images").exists()
+    assert "aigi run" not in card and "Its images cannot be made again" in card
     pixels = aigi_here("verify", str(released / "run"), "--pixels", "2")
     assert pixels.returncode == 1
     assert "every image is of an endpoint; none can be made again" in pixels.stderr

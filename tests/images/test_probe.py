@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline import AigiError
 from pipeline import workflow as workflows
 from pipeline.build import estimate
-from pipeline.dry_run import parts
+from pipeline.dry_run.tables import parts
 from pipeline.images import costs as figures
 from pipeline.images import probe as probes
 from pipeline.images.costs import PROBE, Costs, Measured, Probe, Trial, costs, read_probe

@@ -16,7 +16,7 @@ import safetensors.torch
 import yaml
 
 from pipeline.images.diffusion.diffuser import Diffuser
-from tests.conftest import PROMPTS, aigi, aigi_here
+from tests.conftest import PROMPTS, aigi, aigi_here, cmp
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 MODELS = [f"org/model-{number}" for number in range(10)]
@@ -167,6 +167,7 @@ def test_images_of_a_zoo_are_made_again_from_its_manifest(
         for place in (run, again)
     )
     assert one == other
+    assert cmp(run / "release", again / "release") == []
 
 
 def test_a_recipe_names_the_model_of_its_row(released: tuple[Path, str], zoo: Path) -> None:

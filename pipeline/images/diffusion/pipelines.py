@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -274,6 +275,39 @@ def listing_problems(
     if variant is not None and not has:
         problems.append(f"has no weights of variant {variant}; leave it out")
     return problems
+
+
+def loaded_files(
+    index: Mapping[str, Any], names: Collection[str], given: Collection[str], variant: str | None
+) -> list[str]:
+    """Files of a repository that its pipeline loads, which are those that diffusers downloads.
+
+    Args:
+        index: content of its `model_index.json`.
+        names: of all its files.
+        given: components that do not come from there.
+        variant: of weights; a component without any of it has the plain ones.
+    """
+    found = [name for name in names if "/" not in name and name.endswith(".json")]
+    for part in index:
+        if part in given or _empty(index[part]):
+            continue
+        mine = [name for name in names if name.startswith(f"{part}/")]
+        weights = [name for name in mine if ".safetensors" in name]
+        if not weights:  # a scheduler, a tokenizer
+            found += mine
+            continue
+        plain = [name for name in weights if _PLAIN.fullmatch(name.rpartition("/")[2])]
+        marked = [name for name in weights if variant is not None and f".{variant}" in name]
+        found += marked or plain
+        found += [name for name in mine if name == f"{part}/config.json"]
+    return found
+
+
+_PLAIN = re.compile(
+    r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+)
+"""Names of files of weights that are of no variant, such as fp16 or non_ema."""
 
 
 def _empty(stated: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.images.diffusion.pipelines import (
     Runner,
     call_problems,
     listing_problems,
+    loaded_files,
     model_problems,
     part_problems,
     runner,
@@ -85,13 +86,58 @@ def other_vae(name: str, local: DiffusersSource) -> Place | None:
     return Place(key, key, None, repository, revision or None)
 
 
+_VAE = ("config.json", "diffusion_pytorch_model.safetensors")
+
+
 def vae_folder(place: Place) -> str:
     """Its files on this machine, compared with the model."""
     import diffusers
 
-    folder = place.fetch("config.json", "diffusion_pytorch_model.safetensors")
+    folder = place.fetch(*_VAE)
     check_model(Part(place.where, place, "vae"), diffusers.AutoencoderKL, folder)
     return folder
+
+
+def given_of(found: Runner, spec: DiffusersSpec, local: DiffusersSource) -> dict[str, Any]:
+    """Components of a pipeline that do not come from the model's own files."""
+    given = {**found.family.options, **({} if local.vae is None else {"vae": None})}
+    return given | dict.fromkeys(spec.components)
+
+
+Chooser = Callable[[Collection[str]], Collection[str]]
+"""Names of all files of a place in, those that a source loads out."""
+
+
+def wanted_files(
+    name: str, spec: DiffusersSpec, local: DiffusersSource
+) -> Iterator[tuple[Place, Chooser]]:
+    """All places that a source loads files from, with those files.
+
+    The chooser of the model itself reads its `model_index.json`, which is downloaded if need be,
+    and raises an AigiError where that is none.
+    """
+
+    def exactly(*names: str) -> Chooser:
+        return lambda found: [file for file in found if file in names]
+
+    def of_pipeline(found: Collection[str]) -> Collection[str]:
+        place = place_of(name, spec, local)
+        index = read_index(place, place.fetch(INDEX))
+        run = runner(place, index, spec)
+        given = given_of(run, spec, local)
+        if spec.file is not None:  # it has the denoiser, or all; of the rest, this is the least
+            given |= dict.fromkeys([run.family.denoiser])
+        return loaded_files(index, found, given, spec.variant)
+
+    yield place_of(name, spec, local), of_pipeline
+    for lora in spec.loras:
+        yield parts.lora_place(name, lora, local.loras), exactly(lora.weight_name or "")
+    for part, component in spec.components.items():
+        lead = f"{component.subfolder}/" if component.subfolder else ""
+        files = [f"{lead}{file}" for file in ("config.json", *component.sha256)]
+        yield parts.component_place(name, part, component, local.components), exactly(*files)
+    if (vae := other_vae(name, local)) is not None:
+        yield vae, exactly(*_VAE)
 
 
 def pipeline_folder(
@@ -150,8 +196,7 @@ def check_weights(
     folder = place.fetch(INDEX, beside=CONFIGS)
     index = read_index(place, folder)
     run = runner(place, index, spec)
-    given = {**run.family.options, **({} if local.vae is None else {"vae": None})}
-    given |= dict.fromkeys(spec.components)
+    given = given_of(run, spec, local)
     problems = [f"sources.{name}.{line}" for line in call_problems(run, spec)]
     if local.vae is not None and "vae" in spec.components:
         problems.append(f"sources.{name}.vae: the specification has another VAE; remove this")

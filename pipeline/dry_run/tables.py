@@ -28,6 +28,7 @@ def parts(workflow: Workflow) -> Iterator[Table | str]:
         AigiError: images that it reads are missing, or it has neither plan nor reader.
     """
     from pipeline.build import estimate
+    from pipeline.dry_run.storage import storage
 
     if (reading := _reading_table(workflow)).row_count:
         yield reading
@@ -45,6 +46,7 @@ def parts(workflow: Workflow) -> Iterator[Table | str]:
         images = sum(line.images for line in mine)
         open_ended = "" if all(line.counted for line in mine) else "at least "
         yield f"{split}: {open_ended}{images:,} images"
+    yield from storage(workflow, lines)
     yield from _cost_lines(lines, workflow, costs)
 
 

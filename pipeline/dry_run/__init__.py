@@ -1,0 +1,1 @@
+"""A workflow in, tables of what it would read, make, store and download out; nothing is made."""
