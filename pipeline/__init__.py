@@ -48,7 +48,7 @@ def load(
         A `datasets.Dataset` (`image` is a PIL picture); an `IterableDataset` where streaming.
 
     Raises:
-        AigiError: two revisions, or one for a folder.
+        AigiError: two revisions, or one for a folder; the Hub has none, or not for this user.
     """
     from datasets import load_dataset
 
@@ -62,4 +62,14 @@ def load(
             raise AigiError(f"{name}: a folder has no revision {revision}; leave it out")
         inside = os.path.join(name, "release")
         name = inside if os.path.isfile(os.path.join(inside, "manifest.json")) else name
-    return load_dataset(name, config, split=split, revision=revision, streaming=streaming, **more)
+    try:
+        return load_dataset(
+            name, config, split=split, revision=revision, streaming=streaming, **more
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        from pipeline.hub_said import cause_of
+
+        if (cause := cause_of(error)) is None:
+            raise
+        at = "" if revision is None else f"@{revision}"
+        raise AigiError(f"{name}{at}: {cause}") from error

@@ -13,7 +13,8 @@ from pipeline import AigiError, gate
 from pipeline.complaints import shown
 from pipeline.gate import Checked, Number, Sha256, matching
 from pipeline.settings import Split, read_yaml
-from pipeline.store import Store
+from pipeline.store import RUN_WORKFLOW, Store
+from pipeline.versions import PATTERN
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
@@ -107,7 +108,7 @@ class Manifest(Checked):
     """
 
     name: Annotated[str, matching("[a-z0-9][a-z0-9-]{0,99}", "the name of a dataset")] = ""
-    version: Annotated[str, matching(r"\d{1,9}\.\d{1,9}\.\d{1,9}", "a version, 1.0.0")] = ""
+    version: Annotated[str, matching(PATTERN, "a version, 1.0.0")] = ""
     files: list[_File]
     documents: list[_Document] = Field(default_factory=list)
     columns: list[str] = Field(default_factory=list, alias="schema")
@@ -200,9 +201,25 @@ def open_release(
     """
     if (found := find_release(target, entries)) is not None:
         return found
-    raise AigiError(
-        f"{target}: no {MANIFEST}: not a release. Give a release folder, a run, or "
-        "hf://datasets/ORG/NAME@REVISION"
+    raise AigiError(f"{target}: {_why_none(target)}")
+
+
+def _why_none(target: str) -> str:
+    """Why there is no release at a location, and what to do."""
+    made_by = Store(target).read_json(RUN_WORKFLOW)
+    if made_by is None:
+        return (
+            f"no {MANIFEST}: not a release. Give a release folder, a run, or "
+            "hf://datasets/ORG/NAME@REVISION"
+        )
+    if made_by.get("release") is None:
+        return (
+            "the workflow of this run has no `release` section, so it has no release. Add "
+            "`release: {}` to the workflow, and run it again: what is made stays."
+        )
+    return (
+        "this run has no release yet: it is not finished. `aigi status` shows how far it is; the "
+        "same `aigi run` goes on. Sources that are complete: aigi publish --partial."
     )
 
 

@@ -11,11 +11,11 @@ import pytest
 from tests.conftest import ROOT
 
 ORDER = [
-    "shown", "complaints", "gate", "faults", "outside", "settings", "files", "threads", "pixels",
-    "metadata", "markdown", "progress", "charts", "tables", "parquet", "record", "folder",
-    "store", "intact", "retry", "loaded", "logbook", "alive", "parts", "software", "stage",
-    "joining", "cluster", "run", "status", "manifest", "pictures", "collection",
-    "models", "marks",
+    "shown", "complaints", "gate", "versions", "faults", "hub_said", "outside", "settings",
+    "files", "threads", "pixels", "metadata", "markdown", "progress", "charts", "tables",
+    "parquet", "record", "folder", "store", "intact", "retry", "loaded", "logbook", "alive",
+    "parts", "software", "stage", "joining", "cluster", "run", "status", "manifest", "pictures",
+    "collection", "models", "marks",
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist
     "learned", "codecs", "analysis", "training", "benchmark",  # what reads a release

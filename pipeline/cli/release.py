@@ -150,6 +150,13 @@ def publish(
     revision: Annotated[
         str | None, typer.Option(help="Branch or refs/pr/N to commit to; default: main.")
     ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            help="Also over another dataset, a version as high or higher, or configs that vanish.",
+        ),
+    ] = False,
 ) -> None:
     """Publish a release, compare what arrived with the manifest, tag it, and load it back."""
     with explained():
@@ -164,6 +171,7 @@ def publish(
             public=public,
             pull_request=pull_request,
             revision=revision,
+            replace=replace,
             say=talk,
         )
         table = Table("files", title="What would change" if dry_run else "What was done")
