@@ -67,9 +67,9 @@ def load(
             name, config, split=split, revision=revision, streaming=streaming, **more
         )
     except (OSError, ValueError, RuntimeError) as error:
-        from pipeline.hub_said import cause_of
+        from pipeline.models.hub import why_not
 
-        if (cause := cause_of(error)) is None:
+        if os.path.exists(name) or (cause := why_not(error, name, revision)) is None:
             raise
         at = "" if revision is None else f"@{revision}"
         raise AigiError(f"{name}{at}: {cause}") from error

@@ -1,7 +1,7 @@
 """An error of the Hub's clients in, its cause and what to do about it out.
 
 Every verb that reads or writes a dataset on the Hub explains it here. The clients raise one error
-from another, and `datasets` and `fsspec` raise their own from theirs, so all of a chain counts.
+from another, and `fsspec` raises its own from theirs, so all of a chain counts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 LOG_IN = "HF_TOKEN, or `hf auth login`"
 _FULL = re.compile(r"(?i)storage (limit|quota|space|is full)|quota|out of storage|payment required")
-_CLIENTS = ("huggingface_hub.", "httpx", "httpcore", "datasets.")
+_CLIENTS = ("huggingface_hub.", "httpx", "httpcore")
 """Modules, by the beginning of their names, whose errors are the Hub's or of the way to it."""
 _NOWHERE = (
     "ConnectError", "ConnectTimeout", "ReadTimeout", "WriteTimeout", "PoolTimeout", "ReadError",
@@ -47,10 +47,7 @@ def _names(error: BaseException) -> set[str]:
 
 def of_hub(error: BaseException) -> bool:
     """Whether an error is one of the Hub's clients, or was raised from one."""
-    return any(
-        type(one).__module__.startswith(_CLIENTS) or "Hugging Face Hub" in str(one)
-        for one in _chain(error)
-    )
+    return any(type(one).__module__.startswith(_CLIENTS) for one in _chain(error))
 
 
 def status_of(error: BaseException) -> int | None:
@@ -79,20 +76,8 @@ def no_such(error: BaseException) -> bool:
     return any(_missing(one) is not None for one in _chain(error))
 
 
-def _kinds(error: BaseException) -> set[str]:
-    """Names of its classes; of an error of `datasets`, which drops its cause, also that one's."""
-    names, text = _names(error), str(error)
-    if "DatasetNotFoundError" in names:
-        if "gated" in text:
-            return names | {"GatedRepoError"}
-        return names | {
-            "RevisionNotFoundError" if text.startswith("Revision") else "RepositoryNotFoundError"
-        }
-    return names
-
-
 def _missing(error: BaseException) -> Cause | None:
-    names = _kinds(error)
+    names = _names(error)
     if "GatedRepoError" in names:
         return Cause(
             "gated: its owner has not given this account access",
@@ -147,7 +132,7 @@ def cause_of(error: BaseException, writing: bool = False) -> Cause | None:
         return None
     chain = list(_chain(error))
     text = " ".join(str(one) for one in chain)
-    if any("OfflineModeIsEnabled" in _names(one) for one in chain) or "OfflineMode" in text:
+    if any("OfflineModeIsEnabled" in _names(one) for one in chain):
         return Cause("the Hub may not be asked: HF_HUB_OFFLINE is set", "Unset it, and try again.")
     if any("HFValidationError" in _names(one) for one in chain):
         return Cause("not the name of a repository", "Give hf://datasets/ORG/NAME.")

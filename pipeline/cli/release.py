@@ -189,10 +189,15 @@ def publish(
         for (config, split), rows in published.rows.items():
             tell(f"{config}/{split}: {rows:,} rows loaded")
         tell(published.page or published.url)
-        if published.revision is not None and not published.rows:
+        if published.page is not None:
             talk(
                 "next: merge it, then run the same command without --pull-request and --revision: "
                 "it only tags the version"
+            )
+        elif not published.rows and published.revision is not None:
+            talk(
+                f"next: when main has what is on {published.revision}, run the same command "
+                "without --pull-request and --revision: it only tags the version"
             )
         else:
             talk(f"next: aigi verify {published.url}")
