@@ -53,9 +53,13 @@ def stamp_of(info: Mapping[str, Any]) -> str:
     return ""
 
 
-def as_json(value: object) -> bytes:
-    """JSON as it is written: keys in order, UTF-8, a line break at the end, no known secret."""
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+def as_json(value: object, ordered: bool = False) -> bytes:
+    """JSON as it is written: keys sorted, UTF-8, a line break at the end, no known secret.
+
+    Args:
+        ordered: keys stay in their own order, which is data.
+    """
+    text = json.dumps(value, indent=1, sort_keys=not ordered, ensure_ascii=False)
     return redacted(text, queries=False).encode() + b"\n"
 
 
@@ -186,7 +190,7 @@ class Folder:
         self._replace(self.path(*parts), lambda file: file.write(data))
 
     def write_json(self, value: object, *parts: str) -> None:
-        """Write a JSON object, keys in order, whole or not at all, and without known secrets.
+        """Write a JSON object, keys sorted, whole or not at all, and without known secrets.
 
         Who records a location gives its `public_url`; this is the net below.
         """

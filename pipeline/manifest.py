@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from pipeline import AigiError, gate
 from pipeline.complaints import shown
+from pipeline.folder import Folder, as_json
 from pipeline.gate import Checked, Number, Sha256, matching
 from pipeline.settings import Split, read_yaml
 from pipeline.store import RUN_WORKFLOW, Store
@@ -100,15 +101,41 @@ class _Maker(Checked):
     commit: str | None
 
 
+_Version = Annotated[str, matching(PATTERN, "a version, 1.0.0")]
+_Fingerprint = Annotated[str, matching("[0-9a-z]{1,64}", "a fingerprint")]
+
+
+class Maker(Checked):
+    """A run that made some sources of a release: what holds of these alone.
+
+    Attributes:
+        sources: their names.
+        version: of the release with which they came.
+    """
+
+    sources: Annotated[list[_Config], Field(min_length=1)]
+    version: _Version
+    workflow: dict[str, Any]
+    captions: list[_Captions]
+    tables: dict[str, _Fingerprint]
+    aigi: _Maker
+    versions: dict[str, str]
+
+
 class Manifest(Checked):
     """The entries of a manifest, for those who read images; who makes a release again needs all.
 
     What `specification` and `workflow` contain is checked where they are used, by the models of a
     specification and of the sections.
+
+    A release that several runs made together has `makers`, see `pipeline.makers`. Then `workflow`
+    and `tables` are empty, `captions` are those of all, `versions` those that all have in common,
+    and `aigi` is what put it together. `schemas` are those of the configs whose files have other
+    columns than `schema` lists.
     """
 
     name: Annotated[str, matching("[a-z0-9][a-z0-9-]{0,99}", "the name of a dataset")] = ""
-    version: Annotated[str, matching(PATTERN, "a version, 1.0.0")] = ""
+    version: _Version = ""
     files: list[_File]
     documents: list[_Document] = Field(default_factory=list)
     columns: list[str] = Field(default_factory=list, alias="schema")
@@ -117,11 +144,11 @@ class Manifest(Checked):
     workflow: dict[str, Any] = Field(default_factory=dict)
     captions: list[_Captions] = Field(default_factory=list)
     wanted: dict[Cell, Number] = Field(default_factory=dict)
-    tables: dict[str, Annotated[str, matching("[0-9a-z]{1,64}", "a fingerprint")]] = Field(
-        default_factory=dict
-    )
+    tables: dict[str, _Fingerprint] = Field(default_factory=dict)
     aigi: _Maker | None = None
     versions: dict[str, str] = Field(default_factory=dict)
+    makers: Annotated[list[Maker], Field(min_length=2)] | None = None
+    schemas: dict[_Config, list[str]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _lists_each_file_once(self) -> Manifest:
@@ -132,9 +159,28 @@ class Manifest(Checked):
             seen.add(path)
         return self
 
+    @model_validator(mode="after")
+    def _has_one_maker_of_each_source(self) -> Manifest:
+        if self.makers is not None:
+            made = [source for maker in self.makers for source in maker.sources]
+            if sorted(made) != sorted(self.specification.get("sources") or ()):
+                raise ValueError("makers: each source of the specification has one maker")
+        return self
 
-ENTRIES = tuple(field.alias or name for name, field in Manifest.model_fields.items())
+
+_LATER = ("makers", "schemas")
+"""Entries that few manifests have."""
+ENTRIES = tuple(
+    entry
+    for name, field in Manifest.model_fields.items()
+    if (entry := field.alias or name) not in _LATER
+)
 """All entries of a whole manifest; `files` suffices to read images."""
+
+
+def write_manifest(store: Folder, manifest: Mapping[str, Any], *parts: str) -> None:
+    """Write a manifest whole or not at all; the order of its entries and sources is kept."""
+    store.write_bytes(as_json(manifest, ordered=True), *parts)
 
 
 def checked(
@@ -162,6 +208,12 @@ def checked(
             for entry in {"rows", "bytes"} - file.model_fields_set:
                 raise gate.refused(where, f"files.{number}.{entry}", "needed", remedy)
     return data
+
+
+def columns_of(manifest: Mapping[str, Any], config: str) -> list[str]:
+    """Columns of the files of a config, as `schema` lists them."""
+    found: list[str] = (manifest.get("schemas") or {}).get(config, manifest["schema"])
+    return found
 
 
 def find_release(

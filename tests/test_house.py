@@ -14,8 +14,8 @@ ORDER = [
     "shown", "complaints", "gate", "versions", "faults", "hub_said", "outside", "settings",
     "files", "threads", "pixels", "metadata", "markdown", "progress", "charts", "tables",
     "parquet", "record", "folder", "store", "intact", "retry", "loaded", "logbook", "alive",
-    "parts", "software", "stage", "joining", "cluster", "run", "status", "manifest", "pictures",
-    "collection", "models", "marks",
+    "parts", "software", "stage", "joining", "cluster", "run", "status", "makers", "manifest",
+    "pictures", "collection", "models", "marks",
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist
     "learned", "codecs", "analysis", "training", "benchmark",  # what reads a release

@@ -157,6 +157,18 @@ def publish(
             help="Also over another dataset, a version as high or higher, or configs that vanish.",
         ),
     ] = False,
+    sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            metavar="NAME",
+            help="Add or replace this config alone; the others there stay. May be repeated.",
+        ),
+    ] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(help="With --source: of the whole that is then published."),
+    ] = None,
 ) -> None:
     """Publish a release, compare what arrived with the manifest, tag it, and load it back."""
     with explained():
@@ -172,6 +184,8 @@ def publish(
             pull_request=pull_request,
             revision=revision,
             replace=replace,
+            sources=sources or None,
+            version=version,
             say=talk,
         )
         table = Table("files", title="What would change" if dry_run else "What was done")

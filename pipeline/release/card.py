@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline import __version__
+from pipeline.makers import made_by_one
 from pipeline.manifest import CARD, MANIFEST, DocumentRecord, FileRecord, read_manifest
 from pipeline.markdown import Safe, code, escape, fence, link, number, plain, table
 from pipeline.plan.quotas import chosen, quotas
@@ -54,16 +55,8 @@ from pipeline.tables import IMAGE, release_fields
 VERSION = 3
 SHOWN_SIZES = 12
 """Sizes of one config and split that stand in the card; the others are one line together."""
-
 SHOWN_TEXT = 200
 """Characters of a prompt under the contact sheet."""
-
-
-# --- Front matter ------------------------------------------------------------------------------
-
-
-# --- What the settings say, in words -----------------------------------------------------------
-
 
 # --- Sections ----------------------------------------------------------------------------------
 
@@ -466,7 +459,7 @@ def _limits(
     return ["## Known limits", "", *(f"- {line}" for line in lines)]
 
 
-def _made(dataset: Dataset, counts: Counts) -> list[str]:
+def _made(dataset: Dataset, counts: Counts, verb: str = "With") -> list[str]:
     rows = [
         [code(source), _text(device or NOT_STATED), escape(library_words(versions)), number(images)]
         for (source, device, versions), images in _ordered(
@@ -477,7 +470,7 @@ def _made(dataset: Dataset, counts: Counts) -> list[str]:
     return [
         "## How it was made",
         "",
-        f"With aigi {escape(__version__)}. `{MANIFEST}` has the specification, all settings, the "
+        f"{verb} aigi {escape(__version__)}. `{MANIFEST}` has the specification, all settings, the "
         "versions of all libraries, and rows, bytes and sha256 of every file.",
         "",
         *table([Safe("config"), Safe("device"), Safe("libraries"), Safe("images")], rows, right=1),
@@ -497,6 +490,23 @@ def _terms(dataset: Dataset) -> list[str]:
     if not plain(dataset.citation):
         return [*lines, "None is stated."]
     return [*lines, *fence(dataset.citation, "bibtex")]
+
+
+def of_rows(
+    dataset: Dataset, counts: Counts, shown: list[Shown], configs: Mapping[str, Mapping[str, int]]
+) -> dict[str, list[str]]:
+    """The sections of a card that say nothing but what rows and specification give, by name."""
+    options = any(kind.options is not None for kind in counts.kinds)
+    return {
+        "configs": _counted(configs, dataset),
+        "sheet": _sheet(dataset.title, shown),
+        "fields": _fields(options, counts),
+        "sources": _sources(dataset, counts, configs),
+        "resolutions": _resolutions(counts, configs),
+        "watermarks": _watermarks(counts, configs),
+        "made": _made(dataset, counts, "Put together with"),
+        "terms": _terms(dataset),
+    }
 
 
 def readme(
@@ -537,9 +547,6 @@ def readme(
     return f"---\n{front_matter(dataset, files)}\n---\n\n{body}\n"
 
 
-# --- Documents ---------------------------------------------------------------------------------
-
-
 def settings(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     """What the documents say and no table depends on; with other words they are made anew."""
     words = {"title", "licence", "licence_url"}
@@ -558,10 +565,11 @@ def settings(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
 
 def _with_first_prompts(recipe: Recipe) -> Recipe:
     """The recipe; where its plan is copied from a release, with that one's prompt settings."""
-    location = recipe.planned("release").manifest
+    plan, location = recipe.planned("release"), recipe.planned("release").manifest
     if location is None or recipe.prompts is not None:
         return recipe
-    first = read_manifest(location)["workflow"].get("prompts")
+    whole = made_by_one(location, read_manifest(location), plan.sources)
+    first = whole["workflow"].get("prompts")
     prompts = None if first is None else check(Prompts, first, location)
     return recipe.model_copy(update={"prompts": prompts})
 

@@ -178,7 +178,7 @@ class HubTarget:
             tags = [ref.name for ref in refs.tags]
             tag = tag_of(version) if version is not None else None
             at = tag if tag in tags else self.branch
-            head = self.api.repo_info(self.repo, revision=at, repo_type="dataset").sha
+            head = self.api.repo_info(self.repo, revision=at, repo_type="dataset").sha or at
             files = _listing(self.api, self.repo, head)
         except GatedRepoError:
             raise

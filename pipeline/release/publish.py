@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from pipeline import AigiError
+from pipeline.files import scratch
 from pipeline.manifest import ENTRIES, open_release
 from pipeline.release.changes import (
     Change,
@@ -18,13 +22,35 @@ from pipeline.release.changes import (
     Parcel,
     Published,
     Say,
+    There,
     changes,
     objections,
     removals,
 )
 from pipeline.release.hub import HubTarget
+from pipeline.release.joined import joined, sides
 from pipeline.release.read_back import check_here
 from pipeline.release.to_folder import FolderTarget
+from pipeline.store import Store
+from pipeline.versions import order
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which part of a release, and as which version."""
+
+    sources: Sequence[str] | None = None
+    version: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.version is not None:
+            if self.sources is None:
+                raise AigiError(
+                    "--version is for --source alone: the version of a whole release is the "
+                    "workflow's release.version"
+                )
+            if order(self.version) is None:
+                raise AigiError(f"--version {self.version}: expected a version, such as 1.1.0")
 
 
 def _target(to: str, how: How) -> HubTarget | FolderTarget:
@@ -45,6 +71,27 @@ def _target(to: str, how: How) -> HubTarget | FolderTarget:
     return FolderTarget(to, how)
 
 
+def _parcel(
+    store: Store, manifest: Mapping[str, Any], asked: Asked, there: There, how: How, folder: str
+) -> Parcel:
+    """What is to be published.
+
+    Args:
+        folder: an empty one, for documents that are derived.
+    """
+    names, version = asked.sources, asked.version or manifest["version"]
+    if names is None:
+        return Parcel.of(store, manifest)
+    found = sides(store, manifest, names, there)
+    if (
+        version == manifest["version"]
+        and set(found[-1].sources) == set(manifest["specification"]["sources"])
+        and not any(side.sources for side in found[:-1])
+    ):
+        return Parcel.of(store, manifest)  # all that there will be is this release
+    return joined(found, version, there, how, folder)
+
+
 def publish(
     run: str,
     to: str,
@@ -54,6 +101,8 @@ def publish(
     pull_request: bool = False,
     revision: str | None = None,
     replace: bool = False,
+    sources: Sequence[str] | None = None,
+    version: str | None = None,
     say: Say = lambda text: None,
 ) -> tuple[list[Change], Published | None]:
     """Publish a release.
@@ -68,6 +117,9 @@ def publish(
             main is tagged.
         replace: also over another dataset, over a version that is as high or higher, and where
             configs vanish. A tag is never changed.
+        sources: add or replace these alone, beside what is published; None: the release is all
+            that will be there.
+        version: of what is published then; None: that of the release. Only with `sources`.
         say: is called with a line for each step, and for each file that is removed.
 
     Returns:
@@ -81,15 +133,16 @@ def publish(
     """
     how = How(dry_run, public, pull_request, revision, replace, say)
     target = _target(to, how)
+    asked = Asked(sources, version)
     store, manifest = open_release(run, ENTRIES)
     target.takes(store)
-    with target.alone():
-        there = target.look(manifest["version"])
-        parcel = Parcel.of(store, manifest)
+    with target.alone(), scratch("publish") as folder:
+        there = target.look(asked.version or manifest["version"])
+        parcel = _parcel(store, manifest, asked, there, how, folder)
         there = target.compared(parcel, there)
         found = changes(parcel, there)
-        target.refuse_another_tag(manifest["version"], found, there)
-        wrong = [] if replace else objections(manifest, there)
+        target.refuse_another_tag(parcel.manifest["version"], found, there)
+        wrong = [] if replace else objections(parcel.manifest, there)
         removals(found, how, asked=not (dry_run or wrong))
         if wrong:
             lines = "".join(f"\n  {line}" for line in wrong)
@@ -98,5 +151,14 @@ def publish(
             )
         if dry_run:
             return found, None
-        check_here(store, manifest)
+        _check_here(parcel, store, manifest)
         return found, target.send(parcel, there)
+
+
+def _check_here(parcel: Parcel, store: Store, manifest: Mapping[str, Any]) -> None:
+    """Refuse to send a file that is not what its manifest states."""
+    if parcel.documents is store:
+        check_here(store, manifest)
+        return
+    mine = [file for file in parcel.manifest["files"] if file["path"] not in parcel.kept]
+    check_here(store, {**manifest, "files": mine}, others=True)

@@ -48,8 +48,12 @@ def read_back(
     return found
 
 
-def check_here(store: Store, manifest: Mapping[str, Any]) -> None:
-    """Refuse a release that differs from its manifest, before anything is sent."""
-    wrong = compare(store, dict(manifest))
+def check_here(store: Store, manifest: Mapping[str, Any], others: bool = False) -> None:
+    """Refuse a release that differs from its manifest, before anything is sent.
+
+    Args:
+        others: there may be more parquet files, which are not sent.
+    """
+    wrong = compare(store, dict(manifest), others)
     if wrong:
         raise AigiError(f"{store.url}: differs from its manifest: {wrong[0]}. Nothing was sent.")

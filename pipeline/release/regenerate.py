@@ -18,6 +18,7 @@ from pydantic import Field
 
 from pipeline import AigiError
 from pipeline.gate import Checked, check, refused
+from pipeline.makers import made_by_one
 from pipeline.manifest import PLAN_FILE, REMEDY, plan_beside, read_manifest
 from pipeline.plan import specification
 from pipeline.plan.specification import Dataset, HttpSpec
@@ -145,7 +146,9 @@ def merged(
         AigiError: this is no manifest, a place that the settings need is not given, or images of an
             endpoint would have to be made again.
     """
-    manifest = read_manifest(location)
+    wanted = (mine.get("plan") or {}).get("sources")
+    names = wanted if isinstance(wanted, list | tuple) else None
+    manifest = made_by_one(location, read_manifest(location), names)
     dataset = specification.load(location)
     data = {
         name: section
@@ -155,7 +158,6 @@ def merged(
     if "images" in data:
         data["images"] = {"format": "png", **data["images"]}  # where it is not named
     copied = plan_beside(location, manifest) is not None
-    wanted = (mine.get("plan") or {}).get("sources")
     data["plan"] = {**data["plan"], "dataset": location, "manifest": location}
     if wanted is not None:
         if not copied:

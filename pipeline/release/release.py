@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline import AigiError, __version__
 from pipeline.images.images import begun
+from pipeline.makers import made_by_one
 from pipeline.manifest import MANIFEST, PLAN_FILE, FileRecord, read_manifest
 from pipeline.pixels import decode_threads
 from pipeline.plan import specification
@@ -224,7 +225,7 @@ def _make_manifest(
     }
     if plan.manifest is not None:
         # The plan was made there; a release made again says how, not that it was copied.
-        first = read_manifest(plan.manifest)
+        first = made_by_one(plan.manifest, read_manifest(plan.manifest), names_made)
         manifest["captions"] = first["captions"]
         manifest["workflow"]["prompts"] = first["workflow"].get("prompts")
         manifest["workflow"]["selection"] = first["workflow"].get("selection")
