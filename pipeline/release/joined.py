@@ -160,11 +160,11 @@ def _short(value: object) -> str:
 
 
 def _common(maker: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a maker states, but for which sources it made."""
+    """All that a maker states, but for which sources it made, and with which version they came."""
     workflow = dict(maker["workflow"])
     workflow.pop("sources", None)
     workflow["plan"] = {**(workflow.get("plan") or {}), "sources": None}
-    return {**maker, "sources": None, "workflow": workflow}
+    return {**maker, "sources": None, "version": None, "workflow": workflow}
 
 
 def _makers(found: Sequence[Side], order: Sequence[str]) -> list[dict[str, Any]]:
@@ -189,7 +189,7 @@ def _makers(found: Sequence[Side], order: Sequence[str]) -> list[dict[str, Any]]
                 **part["workflow"].get("sources", {}),
             }
             workflow = {**same["workflow"], "sources": settings}
-            parts[parts.index(same)] = only({**same, "workflow": workflow}, names)
+            parts[parts.index(same)] = only({**part, "workflow": workflow}, names)
     return sorted(parts, key=lambda part: order.index(part["sources"][0]))
 
 

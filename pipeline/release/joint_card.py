@@ -287,10 +287,11 @@ def readme(joint: Joint, counts: Counts, shown: list[Shown]) -> str:
     size = sum(file["bytes"] for file in joint.files)
     unit, name = (1e9, "GB") if size >= 1e8 else (1e6, "MB")
     paragraphs = re.split(r"\n\s*\n", dataset.description)
+    about: list[list[str]] = [[escape(each)] for each in paragraphs if plain(each)]
     own = of_rows(dataset, counts, shown, configs)
-    sections = [
+    sections: list[list[str]] = [
         [f"# {escape(dataset.title)}"],
-        *([escape(paragraph)] for paragraph in paragraphs if plain(paragraph)),
+        *about,
         [
             f"{sum(sum(splits.values()) for splits in configs.values()):,} images of "
             f"{counts.prompts['']:,} prompts, {size / unit:,.1f} {name} in "
@@ -310,5 +311,6 @@ def readme(joint: Joint, counts: Counts, shown: list[Shown]) -> str:
         own["made"],
         own["terms"],
     ]
-    body = "\n\n".join("\n".join(section) for section in sections if section)
+    sections = [section for section in sections if section]
+    body = "\n\n".join("\n".join(section) for section in sections)
     return f"---\n{front_matter(dataset, joint.files)}\n---\n\n{body}\n"

@@ -1,8 +1,9 @@
 """A parcel of files in, the same files in a folder or at an fsspec URL out.
 
-The manifest is written last: until then, the one that was there states what is published. On this
-machine's disks a second publisher waits for the first; elsewhere the manifest is compared right
-before it is replaced.
+Documents arrive beside those that are there, in a folder of their own. Once its manifest is there,
+all of it is: then they are put in their place, by the next publisher if this one is killed. On this
+machine's disks a second publisher waits for the first; elsewhere the manifest that is there is
+compared right before that.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import IO, Any
 
 from pipeline import AigiError
-from pipeline.manifest import MANIFEST
+from pipeline.manifest import MANIFEST, checked
 from pipeline.outside import reached
 from pipeline.release.changes import (
     BEFORE,
@@ -31,6 +32,10 @@ from pipeline.release.changes import (
 )
 from pipeline.release.read_back import read_back
 from pipeline.store import Store
+
+NEXT = ".aigi-next"
+"""Folder of documents that have arrived, and are not yet in their place."""
+REMOVED = "removed.json"
 
 
 class FolderTarget:
@@ -77,6 +82,7 @@ class FolderTarget:
     def look(self, version: str | None) -> There:
         """What is published there: files that are, or could be taken for, a release's."""
         target = self.target
+        self._finish()
         before = self._manifest()
         owned = owned_by(before)
         paths = [f"{name}.parquet" for name in target.shards("")]
@@ -120,26 +126,65 @@ class FolderTarget:
             AigiError: a file differs after it was written, or somebody else published there.
         """
         found = changes(parcel, there)
-        files = parcel.files()
-        for number, change in enumerate(found, start=1):
-            if change.what not in ("new", "changed"):
-                continue
-            if change.path == MANIFEST and self._manifest() != there.before:
+        moved = [change for change in found if change.what in ("new", "changed")]
+        documents = [change.path for change in moved if not change.path.endswith(".parquet")]
+        for number, change in enumerate(moved, start=1):
+            if change.path in documents[:1] and self._manifest() != there.before:
                 raise AigiError(
                     f"{self.url}: another release was published there in the meantime. {RETRY} "
                     "It is then compared with what is there."
                 )
-            self.how.say(f"{number}/{len(found)} {change.path}: {change.bytes / 1e6:,.1f} MB")
+            self.how.say(f"{number}/{len(moved)} {change.path}: {change.bytes / 1e6:,.1f} MB")
             store = parcel.store(change.path)
+            place = (NEXT, change.path) if change.path in documents else (change.path,)
+            if change.path == MANIFEST:
+                gone = [one.path for one in found if one.what == "removed"]
+                self.target.write_json({"removed": gone}, NEXT, REMOVED)
             with store.fs.open(store.path(change.path), "rb") as file:
-                self.target.copy(file, change.path)
-            if self.target.sha256(change.path) != files[change.path].sha256:
-                raise AigiError(
-                    f"{self.target.path(change.path)}: differs from what was written. Check the "
-                    f"disk. {RETRY}"
-                )
-        for change in found:
+                self._copied(file, parcel.files()[change.path].sha256, *place)
+        if documents:
+            self._put_forward()
+        for change in found if not documents else ():
             if change.what == "removed":
                 self.target.remove(change.path)
         rows = read_back(self.target.path(), parcel.manifest) if self.target.local else {}
         return Published(self.url, None, None, rows)
+
+    def _copied(self, file: IO[bytes], sha256: str | None, *place: str) -> None:
+        self.target.copy(file, *place)
+        if self.target.sha256(*place) != sha256:
+            raise AigiError(
+                f"{self.target.path(*place)}: differs from what was written. Check the disk. "
+                f"{RETRY}"
+            )
+
+    def _put_forward(self) -> None:
+        """Put the documents that are complete below NEXT in their place: again, if it was cut."""
+        manifest = self.target.read_json(NEXT, MANIFEST, remedy=BEFORE)
+        if manifest is None:
+            return
+        checked(manifest, self.target.path(NEXT, MANIFEST), ("files", "documents"), BEFORE)
+        for path in [*(record["path"] for record in manifest["documents"]), MANIFEST]:
+            if self.target.size(NEXT, path) is None:
+                continue  # it was there already, as it is
+            sha256 = self.target.sha256(NEXT, path)
+            with self.target.fs.open(self.target.path(NEXT, path), "rb") as file:
+                self._copied(file, sha256, path)
+        owned = {record["path"] for record in (*manifest["files"], *manifest["documents"])}
+        gone = self.target.read_json(NEXT, REMOVED, remedy=BEFORE) or {}
+        for path in gone.get("removed", ()):
+            if path not in owned and path != MANIFEST:
+                self.target.remove(path)
+        self.target.remove(NEXT)
+
+    def _finish(self) -> None:
+        """Finish what was cut off after all of it had arrived."""
+        if self.target.size(NEXT, MANIFEST) is None:
+            return
+        if self.how.dry_run:
+            raise AigiError(
+                f"{self.url}: a publication was cut off there, and this is only a dry run. Any "
+                "other aigi publish finishes that one first."
+            )
+        self.how.say(f"{self.url}: finishes a publication that was cut off there")
+        self._put_forward()
