@@ -169,25 +169,44 @@ def publish(
         str | None,
         typer.Option(help="With --source: of the whole that is then published."),
     ] = None,
+    partial: Annotated[
+        bool,
+        typer.Option(
+            "--partial",
+            help="Of a run at work: publish the sources that are complete, as VERSION-partial.N.",
+        ),
+    ] = False,
 ) -> None:
     """Publish a release, compare what arrived with the manifest, tag it, and load it back."""
     with explained():
+        from contextlib import ExitStack
+
         from rich.table import Table
 
         from pipeline.release.publish import publish as send
 
-        changes, published = send(
-            run_folder,
-            to,
-            dry_run=dry_run,
-            public=public,
-            pull_request=pull_request,
-            revision=revision,
-            replace=replace,
-            sources=sources or None,
-            version=version,
-            say=talk,
-        )
+        with ExitStack() as stack:
+            if partial:
+                from pipeline.partial import complete
+                from pipeline.progress import Progress
+
+                found = stack.enter_context(
+                    complete(run_folder, sources, Progress(), talk, dry_run)
+                )
+                run_folder, sources = found.folder, list(found.sources)
+            changes, published = send(
+                run_folder,
+                to,
+                dry_run=dry_run,
+                public=public,
+                pull_request=pull_request,
+                revision=revision,
+                replace=replace,
+                sources=sources or None,
+                version=version,
+                partial=partial,
+                say=talk,
+            )
         table = Table("files", title="What would change" if dry_run else "What was done")
         for heading in ("number", "MB"):
             table.add_column(heading, justify="right")

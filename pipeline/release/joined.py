@@ -342,12 +342,14 @@ def _planned(documents: Store) -> Counter[str]:
 
 
 def _documents(
-    joint: Joint, version: str, counts: Counts, rows: _Rows, having: Sequence[str], to: Store
+    joint: Joint, counts: Counts, rows: _Rows, having: Sequence[str], to: Store
 ) -> list[DocumentRecord]:
     """Write card, metadata and sheet, and say what they are."""
     samples = {config: counts.samples[config] for config in configs_of(joint.dataset, joint.files)}
     sheet, shown = draw(rows, samples)
-    metadata = croissant(joint.dataset, version, joint.files, list(TAGS), counts.formats, having)
+    metadata = croissant(
+        joint.dataset, joint.version, joint.files, list(TAGS), counts.formats, having
+    )
     documents = {
         CARD: readme(joint, counts, shown).encode(),
         CROISSANT: json.dumps(metadata, indent=1, ensure_ascii=False).encode() + b"\n",
@@ -396,14 +398,14 @@ def joined(found: Sequence[Side], version: str, there: There, how: How, folder: 
     wanted = {
         cell: each for side in found for cell, each in side.cells(side.manifest["wanted"]).items()
     }
-    joint = Joint(dataset, files, makers, wanted)
+    joint = Joint(dataset, version, files, makers, wanted)
     having = [name for side in found for name in side.sources if side.has_options(name)]
     manifest = {
         "name": stated["name"],
         "version": version,
         "files": files,
         "documents": [
-            *_documents(joint, version, counts, rows, having, documents),
+            *_documents(joint, counts, rows, having, documents),
             plan_record,
         ],
         **_schemas(found, order),

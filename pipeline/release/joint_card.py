@@ -26,6 +26,7 @@ from pipeline.release.recipe import Recipe
 from pipeline.release.sheet import Shown
 from pipeline.release.words import embedder_words, filter_words, left_out_words, rule_words
 from pipeline.settings import SPLITS
+from pipeline.versions import partials
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Joint:
     """
 
     dataset: Dataset
+    version: str
     files: list[FileRecord]
     makers: list[dict[str, Any]]
     wanted: Mapping[str, int]
@@ -281,6 +283,17 @@ def _limits(joint: Joint, counts: Counts) -> list[str]:
     return ["## Known limits", "", *(f"- {line}" for line in lines)]
 
 
+def partial_words(version: str) -> str:
+    """That a release is partial, if its version says so; else nothing."""
+    whole, dash, label = version.partition("-")
+    if not dash or not partials(whole, [version]):
+        return ""
+    return (
+        f"Part {label.partition('.')[2]} of version {whole}, whose other sources are still being "
+        "made. What is here may still change."
+    )
+
+
 def readme(joint: Joint, counts: Counts, shown: list[Shown]) -> str:
     """The dataset card: YAML for `datasets` and the Hub, then Markdown for people."""
     dataset, configs = joint.dataset, joint.configs
@@ -292,6 +305,7 @@ def readme(joint: Joint, counts: Counts, shown: list[Shown]) -> str:
     sections: list[list[str]] = [
         [f"# {escape(dataset.title)}"],
         *about,
+        *([[escape(part)]] if (part := partial_words(joint.version)) else []),
         [
             f"{sum(sum(splits.values()) for splits in configs.values()):,} images of "
             f"{counts.prompts['']:,} prompts, {size / unit:,.1f} {name} in "

@@ -28,11 +28,12 @@ from pipeline.release.changes import (
     removals,
 )
 from pipeline.release.hub import HubTarget
-from pipeline.release.joined import joined, sides
+from pipeline.release.joined import Side, joined, sides
 from pipeline.release.read_back import check_here
 from pipeline.release.to_folder import FolderTarget
 from pipeline.store import Store
-from pipeline.versions import order
+from pipeline.versions import order, partials
+from pipeline.versions import partial as partial_version
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,11 @@ class Asked:
 
     sources: Sequence[str] | None = None
     version: str | None = None
+    partial: bool = False
 
     def __post_init__(self) -> None:
+        if self.partial and (self.sources is None or self.version is not None):
+            raise AigiError("--partial numbers its versions itself: leave out --version")
         if self.version is not None:
             if self.sources is None:
                 raise AigiError(
@@ -83,6 +87,8 @@ def _parcel(
     if names is None:
         return Parcel.of(store, manifest)
     found = sides(store, manifest, names, there)
+    if asked.partial:
+        return joined(found, _partial(version, found, there), there, how, folder)
     if (
         version == manifest["version"]
         and set(found[-1].sources) == set(manifest["specification"]["sources"])
@@ -90,6 +96,22 @@ def _parcel(
     ):
         return Parcel.of(store, manifest)  # all that there will be is this release
     return joined(found, version, there, how, folder)
+
+
+def _partial(version: str, found: Sequence[Side], there: There) -> str:
+    """The partial version of a version: the one that has these files already, or the next."""
+    if "-" in version:
+        raise AigiError(
+            f"release.version: {version} is a pre-release, and --partial makes its own of a "
+            "version: give it one without a dash"
+        )
+    before = there.before or {}
+    last = str(before.get("version", ""))
+    numbers = partials(version, [*there.tagged, last])
+    mine = {file["path"]: file["sha256"] for side in found for file in side.files}
+    if partials(version, [last]) and mine == {f["path"]: f["sha256"] for f in before["files"]}:
+        return last
+    return partial_version(version, (numbers or [0])[-1] + 1)
 
 
 def publish(
@@ -103,6 +125,7 @@ def publish(
     replace: bool = False,
     sources: Sequence[str] | None = None,
     version: str | None = None,
+    partial: bool = False,
     say: Say = lambda text: None,
 ) -> tuple[list[Change], Published | None]:
     """Publish a release.
@@ -120,6 +143,8 @@ def publish(
         sources: add or replace these alone, beside what is published; None: the release is all
             that will be there.
         version: of what is published then; None: that of the release. Only with `sources`.
+        partial: these sources are complete, and others are still being made: the version is a
+            pre-release of that of the release, `1.1.0-partial.1`, which it supersedes later.
         say: is called with a line for each step, and for each file that is removed.
 
     Returns:
@@ -133,11 +158,11 @@ def publish(
     """
     how = How(dry_run, public, pull_request, revision, replace, say)
     target = _target(to, how)
-    asked = Asked(sources, version)
+    asked = Asked(sources, version, partial)
     store, manifest = open_release(run, ENTRIES)
     target.takes(store)
     with target.alone(), scratch("publish") as folder:
-        there = target.look(asked.version or manifest["version"])
+        there = target.look(None if partial else asked.version or manifest["version"])
         parcel = _parcel(store, manifest, asked, there, how, folder)
         there = target.compared(parcel, there)
         found = changes(parcel, there)
