@@ -28,7 +28,8 @@ from pipeline.release.verify import compare
 from pipeline.store import Store
 from tests.conftest import ROOT, WorkflowMaker, aigi, make_workflow
 from tests.hub import serve
-from tests.release.test_joined import files, manifest_of, shards, wrong
+from tests.release.test_joined import manifest_of, shards, wrong
+from tests.release.test_onto import files
 from tests.release.test_publish import REPO, TO
 
 
@@ -252,12 +253,7 @@ def test_scores_that_the_run_does_not_have_are_made_for_these_sources_alone(
     folder = tmp_path / "scored"
     folder.mkdir()
     make: WorkflowMaker = make_workflow.__wrapped__(folder, models)  # type: ignore[attr-defined]
-    workflow = make(
-        embeddings={"folder": str(models / "clip"), "batch_size": 8},
-        quality={},
-        duplicates={},
-        selection={"min_luma_std": 0.0},
-    )
+    workflow = make(embeddings={"folder": str(models / "clip")}, quality={}, duplicates={})
     killed(workflow, folder / "run", 5)
     removed(folder / "run", "images", "sdxl")
     partly(folder / "run", tmp_path / "set")

@@ -300,12 +300,12 @@ def readme(joint: Joint, counts: Counts, shown: list[Shown]) -> str:
     size = sum(file["bytes"] for file in joint.files)
     unit, name = (1e9, "GB") if size >= 1e8 else (1e6, "MB")
     paragraphs = re.split(r"\n\s*\n", dataset.description)
-    about: list[list[str]] = [[escape(each)] for each in paragraphs if plain(each)]
+    words = [*paragraphs, partial_words(joint.version)]
+    about: list[list[str]] = [[escape(each)] for each in words if plain(each)]
     own = of_rows(dataset, counts, shown, configs)
     sections: list[list[str]] = [
         [f"# {escape(dataset.title)}"],
         *about,
-        *([[escape(part)]] if (part := partial_words(joint.version)) else []),
         [
             f"{sum(sum(splits.values()) for splits in configs.values()):,} images of "
             f"{counts.prompts['']:,} prompts, {size / unit:,.1f} {name} in "
