@@ -48,7 +48,7 @@ def load(
         A `datasets.Dataset` (`image` is a PIL picture); an `IterableDataset` where streaming.
 
     Raises:
-        AigiError: two revisions, or one for a folder.
+        AigiError: two revisions, or one for a folder; the Hub has none, or not for this user.
     """
     from datasets import load_dataset
 
@@ -62,4 +62,34 @@ def load(
             raise AigiError(f"{name}: a folder has no revision {revision}; leave it out")
         inside = os.path.join(name, "release")
         name = inside if os.path.isfile(os.path.join(inside, "manifest.json")) else name
-    return load_dataset(name, config, split=split, revision=revision, streaming=streaming, **more)
+        more = {**_own_cache(name), **more}
+    try:
+        return load_dataset(
+            name, config, split=split, revision=revision, streaming=streaming, **more
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        from pipeline.models.hub import why_not
+
+        if os.path.exists(name) or (cause := why_not(error, name, revision)) is None:
+            raise
+        at = "" if revision is None else f"@{revision}"
+        raise AigiError(f"{name}{at}: {cause}") from error
+
+
+def _own_cache(folder: str) -> dict[str, str]:
+    """The cache of a release in a folder, for `load_dataset`; none for what is no release.
+
+    `datasets` knows local folders by their last name alone: it would load the rows that a folder
+    `release` had elsewhere, or before.
+    """
+    import hashlib
+
+    from datasets import config
+
+    try:
+        with open(os.path.join(folder, "manifest.json"), "rb") as file:
+            manifest = file.read()
+    except OSError:
+        return {}
+    digest = hashlib.sha256(manifest + os.path.realpath(folder).encode()).hexdigest()[:32]
+    return {"cache_dir": os.path.join(config.HF_DATASETS_CACHE, "aigi", digest)}

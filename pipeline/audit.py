@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pipeline import AigiError
 from pipeline.benchmark.metrics import psnr
+from pipeline.makers import made_by_one, makers_of
 from pipeline.manifest import MANIFEST
 from pipeline.pixels import RGB, stored
 from pipeline.plan import specification
@@ -116,7 +117,7 @@ def audit(
     say: Callable[[str], None] = lambda text: None,
     trusted: bool = False,
 ) -> Iterator[Remade]:
-    """Make rows of a release again and compare.
+    """Make rows of a release again and compare; of one of several runs, as each made its own.
 
     Args:
         store: the release, with the plan in it.
@@ -130,6 +131,46 @@ def audit(
         AigiError: a model is missing or has changed, nothing can be made again, or an image is not
             what its row states.
     """
+    makers = makers_of(manifest)
+    if len(makers) == 1:
+        yield from _audit(store, manifest, mine, count, seed, say, trusted)
+        return
+    rows = [
+        sum(file["rows"] for file in manifest["files"] if file["config"] in maker["sources"])
+        for maker in makers
+    ]
+    before = made = 0
+    for number, maker in enumerate(makers):
+        # Rounded so that the shares of all add up to what was asked for.
+        until = round(count * sum(rows[: number + 1]) / max(1, sum(rows)))
+        if until > before:
+            among = frozenset(maker["sources"])
+            one = made_by_one(store.url, manifest, among)
+            for row in _audit(store, one, mine, until - before, seed, say, trusted, among):
+                made += 1
+                yield row
+        before = until
+    if not made:
+        raise AigiError(
+            f"{store.url}: of {count} images, none is of a source that can be made here"
+        )
+
+
+def _audit(
+    store: Store,
+    manifest: Mapping[str, Any],
+    mine: Mapping[str, Any],
+    count: int,
+    seed: int,
+    say: Callable[[str], None],
+    trusted: bool,
+    among: frozenset[str] | None = None,
+) -> Iterator[Remade]:
+    """The same of the sources of one run.
+
+    Args:
+        among: these sources; None: all.
+    """
     import torch
 
     from pipeline.images.images import ImageMaker, Images, check_sources, local_diffusers
@@ -137,21 +178,24 @@ def audit(
     location = store.path(MANIFEST) if store.local else f"{store.url.rstrip('/')}/{MANIFEST}"
     dataset = specification.load(location)
     given = mine.get("sources") or {}
+    specs = {n: spec for n, spec in dataset.sources.items() if among is None or n in among}
     sources = {
         name
-        for name, spec in dataset.sources.items()
+        for name, spec in specs.items()
         if isinstance(spec, DrawnSpec)
         or (not isinstance(spec, HttpSpec) and (given.get(name) or {}).get("path") is not None)
     }
-    asked = sorted(n for n, spec in dataset.sources.items() if isinstance(spec, HttpSpec))
+    asked = sorted(n for n, spec in specs.items() if isinstance(spec, HttpSpec))
     if asked:
         say(
             f"not made again: {', '.join(asked)}: images of an endpoint, which gives other images "
             "each time; `verify --deep` compares their pixels with their rows"
         )
-    left = sorted(set(dataset.sources) - sources - set(asked))
+    left = sorted(set(specs) - sources - set(asked))
     if left:
         say(f"not made again without images: {', '.join(left)} (give sources.NAME.path)")
+    if not sources and among is not None:
+        return  # others can
     if not sources and not left:
         raise AigiError(f"{store.url}: every image is of an endpoint; none can be made again")
     if not sources:

@@ -19,7 +19,8 @@ from pipeline.complaints import shown
 from pipeline.folder import Folder, as_json
 from pipeline.gate import Checked, Number, Sha256, matching
 from pipeline.settings import Split, read_yaml
-from pipeline.store import Store
+from pipeline.store import RUN_WORKFLOW, Store
+from pipeline.versions import PATTERN
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
@@ -151,15 +152,41 @@ class Counted(Checked):
     unasked: list[_Config]
 
 
+_Version = Annotated[str, matching(PATTERN, "a version, 1.0.0")]
+_Fingerprint = Annotated[str, matching("[0-9a-z]{1,64}", "a fingerprint")]
+
+
+class Maker(Checked):
+    """A run that made some sources of a release: what holds of these alone.
+
+    Attributes:
+        sources: their names.
+        version: of the release with which they came.
+    """
+
+    sources: Annotated[list[_Config], Field(min_length=1)]
+    version: _Version
+    workflow: dict[str, Any]
+    captions: list[_Captions]
+    tables: dict[str, _Fingerprint]
+    aigi: _Maker
+    versions: dict[str, str]
+
+
 class Manifest(Checked):
     """The entries of a manifest, for those who read images; who makes a release again needs all.
 
     What `specification` and `workflow` contain is checked where they are used, by the models of a
     specification and of the sections.
+
+    A release that several runs made together has `makers`, see `pipeline.makers`. Then `workflow`
+    and `tables` are empty, `captions` are those of all, `versions` those that all have in common,
+    and `aigi` is what put it together. `schemas` are those of the configs whose files have other
+    columns than `schema` lists.
     """
 
     name: Annotated[str, matching("[a-z0-9][a-z0-9-]{0,99}", "the name of a dataset")] = ""
-    version: Annotated[str, matching(r"\d{1,9}\.\d{1,9}\.\d{1,9}", "a version, 1.0.0")] = ""
+    version: _Version = ""
     files: list[_File]
     documents: list[_Document] = Field(default_factory=list)
     columns: list[str] = Field(default_factory=list, alias="schema")
@@ -169,11 +196,11 @@ class Manifest(Checked):
     captions: list[_Captions] = Field(default_factory=list)
     wanted: dict[Cell, Number] = Field(default_factory=dict)
     counted: Counted | None = None
-    tables: dict[str, Annotated[str, matching("[0-9a-z]{1,64}", "a fingerprint")]] = Field(
-        default_factory=dict
-    )
+    tables: dict[str, _Fingerprint] = Field(default_factory=dict)
     aigi: _Maker | None = None
     versions: dict[str, str] = Field(default_factory=dict)
+    makers: Annotated[list[Maker], Field(min_length=2)] | None = None
+    schemas: dict[_Config, list[str]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _lists_each_file_once(self) -> Manifest:
@@ -184,11 +211,21 @@ class Manifest(Checked):
             seen.add(path)
         return self
 
+    @model_validator(mode="after")
+    def _has_one_maker_of_each_source(self) -> Manifest:
+        if self.makers is not None:
+            made = [source for maker in self.makers for source in maker.sources]
+            if sorted(made) != sorted(self.specification.get("sources") or ()):
+                raise ValueError("makers: each source of the specification has one maker")
+        return self
 
-_LATER = ("counted",)
-"""Entries that manifests of before do not have."""
+
+_LATER = ("counted", "makers", "schemas")
+"""Entries that manifests of before, or most of them, do not have."""
 ENTRIES = tuple(
-    field.alias or name for name, field in Manifest.model_fields.items() if name not in _LATER
+    entry
+    for name, field in Manifest.model_fields.items()
+    if (entry := field.alias or name) not in _LATER
 )
 """All entries of a whole manifest; `files` suffices to read images."""
 
@@ -230,6 +267,12 @@ def checked(
     return data
 
 
+def columns_of(manifest: Mapping[str, Any], config: str) -> list[str]:
+    """Columns of the files of a config, as `schema` lists them."""
+    found: list[str] = (manifest.get("schemas") or {}).get(config, manifest["schema"])
+    return found
+
+
 def find_release(
     target: str, entries: tuple[str, ...] = ("files",)
 ) -> tuple[Store, dict[str, Any]] | None:
@@ -267,9 +310,25 @@ def open_release(
     """
     if (found := find_release(target, entries)) is not None:
         return found
-    raise AigiError(
-        f"{target}: no {MANIFEST}: not a release. Give a release folder, a run, or "
-        "hf://datasets/ORG/NAME@REVISION"
+    raise AigiError(f"{target}: {_why_none(target)}")
+
+
+def _why_none(target: str) -> str:
+    """Why there is no release at a location, and what to do."""
+    made_by = Store(target).read_json(RUN_WORKFLOW)
+    if made_by is None:
+        return (
+            f"no {MANIFEST}: not a release. Give a release folder, a run, or "
+            "hf://datasets/ORG/NAME@REVISION"
+        )
+    if made_by.get("release") is None:
+        return (
+            "the workflow of this run has no `release` section, so it has no release. Add "
+            "`release: {}` to the workflow, and run it again: what is made stays."
+        )
+    return (
+        "this run has no release yet: it is not finished. `aigi status` shows how far it is; the "
+        "same `aigi run` goes on. Sources that are complete: aigi publish --partial."
     )
 
 

@@ -18,6 +18,7 @@ from functools import cache
 from typing import IO, Any
 
 from pipeline import AigiError
+from pipeline.hub_said import cause_of, no_such
 
 _S3 = ("s3", "s3a")
 ABANDONED = timedelta(days=2)
@@ -58,7 +59,7 @@ def in_short(error: BaseException) -> str:
 def _absent(error: BaseException) -> bool:
     """Whether the file is what is missing, and not the server, the bucket or the answer."""
     cause = error.__cause__
-    if not isinstance(error, FileNotFoundError) or _bucket(error):
+    if not isinstance(error, FileNotFoundError) or _bucket(error) or no_such(error):
         return False
     if isinstance(cause, (TimeoutError, ConnectionError)):
         return False
@@ -76,6 +77,10 @@ def _bucket(error: BaseException) -> bool:
 def _said(location: str, error: Exception) -> str:
     """What is wrong with a location, and what to do."""
     local = "://" not in location
+    if (cause := cause_of(error)) is not None:
+        # What its clients say beside that is long, and names the address that was asked.
+        detail = "" if no_such(error) else f" ({in_short(error)})"
+        return f"{cause.what}{detail}. {cause.remedy}"
     if _bucket(error):
         return "there is no such bucket. Correct its name, or create it."
     if isinstance(error, PermissionError):
@@ -93,13 +98,13 @@ def _said(location: str, error: Exception) -> str:
         return f"cannot be read or written: {error.strerror or in_short(error)}. Check the disk."
     if isinstance(error, TimeoutError) or "timeout" in type(error).__name__.lower():
         return f"no answer in time ({in_short(error)}). {_AGAIN}"
-    cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
-    if (status := getattr(cause or error, "status", None)) in (401, 403):
+    inner = error.__cause__ if isinstance(error, FileNotFoundError) else None
+    if (status := getattr(inner or error, "status", None)) in (401, 403):
         return (
             f"access denied (HTTP status {status}). If its signature has expired, get the address "
             "anew; else use credentials that have the rights."
         )
-    return f"cannot be reached: {in_short(cause or error)}. {_AGAIN}"
+    return f"cannot be reached: {in_short(inner or error)}. {_AGAIN}"
 
 
 def unreachable(location: str, error: Exception) -> Exception:

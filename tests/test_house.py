@@ -11,15 +11,15 @@ import pytest
 from tests.conftest import ROOT
 
 ORDER = [
-    "shown", "complaints", "gate", "faults", "outside", "settings", "files", "threads", "pixels",
-    "metadata", "markdown", "progress", "charts", "tables", "parquet", "record", "folder",
-    "lent", "store", "held", "intact", "freed", "retry", "loaded", "logbook", "alive", "parts",
-    "software", "stage", "joining", "cluster", "run", "status", "manifest", "pictures",
-    "collection", "models", "marks",
+    "shown", "complaints", "gate", "versions", "faults", "hub_said", "outside", "settings",
+    "files", "threads", "pixels", "metadata", "markdown", "progress", "charts", "tables",
+    "parquet", "record", "folder", "lent", "store", "held", "intact", "freed", "retry", "loaded",
+    "logbook", "alive", "parts", "software", "stage", "joining", "cluster", "run", "status",
+    "makers", "manifest", "pictures", "collection", "models", "marks",
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist
     "learned", "codecs", "analysis", "training", "benchmark",  # what reads a release
-    "pages", "workflow", "growth", "build", "audit", "dry_run", "demo", "tiny", "cli",
+    "pages", "workflow", "growth", "build", "partial", "audit", "dry_run", "demo", "tiny", "cli",
 ]  # fmt: skip
 """Rooms and single modules in the order of the data: an import may only point to the left."""
 BUILDING = ORDER[ORDER.index("prompts") : ORDER.index("release")]

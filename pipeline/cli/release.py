@@ -150,22 +150,63 @@ def publish(
     revision: Annotated[
         str | None, typer.Option(help="Branch or refs/pr/N to commit to; default: main.")
     ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            help="Also over another dataset, a version as high or higher, or configs that vanish.",
+        ),
+    ] = False,
+    sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            metavar="NAME",
+            help="Add or replace this config alone; the others there stay. May be repeated.",
+        ),
+    ] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(help="With --source: of the whole that is then published."),
+    ] = None,
+    partial: Annotated[
+        bool,
+        typer.Option(
+            "--partial",
+            help="Of a run at work: publish the sources that are complete, as VERSION-partial.N.",
+        ),
+    ] = False,
 ) -> None:
     """Publish a release, compare what arrived with the manifest, tag it, and load it back."""
     with explained():
+        from contextlib import ExitStack
+
         from rich.table import Table
 
         from pipeline.release.publish import publish as send
 
-        changes, published = send(
-            run_folder,
-            to,
-            dry_run=dry_run,
-            public=public,
-            pull_request=pull_request,
-            revision=revision,
-            say=talk,
-        )
+        with ExitStack() as stack:
+            if partial:
+                from pipeline.partial import complete
+                from pipeline.progress import Progress
+
+                found = stack.enter_context(
+                    complete(run_folder, sources, Progress(), talk, dry_run)
+                )
+                run_folder, sources = found.folder, list(found.sources)
+            changes, published = send(
+                run_folder,
+                to,
+                dry_run=dry_run,
+                public=public,
+                pull_request=pull_request,
+                revision=revision,
+                replace=replace,
+                sources=sources or None,
+                version=version,
+                partial=partial,
+                say=talk,
+            )
         table = Table("files", title="What would change" if dry_run else "What was done")
         for heading in ("number", "MB"):
             table.add_column(heading, justify="right")
@@ -181,10 +222,15 @@ def publish(
         for (config, split), rows in published.rows.items():
             tell(f"{config}/{split}: {rows:,} rows loaded")
         tell(published.page or published.url)
-        if published.revision is not None and not published.rows:
+        if published.page is not None:
             talk(
                 "next: merge it, then run the same command without --pull-request and --revision: "
                 "it only tags the version"
+            )
+        elif not published.rows and published.revision is not None:
+            talk(
+                f"next: when main has what is on {published.revision}, run the same command "
+                "without --pull-request and --revision: it only tags the version"
             )
         else:
             talk(f"next: aigi verify {published.url}")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pipeline import AigiError
 from pipeline.faults import of_machine
 from pipeline.files import file_sha256
+from pipeline.hub_said import Cause, cause_of
 from pipeline.outside import Unreachable, hub_with_limits, in_short, on_this_machine
 
 if TYPE_CHECKING:
@@ -54,6 +55,22 @@ def hub_api(token: str | None = None) -> HfApi:
 
     hub_with_limits()
     return HfApi(token=token, library_name="aigi")
+
+
+def why_not(error: Exception, dataset: str, revision: str | None) -> Cause | None:
+    """Why a dataset of the Hub cannot be read; None: the Hub has it, or nobody knows.
+
+    Args:
+        error: of a library that does not always tell; then the Hub itself is asked.
+        dataset: ORG/NAME.
+    """
+    if (cause := cause_of(error)) is not None:
+        return cause
+    try:
+        hub_api().dataset_info(dataset, revision=revision)
+    except hub_errors() as answer:
+        return cause_of(answer)
+    return None
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,21 @@ def shard_name(source: str, split: str, number: int, shard: int, model: int | No
     return f"{source}-{split}-" + (f"round{number}-" if number else "") + f"{of}{shard:05d}"
 
 
+_SHARD = re.compile(r"(.+)-(train|validation|test)-(round\d+-)?(m\d{4,}-)?\d{5,}")
+
+
+def source_of_shard(name: str) -> str:
+    """The source of a plan shard.
+
+    Raises:
+        AigiError: no shard has such a name.
+    """
+    found = _SHARD.fullmatch(name)
+    if found is None:
+        raise AigiError(f"{name}: not the name of a shard of a plan. {REMEDY}")
+    return found[1]
+
+
 _OF_A_ZOO = re.compile(r"(.+)-(train|validation|test)-((?:round\d+-)?)m(\d{4,})-(\d{5,})")
 
 

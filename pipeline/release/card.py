@@ -55,16 +55,8 @@ from pipeline.tables import IMAGE, release_fields
 VERSION = 3
 SHOWN_SIZES = 12
 """Sizes of one config and split that stand in the card; the others are one line together."""
-
 SHOWN_TEXT = 200
 """Characters of a prompt under the contact sheet."""
-
-
-# --- Front matter ------------------------------------------------------------------------------
-
-
-# --- What the settings say, in words -----------------------------------------------------------
-
 
 # --- Sections ----------------------------------------------------------------------------------
 
@@ -462,7 +454,7 @@ def _limits(
     return ["## Known limits", "", *(f"- {line}" for line in lines)]
 
 
-def _made(dataset: Dataset, counts: Counts) -> list[str]:
+def _made(dataset: Dataset, counts: Counts, verb: str = "With") -> list[str]:
     rows = [
         [code(source), _text(device or NOT_STATED), escape(library_words(versions)), number(images)]
         for (source, device, versions), images in _ordered(
@@ -473,7 +465,7 @@ def _made(dataset: Dataset, counts: Counts) -> list[str]:
     return [
         "## How it was made",
         "",
-        f"With aigi {escape(__version__)}. `{MANIFEST}` has the specification, all settings, the "
+        f"{verb} aigi {escape(__version__)}. `{MANIFEST}` has the specification, all settings, the "
         "versions of all libraries, and rows, bytes and sha256 of every file.",
         "",
         *table([Safe("config"), Safe("device"), Safe("libraries"), Safe("images")], rows, right=1),
@@ -493,6 +485,23 @@ def _terms(dataset: Dataset) -> list[str]:
     if not plain(dataset.citation):
         return [*lines, "None is stated."]
     return [*lines, *fence(dataset.citation, "bibtex")]
+
+
+def of_rows(
+    dataset: Dataset, counts: Counts, shown: list[Shown], configs: Mapping[str, Mapping[str, int]]
+) -> dict[str, list[str]]:
+    """The sections of a card that say nothing but what rows and specification give, by name."""
+    options = any(kind.options is not None for kind in counts.kinds)
+    return {
+        "configs": _counted(configs, dataset),
+        "sheet": _sheet(dataset.title, shown),
+        "fields": _fields(options, counts),
+        "sources": _sources(dataset, counts, configs),
+        "resolutions": _resolutions(counts, configs),
+        "watermarks": _watermarks(counts, configs),
+        "made": _made(dataset, counts, "Put together with"),
+        "terms": _terms(dataset),
+    }
 
 
 def readme(
@@ -531,9 +540,6 @@ def readme(
     ]
     body = "\n\n".join("\n".join(section) for section in sections)
     return f"---\n{front_matter(dataset, files)}\n---\n\n{body}\n"
-
-
-# --- Documents ---------------------------------------------------------------------------------
 
 
 def settings(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -359,4 +359,48 @@ def count(
         left_out=left_out,
         readings=_readings(store, pa.chunked_array(generated, pa.string())),
         rows=digest.hexdigest(),
+    )
+
+
+COLUMNS = tuple(_COLUMNS)
+"""Columns of a release that `count_rows` reads; OPTIONS too, of files that have it."""
+
+
+def count_rows(tables: Iterable[tuple[str, pa.Table]], planned: Counter[str]) -> Counts:
+    """The counts of a release by its own rows, without the tables of a run.
+
+    What was refused, and why images were dropped, is not known.
+
+    Args:
+        tables: names of shards (`sdxl/test-00000-of-00001`), and their rows with `COLUMNS`.
+        planned: images planned for each source.
+    """
+    kinds: Counter[Kind] = Counter()
+    left_out: Counter[str] = Counter()
+    formats: set[str] = set()
+    ids: dict[str, list[pa.Array]] = defaultdict(list)
+    samples: dict[str, list[Sample]] = defaultdict(list)
+    for shard, rows in tables:
+        source, split = shard.split("/")[0], shard.split("/")[1].split("-")[0]
+        kinds += _kinds(rows, split)
+        left_out += _left_out(rows["note"])
+        formats |= _formats(rows["image"])
+        ids[source] += [pc.unique(rows["prompt_id"])]
+        samples[source] = _lowest(iter([*samples[source], *_samples(rows, shard, split)]))
+    of_all = [chunk for chunks in ids.values() for chunk in chunks]
+    return Counts(
+        kinds=kinds,
+        prompts={
+            source: len(pc.unique(pa.chunked_array(chunks, pa.string())))
+            for source, chunks in {**ids, "": of_all}.items()
+        },
+        origins={},
+        planned=planned,
+        dropped=Counter(),
+        refused=Counter(),
+        unplanned=Counter(),
+        failed=Counter(),
+        samples=dict(samples),
+        formats=tuple(sorted(formats, reverse=True)),
+        left_out=left_out,
     )

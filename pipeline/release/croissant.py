@@ -8,7 +8,7 @@ from the folder, and its rows a RecordSet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -127,7 +127,7 @@ def croissant(
     files: list[FileRecord],
     keywords: list[str],
     formats: Sequence[str],
-    options: bool = False,
+    options: bool | Collection[str] = False,
 ) -> Mapping[str, Any]:
     """Croissant metadata of a release, as a JSON object.
 
@@ -135,10 +135,11 @@ def croissant(
         dataset: only sources that have files are described.
         files: in the order in which they are listed.
         formats: names of what its images are stored in.
-        options: whether a source has some, so that files have a column of them.
+        options: whether a source has some, so that files have a column of them; or the configs
+            whose files have it.
     """
-    columns = release_fields(formats, options)
     configs = _configs(dataset, files)
+    having = (configs if options else ()) if isinstance(options, bool) else options
     splits = [split for split in SPLITS if any(file["split"] == split for file in files)]
     distribution: list[dict[str, Any]] = [
         {
@@ -194,7 +195,7 @@ def croissant(
             "name": config,
             "description": plain(dataset.sources[config].title),
             "key": {"@id": f"{config}/image_id"},
-            "field": _fields(config, columns),
+            "field": _fields(config, release_fields(formats, config in having)),
         }
         for config in configs
     ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import __version__
+from pipeline.makers import made_by_one
 from pipeline.manifest import plan_beside, read_manifest
 from pipeline.plan.quotas import Plan
 from pipeline.release.counts import Counts
@@ -87,6 +88,8 @@ def first_of(plan: Plan, sources: Sequence[str]) -> First | None:
     """
     if plan.manifest is None:
         return None
-    manifest = read_manifest(plan.manifest)
+    manifest = made_by_one(plan.manifest, read_manifest(plan.manifest), sources)
     stated = manifest["workflow"]["plan"]["sources"]
-    return First(plan.manifest, manifest, set(stated) == set(sources))
+    # What one of several runs made is not the whole release.
+    whole = not manifest.get("makers") and set(stated) == set(sources)
+    return First(plan.manifest, manifest, whole)

@@ -1,4 +1,9 @@
-"""Files of a release in, a commit on the Hub out; its errors come without secrets."""
+"""A parcel of files in, a commit and a tag on the Hub out; its errors come without secrets.
+
+What is sent arrives in one commit on top of the one that was looked at: if somebody else published
+in the meantime, the Hub refuses it, and what is there now is looked at again. The tag is put on
+that very commit.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +12,41 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline import AigiError
 from pipeline.gate import parse
+from pipeline.hub_said import cause_of, status_of
 from pipeline.manifest import MANIFEST
 from pipeline.models.hub import hub_api
+from pipeline.outside import in_short
 from pipeline.release.changes import (
     BEFORE,
     RETRY,
     Change,
     File,
+    How,
+    Parcel,
     Published,
-    Say,
+    There,
     changes,
     equal_there,
     published_before,
-    release_files,
 )
 from pipeline.release.claims import digest
-from pipeline.release.read_back import check_here, read_back
+from pipeline.release.read_back import read_back
 from pipeline.shown import redacted
 from pipeline.store import Store
+from pipeline.versions import tag_of, tagged
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+ONE_COMMIT = 500
+"""Most parquet files of one commit. More of them arrive in commits of their own before it, as the
+Hub's client cuts them, for a commit of thousands may take the Hub longer than it answers."""
+_ATTEMPTS = 8
+"""Of a commit, while others commit something else."""
 
 
 def _without_secrets(text: str, token: str | None) -> str:
@@ -43,24 +58,20 @@ def _without_secrets(text: str, token: str | None) -> str:
 def _explained(to: str, token: str | None) -> Iterator[None]:
     """Raise errors of the client as errors with a remedy, without the token."""
     import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         yield
     except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
-        text = str(error).strip()
+        text = in_short(error)
         if error.__cause__ is not None:  # of a failed upload, it tells what failed
-            text += f"\n{str(error.__cause__).strip()}"
+            text += f": {in_short(error.__cause__)}"
         text = _without_secrets(text, token)
-        response = getattr(error, "response", None)
-        status = getattr(response, "status_code", None)
-        remedy = RETRY
-        if status in (401, 403):
-            remedy = "Give a token that may write there (HF_TOKEN, or `hf auth login`)."
-        elif isinstance(error, HFValidationError):
-            remedy = "Give hf://datasets/ORG/NAME."
+        cause = cause_of(error, writing=True)
         # The cause may hold headers; it goes no further.
-        raise AigiError(f"{to}: {text}\n{remedy}") from None
+        if cause is None:
+            raise AigiError(f"{to}: {text}. {RETRY}") from None
+        raise AigiError(f"{to}: {cause.what} ({text}). {cause.remedy}") from None
 
 
 def _listing(api: HfApi, repo: str, revision: str) -> dict[str, File]:
@@ -84,121 +95,276 @@ def _check_token(api: HfApi, to: str, token: str | None) -> None:
         raise AigiError(f"{to}: this token may only read. Set HF_TOKEN to one that may write there")
 
 
-def _remote_manifest(api: HfApi, repo: str, revision: str) -> dict[str, Any]:
-    path = api.hf_hub_download(repo, MANIFEST, revision=revision, repo_type="dataset")
-    where = f"hf://datasets/{repo}@{revision}/{MANIFEST}"
-    return published_before(parse(Path(path).read_bytes(), where, BEFORE), where)
-
-
-def _differences(store: Store, manifest: Mapping[str, Any], there: Mapping[str, File]) -> list[str]:
+def _differences(parcel: Parcel, there: Mapping[str, File]) -> list[str]:
     """Files that did not arrive as they are here."""
     return [
         f"{path}: {'missing' if path not in there else 'other content'}"
-        for path, file in release_files(store, manifest).items()
-        if path not in there or not equal_there(store, path, file, there[path])
+        for path, file in parcel.files().items()
+        if path not in there or not equal_there(parcel, path, file, there[path])
     ]
 
 
-def to_hub(
-    store: Store,
-    manifest: Mapping[str, Any],
-    to: str,
-    dry_run: bool,
-    public: bool,
-    pull_request: bool,
-    revision: str | None,
-    say: Say,
-) -> tuple[list[Change], Published | None]:
-    # Xet keeps a note of what it has sent, by default every 20 seconds: killed, it would send so
-    # much again. Read when an upload begins.
-    os.environ.setdefault("HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_MAX_COUNT", "1")
-    from huggingface_hub import get_token
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+class _Arrived(NamedTuple):
+    """Where a parcel is: its commit, the branch or pull request, and that one's page."""
 
-    matched = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)/?", to)
-    if matched is None:
-        raise AigiError(f"{to}: expected hf://datasets/ORG/NAME; the revision is the version's tag")
-    if not store.local:
-        raise AigiError(
-            f"{store.url}: the Hub's client uploads from local folders only. Copy the release "
-            f"first (aigi publish {store.url} --to FOLDER), then publish FOLDER."
-        )
-    if pull_request and revision is not None:
-        raise AigiError(
-            "--pull-request opens a new pull request. To continue one, give --revision refs/pr/N "
-            "alone."
-        )
-    repo, token = matched[1], get_token()
-    to = f"hf://datasets/{repo}"
-    api = hub_api(token)
-    tag = f"v{manifest['version']}"
-    branch = revision or "main"
-    with _explained(to, token):
-        if not dry_run:
-            _check_token(api, to, token)
-        try:
-            tags = {ref.name for ref in api.list_repo_refs(repo, repo_type="dataset").tags}
-            there = _listing(api, repo, tag if tag in tags else branch)
-            exists = True
-        except RepositoryNotFoundError:
-            tags, there, exists = set(), {}, False
-        except RevisionNotFoundError as error:
-            raise AigiError(f"{to}: no branch or pull request {branch}: {error}") from None
-        before = None
-        if MANIFEST in there:
-            before = _remote_manifest(api, repo, tag if tag in tags else branch)
-        found = changes(store, manifest, there, before)
-        moved = [change for change in found if change.what != "same"]
-        if tag in tags and moved:
+    commit: str
+    branch: str
+    page: str | None
+
+
+class HubTarget:
+    """A dataset on the Hub.
+
+    Args:
+        to: `hf://datasets/ORG/NAME`.
+
+    Raises:
+        AigiError: it is something else, or two options contradict each other.
+    """
+
+    def __init__(self, to: str, how: How) -> None:
+        # Xet keeps a note of what it has sent, by default every 20 seconds: killed, it would send
+        # so much again. Read when an upload begins.
+        os.environ.setdefault("HF_XET_DATA_SESSION_XORB_METADATA_FLUSH_MAX_COUNT", "1")
+        from huggingface_hub import get_token
+
+        matched = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)/?", to)
+        if matched is None:
             raise AigiError(
-                f"{to}: {tag} is already published and differs in {len(moved)} files, the first is "
-                f"{moved[0].path}. A tag never changes: raise release.version, run the workflow "
-                "again, and publish the new version."
+                f"{to}: expected hf://datasets/ORG/NAME; the revision is the version's tag"
             )
-        if dry_run:
-            return found, None
-    check_here(store, manifest)
-    if tag not in tags:
-        with _explained(to, token):
-            if not exists:
-                api.create_repo(repo, repo_type="dataset", private=not public, exist_ok=True)
-                say(f"{to}: created, {'public' if public else 'private'}")
-            images = sum(record["rows"] for record in manifest["files"])
-            patterns = {f"{r['config']}/{r['split']}-*.parquet" for r in manifest["files"]}
-            documents = {record["path"] for record in manifest["documents"]}
-            info: Any = api.upload_folder(
-                repo_id=repo,
+        if how.pull_request and how.revision is not None:
+            raise AigiError(
+                "--pull-request opens a new pull request. To continue one, give --revision "
+                "refs/pr/N alone."
+            )
+        self.how, self.repo, self.token = how, matched[1], get_token()
+        self.url = f"hf://datasets/{self.repo}"
+        self.branch = how.revision or "main"
+        self.api = hub_api(self.token)
+        self._may_write = how.dry_run  # that is not asked of who only looks
+
+    def takes(self, store: Store) -> None:
+        """Refuse files that are not on this machine."""
+        if not store.local:
+            raise AigiError(
+                f"{store.url}: the Hub's client uploads from local folders only. Copy the release "
+                f"first (aigi publish {store.url} --to FOLDER), then publish FOLDER."
+            )
+
+    # --- what is there ---------------------------------------------------------------------------
+
+    def look(self, version: str | None) -> There:
+        """What is published: at the tag of a version, where there is one, or on the branch.
+
+        Raises:
+            AigiError: no such branch, no right to see it, or the Hub cannot be reached.
+        """
+        with _explained(self.url, self.token):
+            if not self._may_write:
+                _check_token(self.api, self.url, self.token)
+                self._may_write = True
+            return self._looked(version)
+
+    def _looked(self, version: str | None) -> There:
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        try:
+            refs = self.api.list_repo_refs(self.repo, repo_type="dataset")
+            tags = [ref.name for ref in refs.tags]
+            tag = tag_of(version) if version is not None else None
+            at = tag if tag in tags else self.branch
+            head = self.api.repo_info(self.repo, revision=at, repo_type="dataset").sha or at
+            files = _listing(self.api, self.repo, head)
+        except GatedRepoError:
+            raise
+        except RepositoryNotFoundError:
+            return There(self.url, exists=False)
+        except RevisionNotFoundError as error:
+            raise AigiError(
+                f"{self.url}: no branch or pull request {self.branch}: {in_short(error)}"
+            ) from None
+        before = self._manifest(head) if MANIFEST in files else None
+        store = Store(f"{self.url}@{head}")
+        return There(self.url, files, before, store, tuple(tagged(tags)), True, head)
+
+    def _manifest(self, commit: str) -> dict[str, Any]:
+        path = self.api.hf_hub_download(self.repo, MANIFEST, revision=commit, repo_type="dataset")
+        where = f"{self.url}@{commit}/{MANIFEST}"
+        return published_before(parse(Path(path).read_bytes(), where, BEFORE), where)
+
+    def compared(self, parcel: Parcel, there: There) -> There:
+        """The same: the Hub tells hashes by itself."""
+        return there
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody waits: a commit on top of another state than the one looked at is refused."""
+        yield
+
+    def refuse_another_tag(self, version: str, found: list[Change], there: There) -> None:
+        """Refuse to change what a tag names."""
+        moved = [change for change in found if change.what != "same"]
+        if version in there.tagged and moved:
+            raise AigiError(
+                f"{self.url}: {tag_of(version)} is already published and differs in {len(moved)} "
+                f"files, the first is {moved[0].path}. A tag never changes: raise release.version, "
+                "run the workflow again, and publish the new version."
+            )
+
+    # --- what is sent ----------------------------------------------------------------------------
+
+    def send(self, parcel: Parcel, there: There) -> Published:
+        """Send what is missing, compare what arrived, tag it, and load it back.
+
+        Raises:
+            AigiError: as `publish`; what has arrived stays, and nothing is tagged.
+        """
+        version = parcel.manifest["version"]
+        if version in there.tagged:
+            if self.how.pull_request or self.how.revision is not None:
+                what = "pull request was opened" if self.how.pull_request else "commit was made"
+                self.how.say(
+                    f"{self.url}: {tag_of(version)} is already published with this content: "
+                    f"no {what}"
+                )
+            return self._read_back(parcel)
+        arrived = self._sent(parcel, there)
+        if arrived.branch != "main" or self.how.pull_request:
+            return Published(self.url, arrived.branch, arrived.page, {})
+        self._tag(parcel, arrived.commit)
+        return self._read_back(parcel)
+
+    def _sent(self, parcel: Parcel, there: There) -> _Arrived:
+        with _explained(self.url, self.token):
+            if not there.exists:
+                visible = "public" if self.how.public else "private"
+                self.api.create_repo(
+                    self.repo, repo_type="dataset", private=not self.how.public, exist_ok=True
+                )
+                self.how.say(f"{self.url}: created, {visible}")
+            arrived = self._committed(parcel, there)
+            differences = _differences(parcel, _listing(self.api, self.repo, arrived.commit))
+        if differences:
+            raise AigiError(
+                f"{self.url}: {len(differences)} files differ after the upload, the first is "
+                f"{differences[0]}. Run the same command again. If they still differ, delete the "
+                "file there first."
+            )
+        return arrived
+
+    def _committed(self, parcel: Parcel, there: There) -> _Arrived:
+        """Commit what is missing on top of what was looked at, and of nothing else."""
+        version, first = parcel.manifest["version"], there
+        pull, page, branch = self.how.pull_request, None, self.branch
+        if not there.exists:
+            there = self._looked(version)
+        for _ in range(_ATTEMPTS):
+            self._refuse_overtaken(parcel, first, there)
+            found = changes(parcel, there)
+            moved = [change for change in found if change.what != "same"]
+            if not moved:
+                if pull:
+                    self.how.say(f"{self.url}: main has all of it: no pull request was opened")
+                return _Arrived(there.head, branch, page)
+            try:
+                many = [c for c in moved if c.what != "removed" and c.path.endswith(".parquet")]
+                if len(many) > ONE_COMMIT:
+                    info: Any = self._shards(parcel, many, there, branch, pull)
+                else:
+                    info = self._commit(parcel, moved, there, branch, pull)
+            except OSError as error:
+                if status_of(error) not in (409, 412):
+                    raise
+                there = self._looked(version)  # somebody else has committed something
+                continue
+            if pull:
+                pull, branch, page = False, info.pr_revision, info.pr_url
+                self.branch = branch
+            if len(many) <= ONE_COMMIT:
+                return _Arrived(info.oid, branch, page)
+            there = self._looked(version)
+        raise AigiError(f"{self.url}: others commit there all the time. {RETRY}")
+
+    def _refuse_overtaken(self, parcel: Parcel, first: There, now: There) -> None:
+        if now.before == first.before or now.before == parcel.manifest:
+            return
+        found = "nothing" if now.before is None else f"version {now.before.get('version')}"
+        raise AigiError(
+            f"{self.url}: {found} was published by someone else in the meantime, so nothing of "
+            f"this release was. {RETRY} It is then compared with what is there."
+        )
+
+    def _title(self, parcel: Parcel) -> str:
+        images = sum(record["rows"] for record in parcel.manifest["files"])
+        return f"{parcel.manifest['name']} {parcel.manifest['version']}: {images:,} images"
+
+    def _shards(
+        self, parcel: Parcel, moved: list[Change], there: There, branch: str, pull: bool
+    ) -> Any:
+        """Send parquet files alone, in as many commits as their number asks for."""
+        kinds = {re.sub(r"-[^-/]*(-of-[^/]*)?\.parquet$", "-*.parquet", c.path) for c in moved}
+        return self.api.upload_folder(
+            repo_id=self.repo,
+            repo_type="dataset",
+            folder_path=parcel.shards.path(),
+            revision=None if pull else branch,
+            create_pr=pull,
+            parent_commit=there.head,
+            commit_message=self._title(parcel),
+            allow_patterns=sorted(kinds),
+        )
+
+    def _commit(
+        self, parcel: Parcel, moved: list[Change], there: There, branch: str, pull: bool
+    ) -> Any:
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        operations = [
+            CommitOperationDelete(path_in_repo=change.path)
+            if change.what == "removed"
+            else CommitOperationAdd(
+                path_in_repo=change.path,
+                path_or_fileobj=parcel.store(change.path).path(change.path),
+            )
+            for change in moved
+        ]
+        return self.api.create_commit(
+            self.repo,
+            operations,
+            repo_type="dataset",
+            commit_message=self._title(parcel),
+            revision=None if pull else branch,
+            create_pr=pull,
+            parent_commit=there.head,
+        )
+
+    def _tag(self, parcel: Parcel, commit: str) -> None:
+        tag = tag_of(parcel.manifest["version"])
+        with _explained(self.url, self.token):
+            # Whoever has the files can compute it again, and needs to believe no one.
+            message = f"aigi verify: digest {digest(parcel.documents, parcel.manifest)}"
+            self.api.create_tag(
+                self.repo,
+                tag=tag,
+                tag_message=message,
+                revision=commit,
                 repo_type="dataset",
-                folder_path=store.path(),
-                revision=revision,
-                create_pr=pull_request,
-                commit_message=f"{manifest['name']} {manifest['version']}: {images:,} images",
-                allow_patterns=sorted(patterns | documents | {MANIFEST}),
-                delete_patterns=[c.path for c in found if c.what == "removed"] or None,
+                exist_ok=True,
             )
-            branch = getattr(info, "pr_revision", None) or branch
-            arrived = _differences(store, manifest, _listing(api, repo, branch))
-            if arrived:
+            if wrong := _differences(parcel, _listing(self.api, self.repo, tag)):
                 raise AigiError(
-                    f"{to}: {len(arrived)} files differ after the upload, the first is "
-                    f"{arrived[0]}. Run the same command again. If they still differ, delete the "
-                    "file there first."
+                    f"{self.url}: the tag {tag} was created by someone else in the meantime: "
+                    f"{wrong[0]}. Raise release.version, and publish that."
                 )
-        if branch == "main":
-            with _explained(to, token):
-                # Whoever has the files can compute it again, and needs to believe no one.
-                message = f"aigi verify: digest {digest(store, manifest)}"
-                api.create_tag(
-                    repo, tag=tag, tag_message=message, repo_type="dataset", exist_ok=True
-                )
-                if wrong := _differences(store, manifest, _listing(api, repo, tag)):
-                    raise AigiError(
-                        f"{to}: the tag {tag} was created by someone else in the meantime: "
-                        f"{wrong[0]}"
-                    )
-                say(f"{to}: tagged {tag}")
-        else:
-            return found, Published(to, branch, getattr(info, "pr_url", None), {})
-    with _explained(to, token):
-        rows = read_back(repo, manifest, tag)
-    return found, Published(f"{to}@{tag}", tag, None, rows)
+        self.how.say(f"{self.url}: tagged {tag}")
+
+    def _read_back(self, parcel: Parcel) -> Published:
+        tag = tag_of(parcel.manifest["version"])
+        with _explained(self.url, self.token):
+            rows = read_back(self.repo, parcel.manifest, tag)
+        return Published(f"{self.url}@{tag}", tag, None, rows)

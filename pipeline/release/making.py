@@ -19,6 +19,7 @@ from pipeline import AigiError, complaints
 from pipeline.gate import Checked, matching
 from pipeline.images.diffusion.source import TILE_FROM, DiffusersSource
 from pipeline.images.models import copy_in
+from pipeline.makers import workflow_of
 from pipeline.manifest import MANIFEST
 from pipeline.marks.names import parse
 from pipeline.marks.visible import logo_of
@@ -267,7 +268,7 @@ class Makings:
             spec = spec.members[number]
         if not isinstance(spec, DiffusersSpec):
             raise NotKnown(f"{where}: no recipe: the manifest specifies no such generated source")
-        workflow = self.manifest.get("workflow") or {}
+        workflow = workflow_of(self.manifest, row["source"])
         ran = (workflow.get("sources") or {}).get(row["source"]) or {}
         vae = ran.get("vae")
         if vae is not None and HUB_ID.fullmatch(vae) is None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from pipeline import AigiError
+from pipeline.files import scratch
 from pipeline.release.verify import compare
 from pipeline.store import Store
 
@@ -20,6 +22,17 @@ def read_back(
     Raises:
         AigiError: rows are missing, there are too many, or an image differs from its hash.
     """
+    with scratch("readback") as cache:
+        # `datasets` knows local folders by their last name alone, and remembers their columns.
+        options = {"streaming": True, "revision": revision}
+        if os.path.isdir(name):
+            options["cache_dir"] = cache
+        return _counted(name, manifest, options)
+
+
+def _counted(
+    name: str, manifest: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[tuple[str, str], int]:
     import numpy as np
     from datasets import get_dataset_config_names, load_dataset
 
@@ -30,9 +43,9 @@ def read_back(
         key = (record["config"], record["split"])
         expected[key] = expected.get(key, 0) + record["rows"]
     found: dict[tuple[str, str], int] = {}
-    for config in get_dataset_config_names(name, revision=revision):
-        whole = load_dataset(name, config, revision=revision, streaming=True)
-        ids = load_dataset(name, config, revision=revision, streaming=True, columns=["image_id"])
+    for config in get_dataset_config_names(name, revision=options["revision"]):
+        whole = load_dataset(name, config, **options)
+        ids = load_dataset(name, config, columns=["image_id"], **options)
         for split in whole:
             found[config, str(split)] = sum(1 for _ in ids[split])
             first = next(iter(whole[split]))
@@ -48,8 +61,12 @@ def read_back(
     return found
 
 
-def check_here(store: Store, manifest: Mapping[str, Any]) -> None:
-    """Refuse a release that differs from its manifest, before anything is sent."""
-    wrong = compare(store, dict(manifest))
+def check_here(store: Store, manifest: Mapping[str, Any], others: bool = False) -> None:
+    """Refuse a release that differs from its manifest, before anything is sent.
+
+    Args:
+        others: there may be more parquet files, which are not sent.
+    """
+    wrong = compare(store, dict(manifest), others)
     if wrong:
         raise AigiError(f"{store.url}: differs from its manifest: {wrong[0]}. Nothing was sent.")

@@ -17,13 +17,16 @@ from pipeline.scores.quality import Quality
 from pipeline.selection.rules import Scored, Selection
 from pipeline.settings import Location, Settings
 from pipeline.stage import Compute
+from pipeline.versions import PATTERN
 
 
 class Release(Settings):
     """All tables in, parquet files, card and manifest out."""
 
     version: str = Field(
-        "1.0.0", pattern=r"^\d+\.\d+\.\d+$", description="of the release; publishing makes it a tag"
+        "1.0.0",
+        pattern=f"^{PATTERN}$",
+        description="of the release; publishing makes it a tag; 1.0.0-rc.1 is lower than 1.0.0",
     )
     record: Location | None = Field(None, description="folder that gets a copy of the manifest")
     pixels: Literal["moved", "copied"] | None = Field(

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from pipeline import AigiError
 from pipeline.gate import Checked, check, refused
+from pipeline.makers import made_by_one
 from pipeline.manifest import PLAN_FILE, REMEDY, plan_beside, read_manifest
 from pipeline.plan import specification
 from pipeline.plan.specification import Dataset, HttpSpec
@@ -184,7 +185,9 @@ def merged(
         AigiError: this is no manifest, a place that the settings need is not given, or images of an
             endpoint would have to be made again.
     """
-    manifest = read_manifest(location)
+    wanted = (mine.get("plan") or {}).get("sources")
+    names = wanted if isinstance(wanted, list | tuple) else None
+    manifest = made_by_one(location, read_manifest(location), names)
     dataset = specification.load(location)
     data = {
         name: section
@@ -195,7 +198,6 @@ def merged(
         # What is not named there, as it was before there was a choice.
         data["images"] = {"format": "png", "fill_batches": False, **data["images"]}
     copied = plan_beside(location, manifest) is not None
-    wanted = (mine.get("plan") or {}).get("sources")
     data["plan"] = {**data["plan"], "dataset": location, "manifest": location}
     if wanted is not None:
         if not copied:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.pixels import RGB
-from pipeline.store import Store
 
 SHEET = "sheet.webp"
 CANDIDATES = 8
@@ -29,6 +28,16 @@ class Sample(NamedTuple):
     row: int
     width: int
     height: int
+
+
+class Drawn(Protocol):
+    """Where images are read: `pipeline.store.Store`, or several of them."""
+
+    def images(
+        self, table: str, shard: str, rows: Iterable[int], columns: Sequence[str] = ()
+    ) -> Iterator[tuple[int, RGB, dict[str, Any]]]:
+        """As `Store.images`."""
+        ...
 
 
 class Shown(NamedTuple):
@@ -56,13 +65,13 @@ def _that_fit(samples: Iterable[Sample]) -> list[Sample]:
     return kept
 
 
-def _read(store: Store, sample: Sample) -> tuple[RGB, str]:
+def _read(store: Drawn, sample: Sample) -> tuple[RGB, str]:
     """Pixels and prompt of one image."""
     ((_, rgb, values),) = store.images("release", sample.shard, [sample.row], ["text"])
     return rgb, values["text"]
 
 
-def draw(store: Store, samples: Mapping[str, list[Sample]]) -> tuple[bytes, list[Shown]]:
+def draw(store: Drawn, samples: Mapping[str, list[Sample]]) -> tuple[bytes, list[Shown]]:
     """Draw the contact sheet of a release.
 
     Args:

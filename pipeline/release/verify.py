@@ -6,7 +6,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pipeline.manifest import CARD, PLAN_FILE, FileRecord
+from pipeline.manifest import CARD, PLAN_FILE, FileRecord, columns_of
 from pipeline.release.croissant import CROISSANT
 from pipeline.release.sheet import SHEET
 from pipeline.store import Store
@@ -45,23 +45,29 @@ def _compare_file(
     return found
 
 
-def compare(store: Store, manifest: dict[str, Any]) -> list[str]:
+def compare(store: Store, manifest: dict[str, Any], others: bool = False) -> list[str]:
     """One line for every file of a release that is missing, extra or differs from its manifest.
 
     For files on the Hub, the sha256 is the one that the Hub reports, if it reports one.
+
+    Args:
+        others: there may be other parquet files, as where the manifest lists some of them alone.
     """
     sizes = {f"{name}.parquet": size for name, size in store.shards("").items()}
     with ThreadPoolExecutor(8) as pool:  # round trips on the Hub, hashes on a disk
         found = [
             line
             for lines in pool.map(
-                lambda r: _compare_file(store, manifest["schema"], r, sizes.get(r["path"])),
+                lambda r: _compare_file(
+                    store, columns_of(manifest, r["config"]), r, sizes.get(r["path"])
+                ),
                 manifest["files"],
             )
             for line in lines
         ]
     listed = {record["path"] for record in manifest["files"]}
-    found += [f"{path}: not in the manifest" for path in sizes if path not in listed]
+    if not others:
+        found += [f"{path}: not in the manifest" for path in sizes if path not in listed]
     for record in manifest["documents"]:
         path, size = record["path"], store.size(record["path"])
         if size is None:

@@ -19,7 +19,7 @@ import pytest
 
 from pipeline import AigiError
 from pipeline.manifest import MANIFEST, open_release
-from pipeline.release.changes import changes, release_files
+from pipeline.release.changes import Parcel, There, changes, release_files
 from pipeline.release.hub import _without_secrets
 from pipeline.release.publish import publish
 from pipeline.store import Store
@@ -339,7 +339,8 @@ def test_published_to_a_folder_and_on(release: Path, tmp_path: Path) -> None:
     assert [c.what for c in found].count("removed") == 1
     assert all(p.stat().st_mtime_ns == at for p, at in kept.items() if p.exists())
     store, manifest = open_release(str(target))
-    assert changes(store, manifest, release_files(store, manifest), manifest)
+    there = There(str(target), release_files(store, manifest), manifest)
+    assert {c.what for c in changes(Parcel.of(store, manifest), there)} == {"same"}
     import pipeline
 
     assert len(pipeline.load(str(target), "sd", "test")) == 2
