@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import pyarrow as pa
@@ -57,11 +57,16 @@ class Place:
 
     def open(self) -> Store:
         """Its files; those of a release are compared with its manifest."""
-        if self.table:
-            return Store(self.url)
-        found = find_release(self.url)
-        assert found is not None  # it was one when the run began
-        return found[0]
+        return _opened(self.url, bool(self.table))
+
+
+@lru_cache(maxsize=16)
+def _opened(url: str, run: bool) -> Store:
+    if run:
+        return Store(url)
+    found = find_release(url)
+    assert found is not None  # it was one when the run began
+    return found[0]
 
 
 @dataclass(frozen=True)
@@ -304,6 +309,7 @@ def find(
     Raises:
         AigiError: a place is neither a run nor a release, cannot be reached, or is damaged.
     """
+    _opened.cache_clear()
     places = _places(store, wish.reuse)
     if not places:
         return None
