@@ -42,7 +42,7 @@ def stages(workflow: Workflow) -> list[Stage]:
             models = images.prompt_models(workflow.plan, workflow.sources)
         found.append(prompts.stage(workflow.prompts, workflow.split, models))
     if workflow.plan is not None:
-        found.append(plan.stage(workflow.plan, workflow.sources, workflow.split))
+        found.append(plan.stage(workflow.plan, workflow.sources, workflow.split, workflow.compute))
     if workflow.selection is not None and workflow.images is None:
         raise AigiError("selection: this section needs an images section in the workflow")
     if workflow.images is not None:

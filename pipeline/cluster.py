@@ -14,7 +14,7 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -294,35 +294,43 @@ def disconnect() -> None:
 
 
 def with_ray(
-    function: Callable[..., R], arguments: Iterable[tuple[Any, ...]], compute: Compute
+    function: Callable[..., R],
+    arguments: Iterable[tuple[Any, ...]],
+    compute: Compute,
+    store: Store | None = None,
 ) -> Iterator[R]:
     """Results of a function in Ray tasks, in order; two per worker are in progress.
 
-    A task whose worker or machine dies is run again elsewhere. It gets all data as arguments, so
-    machines prove their software alone.
+    A task whose worker or machine dies is run again elsewhere.
+
+    Args:
+        store: the run that the function reads or writes; None: it gets all data as arguments, so
+            machines prove their software alone.
 
     Raises:
-        AigiError: there is no such cluster, or it is lost; a machine has other software.
+        AigiError: there is no such cluster, or it is lost; a machine has other software, or does
+            not see the run directory.
     """
     share, watch = connect(compute)
     import ray
 
-    proof = Proof(function)
-    prove(proof, watch)
-    proven = frozenset(node for node, run in _PROVEN if run == proof.run)
-    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(_call)
-    sent = ray.put(proof)
+    with ExitStack() as stack:
+        proof = Proof(function) if store is None else stack.enter_context(known(store, function))
+        prove(proof, watch)
+        proven = frozenset(node for node, run in _PROVEN if run == proof.run)
+        task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(_call)
+        sent = ray.put(proof)
 
-    def results() -> Iterator[R]:
-        waiting: deque[Any] = deque()
-        for given in arguments:
-            waiting.append(task.remote(sent, proven, given))
-            if len(waiting) > 2 * compute.workers:
+        def results() -> Iterator[R]:
+            waiting: deque[Any] = deque()
+            for given in arguments:
+                waiting.append(task.remote(sent, proven, given))
+                if len(waiting) > 2 * compute.workers:
+                    yield ray.get(waiting.popleft())
+            while waiting:
                 yield ray.get(waiting.popleft())
-        while waiting:
-            yield ray.get(waiting.popleft())
 
-    yield from watch.over(results())
+        yield from watch.over(results())
 
 
 def _maker(stage: Map, store: Store, signs: str) -> Callable[[str, str], dict[str, Any]]:

@@ -546,6 +546,11 @@ class Store(Folder):
             table.validate(full=True)
             return table
 
+    def made_elsewhere(self, table: str, shard: Shard) -> None:
+        """Take note of a shard that another process wrote on behalf of this one."""
+        self._changes(self.path(table, f"{shard.name}.parquet"))
+        self._mine[table, shard.name] = shard.written(None)
+
     def write_arrow(
         self, tables: Iterable[pa.Table], schema: pa.Schema, *parts: str
     ) -> tuple[int, str]:

@@ -218,7 +218,7 @@ def read_plan(location: str, manifest: Mapping[str, Any]) -> Iterator[tuple[str,
     names: list[str] = []
     images: set[str] = set()
     ranks: dict[tuple[str, str], dict[int, tuple[str, int]]] = defaultdict(dict)
-    planned: list[tuple[str, list[str]]] = []
+    planned: list[tuple[str, pa.ChunkedArray]] = []
     with store.fs.open(where, "rb") as file:
         for number, table in enumerate(shards_in(where, file)):
             try:
@@ -227,9 +227,8 @@ def read_plan(location: str, manifest: Mapping[str, Any]) -> Iterator[tuple[str,
                 place, problem = wrong.args
                 field = f"shard {number}: {place}" if place else f"shard {number}"
                 raise refused(where, field, problem, REMEDY) from None
-            ids = table["image_id"].to_pylist()
-            planned.append((names[-1], ids))
-            images.update(ids)
+            planned.append((names[-1], table["image_id"]))
+            images.update(table["image_id"].to_pylist())
             of = ranks[table["source"][0].as_py(), table["split"][0].as_py()]
             columns = (table[name].to_pylist() for name in ("rank", "prompt_id", "index"))
             of.update((rank, (prompt, index)) for rank, prompt, index in zip(*columns, strict=True))

@@ -5,19 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.tables import OPTIONS, PLAN, with_options
 
 
+def seed_text(source: str, salt: int) -> tuple[str, str]:
+    """What is hashed for a seed before the id of the prompt, and between it and the index."""
+    return f"seed:{salt}:", f":{source}:"
+
+
 def seed_of(prompt: str, source: str, index: int, salt: int) -> int:
     """63-bit seed of one generation: a hash of prompt id, source and index."""
-    digest = hashlib.sha256(f"seed:{salt}:{prompt}:{source}:{index}".encode()).digest()
+    before, after = seed_text(source, salt)
+    digest = hashlib.sha256(f"{before}{prompt}{after}{index}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+ID_DIGITS = 32
+"""Hex digits of SHA-256 that an id of an image has."""
 _GENERATED = (
     "text", "source", "model", "revision", "seed", "steps", "guidance_scale", "negative_prompt",
     "scheduler", "dtype", "width", "height", "watermark",
@@ -29,9 +39,27 @@ _ASKED = (
 )  # fmt: skip
 
 
-def asked_seed(seed: int) -> int:
+Seed = TypeVar("Seed", int, NDArray[np.int64])
+
+
+def asked_seed(seed: Seed) -> Seed:
     """The seed of an image of an endpoint, in 31 bits: many read numbers as floats or int32."""
     return seed >> 32
+
+
+def deciding(*, path: bool, steps: bool, marked: bool, options: bool) -> tuple[str, ...]:
+    """Names of the fields whose hash is the id of a row.
+
+    Args:
+        path, steps, options: whether the row has a value there.
+        marked: whether its watermark is another than `none`.
+    """
+    if not path:
+        found: tuple[str, ...] = _GENERATED if steps else _ASKED
+    else:
+        # Without a watermark the id is what it was before imports could have one.
+        found = (*_IMPORTED, "watermark") if marked else _IMPORTED
+    return (*found, OPTIONS.name) if options else found
 
 
 def image_id_of(row: Mapping[str, Any]) -> str:
@@ -41,17 +69,16 @@ def image_id_of(row: Mapping[str, Any]) -> str:
         row: with a `path`, it is that of an imported image; with neither path nor steps, that of
             an endpoint.
     """
-    deciding: tuple[str, ...] = _GENERATED if row["path"] is None else _IMPORTED
-    if row["path"] is None and row["steps"] is None:
-        deciding = _ASKED
-    fields = {name: row[name] for name in deciding}
-    if row["path"] is not None and row["watermark"] != "none":
-        # Without a watermark the id is what it was before imports could have one.
-        fields["watermark"] = row["watermark"]
-    if row.get(OPTIONS.name) is not None:
-        fields[OPTIONS.name] = row[OPTIONS.name]
+    names = deciding(
+        path=row["path"] is not None,
+        # Of an import nobody asks.
+        steps=row["path"] is None and row["steps"] is not None,
+        marked=row["watermark"] != "none",
+        options=row.get(OPTIONS.name) is not None,
+    )
+    fields = {name: row[name] for name in names}
     text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
 
 
 def pair_id_of(ids: dict[str, str]) -> str | None:
@@ -72,13 +99,21 @@ def plan_table(rows: Iterable[dict[str, Any]], options: bool = False) -> pa.Tabl
     return pa.Table.from_pylist(list(rows), schema=with_options(PLAN, options))
 
 
-def rank_of(rank: int, prompts: int, each: int) -> tuple[int, int]:
-    """The prompt that a rank stands for, and which of the prompt's images it is.
+def places_of(
+    ranks: NDArray[np.int64], prompts: int, each: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The prompts that ranks stand for, and which of their prompts' images they are.
 
     Every prompt gets `each` images in turn; ranks beyond the last one begin again at the first
     prompt, with new seeds.
+
+    Args:
+        ranks: int64, shape (n,), from 0.
+        prompts: how many there are.
+
+    Returns: int64, shape (n,) both; numbers of prompts and of images, from 0.
     """
-    lap, rest = divmod(rank, prompts * each)
+    lap, rest = np.divmod(ranks, prompts * each)
     return rest // each, lap * each + rest % each
 
 

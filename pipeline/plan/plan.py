@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -26,15 +25,8 @@ from pipeline.outside import in_short
 from pipeline.pictures.sources import ImportedSource
 from pipeline.plan import specification
 from pipeline.plan.copied import read_plan
-from pipeline.plan.ids import (
-    asked_seed,
-    image_id_of,
-    pair_id_of,
-    plan_table,
-    rank_of,
-    seed_of,
-    spans,
-)
+from pipeline.plan.generated import Part, named, parts_of, write_parts, write_shards
+from pipeline.plan.ids import spans
 from pipeline.plan.imports import (
     Import,
     imported_shards,
@@ -43,21 +35,19 @@ from pipeline.plan.imports import (
     stated_splits,
 )
 from pipeline.plan.quotas import Plan, chosen, generations_of, shard_rows
-from pipeline.plan.rounds import ROUNDS, extra_of, pinned_source, shard_name, summary
+from pipeline.plan.rounds import ROUNDS, extra_of, pinned_source, summary
 from pipeline.plan.specification import (
     DiffusersSpec,
     DrawnSpec,
-    HttpSpec,
     ImportSpec,
     PromptedSpec,
-    SplitSpec,
-    ZooSpec,
     some_options,
 )
+from pipeline.plan.usable import Prompts, Stated, Usable
 from pipeline.progress import Progress
 from pipeline.prompts.text import SplitShares
 from pipeline.settings import SPLITS
-from pipeline.stage import Build
+from pipeline.stage import Build, Compute
 from pipeline.store import Shard, Store
 from pipeline.tables import PLAN, REJECTS, with_options
 
@@ -71,57 +61,16 @@ _PATHS = pa.schema([("source", pa.string()), ("path", pa.string())])
 _SPLITS = pa.schema([("prompt_id", pa.string()), ("split", pa.string())])
 
 
-@dataclass(frozen=True)
-class _Prompt:
-    prompt_id: str
-    text: str
-    source: str
-    split: str
-
-
-def _read_prompts(store: Store) -> Iterator[_Prompt]:
-    for shard in store.shards("prompts"):
-        table = store.read("prompts", shard, ["prompt_id", "text", "source", "split"])
-        for row in table.to_pylist():
-            yield _Prompt(**row)
-
-
-def _fixed(
-    name: str, spec: DiffusersSpec | HttpSpec, split: str, size: SplitSpec
-) -> dict[str, Any]:
-    """What all rows of a source and split have in common."""
-    ran: dict[str, Any] = {"steps": None}
-    if isinstance(spec, DiffusersSpec):
-        ran = {
-            "steps": spec.steps,
-            "guidance_scale": spec.guidance_scale,
-            "negative_prompt": spec.negative_prompt,
-            "scheduler": spec.scheduler,
-            "dtype": spec.dtype,
-        }
-    return {
-        "split": split,
-        "source": name,
-        "model": spec.model,
-        "revision": spec.revision,
-        **ran,
-        "width": size.width,
-        "height": size.height,
-        "path": None,
-        "options": spec.row_options,
-    }
-
-
 def _generated(
     name: str,
     spec: PromptedSpec,
     split: str,
-    prompts: list[_Prompt],
+    usable: Usable,
     plan: Plan,
     rounds: list[int],
     options: bool,
-) -> Iterator[tuple[int, int | None, pa.Table]]:
-    """Shards of one generated source and split, prompt after prompt: round, model of a zoo, rows.
+) -> Iterator[Part]:
+    """The parts of one generated source and split.
 
     Args:
         rounds: generations that each top-up round adds.
@@ -131,44 +80,14 @@ def _generated(
     wanted = generations_of(size, plan)
     planned = math.ceil(wanted * (1 + plan.margin))
     need = math.ceil(planned / spec.images_per_prompt)
-    if len(prompts) < need:
+    if len(usable) < need:
         raise _TooFew(
             f"plan: {name} {split}: needs {need:,} {split} prompts "
             f"({planned:,} images, {spec.images_per_prompt} per prompt); the prompts table has "
-            f"{len(prompts):,} that it may use."
+            f"{len(usable):,} that it may use."
         )
     each = shard_rows(size.width or 0, size.height or 0, len(size.watermarks), plan.shard_mb)
-    for number, first, last in spans([planned, *rounds]):
-        for model, member, ranks in _ranks(spec, split, first, last):
-            fixed = _fixed(name, member, split, size)
-            rows: list[dict[str, Any]] = []
-            for place, rank in enumerate(ranks, start=1):
-                at, index = rank_of(rank, len(prompts), spec.images_per_prompt)
-                prompt = prompts[at]
-                own = seed_of(prompt.prompt_id, name, index, plan.seed)
-                seed: int | None = own
-                if isinstance(spec, HttpSpec):
-                    seed = asked_seed(own) if spec.seeds else None
-                made = {**fixed, "text": prompt.text, "seed": seed, "index": index}
-                ids = {
-                    watermark: image_id_of({**made, "watermark": watermark})
-                    for watermark in size.watermarks
-                }
-                for watermark, image_id in ids.items():
-                    rows.append(
-                        {
-                            **made,
-                            "image_id": image_id,
-                            "prompt_id": prompt.prompt_id,
-                            "watermark": watermark,
-                            "pair_id": pair_id_of(ids),
-                            "rank": rank,
-                            "round": number,
-                        }
-                    )
-                if place % each == 0 or place == len(ranks):
-                    yield number, model, plan_table(rows, options)
-                    rows = []
+    return parts_of(name, spec, split, usable, plan.seed, each, options, spans([planned, *rounds]))
 
 
 class _TooFew(AigiError):
@@ -181,11 +100,11 @@ def _cause(
     """Why a source has too few prompts, and the setting that cures it: sentences.
 
     Args:
-        there: prompts by caption source and split.
+        there: prompts by split and caption source.
         usable: those of this split that it may use.
     """
     of = Counter[str]()
-    for (source, each), count in there.items():
+    for (each, source), count in there.items():
         if each == split:
             of[source] += count
     barred = {s: n for s, n in of.items() if spec.captions is not None and s not in spec.captions}
@@ -278,24 +197,6 @@ def _write_rejects(store: Store, rejects: list[dict[str, Any]]) -> str:
     )
 
 
-def _ranks(
-    spec: PromptedSpec, split: str, first: int, last: int
-) -> Iterator[tuple[int | None, DiffusersSpec | HttpSpec, Sequence[int]]]:
-    """The models that make the images of some ranks, each with its own: a shard has one model.
-
-    Yields: the number of a model of a zoo, or None; what is specified of it; its ranks.
-    """
-    if not isinstance(spec, ZooSpec):
-        yield None, spec, range(first, last)
-        return
-    turns = spec.turns(split)
-    mine: dict[int, list[int]] = defaultdict(list)
-    for rank in range(first, last):
-        mine[turns[rank % len(turns)]].append(rank)
-    for model, ranks in sorted(mine.items()):
-        yield model, spec.members[model], ranks
-
-
 def _pinned(name: str, spec: DiffusersSpec, source: object) -> str:
     """The commit that a branch name of the specification points to now.
 
@@ -346,6 +247,7 @@ def _build(
     plan: Plan,
     sources: Mapping[str, object],
     shares: SplitShares,
+    compute: Compute,
     store: Store,
     progress: Progress,
 ) -> list[Shard]:
@@ -359,17 +261,15 @@ def _build(
         if isinstance(dataset.sources[name], ImportSpec):
             source = local_import(sources, name)
             imports[name] = listed_imports(name, source, shares, rejects)
-    stated = stated_splits(imports, rejects, _splits_before(store))
+    stated = Stated.of_mapping(stated_splits(imports, rejects, _splits_before(store)))
     _first_before(store, imports)
     refused = _write_rejects(store, rejects)
-    prompts: list[_Prompt] = []
+    prompts: Prompts | None = None
     if any(isinstance(dataset.sources[name], PromptedSpec) for name in names):
-        prompts = [
-            _Prompt(p.prompt_id, p.text, p.source, stated.get(p.prompt_id, p.split))
-            for p in _read_prompts(store)
-        ]
+        prompts = Prompts(store, stated)
     made: list[Shard] = []
     rows = 0
+    shards: Iterator[Shard]
     manifest = None if plan.manifest is None else read_manifest(plan.manifest)
     extra = extra_of(store, [] if manifest is None else manifest["plan"]["rounds"])
     for name in names:
@@ -383,14 +283,14 @@ def _build(
                 continue
             rounds = [more.get(f"{name}/{split}", 0) for more in extra["rounds"]]
             if isinstance(spec, PromptedSpec):
-                usable = [
-                    p
-                    for p in prompts
-                    if p.split == split and (spec.captions is None or p.source in spec.captions)
-                ]
-                shards = _generated(name, spec, split, usable, plan, rounds, options)
-                there = Counter((p.source, p.split) for p in prompts)
-                shards = _explained(shards, partial(_cause, name, spec, split, there, len(usable)))
+                assert prompts is not None
+                usable = prompts.usable(split, spec.captions)
+                try:
+                    parts = _generated(name, spec, split, usable, plan, rounds, options)
+                except _TooFew as error:
+                    why = _cause(name, spec, split, prompts.all(), len(usable))
+                    raise AigiError(f"{error} {why}") from None
+                shards = write_parts(store, parts, schema, compute)
             else:
                 mine = [p for p in imports[name] if p.split == split]
                 wanted = generations_of(spec.splits[split], plan)
@@ -400,18 +300,11 @@ def _build(
                         f"plan: {name} {split}: {len(mine):,} images found, {wanted:,} needed"
                     )
                 source = local_import(sources, name)
-                shards = (
-                    (number, None, table)
-                    for number, table in imported_shards(
-                        name, spec, source, split, mine, plan, rounds, options
-                    )
-                )
-            numbers: Counter[tuple[int, int | None]] = Counter()
-            for number, model, table in shards:
-                shard = shard_name(name, split, number, numbers[number, model], model)
-                made.append(store.write("plan", shard, table, schema))
-                numbers[number, model] += 1
-                rows += table.num_rows
+                tables = imported_shards(name, spec, source, split, mine, plan, rounds, options)
+                shards = write_shards(store, named(name, split, tables), schema)
+            for shard in shards:
+                made.append(shard)
+                rows += shard.rows
                 if manifest is not None and rows > manifest["plan"]["rows"]:
                     _check_same(store, manifest)  # however many more there would be
     store.write_json(extra, "plan", ROUNDS)
@@ -427,16 +320,6 @@ def _build(
     if manifest is not None:
         _check_same(store, manifest)
     return made
-
-
-def _explained(
-    shards: Iterator[tuple[int, int | None, pa.Table]], cause: Callable[[], str]
-) -> Iterator[tuple[int, int | None, pa.Table]]:
-    """The same; if there are too few prompts, with the cause."""
-    try:
-        yield from shards
-    except _TooFew as error:
-        raise AigiError(f"{error} {cause()}") from None
 
 
 def _check_same(store: Store, manifest: Mapping[str, Any]) -> None:
@@ -489,12 +372,15 @@ def _copy(
     return made
 
 
-def stage(plan: Plan, sources: Mapping[str, object], shares: SplitShares) -> Build:
+def stage(
+    plan: Plan, sources: Mapping[str, object], shares: SplitShares, compute: Compute | None = None
+) -> Build:
     """The plan stage.
 
     Args:
         sources: how the workflow makes or imports the sources of the specification.
         shares: shares of the prompts for each split.
+        compute: where its rows are made; None: here.
     """
     dataset = specification.load(plan.dataset)
     names = chosen(dataset, plan)
@@ -535,6 +421,6 @@ def stage(plan: Plan, sources: Mapping[str, object], shares: SplitShares) -> Bui
         schema=schema,
         settings=settings,
         inputs=("prompts",) if generated else (),
-        build=partial(_build, plan, sources, shares),
+        build=partial(_build, plan, sources, shares, compute or Compute()),
         state=lambda store: extra_of(store, rounds)["rounds"],
     )

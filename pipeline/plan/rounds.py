@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pipeline import AigiError, gate
 from pipeline.gate import Checked, matching
 from pipeline.manifest import Cell
+from pipeline.plan.hashed import joined
 from pipeline.plan.specification import Dataset, Number, Revision, SourceSpec, ZooSpec
 from pipeline.store import Store
 
@@ -80,11 +81,11 @@ def shards(store: Store) -> Iterator[pa.Table]:
         yield table.append_column("shard", pa.array([name] * table.num_rows, pa.string()))
 
 
-def summary_of(shards: Iterable[tuple[str, list[str]]]) -> dict[str, Any]:
+def summary_of(shards: Iterable[tuple[str, pa.ChunkedArray]]) -> dict[str, Any]:
     """Shards, rows, and a sha256 over the names of shards and the images that they plan."""
     digest, count, rows = hashlib.sha256(), 0, 0
     for name, ids in shards:
-        digest.update(f"{name}:{','.join(ids)}\n".encode())
+        digest.update(f"{name}:{joined(ids)}\n".encode())
         count, rows = count + 1, rows + len(ids)
     return {"shards": count, "rows": rows, "sha256": digest.hexdigest()}
 
@@ -92,8 +93,7 @@ def summary_of(shards: Iterable[tuple[str, list[str]]]) -> dict[str, Any]:
 def summary(store: Store) -> dict[str, Any]:
     """The same of the plan of a run."""
     return summary_of(
-        (name, store.read("plan", name, ["image_id"])["image_id"].to_pylist())
-        for name in store.shards("plan")
+        (name, store.read("plan", name, ["image_id"])["image_id"]) for name in store.shards("plan")
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import yaml
 
 from pipeline import AigiError
@@ -70,7 +71,7 @@ def digest(store: Store, manifest: Mapping[str, Any]) -> str:
 def _planned(store: Store, manifest: Mapping[str, Any], found: _Found) -> dict[str, dict[str, Any]]:
     """Rows of the plan by image id; what the manifest says of them is compared."""
     rows: dict[str, dict[str, Any]] = {}
-    shards: list[tuple[str, list[str]]] = []
+    shards: list[tuple[str, pa.ChunkedArray]] = []
     listed = any(document["path"] == PLAN_FILE for document in manifest["documents"])
     if not listed:  # releases of before had none
         return rows
@@ -78,7 +79,7 @@ def _planned(store: Store, manifest: Mapping[str, Any], found: _Found) -> dict[s
         with store.fs.open(store.path(PLAN_FILE), "rb") as file:
             for shard in shards_in(PLAN_FILE, file):
                 planned = shard.to_pylist()
-                shards.append((planned[0]["shard"], [row["image_id"] for row in planned]))
+                shards.append((planned[0]["shard"], shard["image_id"]))
                 for row in planned:
                     if row["image_id"] in rows:
                         found.add("plan", f"{PLAN_FILE}: {row['image_id']} is planned twice")
