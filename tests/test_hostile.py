@@ -53,7 +53,8 @@ def explained() -> Iterator[list[str]]:
 def one_line(said: list[str], *names: str) -> None:
     """An error is one line, names one of the files, and is in the words of aigi."""
     for text in said:
-        assert "\n" not in text and len(text) < 1500, text
+        # What publishing refuses is a list: one line each.
+        assert "\n" not in text.partition("nothing was sent:")[0] and len(text) < 1500, text
         assert any(name in text for name in names), text
         for word in ("pydantic", "Traceback", "Input should", "KeyError", "object at 0x"):
             assert word not in text

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ _SPECIAL = r'[\x00-\x1f"\\]'
 _VARYING = ("text", "path", "seed", "index")
 """Columns in which most rows differ."""
 
-Value = pa.Array | str
+Value: TypeAlias = "pa.Array | str"
 """JSON of a field: an array of strings, or the same text for all rows."""
 
 

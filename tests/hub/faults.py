@@ -16,7 +16,8 @@ class Fault:
     method, path: expressions; the first must match the method, the second be found in the path or
     query. status: answer this, with `headers`, and do nothing. cut_after: close the connection
     after so many bytes of the request's body (nothing is done; the default side of a PUT or POST)
-    or of the answer's (all is done; 0 sends nothing at all). delay: seconds before anything else.
+    or of the answer's (all is done; 0 sends nothing at all). delay: seconds before anything else,
+    at most: `end` ends them.
     corrupt: an upload stores other bytes under the name it was given; a commit stores other bytes
     of its large files and names them; a listing tells wrong hashes; a download sends one wrong
     byte.
@@ -31,6 +32,7 @@ class Fault:
     cut_after: int | None = None
     side: Literal["request", "answer"] | None = None
     delay: float = 0
+    end: threading.Event = field(default_factory=threading.Event)
     corrupt: bool = False
     used: int = 0
 

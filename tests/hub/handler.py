@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import time
 import traceback
 import uuid
 from collections.abc import Iterable, Iterator
@@ -56,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         chunks = self.body(request, fault)
         try:
             if fault:
-                time.sleep(fault.delay)
+                fault.end.wait(fault.delay)
             if fault and fault.status:
                 # A gateway that has no server behind it answers with a page, the Hub with JSON.
                 page = b"<html>planted fault</html>" if fault.status >= 500 else None

@@ -62,12 +62,13 @@ def test_who_is_overtaken_is_refused_loses_nothing_and_is_then_added(
     hub: Hub, teams: dict[str, Path]
 ) -> None:
     """Its commit waits while a colleague publishes: it must not undo what is there by then."""
-    late = hub.faults.add("POST", "/commit/", delay=8)
+    late = hub.faults.add("POST", "/commit/", delay=120)
     one = start(hub, str(teams["sd"]), "--source", "sd")
     until_used(late, one)
     other = aigi("publish", str(teams["sdxl"]), "--to", TO, "--source", "sdxl", **hub.environment())
     assert other.returncode == 0, other.stderr
     assert one.poll() is None, "it still waits"
+    late.end.set()
     said = one.communicate()[1]
     assert one.returncode == 1 and "Traceback" not in said
     assert "version 1.1.0 was published by someone else in the meantime" in said
@@ -117,11 +118,12 @@ def test_a_commit_of_something_else_in_the_meantime_stays_and_stops_nobody(
 ) -> None:
     assert aigi("publish", str(release), "--to", TO, **hub.environment()).returncode == 0
     version(release, "1.3.0")
-    late = hub.faults.add("POST", "/commit/", delay=4)
+    late = hub.faults.add("POST", "/commit/", delay=120)
     one = start(hub, str(release))
     until_used(late, one)
     note = 'path_or_fileobj=b"theirs", path_in_repo="NOTES.md"'
     client(hub, f'api.upload_file({note}, repo_id="{REPO}", repo_type="dataset")')
+    late.end.set()
     said = one.communicate()[1]
     assert one.returncode == 0, said
     assert late.used and hub.read(REPO, "NOTES.md") == b"theirs"
@@ -131,12 +133,13 @@ def test_a_commit_of_something_else_in_the_meantime_stays_and_stops_nobody(
 
 
 def test_the_tag_is_put_on_its_own_commit_wherever_main_is_by_then(hub: Hub, release: Path) -> None:
-    late = hub.faults.add("POST", "/tag/", delay=4)
+    late = hub.faults.add("POST", "/tag/", delay=120)
     one = start(hub, str(release))
     until_used(late, one)
     mine = hub.commits(REPO)[0].id
     note = 'path_or_fileobj=b"theirs", path_in_repo="NOTES.md"'
     client(hub, f'api.upload_file({note}, repo_id="{REPO}", repo_type="dataset")')
+    late.end.set()
     assert one.communicate() and one.returncode == 0
     assert hub.tags(REPO) == {"v1.2.3": mine} and hub.commits(REPO)[0].id != mine
 
