@@ -2,92 +2,293 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline import AigiError
+from pipeline.columns import Growing, fingerprints, is_in, repeated
 from pipeline.selection.rules import columns_of
 from pipeline.store import Store
+
+Int32 = NDArray[np.int32]
+_MOST_ROWS = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The rows of some images that were asked for by id.
+
+    Attributes:
+        ids: those that were asked for, each once: n of them.
+        row: int32, shape (m,), rows of the plan in their order, one for each that has such an id.
+        which: int32, shape (m,), which of `ids` it has.
+    """
+
+    ids: pa.Array
+    row: Int32
+    which: Int32
+
+    def row_of(self, ids: pa.ChunkedArray) -> Int32:
+        """The row of each id that was asked for, shape (k,): the last one; -1 where none has it."""
+        last = np.full(len(self.ids) + 1, -1, np.int32)
+        last[self.which] = self.row
+        at = pc.index_in(ids, self.ids).fill_null(len(self.ids))
+        return last[at.to_numpy()]
+
+    def strangers(self) -> list[str]:
+        """Ids that no row has, sorted."""
+        there = np.zeros(len(self.ids), np.bool_)
+        there[self.which] = True
+        return sorted(self.ids.filter(pa.array(~there)).to_pylist())
 
 
 @dataclass(frozen=True)
 class Candidates:
     """All planned images in plan order: arrays of shape (n,), one value for each image.
 
-    `unit` (int64, from 0) numbers the generations: variants of one generation share it. `failed` is
-    bool. `scores` contains the columns that rules compare, `concepts` a probability of 0 to 1 for
-    each concept, both as float64 with NaN for what is not known.
+    `place` (int32) says which of `places`, pairs of source and split, an image is in; these are
+    numbered as they come first. `unit` (int32, from 0) numbers the generations in the same way:
+    variants of one generation share it. `failed` is bool. `scores` contains the columns that rules
+    compare, `concepts` a probability of 0 to 1 for each concept, in the float type of their
+    table with NaN for what is not known.
+
+    Ids are not held: they would take as much memory as all else. `shards` has the first row of
+    each shard of the plan, `ids` reads those of some rows (int, ascending or not), and `asked` has
+    the rows of ids that were asked for.
     """
 
-    image_id: list[str]
-    source: list[str]
-    split: list[str]
-    shard: list[str]
-    unit: NDArray[np.int64]
+    places: list[tuple[str, str]]
+    place: Int32
+    shards: Mapping[str, int]
+    unit: Int32
     failed: NDArray[np.bool_]
-    scores: Mapping[str, NDArray[np.float64]]
-    concepts: Mapping[str, NDArray[np.float64]]
+    scores: Mapping[str, NDArray[Any]]
+    concepts: Mapping[str, NDArray[Any]]
+    ids: Callable[[NDArray[Any]], pa.Array]
+    asked: Asked
+
+    @property
+    def units(self) -> int:
+        """How many generations there are."""
+        return int(self.unit.max()) + 1 if len(self.unit) else 0
+
+    def parts(self) -> Iterator[tuple[str, slice]]:
+        """Every shard that has rows, and which."""
+        ends = [*list(self.shards.values())[1:], len(self.unit)]
+        for (name, start), end in zip(self.shards.items(), ends, strict=True):
+            if start < end:
+                yield name, slice(start, end)
 
 
 _MORE = {"embeddings": [], "quality": ["concepts"]}
 """Tables of scores, and what is read of them beside the columns that rules are about."""
 
 
-def candidates(store: Store) -> Candidates:
-    """Read plan, errors and scores of a run: n images; missing tables give NaN (float64).
+class _Scores:
+    """Columns that may begin late: what is not there is NaN."""
+
+    def __init__(self) -> None:
+        self.columns: dict[str, Growing] = {}
+
+    def add(self, name: str, start: int, values: NDArray[Any]) -> None:
+        if name not in self.columns:
+            self.columns[name] = Growing(values.dtype, start, np.nan)
+        column = self.columns[name]
+        column.add(np.full(start - len(column), np.nan, values.dtype))
+        column.add(values)
+
+    def whole(self, name: str, rows: int) -> NDArray[Any]:
+        if name not in self.columns:
+            return np.broadcast_to(np.float32(np.nan), rows)
+        column = self.columns[name]
+        column.add(np.full(rows - len(column), np.nan, np.float32))
+        return column.values()
+
+
+def _floats(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Numbers or truth values as floats, NaN for null."""
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    if not pa.types.is_float32(column.type):
+        column = column.cast(pa.float32() if pa.types.is_int8(column.type) else pa.float64())
+    return np.asarray(column.to_numpy())
+
+
+def _by_concept(column: pa.ChunkedArray) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The probabilities of each concept, shape (n,), of a column of maps."""
+    rows, found, start = len(column), dict[str, NDArray[Any]](), 0
+    for chunk in column.chunks:
+        offsets = chunk.offsets.to_numpy()
+        inside = slice(int(offsets[0]), int(offsets[-1]))
+        row = start + np.repeat(np.arange(len(chunk)), np.diff(offsets))
+        there = chunk.is_valid().to_numpy(zero_copy_only=False)[row - start]
+        keys = chunk.keys[inside].dictionary_encode()
+        values = chunk.items[inside].to_numpy(zero_copy_only=False)
+        codes = keys.indices.to_numpy()
+        for code, name in enumerate(keys.dictionary.to_pylist()):
+            mine = there & (codes == code)
+            if mine.any():
+                into = found.setdefault(name, np.full(rows, np.nan, values.dtype))
+                into[row[mine]] = values[mine]
+        start += len(chunk)
+    yield from found.items()
+
+
+def _places(plan: pa.Table, number: dict[tuple[str, str], int]) -> Int32:
+    """Numbers of source and split of each row; new ones are numbered as they come."""
+    pair = plan.select(["source", "split"]).combine_chunks()
+    source = pair["source"].combine_chunks().dictionary_encode()
+    split = pair["split"].combine_chunks().dictionary_encode()
+    both = source.indices.to_numpy() * len(split.dictionary) + split.indices.to_numpy()
+    codes, first, back = np.unique(both, return_index=True, return_inverse=True)
+    numbers = np.empty(len(codes), np.int32)
+    for at in np.argsort(first).tolist():
+        row = int(first[at])
+        key = (pair["source"][row].as_py(), pair["split"][row].as_py())
+        numbers[at] = number.setdefault(key, len(number))
+    return numbers[back]
+
+
+def _generations(plan: pa.Table) -> pa.DictionaryArray:
+    """What each row shares with its variants: the dictionary has each once, as they come first."""
+    pair = plan["pair_id"]
+    if pair.null_count < len(pair):
+        pair = pc.if_else(pc.equal(pc.binary_length(pair), 0), None, pair)
+        key = pc.coalesce(pair, plan["image_id"])
+    else:
+        key = plan["image_id"]
+    found = key.combine_chunks().dictionary_encode()
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+
+
+_PLAN = ["source", "split", "pair_id"]
+
+
+class _Units:
+    """Numbers of generations, as they come first, though those of one may be in two shards."""
+
+    def __init__(self) -> None:
+        self.unit, self.count = Growing(np.int32), 0
+        self.prints = Growing(np.uint64)
+
+    def add(self, plan: pa.Table) -> None:
+        key = _generations(plan)
+        self.unit.add(key.indices.to_numpy() + np.int32(self.count))
+        self.prints.add(fingerprints(key.dictionary))
+        self.count += len(key.dictionary)
+
+    def whole(self, store: Store, shards: Iterable[str]) -> Int32:
+        """The number of each row: here what has numbers from two shards gets the first one."""
+        unit = self.unit.values()
+        again = repeated(self.prints.values())
+        del self.prints
+        if not len(again):
+            return unit
+        first = np.arange(self.count, dtype=np.int32)
+        number: dict[str, int] = {}
+        start = 0
+        for shard in shards:
+            keys = _generations(store.read("plan", shard, ["image_id", *_PLAN])).dictionary
+            for at in np.flatnonzero(is_in(fingerprints(keys), again)).tolist():
+                first[start + at] = number.setdefault(keys[at].as_py(), start + at)
+            start += len(keys)
+        new = np.cumsum(first == np.arange(self.count, dtype=np.int32), dtype=np.int32) - 1
+        return new.astype(np.int32)[first][unit]
+
+
+class _Finder:
+    """Rows of ids that are asked for, looked up while shards are read."""
+
+    def __init__(self, ids: pa.Array) -> None:
+        self.ids = ids
+        self.prints = np.sort(fingerprints(ids))
+        self.number = {name: place for place, name in enumerate(ids.to_pylist())}
+        self.row, self.which = Growing(np.int32), Growing(np.int32)
+
+    def look(self, start: int, ids: pa.ChunkedArray) -> None:
+        if not self.number:
+            return
+        hits = np.flatnonzero(is_in(fingerprints(ids), self.prints))
+        which = [self.number.get(name, -1) for name in ids.take(pa.array(hits)).to_pylist()]
+        numbers = np.array(which, np.int32)
+        self.row.add((start + hits[numbers >= 0]).astype(np.int32))
+        self.which.add(numbers[numbers >= 0])
+
+    def found(self) -> Asked:
+        return Asked(self.ids, self.row.values(), self.which.values())
+
+
+def _reader(store: Store, shards: Mapping[str, int]) -> Callable[[NDArray[Any]], pa.Array]:
+    """What reads the ids of some rows of the plan, given the first row of each shard."""
+    names, starts = list(shards), np.array([*shards.values()], np.int64)
+
+    def ids(rows: NDArray[Any]) -> pa.Array:
+        order = np.argsort(rows, kind="stable")
+        ascending = np.asarray(rows, np.int64)[order]
+        of = np.searchsorted(starts, ascending, side="right") - 1
+        parts = []
+        for shard in np.unique(of).tolist():
+            here = ascending[of == shard] - starts[shard]
+            column = store.read("plan", names[shard], ["image_id"])["image_id"]
+            parts.append(column.take(pa.array(here)).combine_chunks())
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return pa.concat_arrays(parts or [pa.array([], pa.string())]).take(pa.array(back))
+
+    return ids
+
+
+def candidates(store: Store, asked: pa.Array | None = None) -> Candidates:
+    """Read plan, errors and scores of a run: n images; missing tables give NaN.
+
+    Shards are read one after another; some 50 bytes stay of an image whose scores are all there.
+
+    Args:
+        asked: ids of images whose rows are asked for, each once.
 
     Raises:
-        AigiError: a shard has other rows than the plan.
+        AigiError: a shard has other rows than the plan; or there are more than int32 numbers.
     """
-    ids: list[str] = []
-    source: list[str] = []
-    split: list[str] = []
-    shards: list[str] = []
-    units: list[int] = []
-    failed: list[bool] = []
-    parts: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
-    concepts: list[dict[str, float]] = []
-    number: dict[str, int] = {}
+    finder = _Finder(pa.array([], pa.string()) if asked is None else asked)
+    places: dict[tuple[str, str], int] = {}
+    place, failed, units = Growing(np.int32), Growing(np.bool_), _Units()
+    scores, concepts = _Scores(), _Scores()
     have = {name: store.shards(name) for name in _MORE}
     scored = {table: [*columns_of(table), *more] for table, more in _MORE.items()}
+    shards: dict[str, int] = {}
+    start = 0
     for shard in store.shards("plan"):
         here = {table: columns for table, columns in scored.items() if shard in have[table]}
-        found = store.aligned(
-            shard, {"plan": ["source", "split", "pair_id"], "images": ["error"], **here}
-        )
-        plan, images = found["plan"], found["images"]
-        mine = plan["image_id"].to_pylist()
-        ids += mine
-        source += plan["source"].to_pylist()
-        split += plan["split"].to_pylist()
-        shards += [shard] * len(mine)
-        failed += [error is not None for error in images["error"].to_pylist()]
-        for own, pair in zip(mine, plan["pair_id"].to_pylist(), strict=True):
-            units.append(number.setdefault(pair or own, len(number)))
-        for table in have:
+        found = store.aligned(shard, {"plan": _PLAN, "images": ["error"], **here})
+        plan = found["plan"]
+        shards[shard] = start
+        if start + plan.num_rows > _MOST_ROWS:
+            raise AigiError(f"{store.url}: more than {_MOST_ROWS:,} images; make several runs")
+        finder.look(start, plan["image_id"])
+        place.add(_places(plan, places))
+        failed.add(found["images"]["error"].is_valid().to_numpy())
+        units.add(plan)
+        for table in here:
             for column in columns_of(table):
-                if table not in found:
-                    parts[column].append(np.full(len(mine), np.nan))
-                    continue
-                kind = pa.float64() if column != "width_ok" else pa.int8()
-                values = found[table][column].cast(kind)
-                parts[column].append(np.array(values.to_pylist(), dtype=np.float64))
+                scores.add(column, start, _floats(found[table][column]))
         if "quality" in found:
-            concepts += [dict(row or {}) for row in found["quality"]["concepts"].to_pylist()]
-        else:
-            concepts += [{}] * len(mine)
-    names = sorted({name for row in concepts for name in row})
+            for name, values in _by_concept(found["quality"]["concepts"]):
+                concepts.add(name, start, values)
+        start += plan.num_rows
     return Candidates(
-        ids,
-        source,
-        split,
+        list(places),
+        place.values(),
         shards,
-        np.array(units, dtype=np.int64),
-        np.array(failed, dtype=np.bool_),
-        {name: np.concatenate(part) if part else np.empty(0) for name, part in parts.items()},
-        {name: np.array([row.get(name, np.nan) for row in concepts]) for name in names},
+        units.whole(store, shards),
+        failed.values(),
+        {name: scores.whole(name, start) for table in _MORE for name in columns_of(table)},
+        {name: concepts.whole(name, start) for name in sorted(concepts.columns)},
+        _reader(store, shards),
+        finder.found(),
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline import AigiError
+from pipeline.columns import BLOCK
 from pipeline.duplicates.duplicates import Duplicates
 from pipeline.models.clip import Embeddings
 from pipeline.scores.quality import Quality
@@ -105,23 +106,34 @@ def flags(known: Candidates, rules: Selection) -> dict[str, NDArray[np.bool_]]:
     Returns:
         bool, shape (n,), one value for each image, by reason.
     """
-    nothing = np.zeros(len(known.image_id), np.bool_)
+    nothing = np.zeros(len(known.unit), np.bool_)
     scored = [rule for rule in RULES if rule in THRESHOLDS or rule.reason in ("size", "concept")]
     found = {rule.reason: nothing for rule in scored}
     for rule in THRESHOLDS:
         limit, values = getattr(rules, rule.setting), known.scores[rule.column]
         if limit is not None:
-            beyond = values < limit if rule.side == "below" else values > limit
-            found[rule.reason] = found[rule.reason] | beyond
+            found[rule.reason] = found[rule.reason] | beyond(values, limit, rule.side == "below")
     if rules.planned_size:
         found["size"] = known.scores["width_ok"] == 0
     for name, most in rules.max_concepts.items():
-        if name not in known.concepts and len(known.image_id):
+        if name not in known.concepts and len(known.unit):
             raise AigiError(
                 f"selection.max_concepts.{name}: no such concept was scored; "
                 f"quality.concepts has {', '.join(known.concepts) or 'none'}"
             )
-        found["concept"] = found["concept"] | (known.concepts[name] > most)
+        found["concept"] = found["concept"] | beyond(known.concepts[name], most, False)
+    return found
+
+
+def beyond(values: NDArray[Any], limit: float, low: bool) -> NDArray[np.bool_]:
+    """Which values are below a limit, or above it where it is not `low`: bool, shape (n,).
+
+    They are compared as float64, whatever they are: 0.1 of float32 is above 0.1.
+    """
+    found = np.empty(len(values), np.bool_)
+    for start in range(0, len(values), BLOCK):
+        some = values[start : start + BLOCK].astype(np.float64)
+        found[start : start + BLOCK] = some < limit if low else some > limit
     return found
 
 

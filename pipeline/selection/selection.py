@@ -23,11 +23,15 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline import AigiError
 from pipeline.manifest import read_manifest
 from pipeline.plan import specification
 from pipeline.plan.quotas import Plan
@@ -38,7 +42,7 @@ from pipeline.selection.candidates import Candidates, candidates
 from pipeline.selection.kept import record, release_names
 from pipeline.selection.review import read_review
 from pipeline.selection.rules import PAIRS, REASONS, Scored, Selection, check_rules, flags
-from pipeline.selection.tally import Generation, as_json, tally, wanted
+from pipeline.selection.tally import Counting, as_json, wanted
 from pipeline.stage import Build
 from pipeline.store import Shard, Store
 from pipeline.tables import REJECTS, SELECTION
@@ -46,27 +50,78 @@ from pipeline.tables import REJECTS, SELECTION
 VERSION = 3
 
 
-# --- What is known of every image --------------------------------------------------------------
-
-
 # --- Rules -------------------------------------------------------------------------------------
 
 
 def _by_unit(known: Candidates, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which images belong to a unit with a marked variant."""
-    units = int(known.unit.max()) + 1 if len(known.unit) else 0
-    found = np.zeros(units, np.bool_)
+    """Which units have a marked variant."""
+    found = np.zeros(known.units, np.bool_)
     found[known.unit[marked]] = True
     return found
 
 
+_CODE = {reason: code for code, reason in enumerate(REASONS, start=1)}
+"""A reason in one byte; 0: kept."""
+
+
 @dataclass(frozen=True)
 class Selected:
-    """The reason of every image (or None), and the image that it is a near duplicate of."""
+    """Why each of n generations is dropped, and what the near duplicates among them are near to.
 
-    reason: list[str | None]
-    duplicate_of: list[str | None]
-    similarity: list[float | None]
+    Attributes:
+        why: uint8, shape (n,): 0 where it is kept, else 1 + the place of its reason in `REASONS`.
+        near: int64, shape (m,), ascending: the generations that are dropped as duplicates.
+        duplicate_of: m strings, ids of the images that stay.
+        similarity: float64, shape (m,).
+    """
+
+    why: NDArray[np.uint8]
+    near: NDArray[np.int64]
+    duplicate_of: pa.Array
+    similarity: NDArray[np.float64]
+
+    def columns(self, unit: NDArray[np.integer[Any]]) -> tuple[pa.Array, pa.Array, pa.Array]:
+        """Reason, kept image and similarity of images, given their units; else null.
+
+        Reasons and ids are strings, similarities float64.
+        """
+        why = self.why[unit]
+        reasons = pa.array(REASONS, pa.string()).take(pa.array(why - np.uint8(1), mask=why == 0))
+        at = np.searchsorted(self.near, unit)
+        at[at == len(self.near)] = 0
+        none = self.near[at] != unit if len(self.near) else np.ones(len(unit), np.bool_)
+        place = pa.array(at, mask=none)
+        return (
+            reasons,
+            self.duplicate_of.take(place),
+            pa.array(self.similarity, pa.float64()).take(place),
+        )
+
+
+@dataclass(frozen=True)
+class _Reviewed:
+    """Which images (bool, shape (n,)) a person keeps, and which one drops."""
+
+    keep: NDArray[np.bool_]
+    drop: NDArray[np.bool_]
+
+
+def _reviewed(known: Candidates, review: Mapping[str, str]) -> _Reviewed:
+    asked = known.asked
+    decisions = [review.get(name) for name in asked.ids.to_pylist()]
+    found = []
+    for word in ("keep", "drop"):
+        said = np.array([decision == word for decision in decisions], np.bool_)
+        marked = np.zeros(len(known.unit), np.bool_)
+        marked[asked.row[said[asked.which]]] = True
+        found.append(marked)
+    return _Reviewed(*found)
+
+
+def asked_ids(pairs: pa.Table, review: Mapping[str, str] = MappingProxyType({})) -> pa.Array:
+    """The ids that `select` asks candidates for: those of pairs and of decisions, each once."""
+    ids = [*pairs["image_id"].chunks, *pairs["other_id"].chunks, pa.array(review, pa.string())]
+    return pc.unique(pa.chunked_array(ids, pa.string()))
 
 
 def select(
@@ -76,105 +131,118 @@ def select(
     pairs: pa.Table,
     review: Mapping[str, str],
 ) -> Selected:
-    """Give every image its reason.
+    """Give every generation its reason.
 
     Args:
-        known: images in plan order; quotas are filled in this order, after what people keep.
+        known: images in plan order; quotas are filled in this order, after what people keep. The
+            rows of `asked_ids(pairs, review)` were asked for.
         rules: thresholds.
         wanted: generations of each source and split; None: all.
         pairs: DUPLICATES rows; those below the thresholds are ignored.
         review: decision by image id.
     """
-    units = int(known.unit.max()) + 1 if len(known.unit) else 0
-    reason: list[str | None] = [None] * units
-    decision = np.array([review.get(i, "") for i in known.image_id], dtype=object)
-    asked = {"failed": known.failed, "review": decision == "drop"}
+    why = np.zeros(known.units, np.uint8)
+    reviewed = _reviewed(known, review)
+    asked = {"failed": known.failed, "review": reviewed.drop}
     asked |= flags(known, rules)
-    spared = _by_unit(known, decision == "keep")
-    for why, marked in asked.items():
-        for unit in np.flatnonzero(_by_unit(known, marked)).tolist():
-            if why not in ("failed", "review") and spared[unit]:
-                continue
-            if reason[unit] is None:
-                reason[unit] = why
-    first = np.full(units, -1, np.int64)  # the first image of each unit
-    first[known.unit[::-1]] = np.arange(len(known.unit))[::-1]
-    twin, near = _duplicates(known, rules, pairs, reason, first, spared)
-    kept: Counter[tuple[str, str]] = Counter()
-    for unit in np.argsort(~spared, kind="stable").tolist():  # what a person keeps comes first
-        at = first[unit]
-        key = (known.source[at], known.split[at])
-        if reason[unit] is not None:
+    spared = _by_unit(known, reviewed.keep)
+    for reason, marked in asked.items():
+        fresh = _by_unit(known, marked) & (why == 0)
+        if reason not in ("failed", "review"):
+            fresh &= ~spared
+        why[fresh] = _CODE[reason]
+    del asked, reviewed
+    first = first_rows(known)
+    near = _duplicates(known, rules, pairs, why, first, spared)
+    place = known.place[first]
+    for key, quota in wanted.items():
+        if quota is None or key not in known.places:
             continue
-        quota = wanted.get(key)
-        if quota is not None and kept[key] >= quota:
-            reason[unit] = "surplus"
-        else:
-            kept[key] += 1
-    return Selected(
-        [reason[unit] for unit in known.unit],
-        [known.image_id[twin[unit]] if unit in twin else None for unit in known.unit.tolist()],
-        [near.get(int(unit)) for unit in known.unit],
-    )
+        good = np.flatnonzero((why == 0) & (place == known.places.index(key)))
+        if spared.any():  # what a person keeps comes first
+            good = np.concatenate([good[spared[good]], good[~spared[good]]])
+        why[good[quota:]] = _CODE["surplus"]
+    return Selected(why, *near)
+
+
+def first_rows(known: Candidates) -> NDArray[np.int32]:
+    """The first image of each unit."""
+    first = np.empty(known.units, np.int32)
+    first[known.unit[::-1]] = np.arange(len(known.unit), dtype=np.int32)[::-1]
+    return first
+
+
+def _edges(
+    known: Candidates, rules: Selection, pairs: pa.Table, why: NDArray[np.uint8]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Pairs of units that are near enough and good, each once: lower, higher, similarity."""
+    least = {"pixels": 0.0 if rules.exact_duplicates else np.inf}
+    for rule in PAIRS:
+        value = getattr(rules, rule.setting)
+        least[rule.column] = np.inf if value is None else value
+    one, other = known.asked.row_of(pairs["image_id"]), known.asked.row_of(pairs["other_id"])
+    kind = pc.index_in(pairs["kind"], pa.array(least, pa.string()))
+    if kind.null_count:
+        strange = pairs["kind"].filter(pc.is_null(kind))[0].as_py()
+        raise AigiError(
+            f"duplicates: {strange!r} is no kind of pair; there are {', '.join(least)}. Make the "
+            "table again: delete the run's folder duplicates, and run the workflow."
+        )
+    similarity = pairs["similarity"].to_numpy()
+    near = ~(similarity < np.array([*least.values()])[kind.to_numpy()])
+    near &= (one >= 0) & (other >= 0)
+    units = np.sort([known.unit[one[near]], known.unit[other[near]]], axis=0).astype(np.int64)
+    good = (units[0] != units[1]) & (why[units[0]] == 0) & (why[units[1]] == 0)
+    keys, at = np.unique(units[0][good] * known.units + units[1][good], return_inverse=True)
+    best = np.full(len(keys), -1.0)
+    np.fmax.at(best, at, similarity[near][good])
+    return keys // max(1, known.units), keys % max(1, known.units), best
 
 
 def _duplicates(
     known: Candidates,
     rules: Selection,
     pairs: pa.Table,
-    reason: list[str | None],
-    first: NDArray[np.int64],
+    why: NDArray[np.uint8],
+    first: NDArray[np.int32],
     spared: NDArray[np.bool_],
-) -> tuple[dict[int, int], dict[int, float]]:
-    """Drop all but one unit of every group; return the kept image and the similarity of each.
+) -> tuple[NDArray[np.int64], pa.Array, NDArray[np.float64]]:
+    """Drop all but one unit of every group.
 
     A `spared` unit, which a person keeps, stays beside a kept one of its own split.
+
+    Returns: what was dropped, the id of the kept image and the similarity of each.
     """
     from pipeline.duplicates.groups import SPLIT_RANK, components, kept
     from pipeline.duplicates.pairs import Pairs
 
-    row_of = {image: i for i, image in enumerate(known.image_id)}
-    least = {"pixels": 0.0 if rules.exact_duplicates else np.inf}
-    for rule in PAIRS:
-        value = getattr(rules, rule.setting)
-        least[rule.column] = np.inf if value is None else value
-    edges: dict[tuple[int, int], float] = {}
-    for row in pairs.to_pylist():
-        one, other = row_of.get(row["image_id"]), row_of.get(row["other_id"])
-        if one is None or other is None or row["similarity"] < least[row["kind"]]:
-            continue
-        a, b = sorted((int(known.unit[one]), int(known.unit[other])))
-        if a != b and reason[a] is None and reason[b] is None:
-            edges[a, b] = max(edges.get((a, b), -1.0), row["similarity"])
-    if not edges:
-        return {}, {}
-    one, other = np.array(list(edges), dtype=np.int64).T
-    group = components(len(first), [Pairs(one, other, np.array(list(edges.values())))])
-    units = np.unique(np.concatenate([one, other]))
+    one, other, similarity = _edges(known, rules, pairs, why)
+    units, ends = np.unique(np.concatenate([one, other]), return_inverse=True)
+    a, b = ends[: len(one)], ends[len(one) :]
+    group = components(len(units), [Pairs(a, b, similarity)])
     at = first[units]
+    of = np.array([SPLIT_RANK[split] for _, split in known.places], np.int8)[known.place[at]]
+    ids = known.ids(at)
     stays = kept(
-        group[units],
-        [
-            np.array([SPLIT_RANK[known.split[i]] for i in at]),
-            -known.scores["clip_score"][at],
-            np.array([known.image_id[i] for i in at]),
-        ],
+        group,
+        [of, -known.scores["clip_score"][at], np.array(ids.to_pylist(), dtype=np.str_)],
     )
-    keeper = dict(zip(group[units[stays]].tolist(), units[stays].tolist(), strict=True))
-    best: dict[int, float] = {}
-    for pair, similarity in edges.items():
-        for unit in pair:
-            best[unit] = max(best.get(unit, -1.0), similarity)
-    twin: dict[int, int] = {}
-    near: dict[int, float] = {}
-    for unit in units[~stays].tolist():
-        keeps = keeper[int(group[unit])]
-        if spared[unit] and known.split[first[unit]] == known.split[first[keeps]]:
-            continue
-        reason[unit] = "duplicate"
-        twin[unit] = int(first[keeps])
-        near[unit] = edges.get((min(keeps, unit), max(keeps, unit)), best[unit])
-    return twin, near
+    keeper = np.empty(len(units), np.int64)
+    keeper[group[stays]] = np.flatnonzero(stays)  # a group is named after one of its rows
+    best = np.full(len(units), -1.0)
+    np.maximum.at(best, a, similarity)
+    np.maximum.at(best, b, similarity)
+    gone = np.flatnonzero(~stays)
+    keeps = keeper[group[gone]]
+    apart = ~(spared[units[gone]] & (of[gone] == of[keeps]))
+    gone, keeps = gone[apart], keeps[apart]
+    why[units[gone]] = _CODE["duplicate"]
+    edge, key = a * len(units) + b, np.minimum(keeps, gone) * len(units) + np.maximum(keeps, gone)
+    place = np.searchsorted(edge, key)
+    place[place == len(edge)] = 0
+    direct = edge[place] == key if len(edge) else np.zeros(0, np.bool_)
+    near = np.where(direct, similarity[place], best[gone]) if len(edge) else best[gone]
+    return units[gone], ids.take(pa.array(keeps)), near
 
 
 # --- The stage ---------------------------------------------------------------------------------
@@ -194,28 +262,25 @@ def _write_failures(store: Store, known: Candidates) -> dict[str, Counter[str]]:
 
     Returns: how often each reason occurs, by `source/split`; what is behind a colon is left out.
     """
-    shards = dict.fromkeys(known.shard[i] for i in np.flatnonzero(known.failed))
-    rows = []
+    parts = []
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    columns = ["source", "split", "path", "image_id", "text"]
-    for shard in shards:
-        plan = store.read("plan", shard, columns).to_pylist()
-        errors = store.read("images", shard, ["error"])["error"].to_pylist()
-        rows += [
-            {
-                "source": row["source"],
-                "file": row["path"] or row["image_id"],
-                "line": None,
-                "reason": error,
-                "text": row["text"],
-            }
-            for row, error in zip(plan, errors, strict=True)
-            if error is not None
-        ]
-        for row, error in zip(plan, errors, strict=True):
-            if error is not None:
-                counts[f"{row['source']}/{row['split']}"][error.partition(":")[0]] += 1
-    store.write("rejects", "images", pa.Table.from_pylist(rows, schema=REJECTS), REJECTS)
+    for shard, rows in known.parts():
+        if not known.failed[rows].any():
+            continue
+        errors = store.read("images", shard, ["error"])["error"]
+        failed = errors.is_valid()
+        columns = ["source", "split", "path", "image_id", "text"]
+        plan = store.read("plan", shard, columns).filter(failed)
+        named = pc.fill_null(pc.not_equal(plan["path"], ""), False)
+        file = pc.if_else(named, plan["path"], plan["image_id"])
+        reasons, line = errors.filter(failed), pa.nulls(plan.num_rows, REJECTS.field("line").type)
+        parts.append(pa.table([plan["source"], file, line, reasons, plan["text"]], schema=REJECTS))
+        for source, split, error in zip(
+            plan["source"].to_pylist(), plan["split"].to_pylist(), reasons.to_pylist(), strict=True
+        ):
+            counts[f"{source}/{split}"][error.partition(":")[0]] += 1
+    rejects = pa.concat_tables(parts).combine_chunks() if parts else REJECTS.empty_table()
+    store.write("rejects", "images", rejects, REJECTS)
     return counts
 
 
@@ -226,75 +291,86 @@ def _numbered(plan: Plan) -> bool:
     return any("-of-" in record["path"] for record in read_manifest(plan.manifest)["files"])
 
 
+@dataclass
+class _Written:
+    """What was written of a selection.
+
+    Attributes:
+        made: its shards.
+        files: shards with kept rows, in order, by source and split.
+        kept: generations that are kept, by the source and split of the shard that has them first.
+        reasons: images that have each code of a reason.
+    """
+
+    made: list[Shard]
+    files: dict[tuple[str, str], list[str]]
+    kept: Counter[tuple[str, str]]
+    reasons: NDArray[np.int64]
+
+
+def _write(store: Store, known: Candidates, chosen: Selected, counted: Counting) -> _Written:
+    """Write the selection, shard after shard, and count it."""
+    done = _Written([], defaultdict(list), Counter(), np.zeros(len(REASONS) + 1, np.int64))
+    seen = np.zeros(known.units, np.bool_)
+    for shard, rows in known.parts():
+        plan = store.read("plan", shard, ["image_id", "source", "split"]).combine_chunks()
+        unit = known.unit[rows]
+        why = chosen.why[unit]
+        reason, twin, similarity = chosen.columns(unit)
+        own = [plan["image_id"], plan["source"], plan["split"]]
+        table = pa.table(
+            [*own, pa.array(why == 0), reason, twin, similarity.cast(pa.float32())],
+            schema=SELECTION,
+        )
+        done.made.append(store.write("selection", shard, table.combine_chunks(), SELECTION))
+        key = known.places[known.place[rows.start]]
+        good = unit[why == 0]
+        fresh = np.unique(good[~seen[good]])
+        seen[fresh] = True
+        done.kept[key] += len(fresh)
+        if len(good):
+            done.files[key].append(shard)
+        done.reasons += np.bincount(why, minlength=len(REASONS) + 1)
+        counted.add(known.place[rows], unit, why)
+    return done
+
+
 def _build(rules: Selection, plan: Plan, store: Store, progress: Progress) -> list[Shard]:
     dataset = specification.load(plan.dataset)
     needed = wanted(plan)
-    known = candidates(store)
-    errors = _write_failures(store, known)
     review = {} if rules.review is None else read_review(rules.review)
-    strangers = set(review) - set(known.image_id)
+    pairs = near_pairs_of(store)
+    known = candidates(store, asked_ids(pairs, review))
+    errors = _write_failures(store, known)
+    strangers = [name for name in known.asked.strangers() if name in review]
     if strangers:
         progress.say(
             f"selection: {len(strangers):,} reviewed images are not in this run, "
-            f"the first is {min(strangers)}"
+            f"the first is {strangers[0]}"
         )
-    chosen = select(known, rules, needed, near_pairs_of(store), review)
-    files: dict[tuple[str, str], list[str]] = defaultdict(list)
-    made = []
-    start = 0
-    kept: Counter[tuple[str, str]] = Counter()
-    units: set[int] = set()
-    while start < len(known.image_id):
-        shard = known.shard[start]
-        end = start
-        while end < len(known.shard) and known.shard[end] == shard:
-            end += 1
-        part = slice(start, end)
-        table = pa.table(
-            [
-                pa.array(known.image_id[part], pa.string()),
-                pa.array(known.source[part], pa.string()),
-                pa.array(known.split[part], pa.string()),
-                pa.array([why is None for why in chosen.reason[part]], pa.bool_()),
-                pa.array(chosen.reason[part], pa.string()),
-                pa.array(chosen.duplicate_of[part], pa.string()),
-                pa.array(chosen.similarity[part], pa.float32()),
-            ],
-            schema=SELECTION,
-        )
-        made.append(store.write("selection", shard, table, SELECTION))
-        key = (known.source[start], known.split[start])
-        good = {int(known.unit[i]) for i in range(start, end) if chosen.reason[i] is None}
-        kept[key] += len(good - units)
-        units |= good
-        if good:
-            files[key].append(shard)
-        start = end
+    chosen = select(known, rules, needed, pairs, review)
+    counting = Counting(known.places, known.units)
+    done = _write(store, known, chosen, counting)
     for (source, split), quota in needed.items():
-        if quota is not None and kept[source, split] < quota:
+        if quota is not None and done.kept[source, split] < quota:
             made_here = isinstance(dataset.sources[source], PromptedSpec)
             last = made_here and rounds_made(store) >= rules.rounds
             progress.say(
-                f"selection: {source} {split}: kept {kept[source, split]:,}, quota {quota:,}"
+                f"selection: {source} {split}: kept {done.kept[source, split]:,}, quota {quota:,}"
                 + ("; raise plan.margin or selection.rounds" if last else "")
             )
-    names = release_names(files, _numbered(plan))
-    digest = hashlib.sha256(repr([(shard.name, shard.sha256) for shard in made]).encode())
-    counted = tally(
-        Generation(f"{source}/{split}", unit, why)
-        for source, split, unit, why in zip(
-            known.source, known.split, known.unit.tolist(), chosen.reason, strict=True
-        )
-    )
+    names = release_names(done.files, _numbered(plan))
+    digest = hashlib.sha256(repr([(shard.name, shard.sha256) for shard in done.made]).encode())
+    counted = counting.found()
     for name, counts in errors.items():
         counted[name].errors = counts
     record(store, names, digest.hexdigest(), as_json(counted))
-    reasons = Counter(why for why in chosen.reason if why is not None)
+    images = dict(zip(("", *REASONS), done.reasons.tolist(), strict=True))
     progress.say(
-        f"selection: {chosen.reason.count(None):,} of {len(chosen.reason):,} images kept"
-        + "".join(f", {reasons[why]:,} {why}" for why in REASONS if reasons[why])
+        f"selection: {images['']:,} of {len(known.unit):,} images kept"
+        + "".join(f", {images[why]:,} {why}" for why in REASONS if images[why])
     )
-    return made
+    return done.made
 
 
 def stage(rules: Selection, plan: Plan, scored: Scored) -> Build:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline import AigiError
 from pipeline.selection.candidates import Candidates, candidates
 from pipeline.selection.rules import PAIRS, THRESHOLDS, Rule, Selection, flags
-from pipeline.selection.selection import near_pairs_of, select
+from pipeline.selection.selection import asked_ids, near_pairs_of, select
 from pipeline.store import Store
 
 SHARES = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2)
@@ -51,6 +52,15 @@ class Drop:
     twins: tuple[str, ...] = ()
 
 
+def _by_source(known: Candidates, rows: NDArray[np.int64]) -> dict[str, int]:
+    """How many of these rows each source has, as it comes first."""
+    places, first, counts = np.unique(known.place[rows], return_index=True, return_counts=True)
+    found = Counter[str]()
+    for at in np.argsort(first).tolist():
+        found[known.places[places[at]][0]] += int(counts[at])
+    return dict(found)
+
+
 def _drop(
     known: Candidates,
     setting: str,
@@ -68,15 +78,16 @@ def _drop(
         current,
         len(gone),
         int(np.isfinite(distance).sum()),
-        dict(Counter(known.source[i] for i in gone)),
-        tuple(known.image_id[i] for i in nearest),
+        _by_source(known, gone),
+        tuple(known.ids(nearest).to_pylist()),
     )
 
 
 def _scores(
-    known: Candidates, setting: str, values: NDArray[np.float64], low: bool,
+    known: Candidates, setting: str, values: NDArray[Any], low: bool,
     now: float | None, examples: int,
 ) -> Iterator[Drop]:  # fmt: skip
+    values = values.astype(np.float64)
     scored = values[np.isfinite(values)]
     if not len(scored):
         return
@@ -95,7 +106,8 @@ def sweep(rules: Selection, store: Store, examples: int) -> Iterator[Drop]:
     """
     if not store.shards("images"):
         raise AigiError(f"{store.url}: this run has no images yet; run the workflow first")
-    known = candidates(store)
+    pairs = near_pairs_of(store)
+    known = candidates(store, asked_ids(pairs))
     flags(known, rules)  # a concept without scores is refused here
     for rule in SWEPT:
         now, values = getattr(rules, rule.setting), known.scores[rule.column]
@@ -103,7 +115,6 @@ def sweep(rules: Selection, store: Store, examples: int) -> Iterator[Drop]:
     for name, values in known.concepts.items():
         now = rules.max_concepts.get(name)
         yield from _scores(known, f"max_concepts.{name}", values, False, now, examples)
-    pairs = near_pairs_of(store)
     for rule in PAIRS:
         yield from _duplicates(known, rule, pairs, rules, examples)
 
@@ -120,15 +131,17 @@ def _duplicates(
     cuts = {float(f"{cut:.4f}") for cut in np.arange(least, 1 + step / 2, step)}
     now = getattr(rules, setting)
     bare = Selection().model_copy(update=_NONE)
-    failed = replace(known, failed=np.zeros(len(known.image_id), np.bool_))
+    failed = replace(known, failed=np.zeros(len(known.unit), np.bool_))
     for cut in sorted(cuts | ({now} if now is not None else set()), reverse=True):
         found = select(failed, bare.model_copy(update={setting: cut}), {}, mine, {})
-        marked = np.array([why == "duplicate" for why in found.reason], np.bool_)
-        near = np.array([np.inf if s is None else s for s in found.similarity], np.float64)
+        why, twin, similarity = found.columns(known.unit)
+        marked = pc.fill_null(pc.equal(why, "duplicate"), False).to_numpy(zero_copy_only=False)
+        near = similarity.fill_null(np.inf).to_numpy()
         drop = _drop(known, setting, cut, cut == now, marked, near, examples)
-        twin = dict(zip(known.image_id, found.duplicate_of, strict=True))
+        gone = np.flatnonzero(marked)
+        nearest = gone[np.argsort(near[gone], kind="stable")][:examples]
         yield replace(
             drop,
-            scored=len(known.image_id),
-            twins=tuple(str(twin[name]) for name in drop.examples),
+            scored=len(known.unit),
+            twins=tuple(str(name) for name in twin.take(pa.array(nearest)).to_pylist()),
         )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.plan import specification
 from pipeline.plan.quotas import Plan, quotas, shares
@@ -54,6 +57,54 @@ def tally(generations: Iterable[Generation]) -> dict[str, Tally]:
         else:
             mine.reasons[reason] += 1
     return dict(found)
+
+
+class Counting:
+    """Generations of columns of numbers, counted as `tally` counts them, part after part.
+
+    Args:
+        places: source and split by their number.
+        units: how many generations there are.
+    """
+
+    def __init__(self, places: Sequence[tuple[str, str]], units: int) -> None:
+        self._names = [f"{source}/{split}" for source, split in places]
+        self._place = np.full(units, -1, np.int32)
+        self._elsewhere: set[tuple[int, int]] = set()
+        self._found: dict[str, Tally] = defaultdict(Tally)
+
+    def add(
+        self, place: NDArray[np.int32], unit: NDArray[np.int32], why: NDArray[np.uint8]
+    ) -> None:
+        """Count images, shape (n,), in the order of the plan.
+
+        Args:
+            why: 0 for those that are kept, else 1 + the place of the reason in `REASONS`.
+        """
+        before = self._place[unit]
+        self._place[unit[::-1]] = np.where(before < 0, place, before)[::-1]
+        fresh = np.zeros(len(unit), np.bool_)
+        fresh[np.unique(unit, return_index=True)[1]] = True
+        fresh &= before < 0
+        # A generation that is in two splits counts in both; no plan that aigi makes has one.
+        for row in np.flatnonzero(place != self._place[unit]).tolist():
+            key = int(place[row]), int(unit[row])
+            fresh[row] = key not in self._elsewhere
+            self._elsewhere.add(key)
+        both = place[fresh].astype(np.int64) * (len(REASONS) + 1) + why[fresh]
+        codes, first, counts = np.unique(both, return_index=True, return_counts=True)
+        for at in np.argsort(first).tolist():
+            where, code = divmod(int(codes[at]), len(REASONS) + 1)
+            mine, count = self._found[self._names[where]], int(counts[at])
+            mine.planned += count
+            if code == 0:
+                mine.kept += count
+            else:
+                mine.reasons[REASONS[code - 1]] += count
+
+    def found(self) -> dict[str, Tally]:
+        """All that was counted, by `source/split`."""
+        return dict(self._found)
 
 
 def _selected(store: Store) -> Iterator[Generation]:

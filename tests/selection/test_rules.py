@@ -50,7 +50,7 @@ def test_a_pair_is_a_duplicate_from_its_least_similarity_on(rule: Rule) -> None:
 
 def test_sweep_report_and_card_tell_of_every_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{rule.column: 0.25 for rule in THRESHOLDS} | {"concepts": {"rain": 0.25}}] * 2
-    monkeypatch.setattr(sweeps, "candidates", lambda _: known(rows))
+    monkeypatch.setattr(sweeps, "candidates", lambda *_: known(rows))
     monkeypatch.setattr(sweeps, "near_pairs_of", lambda _: NEAR)
     monkeypatch.setattr(Store, "shards", lambda *_: {"shard": 2})
     numbers = {rule.setting: 0.75 for rule in THRESHOLDS + PAIRS}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline import AigiError
 from pipeline import workflow as workflows
-from pipeline.selection.candidates import Candidates
+from pipeline.selection.candidates import Asked, Candidates
 from pipeline.selection.review import read_review
 from pipeline.selection.rules import REASONS, Selection, columns_of, flags
 from pipeline.selection.selection import Selected, select, stage
@@ -26,23 +26,37 @@ def known(rows: list[dict[str, Any]]) -> Candidates:
     """Candidates of rows; what a row does not say is good or unknown."""
     names = [row.get("id", f"i{n:03d}") for n, row in enumerate(rows)]
     units: dict[str, int] = {}
+    places: dict[tuple[str, str], int] = {}
     concepts = sorted({c for row in rows for c in row.get("concepts", {})})
+    every = np.arange(len(rows), dtype=np.int32)
+
+    def place(row: dict[str, Any]) -> int:
+        key = row.get("source", "sd"), row.get("split", "train")
+        return places.setdefault(key, len(places))
+
+    def unit(row: dict[str, Any], name: str) -> int:
+        return units.setdefault(row.get("unit", name), len(units))
+
+    of = np.array([place(row) for row in rows], np.int32)
     return Candidates(
-        names,
-        [row.get("source", "sd") for row in rows],
-        [row.get("split", "train") for row in rows],
-        ["shard"] * len(rows),
-        np.array(
-            [
-                units.setdefault(row.get("unit", name), len(units))
-                for row, name in zip(rows, names, strict=True)
-            ],
-            np.int64,
-        ),
+        list(places),
+        of,
+        {"shard": 0},
+        np.array([unit(row, name) for row, name in zip(rows, names, strict=True)], np.int32),
         np.array([row.get("failed", False) for row in rows], np.bool_),
         {s: np.array([row.get(s, np.nan) for row in rows], np.float64) for s in SCORES},
         {c: np.array([row.get("concepts", {}).get(c, np.nan) for row in rows]) for c in concepts},
+        lambda at: pa.array(names, pa.string()).take(pa.array(at)),
+        Asked(pa.array(names, pa.string()), every, every),
     )
+
+
+class Found:
+    """What was selected, as lists: reason, kept image and similarity of every row."""
+
+    def __init__(self, known: Candidates, chosen: Selected) -> None:
+        columns = (column.to_pylist() for column in chosen.columns(known.unit))
+        self.reason, self.duplicate_of, self.similarity = columns
 
 
 def pairs(*found: tuple[str, str, str, float]) -> pa.Table:
@@ -57,9 +71,11 @@ def chosen(
     quota: int | None = None,
     near: pa.Table | None = None,
     review: dict[str, str] | None = None,
-) -> Selected:
+) -> Found:
     wanted = {(row.get("source", "sd"), row.get("split", "train")): quota for row in rows}
-    return select(known(rows), rules or Selection(), wanted, near or pairs(), review or {})
+    mine = known(rows)
+    near = pairs() if near is None else near
+    return Found(mine, select(mine, rules or Selection(), wanted, near, review or {}))
 
 
 @pytest.mark.parametrize(
