@@ -109,4 +109,5 @@ def is_in(values: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.b
         return np.zeros(len(values), np.bool_)
     at = np.searchsorted(known, values)
     at[at == len(known)] = 0
-    return known[at] == values
+    found: NDArray[np.bool_] = known[at] == values
+    return found

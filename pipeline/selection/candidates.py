@@ -39,7 +39,8 @@ class Asked:
         last = np.full(len(self.ids) + 1, -1, np.int32)
         last[self.which] = self.row
         at = pc.index_in(ids, self.ids).fill_null(len(self.ids))
-        return last[at.to_numpy()]
+        found: Int32 = last[at.to_numpy()]
+        return found
 
     def strangers(self) -> list[str]:
         """Ids that no row has, sorted."""
@@ -199,7 +200,8 @@ class _Units:
                 first[start + at] = number.setdefault(keys[at].as_py(), start + at)
             start += len(keys)
         new = np.cumsum(first == np.arange(self.count, dtype=np.int32), dtype=np.int32) - 1
-        return new.astype(np.int32)[first][unit]
+        found: Int32 = new.astype(np.int32)[first][unit]
+        return found
 
 
 class _Finder:
