@@ -247,11 +247,11 @@ def complete(
     with alone(store.path(PLACE)):
         while True:
             names = [n for n in every if n not in missing and (asked is None or n in asked)]
-            lines = "".join(f"\n  {name}: {why}" for name, why in missing.items())
+            lines = "; ".join(f"{name}: {why}" for name, why in missing.items())
             if not names or any(name in missing for name in asked or ()):
                 raise AigiError(
-                    f"{run}: {'no source is' if not names else 'not all of these are'} complete:"
-                    f"{lines}\nThe same aigi run goes on."
+                    f"{run}: {'no source is' if not names else 'not all of these are'} complete: "
+                    f"{lines}. The same aigi run goes on."
                 )
             say(f"{run}: makes the release of {', '.join(names)} alone")
             here, lacking = _made(store, workflow, names, shards, progress)

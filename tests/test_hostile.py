@@ -97,9 +97,24 @@ class Release:
 
     def over(self) -> None:
         """Published over what is there: its files are removed by no other manifest's word."""
-        changes, _ = publish(str(self.original), str(self.copy), dry_run=True)
+        publish(str(self.original), str(self.copy), dry_run=True)
+
+    def replaced(self) -> None:
+        """The same, where all that is refused is asked for."""
+        changes, _ = publish(str(self.original), str(self.copy), dry_run=True, replace=True)
         assert all(
             (self.copy / change.path).is_file() for change in changes if change.what != "new"
+        )
+
+    def beside(self) -> None:
+        """A source is added to what is there: others wrote that manifest, and its plan."""
+        publish(
+            str(self.original),
+            str(self.copy),
+            dry_run=True,
+            replace=True,
+            sources=["sdxl"],
+            version="9.0.0",
         )
 
     def again(self) -> None:
@@ -118,7 +133,8 @@ class Release:
                 assert row == self.plan[row["image_id"]]
 
     def readers(self) -> list[Callable[[], None]]:
-        return [self.verify, self.read, self.compare, self.publish, self.over, self.again]
+        given = [self.verify, self.read, self.compare, self.publish, self.over, self.replaced]
+        return [*given, self.beside, self.again]
 
 
 def _content(value: Any) -> Any:

@@ -150,7 +150,7 @@ def test_no_source_that_is_complete_is_refused_with_what_each_lacks(
 
 
 def test_one_that_is_asked_for_must_be_complete(at_work: Path, tmp_path: Path) -> None:
-    with pytest.raises(AigiError, match=r"not all of these are complete:\n  sdxl: images: 1 of 3"):
+    with pytest.raises(AigiError, match=r"not all of these are complete: sdxl: images: 1 of 3"):
         partly(at_work, tmp_path / "set", "sd", "sdxl")
     with pytest.raises(AigiError, match=r"--source mod: .* makes sd, sdxl"):
         partly(at_work, tmp_path / "set", "mod")

@@ -20,7 +20,8 @@ from pipeline.store import Store
 from pipeline.versions import higher, highest
 
 Say = Callable[[str], None]
-
+_NAMED = 8
+"""Most configs that an error names."""
 
 RETRY = "Run the same command again: it keeps what has arrived and sends the rest."
 
@@ -220,11 +221,13 @@ def _vanishing(manifest: Mapping[str, Any], before: Mapping[str, Any]) -> list[s
     for record in before["files"]:
         files[record["config"]] += 1
         rows[record["config"]] += record.get("rows", 0)
-    return [
+    found = [
         f"{name} ({rows[name]:,} images in {files[name]:,} files)"
         for name in configs(before)
         if name in left
     ]
+    more = len(found) - _NAMED
+    return [*found[:_NAMED], *([f"{more:,} more"] if more > 0 else [])]
 
 
 def objections(manifest: Mapping[str, Any], there: There) -> list[str]:
@@ -247,9 +250,11 @@ def objections(manifest: Mapping[str, Any], there: There) -> list[str]:
             "and run the workflow again (it only writes card and manifest anew)"
         )
     if before is not None and (gone := _vanishing(manifest, before)):
+        what = "a config of it" if len(gone) == 1 else "configs of it"
+        mine = ", ".join(configs(manifest)[:_NAMED])
         found.append(
-            f"{len(gone)} of its configs would vanish: {', '.join(gone)}: to add or replace single "
-            f"ones, give --source NAME (this release has {', '.join(configs(manifest))})"
+            f"{what} would vanish: {', '.join(gone)}: to add or replace single ones, give "
+            f"--source NAME (this release has {mine})"
         )
     return found
 

@@ -41,7 +41,7 @@ from pipeline.release.changes import How, Parcel, There
 from pipeline.release.counts import COLUMNS, Counts, count_rows
 from pipeline.release.croissant import CROISSANT, croissant
 from pipeline.release.front_matter import TAGS, configs_of
-from pipeline.release.joint_card import Joint, readme
+from pipeline.release.joint_card import Joint, readme, recipe_of
 from pipeline.release.sheet import SHEET, draw
 from pipeline.software import git_commit
 from pipeline.store import Store
@@ -77,6 +77,12 @@ class Side:
         )
 
 
+def _dataset(stated: Mapping[str, Any], where: str) -> Dataset:
+    """The specification of a manifest, checked; logos are what their names say."""
+    context = {"base": None, "recorded": True}
+    return gate.check(Dataset, stated, where, REMEDY, "specification", context)
+
+
 def sides(
     store: Store, manifest: Mapping[str, Any], names: Sequence[str], there: There
 ) -> list[Side]:
@@ -89,7 +95,7 @@ def sides(
     Raises:
         AigiError: it has no such source, or what is published is no whole release.
     """
-    known = list(manifest["specification"]["sources"])
+    known = list(_dataset(manifest["specification"], store.path(MANIFEST)).sources)
     for name in names:
         if name not in known:
             raise AigiError(
@@ -106,6 +112,7 @@ def sides(
         return [mine]
     where = there.store.path(MANIFEST)
     before = checked(dict(there.before), where, ENTRIES, "Publish a whole release there first.")
+    _dataset(before["specification"], where)
     stays = tuple(name for name in before["specification"]["sources"] if name not in names)
     return [Side(there.store, before, stays), mine]
 
@@ -126,19 +133,19 @@ def _specification(found: Sequence[Side], how: How, url: str) -> dict[str, Any]:
     first, last = whole[0], whole[-1]
     if first["name"] != last["name"]:
         raise AigiError(
-            f"{url}: nothing was sent: it is the dataset {first['name']}, and this is "
-            f"{last['name']}. Sources are added to a dataset of the same name: correct `name` in "
-            "the specification, or give another --to."
+            f"{url}: nothing was sent: it is the dataset {_short(first['name'])}, and this is "
+            f"{_short(last['name'])}. Sources are added to a dataset of the same name: correct "
+            "`name` in the specification, or give another --to."
         )
     differing = [name for name in {**first, **last} if first.get(name) != last.get(name)]
     if differing and not how.replace:
-        lines = "".join(
-            f"\n  {name}: published {_short(first.get(name))}, here {_short(last.get(name))}"
+        lines = "; ".join(
+            f"{name}: published {_short(first.get(name))}, here {_short(last.get(name))}"
             for name in differing
         )
         raise AigiError(
-            f"{url}: nothing was sent: the specifications say different things of the dataset:"
-            f"{lines}\nMake them equal, or take what is stated here: --replace."
+            f"{url}: nothing was sent: the specifications say different things of the dataset: "
+            f"{lines}. Make them equal, or take what is stated here: --replace."
         )
     specs = {
         name: side.manifest["specification"]["sources"][name]
@@ -228,7 +235,11 @@ def _plan(
         with open(copies[-1], "rb") as file:
             for place, table in enumerate(shards_in(side.store.path(PLAN_FILE), file)):
                 options = options or OPTIONS.name in table.column_names
-                if table["source"][0].as_py() in side.sources:
+                (source, *others) = pc.unique(table["source"]).to_pylist()
+                if others:
+                    where = side.store.path(PLAN_FILE)
+                    raise gate.refused(where, f"shard {place}", "rows of two sources", REMEDY)
+                if source in side.sources:
                     ids = table["image_id"].to_pylist()
                     shards.append((table["shard"][0].as_py(), number, place, ids))
     shards.sort(key=lambda shard: shard[0])
@@ -300,6 +311,9 @@ class _Rows:
         with workers(8, "joined") as pool:
             for shard, rows in zip(shards, ahead(shards, self.read, pool, 16), strict=True):
                 source, rest = shard.split("/")
+                if pc.unique(rows["source"]).to_pylist() not in ([source], []):
+                    where = self._side[shard].store.path(f"{shard}.parquet")
+                    raise gate.refused(where, "source", f"other than {source}", REMEDY)
                 self.prompts[source, rest.split("-")[0]].append(pc.unique(rows["prompt_id"]))
                 yield shard, rows
 
@@ -384,12 +398,14 @@ def joined(found: Sequence[Side], version: str, there: There, how: How, folder: 
     """
     stated = _specification(found, how, there.url)
     order = list(stated["sources"])
-    context = {"base": None, "recorded": True}
-    dataset = gate.check(Dataset, stated, there.url, REMEDY, "specification", context)
+    dataset = _dataset(stated, there.url)
     documents = Store(folder)
     by_config = {name: [f for s in found for f in s.files if f["config"] == name] for name in order}
     files = [file for name in order for file in by_config[name]]
     how.say(f"puts together {', '.join(order)}: reads the columns of {len(files):,} files")
+    for side in found:
+        for maker in makers_of(side.manifest):
+            recipe_of(maker, side.store.path(MANIFEST))
     plan, plan_record = _plan(found, documents, _scratch_below(folder))
     rows = _Rows(found)
     counts = count_rows(rows.tables(), _planned(documents))

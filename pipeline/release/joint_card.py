@@ -23,6 +23,7 @@ from pipeline.release.counts import Counts
 from pipeline.release.croissant import CROISSANT
 from pipeline.release.front_matter import NOT_STATED, configs_of, front_matter
 from pipeline.release.recipe import Recipe
+from pipeline.release.regenerate import sections_of
 from pipeline.release.sheet import Shown
 from pipeline.release.words import embedder_words, filter_words, left_out_words, rule_words
 from pipeline.settings import SPLITS
@@ -53,15 +54,22 @@ class Joint:
     @cached_property
     def recipes(self) -> list[Recipe]:
         """The settings of each maker; their places are only names."""
-        return [_recipe(maker) for maker in self.makers]
+        return [recipe_of(maker, MANIFEST) for maker in self.makers]
 
 
-def _recipe(maker: Mapping[str, Any]) -> Recipe:
-    where = f"{MANIFEST} ({', '.join(maker['sources'])})"
-    found = {name: each for name, each in maker["workflow"].items() if each is not None}
-    compute = {"threads": (found.get("compute") or {}).get("threads", 1)}
-    plan = {**(found.get("plan") or {}), "dataset": MANIFEST}
-    whole = {**found, "compute": compute, "run": MANIFEST, "plan": plan}
+def recipe_of(maker: Mapping[str, Any], where: str) -> Recipe:
+    """The settings of a maker, checked; their places are only names.
+
+    Args:
+        where: its manifest, for messages.
+
+    Raises:
+        AigiError: in one line, with the setting that is wrong.
+    """
+    known = {"sources": dict.fromkeys(maker["sources"])}
+    found = sections_of(where, {"workflow": maker["workflow"], "specification": known})
+    plan = {**found["plan"], "dataset": MANIFEST}
+    whole = {**found, "run": MANIFEST, "plan": plan}
     return check(Recipe, whole, where, REMEDY, "workflow", {"base": None})
 
 

@@ -170,9 +170,9 @@ def publish(
         wrong = [] if replace else objections(parcel.manifest, there)
         removals(found, how, asked=not (dry_run or wrong))
         if wrong:
-            lines = "".join(f"\n  {line}" for line in wrong)
             raise AigiError(
-                f"{there.url}: nothing was sent:{lines}\nTo do it all the same: --replace."
+                f"{there.url}: nothing was sent: {'; '.join(wrong)}. To do it all the same: "
+                "--replace."
             )
         if dry_run:
             return found, None

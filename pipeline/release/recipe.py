@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipeline import AigiError
 from pipeline.duplicates.duplicates import Duplicates
+from pipeline.gate import matching
 from pipeline.images.images import Images, LocalSource
 from pipeline.models.clip import Embeddings
 from pipeline.plan.quotas import Plan
@@ -23,9 +24,8 @@ from pipeline.versions import PATTERN
 class Release(Settings):
     """All tables in, parquet files, card and manifest out."""
 
-    version: str = Field(
+    version: Annotated[str, matching(PATTERN, "a version, such as 1.0.0")] = Field(
         "1.0.0",
-        pattern=f"^{PATTERN}$",
         description="of the release; publishing makes it a tag; 1.0.0-rc.1 is lower than 1.0.0",
     )
     record: Location | None = Field(None, description="folder that gets a copy of the manifest")

@@ -288,7 +288,7 @@ def test_what_cannot_be_put_together_says_why(
     renamed = manifest_of(other)
     renamed["specification"]["name"] = "x"
     (other / MANIFEST).write_text(json.dumps(renamed))
-    with pytest.raises(AigiError, match="it is the dataset test-set, and this is x"):
+    with pytest.raises(AigiError, match='it is the dataset "test-set", and this is "x"'):
         publish(str(other), str(target), sources=["sdxl"], replace=True)
     plan = target / PLAN_FILE
     data = plan.read_bytes()
