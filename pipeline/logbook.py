@@ -62,10 +62,6 @@ def last_word(folder: Folder) -> Ended | None:
     return None if data is None else check(Ended, data, folder.path(LOGS, _LAST), remedy)
 
 
-def _loud(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING
-
-
 @contextmanager
 def heard(take: Callable[[logging.LogRecord], None]) -> Iterator[None]:
     """Give every record of a logger and every warning to `take` too; all else stays as it is."""
@@ -92,8 +88,6 @@ def heard(take: Callable[[logging.LogRecord], None]) -> Iterator[None]:
 
     logging.setLogRecordFactory(record)
     warnings.showwarning = warned
-    # What is said is printed already: a library that gives the root a handler would print it again.
-    LOG.addFilter(_loud)
     LOG.setLevel(logging.INFO)
     try:
         yield
@@ -101,7 +95,6 @@ def heard(take: Callable[[logging.LogRecord], None]) -> Iterator[None]:
         logging.setLogRecordFactory(record_of)
         warnings.showwarning = shown
         LOG.setLevel(level)
-        LOG.removeFilter(_loud)
 
 
 def text_of(record: logging.LogRecord) -> str:

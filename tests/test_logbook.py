@@ -345,18 +345,3 @@ def test_heard_leaves_things_as_they_were() -> None:
         raise KeyError
     assert (logging.getLogRecordFactory(), warnings.showwarning, LOG.level) == before
     assert json.dumps(toy.SHARDS)
-
-
-def test_what_is_said_is_printed_once_whatever_a_library_does_to_logging(tmp_path: Path) -> None:
-    code = (
-        "import logging\n"
-        "from pipeline.logbook import logbook\n"
-        "from pipeline.progress import Progress\n"
-        f"with logbook({str(tmp_path)!r}, 'a command'):\n"
-        "    logging.basicConfig()\n"
-        "    Progress().say('said once')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stderr.count("said once") == 1 and not done.returncode
-    (log,) = (tmp_path / "_logs").glob("*.log")
-    assert log.read_text().count("said once") == 1

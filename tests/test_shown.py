@@ -159,6 +159,7 @@ def test_what_users_see_is_printed_in_few_places() -> None:
     }
     assert {name for name in printing if not name.startswith("tiny/")} - doors <= {
         "release/card.py",  # an example in the card
+        "release/joint_card.py",  # the same
         "cli/reference.py",
         "logbook.py",  # that the log cannot be written, which no line in the log can report
         # Processes of their own, whose lines the parent reads.

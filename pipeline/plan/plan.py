@@ -130,8 +130,10 @@ def _lists(sources: Mapping[str, object], names: Iterable[str]) -> dict[str, Any
     found = {}
     for name in names:
         source = local_import(sources, name)
-        places = {"path": source.path, "captions": getattr(source, "captions", None)}
-        found[name] = {key: signature(place) for key, place in places.items() if place is not None}
+        captions = getattr(source, "captions", None)
+        # A list says what is planned; a file of it that is gone costs its row alone.
+        key, place = ("path", source.path) if captions is None else ("captions", captions)
+        found[name] = {key: signature(place)}
     return found
 
 

@@ -45,9 +45,9 @@ def _places(recipe: Recipe, dataset: Dataset, sources: list[str]) -> Iterator[tu
         if name != "prompts" and section is not None
     }
     for dotted, asked in asked_places(flat(settings), copied=True).items():
-        _, name, *key = dotted.split(".")
+        section, name, *key = dotted.split(".")
         # A revision that is no commit is a name for a copy of one's own.
-        own = key == ["folder"] and not all(
+        own = (section, key) == ("sources", ["folder"]) and not all(
             _COMMIT.fullmatch(revision) for revision in _revisions(dataset, name)
         )
         if own or not asked.optional:
@@ -72,7 +72,11 @@ def commands(recipe: Recipe, dataset: Dataset) -> list[str]:
     given = [f"{dotted}={_written(there)}" for dotted, there in places.items()]
     if len(sources) < len(all_of_them):
         given.insert(0, f"plan.sources=[{', '.join(sources)}]")
-    folders = [dotted.split(".")[1] for dotted in places if dotted.endswith(".folder")]
+    folders = [
+        dotted.split(".")[1]
+        for dotted in places
+        if dotted.startswith("sources.") and dotted.endswith(".folder")
+    ]
     run = " \\\n  ".join(
         [
             f'aigi run "$RELEASE/{MANIFEST}" --set run=again',
