@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline import AigiError
 from pipeline.intact import intact
+from pipeline.lent import lacking
 from pipeline.parquet import NOTE
 from pipeline.record import Written
 from pipeline.settings import SPLITS
@@ -82,7 +83,7 @@ def adopted(store: Store, shard: str, found: Written) -> Written:
         "",
     )  # fmt: skip
     store.believe(TABLE, shard, found.model_copy(update={"moved": file}))
-    if store.lacking(TABLE, shard) is None:
+    if lacking(store, TABLE, shard) is None:
         return found
     notes = _notes(store, shard)
     made = store.write(TABLE, shard, store.read(TABLE, shard), IMAGES, lambda: notes)
@@ -129,14 +130,12 @@ def free(store: Store, shard: str, file: str) -> int:
             f"{store.path('release', file)}.parquet: not the images of {store.path(TABLE, shard)}."
             f"parquet. {store.remedy}"
         )
-    known = store.written(TABLE, shard)
-    assert known is not None  # it was read
     column = whole.column_names.index("image")
     empty = pa.nulls(whole.num_rows, whole.schema.field(column).type)
     rest = whole.set_column(
         column, whole.schema.field(column), pc.if_else(mine, empty, whole["image"].combine_chunks())
     )
-    _replace(store, shard, rest, file, known.made_as or known.sha256)
+    _replace(store, shard, rest, file, store.sha256_of(TABLE, shard))
     return count
 
 
@@ -147,7 +146,7 @@ def restore(store: Store, shard: str) -> None:
         Damaged: the release has not all of them any more.
     """
     known = store.written(TABLE, shard)
-    if known is None or store.lacking(TABLE, shard) is None:
+    if known is None or lacking(store, TABLE, shard) is None:
         return
     whole = store.read(TABLE, shard)
     _replace(store, shard, whole, known.moved, known.made_as)

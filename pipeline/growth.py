@@ -7,15 +7,15 @@ next run ends if this one is killed.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import AigiError, held
+from pipeline import AigiError, gate, held
 from pipeline.images.images import shards_of
 from pipeline.intact import Checks
 from pipeline.plan import specification
@@ -24,14 +24,20 @@ from pipeline.plan.quotas import quotas
 from pipeline.plan.rounds import ROUNDS, extra_of
 from pipeline.progress import Progress
 from pipeline.prompts.prompts import CHOSEN, chosen_before
-from pipeline.run import run_stages
-from pipeline.stage import Build, Map, Stage, differences, fingerprint
-from pipeline.store import Store
+from pipeline.run import put_back, run_stages
+from pipeline.stage import Build, Map, Stage, differences, only_settings
+from pipeline.store import RECORDS, Store
 from pipeline.workflow import Workflow
 
 NEXT = "_next"
 READY = "ready.json"
 TABLES = ("prompts", "plan")
+
+
+class _Ready(gate.Checked):
+    """What of the tables beside a run takes the place of the run's."""
+
+    tables: list[Literal["prompts", "plan"]]
 
 
 @dataclass
@@ -66,9 +72,8 @@ def _changes(stage: Stage, store: Store) -> list[str] | None:
     record = store.record(stage.table)
     if record is None or record.empty:
         return None
-    found = differences(record.settings, json.loads(json.dumps(stage.settings)))
-    before = type(stage)(**{**vars(stage), "settings": record.settings})
-    if not found and fingerprint(before, record.inputs) != record.fingerprint:
+    found = differences(record.settings, stage.settings)
+    if not found and not only_settings(stage, record):
         return ["its columns, or the version of the stage"]
     return found or None
 
@@ -88,8 +93,11 @@ def grow(
     Raises:
         AigiError: the run would lose images, and may not; or prompts and plan cannot be made.
     """
-    finish(store, progress)
+    finish(store)
     stages = {stage.table: stage for stage in building}
+    for table in TABLES:
+        if table in stages and (record := store.record(table)) is not None:
+            put_back(store, record, checks, progress)
     told = {name: _changes(stages[name], store) for name in TABLES if name in stages}
     plan = store.record("plan")
     if "plan" in stages and plan is not None and not plan.empty:
@@ -122,7 +130,7 @@ def grow(
         if new is beside:
             made = {name: beside.record(name) for name in told if name in TABLES}
             beside.write_json({"tables": [name for name in made if made[name]]}, READY)
-            finish(store, progress)
+            finish(store)
     except AigiError as error:
         # What was refused is worth reading, whatever came of the others.
         for name in beside.shards("rejects"):
@@ -139,7 +147,7 @@ def _other_images(stage: Map, store: Store) -> tuple[set[str], list[str] | None]
     record = store.record("images")
     if record is None or record.empty:
         return set(), None
-    settings = json.loads(json.dumps(stage.settings))
+    settings = stage.settings
     if record.settings == settings or stage.extends(record.settings, settings):
         return set(), None
     names = list(store.shards("images"))
@@ -175,7 +183,7 @@ def _prepare(
     if workflow.planned("plan").manifest is not None:
         return
     extra = extra_of(store)
-    now = json.loads(json.dumps(stages["plan"].settings)).get("dataset", {})
+    now = stages["plan"].settings.get("dataset", {})
     then = plan.settings.get("dataset", {})
     # A source of another model or revision is not pinned to the commit of the one before.
     same = {
@@ -196,11 +204,12 @@ def _still_planned(workflow: Workflow, store: Store) -> dict[str, int]:
     planned = workflow.planned("plan")
     most: dict[str, int] = {}
     for shard in _both_tables(store):
-        rows = store.aligned(shard, {"plan": ["rank"], "images": ["error"]})
-        made = rows["plan"]["rank"].filter(pc.is_null(rows["images"]["error"]))
-        if len(made):
-            key = _cell(store, shard)
-            most[key] = max(most.get(key, 0), pc.max(made).as_py() + 1)
+        columns = ["source", "split", "rank"]
+        rows = store.aligned(shard, {"plan": columns, "images": ["error"]})
+        made = rows["plan"].filter(pc.is_null(rows["images"]["error"]))
+        if made.num_rows:
+            key = "/".join(_cell(made))
+            most[key] = max(most.get(key, 0), pc.max(made["rank"]).as_py() + 1)
     found = {}
     for quota in quotas(specification.load(planned.dataset), planned):
         key = f"{quota.source}/{quota.split}"
@@ -218,10 +227,9 @@ def _both_tables(store: Store) -> list[str]:
     return [name for name in store.shards("images") if name in planned and name in record.shards]
 
 
-def _cell(store: Store, shard: str) -> str:
-    """Source and split of a shard of the plan."""
-    row = store.read("plan", shard, ["source", "split"]).slice(0, 1).to_pylist()[0]
-    return f"{row['source']}/{row['split']}"
+def _cell(rows: pa.Table) -> tuple[str, str]:
+    """Source and split of rows of one shard of the plan."""
+    return rows["source"][0].as_py(), rows["split"][0].as_py()
 
 
 def _compared(store: Store, new: Store, lost_sources: set[str]) -> tuple[Loss, int, int]:
@@ -239,16 +247,18 @@ def _compared(store: Store, new: Store, lost_sources: set[str]) -> tuple[Loss, i
                         pc.fill_null(plan["height"], 1)),
             pc.fill_null(plan["steps"], 1),
         )  # fmt: skip
+        if not plan.num_rows:
+            continue
         gone = pc.invert(pc.is_in(plan["image_id"], value_set=wanted))
-        source, split = _cell(store, shard).split("/")
-        if source in lost_sources:
+        cell = _cell(plan)
+        if cell[0] in lost_sources:
             gone = pa.chunked_array([pa.array([True] * plan.num_rows, pa.bool_())])
         count = pc.sum(gone).as_py() or 0
         made += pc.sum(work).as_py() or 0.0
         lost += pc.sum(work.filter(gone)).as_py() or 0.0
         kept += plan.num_rows - count
         if count:
-            loss.counts[source, split] += count
+            loss.counts[cell] += count
     for shard in held.shards(store, "images"):  # a growth before this one has not ended
         ids = store.read(held.folder("images"), shard, ["image_id"])["image_id"]
         kept += pc.sum(pc.is_in(ids, value_set=wanted)).as_py() or 0
@@ -276,26 +286,33 @@ def _lost(store: Store, loss: Loss, kept: int, told: Mapping[str, list[str] | No
     )
 
 
-def finish(store: Store, progress: Progress) -> None:
+def finish(store: Store) -> None:
     """Put what is ready beside a run in its place; killed in between, the next call ends it.
 
     Files beside it that are not ready are removed.
     """
     beside = Store(f"{store.url.rstrip('/')}/{NEXT}")
-    ready = beside.read_json(READY, remedy=f"Delete {beside.path()}, and run the workflow again.")
-    if ready is None:
+    remedy = f"Delete {beside.path()}, and run the workflow again."
+    found = beside.read_json(READY, remedy=remedy)
+    if found is None:
         if beside.fs.exists(beside.path()):
             beside.remove()
         return
-    for table in ready["tables"]:
-        _swap(beside, store, str(table))
+    for table in gate.check(_Ready, found, beside.path(READY), remedy).tables:
+        _swap(beside, store, table, remedy)
     beside.remove()
 
 
-def _swap(beside: Store, store: Store, table: str) -> None:
-    """Give a run the table that is beside it, its files and at the end its record."""
+def _swap(beside: Store, store: Store, table: str, remedy: str) -> None:
+    """Give a run the table that is beside it, its files and at the end its record.
+
+    Raises:
+        AigiError: the record beside it is gone: all of it was there before it was ready.
+    """
     record = beside.record(table)
-    assert record is not None  # all of it was there before it was ready
+    if record is None:
+        path = beside.path(RECORDS, f"{table}.json")
+        raise AigiError(f"{path}: missing, and {beside.path(READY)} names the table. {remedy}")
     paths = [f"{table}/{name}.parquet" for name in record.shards]
     paths += [path for path in record.beside if path not in paths]
     notes = (CHOSEN, SPLITS_BEFORE, PATHS_BEFORE)

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def lacking(store: Store, table: str, shard: str) -> pa.Table | None:
-    """As `Store.lacking`."""
+    """Ids and numbers (`row`) of the images that a shard lacks, since the release has them.
+
+    None: it has all that were made.
+    """
     known = store.written(table, shard)
     if known is None or not known.moved:
         return None

@@ -1,7 +1,6 @@
 """Stages in, finished tables out: resume, failures, progress, serial or by Ray.
 
-A shard is made again where its content, or that of what it was made from, is not what the record
-of its stage says. The record is in `ROOT/_stages/<table>.json`; the driver alone writes it.
+The record of a stage is in `ROOT/_stages/<table>.json`; the driver alone writes it.
 """
 
 from __future__ import annotations
@@ -10,40 +9,30 @@ import hashlib
 import json
 import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import AigiError, freed, held, parts
-from pipeline.cluster import shards_with_ray
-from pipeline.folder import DiskFull
+from pipeline import AigiError
 from pipeline.intact import USUAL, Checks, intact, intact_files
-from pipeline.loaded import Weights
 from pipeline.outside import created, reached
 from pipeline.progress import Progress
 from pipeline.record import Driver, Record, Written
-from pipeline.retry import failed_shards
+from pipeline.shards import run_map
 from pipeline.stage import (
     Build,
     Compute,
     Files,
     Map,
     Stage,
-    Told,
     built_from,
     differences,
     fingerprint,
-    made_from,
-    make_shard,
+    only_settings,
 )
 from pipeline.store import RECORDS, Damaged, Store
 
-# A model that cannot load fails every shard; there is no use in trying thousands.
-FAILURES_IN_A_ROW = 8
 LOCK = ".lock"
 _STATE = "(state)"
 """Among the inputs of records of earlier versions: what a map stage depended on beside them."""
@@ -82,8 +71,7 @@ def alone(run: str) -> Iterator[None]:
 
 
 def _refuse(stage: Stage, record: Record, inputs: Mapping[str, str], store: Store) -> None:
-    settings = json.loads(json.dumps(stage.settings))
-    changes = differences(record.settings, settings)
+    changes = differences(record.settings, stage.settings)
     for name, digest in inputs.items():
         if record.inputs.get(name) != digest:
             changes.append(f"its input table {name} has changed")
@@ -102,13 +90,23 @@ def _refuse(stage: Stage, record: Record, inputs: Mapping[str, str], store: Stor
 # --- what is there, and is it what was written? --------------------------------------------------
 
 
-def _put_back(store: Store, record: Record, wrong: Mapping[str, str], progress: Progress) -> None:
-    """Write small files that are lost or damaged again, from the copy that the record has."""
+def put_back(
+    store: Store, record: Record, checks: Checks, progress: Progress
+) -> tuple[dict[str, Written], dict[str, str]]:
+    """Write small files beside a table again that are lost or damaged, as its record has them.
+
+    Returns: the files that are what was written, and what is wrong with those without a copy.
+    """
+    good, wrong = intact_files(store, record.beside, checks.rehash)
+    lost = {}
     for path, why in wrong.items():
         text = record.beside[path].text
-        if text is not None:
+        if text is None:
+            lost[path] = why
+        else:
             progress.say(f"{record.table}: {store.path(path)}: {why}; put back from the record")
             store.write_bytes(text.encode(), path)
+    return good, lost
 
 
 def _check_input(store: Store, table: str, needed_by: str, rehash: bool) -> None:
@@ -131,253 +129,6 @@ def _check_input(store: Store, table: str, needed_by: str, rehash: bool) -> None
             f"{needed_by}: {store.path(table, strange[0])}.parquet: the {table} stage did not "
             "write it. Remove it from the run."
         )
-
-
-# --- map stages ----------------------------------------------------------------------------------
-
-
-def _serially(
-    stage: Map, store: Store, missing: Mapping[str, str], told: Told
-) -> Iterator[dict[str, Any]]:
-    worker = stage.make_worker()
-    for name, source in missing.items():
-        yield make_shard(stage, store, worker, name, source, told)
-
-
-def _unrecorded(
-    stage: Map, store: Store, names: Sequence[str], wanted: Mapping[str, str | None], adopt: bool
-) -> dict[str, Written]:
-    """Shards that the record does not have yet, because its writer was killed.
-
-    Each says itself what it was made from. With `adopt`, one that says nothing is believed.
-    """
-    found = {}
-    for name in names:
-        said = store.made_from(stage.table, name)
-        if said != wanted[name] and not (adopt and said is None):
-            continue
-        try:
-            rows = store.read(stage.table, name).num_rows  # every page, with its checksum
-            now = store.look(stage.table, f"{name}.parquet")
-            if now is not None and stage.takes is not None:
-                now = freed.adopted(store, name, now)
-        except AigiError:
-            continue
-        if now is not None and (not adopt or rows == stage.read(store, name).num_rows):
-            found[name] = now.model_copy(update={"made_from": wanted[name]})
-    return found
-
-
-def _up_to_date(
-    stage: Map,
-    store: Store,
-    record: Record,
-    wanted: Mapping[str, str | None],
-    checks: Checks,
-    progress: Progress,
-) -> dict[str, Written]:
-    """Shards that need not be made, by name; reports why others are made again."""
-    mine = {name: one for name, one in record.shards.items() if name in wanted}
-    found, wrong = intact(store, stage.table, mine, checks.rehash)
-    wrong = {name: why for name, why in wrong.items() if why != "missing"}
-    fresh, early = {}, 0
-    for name, one in found.items():
-        if one.made_from is None:
-            early += 1
-            fresh[name] = one.model_copy(update={"made_from": wanted[name]})
-        elif one.made_from == wanted[name] or wanted[name] is None:
-            fresh[name] = one
-        else:
-            wrong[name] = "what it was made from has changed"
-    if stage.takes is not None:
-        gone = freed.lost(store, fresh, checks.rehash)
-        wrong |= gone
-        fresh = {name: one for name, one in fresh.items() if name not in gone}
-    others = [name for name in store.shards(stage.table) if name in wanted and name not in mine]
-    fresh |= _unrecorded(stage, store, others, wanted, checks.adopt)
-    if early:
-        progress.say(
-            f"{stage.table}: {early} shards of an earlier version of aigi; from now on, their "
-            "content and that of what they were made from is recorded"
-        )
-    reasons = defaultdict(list)
-    for name, why in sorted(wrong.items()):
-        reasons[why.partition(" (")[0]].append(name)
-    for names in reasons.values():
-        more = f" and {len(names) - 1} more" * (len(names) > 1)
-        progress.say(f"{stage.table}: {names[0]}{more}: {wrong[names[0]]}; made again")
-    for name in stage.outdated(store, list(fresh), progress):
-        del fresh[name]  # its file stays until another one takes its place
-    return {name: fresh[name] for name in wanted if name in fresh}
-
-
-def _run_map(
-    stage: Map,
-    store: Store,
-    record: Record,
-    compute: Compute,
-    progress: Progress,
-    checks: Checks,
-) -> None:
-    wanted = {name: made_from(stage, store, name, record.made_as) for name in stage.names(store)}
-    before = store.record(stage.table)
-    whole = _up_to_date(stage, store, record, wanted, checks, progress)
-    if stage.takes is not None:
-        _set_aside(stage, store, record, whole)
-    again: dict[str, int] = {}
-    if checks.retry:
-        mine = stage.possible([name for name in whole if wanted[name] is not None])
-        again = failed_shards(store, stage.table, stage.schema, mine)
-    for name in again if stage.takes is not None else ():
-        freed.restore(store, name)  # its good rows are needed
-    good = sum(whole[name].rows - count for name, count in again.items())
-    whole = {name: one for name, one in whole.items() if name not in again}
-    stage = replace(stage, again=frozenset(again))
-    missing = {name: made for name, made in wanted.items() if made and name not in whole}
-    gone = sorted(set(store.shards(stage.table)) - set(wanted))
-    if stage.before is not None and gone:
-        stage.before(store, gone)
-    for name in gone:
-        store.remove(stage.table, f"{name}.parquet")
-    if not missing and record.status == "done":
-        record = record.model_copy(update={"shards": whole, "expected": len(wanted)})
-        if record != before:
-            store.write_record(record)
-        parts.sweep(store, stage.table)
-        _taken(stage, store, progress, checks)
-        if stage.after is not None:
-            stage.after(store, list(wanted))
-        progress.skip(stage.table, len(wanted))
-        return
-    if stale := parts.sweep(store, stage.table, missing):
-        progress.say(
-            f"{stage.table}: finished batches of {len(stale)} shards that are not being made are "
-            f"thrown away, first {stale[0]}"
-        )
-    if stage.takes is not None and missing:
-        others = [name for name in missing if name not in again]
-        stage = replace(stage, taker=stage.takes(store, others, progress))
-    if missing and not (stage.taker and stage.taker.all and not again):
-        for line in stage.check() or ():
-            progress.say(line)
-    weights = Weights(stage.table, store, list(whole), stage.inputs)
-    started = time.perf_counter()
-    shards, failed = dict(whole), dict[str, str]()
-    in_a_row = 0
-
-    def save(status: str) -> None:
-        seconds = round(record.seconds + time.perf_counter() - started, 3)
-        now = {"status": status, "shards": shards, "failed": failed, "seconds": seconds}
-        now["driver"] = Driver.here() if status == "running" else None
-        store.write_record(record.model_copy(update={**now, "expected": len(wanted)}))
-
-    save("running")
-    # Of a shard whose failed rows are made again, those alone are work.
-    left = {name: again.get(name) or stage.rows_of(store, name) for name in missing}
-    done = good + sum(one.rows for one in whole.values())
-    of = None if None in left.values() else done + sum(filter(None, left.values()))
-    with progress.stage(stage.table, len(wanted), len(whole), done, of) as bar:
-        make = _serially if compute.ray is None else partial(shards_with_ray, compute=compute)
-        making = partial(make, stage, store, told=bar.under_way)
-        results = making(missing) if stage.before is None else _in_waves(
-            stage, store, missing, making, lambda: save("running")
-        )  # fmt: skip
-        saved = time.monotonic()
-        unanswered = set(missing)
-        try:
-            for result in results:
-                name = result["name"]
-                unanswered.discard(name)
-                if result["fatal"]:
-                    save("stopped")
-                    raise DiskFull(f"{stage.table}: {result['fatal']}")
-                if result["error"]:
-                    failed[name] = result["error"]
-                    in_a_row += 1
-                    bar.fail(name, result["error"])
-                else:
-                    weights.add(name, result["weights"])
-                    in_a_row = 0
-                    kept = {key: result[key] for key in Written.model_fields if key in result}
-                    shards[name] = Written(**kept, made_from=missing[name])
-                    if stage.taker is not None:
-                        stage.taker.taken(store, name)
-                    rows = again.get(name, result["rows"])
-                    bar.advance(rows, name, min(rows, result["fresh"]))
-                if in_a_row >= FAILURES_IN_A_ROW:
-                    break
-                if time.monotonic() - saved > 5:
-                    save("running")
-                    saved = time.monotonic()
-        except BaseException:
-            save("stopped")
-            raise
-        if in_a_row < FAILURES_IN_A_ROW:
-            for name in unanswered:
-                failed[name] = "its worker died each time (out of memory, or killed?)"
-    if failed:
-        save("failed")
-        first = min(failed)
-        last_line = failed[first].strip().splitlines()[-1]
-        stopped = f" (stopped after {FAILURES_IN_A_ROW} in a row)" * (in_a_row >= FAILURES_IN_A_ROW)
-        raise AigiError(
-            f"{stage.table}: {len(failed)} of {len(wanted)} shards failed{stopped}, first {first}: "
-            f"{last_line}\nFull error texts: {store.path(RECORDS, stage.table + '.json')}. "
-            "Finished shards are kept; run the same command again to make the rest."
-        )
-    save("done")
-    parts.sweep(store, stage.table)
-    _taken(stage, store, progress, checks)
-    if stage.after is not None:
-        stage.after(store, list(wanted))
-
-
-WAVE = 32
-"""Shards of a stage that does something before and after: that much room is needed beside all."""
-
-
-def _in_waves(
-    stage: Map,
-    store: Store,
-    missing: Mapping[str, str],
-    making: Callable[[Mapping[str, str]], Iterator[dict[str, Any]]],
-    save: Callable[[], None],
-) -> Iterator[dict[str, Any]]:
-    """The results of a stage that does something before and after a few shards are made."""
-    names = list(missing)
-    for start in range(0, len(names), WAVE):
-        wave = {name: missing[name] for name in names[start : start + WAVE]}
-        if stage.before is not None:
-            stage.before(store, list(wave))
-        yield from making(wave)
-        save()
-        if stage.after is not None:
-            stage.after(store, list(wave))
-
-
-def _set_aside(stage: Map, store: Store, record: Record, whole: Mapping[str, Written]) -> None:
-    """Move shards that are made anew, or no longer wanted, to where their rows may be taken from.
-
-    A damaged one stays, and is overwritten.
-    """
-    there = store.shards(stage.table)
-    others = {
-        name: one for name, one in record.shards.items() if name in there and name not in whole
-    }
-    for name, one in intact(store, stage.table, others)[0].items():
-        if one.moved and not freed.lost(store, [name]):
-            freed.restore(store, name)
-            one = store.written(stage.table, name) or one
-        held.move(store, stage.table, name, one)
-
-
-def _taken(stage: Map, store: Store, progress: Progress, checks: Checks) -> None:
-    """Remove what is left of shards that were set aside, if nothing of it is lost by that."""
-    if stage.takes is None or not held.shards(store, stage.table):
-        return
-    taker = stage.taker or stage.takes(store, [], progress)
-    if taker is not None:
-        taker.end(store, progress, checks.replace)
 
 
 # --- stages that are made as a whole -------------------------------------------------------------
@@ -426,9 +177,7 @@ def _run_build(
     stage: Build, store: Store, record: Record, progress: Progress, checks: Checks
 ) -> None:
     shards, wrong = intact(store, stage.table, record.shards, checks.rehash)
-    beside, lost = intact_files(store, record.beside, checks.rehash)
-    _put_back(store, record, lost, progress)
-    lost = {path: why for path, why in lost.items() if record.beside[path].text is None}
+    beside, lost = put_back(store, record, checks, progress)
     present = store.shards(stage.table)
     source = built_from(stage, store, record.made_as)
     unchanged = _unchanged(stage, store, record, source)
@@ -498,7 +247,7 @@ def _begun(
     begun = Record(
         table=stage.table,
         version=stage.version,
-        settings=json.loads(json.dumps(stage.settings)),
+        settings=dict(stage.settings),
         inputs=dict(inputs),
         fingerprint=identity,
     )
@@ -542,13 +291,11 @@ def _goes_on(stage: Stage, record: Record) -> str | None:
 
     So it is where only the inputs changed, or settings for what is still missing. None: it is not.
     """
-    before = replace(stage, settings=record.settings)
-    settings = json.loads(json.dumps(stage.settings))
-    if fingerprint(before, record.inputs) != record.fingerprint:
-        return None  # another version, or other columns
-    if settings == record.settings:
+    if not only_settings(stage, record):
+        return None
+    if stage.settings == record.settings:
         return record.made_as
-    extends = not isinstance(stage, Files) and stage.extends(record.settings, settings)
+    extends = not isinstance(stage, Files) and stage.extends(record.settings, stage.settings)
     # A table that is built as a whole is built again; its shards then have the content they had.
     return None if not extends else "" if isinstance(stage, Build) else record.made_as
 
@@ -601,7 +348,7 @@ def run_stages(
         with progress.at(stage.table):
             begun = _begun(stage, store, inputs, progress, checks)
             if isinstance(stage, Map):
-                _run_map(stage, store, begun, compute, progress, checks)
+                run_map(stage, store, begun, compute, progress, checks)
             elif isinstance(stage, Build):
                 _run_build(stage, store, begun, progress, checks)
             else:

@@ -11,7 +11,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
@@ -24,7 +24,7 @@ from pipeline.folder import DiskFull
 from pipeline.parquet import MADE_FROM, Notes, row_group_limits
 from pipeline.parts import Parts, gone_on
 from pipeline.progress import LOG, Progress
-from pipeline.record import digest
+from pipeline.record import Record, digest
 from pipeline.retry import failed_rows, in_place, made_again, made_beside
 from pipeline.settings import Count, Settings
 from pipeline.shown import public, redacted
@@ -119,15 +119,16 @@ class Taker(Protocol):
 
 
 class _Recorded:
-    """What all stages share: their settings are recorded, so locations in them hold no secret.
+    """What all stages share: settings as a record has them, so that the two can be compared.
 
-    Nor do fingerprints depend on one: a link that was signed anew is the same link.
+    They are JSON values, and locations in them hold no secret. Nor do fingerprints depend on one:
+    a link that was signed anew is the same link.
     """
 
     settings: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "settings", public(self.settings))
+        object.__setattr__(self, "settings", json.loads(json.dumps(public(self.settings))))
 
 
 @dataclass(frozen=True)
@@ -274,6 +275,12 @@ def fingerprint(stage: Stage, inputs: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def only_settings(stage: Stage, record: Record) -> bool:
+    """Whether nothing but its settings and inputs changed since: neither version nor columns."""
+    before = replace(stage, settings=record.settings)
+    return fingerprint(before, record.inputs) == record.fingerprint
+
+
 def made_from(stage: Map, store: Store, name: str, identity: str) -> str | None:
     """Digest of all that a shard is made from: the content of what is read, and how.
 
@@ -352,17 +359,6 @@ def _batches(
     return gone_on(parts, make)
 
 
-def _which(store: Store, stage: Map, name: str, old: pa.Table | None) -> str:
-    """A digest of which rows of a shard are made, beside those that there are.
-
-    Args:
-        old: with its failed rows; None: the shard as it is.
-    """
-    if old is None:
-        return store.sha256_of(stage.table, name)
-    return digest([], failed_rows(old))
-
-
 def _both(name: str, taken: Taken, notes: Notes) -> Mapping[str, str]:
     """What the footer of a shard says whose rows were partly made here, and partly elsewhere.
 
@@ -419,8 +415,10 @@ def make_shard(
             taken = stage.taker(store, name, rows)
             old = None if taken is None else taken.table
         if stage.keeps is not None:
-            before = "" if old is None else _which(store, stage, name, None if again else old)
-            # What is kept of a shard whose failed rows are made again depends on which failed.
+            # What is kept of a shard of which some rows are made depends on which.
+            before = store.sha256_of(stage.table, name) if again else ""
+            if taken is not None:
+                before = digest([], failed_rows(taken.table))
             identity = digest([], [name, before], source)
             parts = Parts(
                 store, stage.table, name, identity, stage.keeps, partial(loaded.notes, worker)

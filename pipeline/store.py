@@ -386,13 +386,6 @@ class Store(Folder):
         }
         return found.replace_schema_metadata(about or None)
 
-    def lacking(self, table: str, shard: str) -> pa.Table | None:
-        """Ids and numbers (`row`) of the images that a shard lacks, since the release has them.
-
-        None: it has all that were made.
-        """
-        return lent.lacking(self, table, shard)
-
     def aligned(
         self,
         shard: str,

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +13,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import freed
-from pipeline import run as running
+from pipeline import freed, shards
 from pipeline.folder import Folder
 from pipeline.intact import wrong_pixels
 from pipeline.store import Store
-from tests.conftest import ROOT, WorkflowMaker, make_workflow
-from tests.test_growth import KILL, changed, drawn, release_of, rows_of, run
+from tests.conftest import WorkflowMaker, make_workflow
+from tests.killed import killed
+from tests.test_growth import changed, drawn, release_of, rows_of, run
 
 __all__ = ["drawn"]  # a fixture
 SCORES = {"quality": {}, "selection": {"max_black": 1.0}}
@@ -129,7 +125,7 @@ def test_the_peak_on_disk_is_the_images_and_a_few_shards(
         sources={"noise": {"kind": "import", "path": str(folder),
                            "captions": str(folder / "captions.csv")}},
     )  # fmt: skip
-    monkeypatch.setattr(running, "WAVE", 1)
+    monkeypatch.setattr(shards, "WAVE", 1)
     peak = 0
     replace = Folder._replace
 
@@ -231,11 +227,7 @@ def test_a_move_that_is_killed_loses_nothing(
     released: bool,
 ) -> None:
     path = make_workflow(**SCORES)
-    done = subprocess.run(
-        [sys.executable, "-c", KILL, moment, str(count), "run", str(path)],
-        cwd=ROOT, capture_output=True, text=True, env=dict(os.environ),
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert killed(moment, count, "run", str(path))
     run(path)
     assert not (drawn and released), "all images had been made"
     place = tmp_path / "run"

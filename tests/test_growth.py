@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,8 @@ from PIL import Image
 from pipeline import growth, held
 from pipeline.images.diffusion.diffuser import Diffuser
 from pipeline.store import Store
-from tests.conftest import PROMPTS, ROOT, WorkflowMaker, aigi_here, listed, make_workflow
+from tests.conftest import PROMPTS, WorkflowMaker, aigi_here, listed, make_workflow
+from tests.killed import killed
 
 Made = Callable[..., Path]
 
@@ -221,7 +218,9 @@ def test_imported_images_stay_where_they_are_when_more_are_found(
     run(path)
     before = release_of(tmp_path / "run")
     pictures(folder, names, texts)
+    (tmp_path / "run" / "plan" / "_lists.json").write_text('{"mine": []}')
     said = run(path)
+    assert "put back from the record" in said
     assert "sources.mine.captions: the files there have changed" in said
     assert "8 images are kept, 0 are not, 4 are missing" in said
     after = release_of(tmp_path / "run")
@@ -468,32 +467,6 @@ def test_other_weights_beside_those_of_taken_images_are_refused(
 
 # --- killed ---------------------------------------------------------------------------------------
 
-KILL = """
-import os, signal, sys
-from pipeline import growth, held
-from pipeline.folder import Folder
-from pipeline.store import Store
-moment, count = sys.argv[1], int(sys.argv[2])
-seen = 0
-def killing(kind, name):
-    before = getattr(kind, name)
-    def after(*given, **more):
-        global seen
-        found = before(*given, **more)
-        if moment == name or any(moment in one for one in given[1:] if isinstance(one, str)):
-            seen += 1
-            if seen == count:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return found
-    setattr(kind, name, after)
-killing(Folder, "copy")
-killing(Folder, "move")
-killing(Store, "write_record")
-killing(Store, "write")
-from pipeline.cli import app
-app(sys.argv[3:], standalone_mode=False)
-"""
-
 
 @pytest.mark.parametrize(
     ("moment", "count"),
@@ -509,17 +482,33 @@ def test_a_growth_that_is_killed_ends_as_if_it_had_not_been(
     run(path)
     before = rows_of(tmp_path / "run", "images")
     changed(path, plan={"limit": None})
-    done = subprocess.run(
-        [sys.executable, "-c", KILL, moment, str(count), "run", str(path)],
-        cwd=ROOT, capture_output=True, text=True, env=dict(os.environ),
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert killed(moment, count, "run", str(path))
     run(path)
     after = rows_of(tmp_path / "run", "images")
     assert before.items() <= after.items()
     assert release_of(tmp_path / "run") == release_of(whole)
     assert not (tmp_path / "run" / held.HELD).exists()
     assert not (tmp_path / "run" / growth.NEXT).exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [("_next/ready.json", "{}", "_next/ready.json: tables: needed"),
+     ("_next/ready.json", '{"tables": ["../images"]}', "_next/ready.json: tables.0: no "),
+     ("_next/ready.json", '{"tables": ["plan"]}', "_next/_stages/plan.json: missing"),
+     ("_next/ready.json", "[]", "_next/ready.json: expected an object")],
+)  # fmt: skip
+def test_a_damaged_note_of_a_growth_is_one_line(
+    make_workflow: WorkflowMaker, tmp_path: Path, file: str, text: str, said: str
+) -> None:
+    path = make_workflow(quality={}, plan={"dataset": "dataset.yaml", "limit": 4})
+    run(path)
+    before = release_of(tmp_path / "run")
+    (tmp_path / "run" / file).parent.mkdir()
+    (tmp_path / "run" / file).write_text(text)
+    told = run(path, code=1)
+    assert said in told and "Delete" in told and "Traceback" not in told
+    assert release_of(tmp_path / "run") == before
 
 
 # --- elsewhere ------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ ORDER = [
     "shown", "complaints", "gate", "versions", "faults", "hub_said", "outside", "settings",
     "files", "threads", "columns", "pixels", "metadata", "markdown", "progress", "charts", "tables",
     "parquet", "record", "folder", "lent", "store", "held", "intact", "freed", "retry", "loaded",
-    "logbook", "alive", "parts", "software", "stage", "joining", "cluster", "run", "status",
-    "makers", "manifest", "pictures", "collection", "models", "marks",
+    "logbook", "alive", "parts", "software", "stage", "joining", "cluster", "shards", "run",
+    "status", "makers", "manifest", "pictures", "collection", "models", "marks",
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist
     "learned", "codecs", "analysis", "training", "benchmark",  # what reads a release

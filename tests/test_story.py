@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.conftest import PROMPTS, ROOT, aigi
+from tests.conftest import PROMPTS, aigi
 from tests.hub import Hub, serve
+from tests.killed import killed
 from tests.release.test_publish import REPO, TO
-from tests.test_growth import KILL, pictures, release_of
+from tests.test_growth import pictures, release_of
 
 pytestmark = pytest.mark.slow
 
@@ -103,11 +100,7 @@ class Builder:
         return done.stdout + done.stderr
 
     def killed(self, moment: str, count: int, *arguments: str) -> None:
-        done = subprocess.run(
-            [sys.executable, "-c", KILL, moment, str(count), *arguments],
-            cwd=ROOT, capture_output=True, text=True, env={**os.environ, **self.hub.environment()},
-        )  # fmt: skip
-        assert done.returncode in (-signal.SIGKILL, 0), done.stderr
+        killed(moment, count, *arguments, **self.hub.environment())
 
     def make(self, moments: tuple[tuple[str, int], ...] = ()) -> str:
         command = ("run", str(self.folder / "workflow.yaml"))

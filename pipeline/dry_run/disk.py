@@ -6,13 +6,11 @@ of the estimate. Nothing of a run is removed while it goes on, so its disk grows
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -29,8 +27,8 @@ from pipeline.record import Record
 from pipeline.release.croissant import CROISSANT
 from pipeline.release.release import moves
 from pipeline.release.sheet import SHEET
-from pipeline.run import WAVE
 from pipeline.selection.kept import counts_of, files_of
+from pipeline.shards import WAVE
 from pipeline.store import RECORDS, Store
 from pipeline.tables import (
     DUPLICATES,
@@ -146,7 +144,7 @@ def _current(workflow: Workflow, record: Record) -> bool:
         stage = plan.stage(workflow.planned("plan"), workflow.sources, workflow.split)
     except AigiError:  # places of imports may be missing from the workflow
         return False
-    settings: dict[str, Any] = json.loads(json.dumps(stage.settings))
+    settings = stage.settings
     return record.settings == settings
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -434,10 +433,7 @@ def stage(
         dataset=dataset,
         reuse=plan.reuse,
         container=Container(settings.format or "webp", settings.png),
-        how={
-            name: reuse.how(json.dumps({"settings": settings_of}))
-            for name, settings_of in recorded.items()
-        },
+        how={name: reuse.how(settings_of) for name, settings_of in recorded.items()},
     )
     return Map(
         table="images",

@@ -229,11 +229,15 @@ class Images:
             )
 
 
-def how(versions: str | None) -> str:
-    """What a row says of settings that decide pixels and that its id does not name; as JSON."""
+def how(settings: Mapping[str, Any]) -> str:
+    """Those settings of a source that decide pixels and that no id names; as JSON."""
+    return json.dumps({key: settings[key] for key in DECIDING if key in settings}, sort_keys=True)
+
+
+def _said(versions: str | None) -> str:
+    """The same as a row says it."""
     try:
-        found = json.loads(versions or "{}").get("settings") or {}
-        return json.dumps({key: found[key] for key in DECIDING if key in found}, sort_keys=True)
+        return how(json.loads(versions or "{}").get("settings") or {})
     except (ValueError, TypeError, AttributeError, RecursionError):
         return "not known"
 
@@ -355,7 +359,7 @@ def _index(store: Store, places: Sequence[Place], wanted: pa.Array) -> pa.Table:
         found = _there(opened[at[0]], place.table, place.shards[at[1]], not place.table)
         found = found.filter(pc.is_in(found["image_id"], value_set=wanted))
         made = found["versions"].combine_chunks().dictionary_encode()
-        words = pa.array([how(text) for text in made.dictionary.to_pylist()], pa.string())
+        words = pa.array([_said(text) for text in made.dictionary.to_pylist()], pa.string())
         said = words.take(made.indices) if len(words) else pa.nulls(found.num_rows, pa.string())
         found = found.drop(["versions"]).append_column("how", said)
         for name, number in zip(("place", "shard"), at, strict=True):

@@ -6,7 +6,6 @@ identify, so the same specification and prompts give the same plan anywhere.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -16,8 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import RootModel
 
-from pipeline import AigiError
+from pipeline import AigiError, gate
 from pipeline.files import signature
 from pipeline.manifest import PLAN_FILE, plan_beside, read_manifest
 from pipeline.models.hub import hub_api, hub_errors, of_model
@@ -35,7 +35,7 @@ from pipeline.plan.imports import (
     stated_splits,
 )
 from pipeline.plan.quotas import Plan, chosen, generations_of, shard_rows
-from pipeline.plan.rounds import ROUNDS, extra_of, pinned_source, summary
+from pipeline.plan.rounds import REMEDY, ROUNDS, extra_of, pinned_source, summary
 from pipeline.plan.specification import (
     DiffusersSpec,
     DrawnSpec,
@@ -125,7 +125,13 @@ def _cause(
     return f"Raise prompts.select.count or split.{split}, add caption sources, or lower plan.limit."
 
 
-def _lists(sources: Mapping[str, object], names: Iterable[str]) -> dict[str, Any]:
+class _Lists(RootModel[dict[str, dict[str, dict[str, Any]]]]):
+    """By source: what the files that it is made from were when the plan was made."""
+
+
+def _lists(
+    sources: Mapping[str, object], names: Iterable[str]
+) -> dict[str, dict[str, dict[str, Any]]]:
     """What imports are made from, as far as one can see without opening each image."""
     found = {}
     for name in names:
@@ -142,9 +148,10 @@ def changed_lists(store: Store, sources: Mapping[str, object]) -> list[str]:
 
     Plans of before did not note them, so nothing is known of theirs.
     """
-    before = store.read_json("plan", LISTS) or {}
+    found = store.read_json("plan", LISTS, remedy=REMEDY) or {}
+    before = gate.check(_Lists, found, store.path("plan", LISTS), REMEDY).root
     names = [name for name in before if isinstance(sources.get(name), ImportedSource)]
-    now = json.loads(json.dumps(_lists(sources, names)))
+    now = _lists(sources, names)
     return [
         f"sources.{name}.{key}: the files there have changed"
         for name in names

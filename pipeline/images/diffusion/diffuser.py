@@ -129,8 +129,8 @@ class Diffuser:
     """A loaded text-to-image pipeline.
 
     Every image has a generator of its own, seeded on the CPU. Batches are cut from the rows as
-    they come; their size is recorded, since it changes the last bit of some pixels. What else is in
-    a batch does not.
+    they come; their size is recorded, since it changes the last bit of some pixels. In some models
+    so does the place in a batch, or its longest prompt: Sana, PixArt-Sigma and Qwen-Image.
 
     Args:
         name: the source, for messages.
