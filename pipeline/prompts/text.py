@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from pipeline import AigiError
 from pipeline.outside import opened
+from pipeline.prompts.joiners import SEEN, bare, is_joiner, joined
 from pipeline.settings import Count, Location, Settings, Share
 
 
@@ -43,7 +44,8 @@ class PromptFilters(Settings):
     )
     min_ascii_letters: Share = Field(0.9, description="share of ASCII among the letters")
     max_noise: Share = Field(
-        0.2, description="share of words that are URLs, hashtags, handles or digits and signs"
+        0.2,
+        description="share of words that are URLs, hashtags, handles, signs or long numbers",
     )
     person: str | None = Field(
         "person", description="replacement for <PERSON>; null: reject such captions"
@@ -73,13 +75,25 @@ _JUNK = re.compile(
 )
 
 
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uaa60-\uaa7f\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
+"""Letters of scripts without spaces: Thai, Lao, Myanmar, Khmer, Tai Le, Chinese, Japanese."""
+# "5 red apples", "1,000 people", "50%", "$20", "3/4", "16:9", "-3.5°": what longer digits say is a
+# telephone's, or a file's.
+_NUMBER = re.compile(
+    r"[#+\-±~$€£¥№]?(?:\d{1,6}|\d{1,3}(?:[,.' ]\d{3})+)(?:[.,:/x×–-]\d{1,4}){0,2}[%°+$€£¥]?"  # noqa: RUF001
+)
+
+
 def normalise(text: str) -> str:
     """Return the one form of a caption that is stored, hashed and given to the models.
 
     HTML entities become characters (to any depth up to `ROUNDS`; where a caption nests deeper,
-    each `&` left becomes a space), Unicode is NFC, invisible characters are gone, any run of
-    white space is one space, with none at the ends. The result is valid Unicode, and
-    normalising it again changes nothing.
+    each `&` left becomes a space), Unicode is NFC, invisible characters are gone but for joiners
+    that show (`joiners.joined`), any run of white space is one space, with none at the ends. The
+    result is valid Unicode, and normalising it again changes nothing.
     """
     if text.isascii() and text.isprintable() and "&" not in text:
         return " ".join(text.split())
@@ -100,20 +114,22 @@ def _character(entity: re.Match[str]) -> str:
 
 
 def _visible(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", "".join(map(_kept, text))).split())
+    kept = joined("".join(map(_kept, text)))
+    return " ".join(unicodedata.normalize("NFC", kept).split())
 
 
 @lru_cache(maxsize=1 << 16)
 def _kept(char: str) -> str:
-    # Dropped: control, format (zero-width joiners too: an emoji that falls into its parts is
-    # better than two equal-looking captions with two ids), lone surrogates, private use, and the
-    # zero-width marks U+034F and the variation selectors. Unassigned code points stay: which
-    # ones they are depends on the Unicode version of Python, and an id must not.
+    # Dropped: control, format, lone surrogates, private use, and the zero-width mark U+034F.
+    # Unassigned code points stay: which ones they are depends on the Unicode version of Python,
+    # and an id must not.
+    if is_joiner(char) or char in SEEN:
+        return char
     if char.isspace():
         return " "
     if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co"):
         return ""
-    return "" if char == "\u034f" or "\ufe00" <= char <= "\ufe0f" else char
+    return "" if char == "\u034f" else char
 
 
 def prompt_id(text: str) -> str:
@@ -138,7 +154,19 @@ def split_of(prompt_id: str, shares: SplitShares) -> str:
 
 def _is_noise(word: str) -> bool:
     core = word.strip(_PUNCTUATION)
-    return not any(map(str.isalpha, core)) or _JUNK.match(core) is not None
+    if any(map(str.isalpha, core)):
+        return _JUNK.match(core) is not None
+    return _NUMBER.fullmatch(core) is None
+
+
+def _words(part: str) -> int:
+    """How many words a run without spaces has, where its language writes none between them."""
+    from icu4py.breakers import WordBreaker
+
+    found = 0
+    for start, end in WordBreaker(part, "root").segments():
+        found += any(map(str.isalnum, part[start:end]))
+    return found
 
 
 def _read_blocklist(path: str) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
@@ -153,7 +181,7 @@ def _read_blocklist(path: str) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
         raise AigiError(f"{path}: {error}; save the blocklist as UTF-8") from None
     entries: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
     for line in lines:
-        entry = normalise(re.split(r"(?:^|\s)#", line)[0]).casefold()
+        entry = bare(normalise(re.split(r"(?:^|\s)#", line)[0]).casefold())
         if entry:
             first = _WORD.search(entry)
             pattern = re.compile(rf"(?<!\w){re.escape(entry)}(?!\w)")
@@ -204,6 +232,8 @@ class Filter:
         odd = [word for word in parts if not word.isalpha()]
         real = [word for word in odd if word.strip(_PUNCTUATION)]
         count = len(parts) - len(odd) + len(real)
+        if not text.isascii() and _UNSPACED.search(text):
+            count += sum(max(0, _words(part) - 1) for part in parts if _UNSPACED.search(part))
         if count < limits.min_words:
             return f"too few words: {count} < {limits.min_words}"
         if count > limits.max_words:
@@ -226,7 +256,7 @@ class Filter:
     def _blocked(self, text: str) -> str | None:
         # Words in a set, then the few patterns that can fit: one alternation of all entries is
         # ten times slower at a thousand entries.
-        text = text.casefold()
+        text = bare(text.casefold())  # a joiner hides no word
         words = _WORD.findall(text)
         if self._blocklist.keys().isdisjoint(words) and "" not in self._blocklist:
             return None
