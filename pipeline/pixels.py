@@ -262,9 +262,12 @@ def _to_8_bits(samples: npt.NDArray[np.uint16], top: int) -> RGB:
 
 
 def _over_white(rgba: RGB) -> tuple[RGB, str | None]:
-    """Drop an opaque alpha channel; else lay the image over white, and note it."""
+    """Drop an opaque alpha channel; else lay the image over white, and note it.
+
+    Programs hide texts in the last bit of alpha: 254 is opaque too, and changes no colour.
+    """
     alpha = rgba[..., 3:].astype(np.uint16)
-    if alpha.min() == 255:
+    if alpha.min() >= 254:
         return rgba[..., :3], None
     # At most 255 * 255 + 127: it fits.
     mixed = (rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255

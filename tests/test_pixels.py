@@ -181,6 +181,19 @@ def test_16_bit_tiff_is_rounded(order: str) -> None:
     assert packed.rgb[0, :, 0].tolist() == ROUNDED
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_an_alpha_that_hides_data_changes_no_colour(kind: str) -> None:
+    """As NovelAI stores its texts: in the last bit of alpha."""
+    rgb = np.random.default_rng(3).integers(0, 256, (8, 9, 3), np.uint8)
+    alpha = np.random.default_rng(4).integers(254, 256, (8, 9, 1), np.uint8)
+    picture = decode(encoded(Image.fromarray(np.dstack([rgb, alpha])), kind, lossless=True), LIMIT)
+    assert (picture.rgb == rgb).all()
+    assert picture.note is None and not picture.lossless_png and not picture.plain
+    alpha[3, 4] = 253
+    picture = decode(encoded(Image.fromarray(np.dstack([rgb, alpha])), kind, lossless=True), LIMIT)
+    assert picture.note == "transparent pixels laid over white"
+
+
 def test_transparency_is_laid_over_white() -> None:
     def shown(data: bytes) -> list[list[int]]:
         picture = decode(data, LIMIT)

@@ -427,7 +427,7 @@ def stage(
         else:
             # Whether metadata is kept counts for the imported shards alone; see `_outside`.
             imported = local_import(sources, name)
-            recorded[name] = imported.model_dump(mode="json", exclude={"keep_metadata"})
+            recorded[name] = imported.recorded()
             keeps[name] = imported.keep_metadata
     wish = reuse.Wish(
         dataset=dataset,

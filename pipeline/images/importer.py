@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pipeline.marks.names import embed
 from pipeline.metadata import bare_png, beside_pixels, noted
+from pipeline.pictures.colours import in_srgb
 from pipeline.pictures.lists import open_import
 from pipeline.pictures.pictures import Escapes
 from pipeline.pictures.sources import ImportedSource, OriginalSource
@@ -104,6 +105,7 @@ class Importer:
             rgb, misfit = _fitted(picture.rgb, (plan["width"], plan["height"]), self.source.fit)
             if misfit:
                 raise BadPicture(misfit)
+            rgb, colours = in_srgb(rgb, data, self.source.colours == "srgb")
         except (BadPicture, Escapes) as error:
             # So is a file of the plan that is not there, if its folder is: the others can be made,
             # and a run that ends without it reports that.
@@ -120,5 +122,5 @@ class Importer:
             "width": rgb.shape[1],
             "height": rgb.shape[0],
             "pixels_sha256": pixels_sha256(rgb),
-            "note": noted(picture.note, gone),
+            "note": noted("; ".join(filter(None, (picture.note, colours))), gone),
         }

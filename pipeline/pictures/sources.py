@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -12,9 +12,28 @@ KEEPS = (
     "store 8-bit RGB PNG files byte for byte, with text (prompts, graphs, keys), EXIF and GPS; "
     "false: pixels and what is needed to show them. Other images are encoded without it, always"
 )
+COLOURS = (
+    "srgb: an image with another colour profile is converted; stored: its values stay as they are; "
+    "both are noted in its row"
+)
+_LATER = frozenset(["colours"])
 
 
-class ImportSource(Settings):
+class _Imported(Settings):
+    """What an imported source records."""
+
+    def recorded(self) -> dict[str, Any]:
+        """What decides its rows, as JSON values.
+
+        Whether metadata is kept decides none. A setting that older records do not have is there
+        only where it is not at its default, so that these stay as they are.
+        """
+        found = self.model_dump(mode="json", exclude={"keep_metadata"})
+        usual = {name: type(self).model_fields[name].default for name in _LATER & found.keys()}
+        return {k: v for k, v in found.items() if k not in usual or v != usual[k]}
+
+
+class ImportSource(_Imported):
     """Where the images and captions of a closed model are stored."""
 
     kind: Literal["import"]
@@ -32,9 +51,10 @@ class ImportSource(Settings):
     )
     max_pixels: Count = Field(64_000_000, description="larger images are rejected")
     keep_metadata: bool = Field(False, description=KEEPS)
+    colours: Literal["srgb", "stored"] = Field("srgb", description=COLOURS)
 
 
-class OriginalSource(Settings):
+class OriginalSource(_Imported):
     """Where the original PKU-AIGI-500K release is stored, and which source of it this is."""
 
     kind: Literal["pku"]
@@ -48,6 +68,7 @@ class OriginalSource(Settings):
     )
     max_pixels: Count = Field(64_000_000, description="larger images are rejected")
     keep_metadata: bool = Field(False, description=KEEPS)
+    colours: Literal["srgb", "stored"] = Field("srgb", description=COLOURS)
 
 
 ImportedSource = ImportSource | OriginalSource

@@ -418,8 +418,7 @@ def stage(
         **plan.model_dump(mode="json", exclude={"dataset", "sources", "manifest", "reuse"}),
         "split": shares.model_dump(mode="json"),
         "imports": {
-            # Metadata of files decides no row of the plan.
-            name: local_import(sources, name).model_dump(mode="json", exclude={"keep_metadata"})
+            name: local_import(sources, name).recorded()
             for name in names
             if isinstance(dataset.sources[name], ImportSpec)
         },
