@@ -1,8 +1,8 @@
 """A parcel of files in, a commit and a tag on the Hub out; its errors come without secrets.
 
-What is sent arrives in one commit on top of the one that was looked at: if somebody else published
-in the meantime, the Hub refuses it, and what is there now is looked at again. The tag is put on
-that very commit.
+What is sent arrives in one commit, or in some with parquet files before it, each on top of the one
+that was looked at: if somebody else published in the meantime, the Hub refuses it, and what is
+there now is looked at again. The tag is put on the last one.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from pipeline.release.changes import (
 )
 from pipeline.release.claims import digest
 from pipeline.release.read_back import read_back
+from pipeline.release.sending import Sending, first_commit
 from pipeline.shown import redacted
 from pipeline.store import Store
 from pipeline.versions import tag_of, tagged
@@ -42,9 +43,6 @@ from pipeline.versions import tag_of, tagged
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-ONE_COMMIT = 500
-"""Most parquet files of one commit. More of them arrive in commits of their own before it, as the
-Hub's client cuts them, for a commit of thousands may take the Hub longer than it answers."""
 _ATTEMPTS = 8
 """Of a commit, while others commit something else."""
 
@@ -143,14 +141,6 @@ class HubTarget:
         self.branch = how.revision or "main"
         self.api = hub_api(self.token)
         self._may_write = how.dry_run  # that is not asked of who only looks
-
-    def takes(self, store: Store) -> None:
-        """Refuse files that are not on this machine."""
-        if not store.local:
-            raise AigiError(
-                f"{store.url}: the Hub's client uploads from local folders only. Copy the release "
-                f"first (aigi publish {store.url} --to FOLDER), then publish FOLDER."
-            )
 
     # --- what is there ---------------------------------------------------------------------------
 
@@ -263,7 +253,9 @@ class HubTarget:
         pull, page, branch = self.how.pull_request, None, self.branch
         if not there.exists:
             there = self._looked(version)
-        for _ in range(_ATTEMPTS):
+        sending = Sending(self.api, self.repo, parcel, self.how.say)
+        disturbed, left = 0, None
+        while disturbed < _ATTEMPTS:
             self._refuse_overtaken(parcel, first, there)
             found = changes(parcel, there)
             moved = [change for change in found if change.what != "same"]
@@ -271,22 +263,24 @@ class HubTarget:
                 if pull:
                     self.how.say(f"{self.url}: main has all of it: no pull request was opened")
                 return _Arrived(there.head, branch, page)
+            disturbed += left is not None and len(moved) >= left
+            some = first_commit(parcel, moved)
             try:
-                many = [c for c in moved if c.what != "removed" and c.path.endswith(".parquet")]
-                if len(many) > ONE_COMMIT:
-                    info: Any = self._shards(parcel, many, there, branch, pull)
-                else:
-                    info = self._commit(parcel, moved, there, branch, pull)
+                info = self._commit(sending, some, len(moved) - len(some), there, branch, pull)
             except OSError as error:
                 if status_of(error) not in (409, 412):
                     raise
+                disturbed += 1
                 there = self._looked(version)  # somebody else has committed something
                 continue
+            sending.committed()
             if pull:
                 pull, branch, page = False, info.pr_revision, info.pr_url
                 self.branch = branch
-            if len(many) <= ONE_COMMIT:
+            if len(some) == len(moved):
                 return _Arrived(info.oid, branch, page)
+            left = len(moved)
+            self.how.say(f"{self.url}: {left - len(some):,} of {len(found):,} files are left")
             there = self._looked(version)
         raise AigiError(f"{self.url}: others commit there all the time. {RETRY}")
 
@@ -303,42 +297,31 @@ class HubTarget:
         images = sum(record["rows"] for record in parcel.manifest["files"])
         return f"{parcel.manifest['name']} {parcel.manifest['version']}: {images:,} images"
 
-    def _shards(
-        self, parcel: Parcel, moved: list[Change], there: There, branch: str, pull: bool
-    ) -> Any:
-        """Send parquet files alone, in as many commits as their number asks for."""
-        kinds = {re.sub(r"-[^-/]*(-of-[^/]*)?\.parquet$", "-*.parquet", c.path) for c in moved}
-        return self.api.upload_folder(
-            repo_id=self.repo,
-            repo_type="dataset",
-            folder_path=parcel.shards.path(),
-            revision=None if pull else branch,
-            create_pr=pull,
-            parent_commit=there.head,
-            commit_message=self._title(parcel),
-            allow_patterns=sorted(kinds),
-        )
-
     def _commit(
-        self, parcel: Parcel, moved: list[Change], there: There, branch: str, pull: bool
+        self,
+        sending: Sending,
+        some: list[Change],
+        left: int,
+        there: There,
+        branch: str,
+        pull: bool,
     ) -> Any:
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+        """Commit some changes on top of what was looked at.
 
-        operations = [
-            CommitOperationDelete(path_in_repo=change.path)
-            if change.what == "removed"
-            else CommitOperationAdd(
-                path_in_repo=change.path,
-                path_or_fileobj=parcel.store(change.path).path(change.path),
-            )
-            for change in moved
-        ]
+        Args:
+            left: changes that come after these.
+        """
+        from huggingface_hub import CommitOperationDelete
+
+        gone = [CommitOperationDelete(one.path) for one in some if one.what == "removed"]
+        sent = [one.path for one in some if one.what != "removed"]
+        revision = None if pull else branch
         return self.api.create_commit(
             self.repo,
-            operations,
+            [*gone, *sending.additions(sent, revision, left)],
             repo_type="dataset",
-            commit_message=self._title(parcel),
-            revision=None if pull else branch,
+            commit_message=self._title(sending.parcel),
+            revision=revision,
             create_pr=pull,
             parent_commit=there.head,
         )

@@ -160,7 +160,6 @@ def publish(
     target = _target(to, how)
     asked = Asked(sources, version, partial)
     store, manifest = open_release(run, ENTRIES)
-    target.takes(store)
     with target.alone(), scratch("publish") as folder:
         there = target.look(None if partial else asked.version or manifest["version"])
         parcel = _parcel(store, manifest, asked, there, how, folder)

@@ -64,9 +64,12 @@ def _counted(
 def check_here(store: Store, manifest: Mapping[str, Any], others: bool = False) -> None:
     """Refuse a release that differs from its manifest, before anything is sent.
 
+    Files that are not on this machine would have to be fetched for their hashes: that is done when
+    they are sent.
+
     Args:
         others: there may be more parquet files, which are not sent.
     """
-    wrong = compare(store, dict(manifest), others)
+    wrong = compare(store, dict(manifest), others, hashes=store.local)
     if wrong:
         raise AigiError(f"{store.url}: differs from its manifest: {wrong[0]}. Nothing was sent.")

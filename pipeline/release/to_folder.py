@@ -53,9 +53,6 @@ class FolderTarget:
         self.url, self.how = to, how
         self.target = Store(to)
 
-    def takes(self, store: Store) -> None:
-        """Files may be anywhere."""
-
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Wait until no other process publishes to this folder, and keep others waiting."""

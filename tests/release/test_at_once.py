@@ -19,8 +19,8 @@ from tests.release.test_publish import REPO, TO, client, once, version, whole
 
 FEW = """
 import sys
-from pipeline.release import hub
-hub.ONE_COMMIT = 2
+from pipeline.release import sending
+sending.ONE_COMMIT = 2
 from pipeline.cli import app
 app(sys.argv[1:])
 """
