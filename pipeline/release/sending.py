@@ -141,7 +141,8 @@ def _fetched(parcel: Parcel, path: str, size: int, sha256: str | None, folder: s
                 copy.write(block)
     if got != size or digest.hexdigest() != sha256:
         raise AigiError(
-            f"{place}: not what the manifest states, so it was not published. {store.remedy} {RETRY}"
+            f"{place}: not what the manifest states, so it was not published. "
+            f"{store.remedy} {RETRY}"
         )
     if size > _IN_MEMORY:
         return to

@@ -167,6 +167,28 @@ def test_many_files_arrive_in_commits_before_the_manifest(
     assert hub.tags(REPO).keys() == {"v1.2.3"}
 
 
+def test_who_is_overtaken_between_two_of_its_commits_changes_nothing_more(
+    hub: Hub, release: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(release, tmp_path / "other")
+    version(tmp_path / "other", "1.4.0")
+    late = hub.faults.add("POST", "/commit/", skip=1, delay=120)
+    one = subprocess.Popen(
+        [sys.executable, "-c", FEW, "publish", str(release), "--to", TO],
+        cwd=ROOT, env=hub.environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    until_used(late, one)
+    before = len(hub.commits(REPO))
+    other = aigi("publish", str(tmp_path / "other"), "--to", TO, **hub.environment())
+    assert other.returncode == 0, other.stderr
+    late.end.set()
+    said = one.communicate()[1]
+    assert one.returncode == 1 and "version 1.4.0 was published by someone else" in said, said
+    assert len(hub.commits(REPO)) == before + 1, "its second commit was refused"
+    assert whole(hub, tmp_path / "other") and hub.tags(REPO).keys() == {"v1.4.0"}
+
+
 def test_a_source_may_be_proposed_in_a_pull_request(hub: Hub, teams: dict[str, Path]) -> None:
     there = hub.environment()
     assert aigi("publish", str(teams["sd"]), "--to", TO, **there).returncode == 0
