@@ -21,6 +21,8 @@ def makers_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         return list(found)
     sources = list(manifest["specification"]["sources"])
     own = {name: manifest[name] for name in OWN}
+    if manifest.get("counted") is not None:
+        own["counted"] = manifest["counted"]
     return [{"sources": sources, "version": manifest["version"], **own}]
 
 
@@ -65,7 +67,8 @@ def made_by_one(
         return dict(manifest)
     mine = [m for m in makers if sources is None or not set(sources).isdisjoint(m["sources"])]
     if len(mine) == 1:
-        return {**manifest, **{name: mine[0][name] for name in OWN}}
+        own = {name: mine[0][name] for name in OWN}
+        return {**manifest, **own, "counted": mine[0].get("counted")}
     if not mine:
         raise AigiError(
             f"plan.sources: {location} has no source {', '.join(sorted(sources or ()))}; there "

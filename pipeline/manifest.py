@@ -162,6 +162,7 @@ class Maker(Checked):
     Attributes:
         sources: their names.
         version: of the release with which they came.
+        counted: of all that the run had made by then, which may be more than what is here.
     """
 
     sources: Annotated[list[_Config], Field(min_length=1)]
@@ -171,6 +172,7 @@ class Maker(Checked):
     tables: dict[str, _Fingerprint]
     aigi: _Maker
     versions: dict[str, str]
+    counted: Counted | None = None
 
 
 class Manifest(Checked):

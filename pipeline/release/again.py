@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import yaml
 
@@ -54,39 +54,23 @@ def _places(recipe: Recipe, dataset: Dataset, sources: list[str]) -> Iterator[tu
             yield dotted, asked.there
 
 
-def commands(recipe: Recipe, dataset: Dataset) -> list[str]:
+def commands(dataset: Dataset, recipes: Sequence[Recipe]) -> list[str]:
     """Lines of Markdown: the commands, and what they need.
 
     They are the same for the release and for one that was made by them.
 
     Args:
-        recipe: of the release, with the names of places that its manifest states.
-        dataset: its specification.
+        dataset: the specification of the release.
+        recipes: of each run that made some of its sources, with the names of places that its
+            manifest states.
     """
-    all_of_them = chosen(dataset, recipe.planned("release"))
-    sources = [n for n in all_of_them if not isinstance(dataset.sources[n], HttpSpec)]
-    lines = [_HEAD, 'aigi verify "$RELEASE"']
-    if not sources:
-        return [*fence("\n".join(lines), "sh"), "", "Its images cannot be made again, see Sources."]
-    places = dict(_places(recipe, dataset, sources))
-    given = [f"{dotted}={_written(there)}" for dotted, there in places.items()]
-    if len(sources) < len(all_of_them):
-        given.insert(0, f"plan.sources=[{', '.join(sources)}]")
-    folders = [
-        dotted.split(".")[1]
-        for dotted in places
-        if dotted.startswith("sources.") and dotted.endswith(".folder")
-    ]
-    run = " \\\n  ".join(
-        [
-            f'aigi run "$RELEASE/{MANIFEST}" --set run=again',
-            *(f"--set {shlex.quote(setting)}" for setting in given),
-        ]
-    )
-    if needs_word(recipe, dataset, folders):
-        lines += [f"{run} --dry-run  # lists what it would load on this manifest's word", ""]
-        run += " --trust"
-    found = fence("\n".join([*lines, run]), "sh")
+    lines, places = [_HEAD, 'aigi verify "$RELEASE"'], dict[str, str]()
+    for number, recipe in enumerate(recipes, start=1):
+        run = "again" if len(recipes) == 1 else f"again-{number}"
+        lines += _commands(dataset, recipe, run, len(recipes) == 1, places)
+    found = fence("\n".join(lines), "sh")
+    if len(lines) == 2:
+        return [*found, "", "Its images cannot be made again, see Sources."]
     if places:
         names = ", ".join(dict.fromkeys(escape(there) for there in places.values()))
         found += [
@@ -97,3 +81,38 @@ def commands(recipe: Recipe, dataset: Dataset) -> list[str]:
             ),
         ]
     return found
+
+
+def _commands(
+    dataset: Dataset, recipe: Recipe, run: str, alone: bool, needed: dict[str, str]
+) -> list[str]:
+    """The commands that make the sources of one run again, in a run of its own.
+
+    Args:
+        alone: no other run made any of the release.
+        needed: gets the settings that name places, and what they are on the first machine.
+    """
+    all_of_them = chosen(dataset, recipe.planned("release"))
+    sources = [n for n in all_of_them if not isinstance(dataset.sources[n], HttpSpec)]
+    if not sources:
+        return []
+    places = dict(_places(recipe, dataset, sources))
+    needed |= places
+    given = [f"{dotted}={_written(there)}" for dotted, there in places.items()]
+    if len(sources) < len(all_of_them) or not alone:
+        given.insert(0, f"plan.sources=[{', '.join(sources)}]")
+    folders = [
+        dotted.split(".")[1]
+        for dotted in places
+        if dotted.startswith("sources.") and dotted.endswith(".folder")
+    ]
+    command = " \\\n  ".join(
+        [
+            f'aigi run "$RELEASE/{MANIFEST}" --set run={run}',
+            *(f"--set {shlex.quote(setting)}" for setting in given),
+        ]
+    )
+    if not needs_word(recipe, dataset, folders):
+        return [command]
+    looked = f"{command} --dry-run  # lists what it would load on this manifest's word"
+    return [looked, "", f"{command} --trust"]

@@ -180,6 +180,11 @@ _SHARED = [name for name in Kind._fields if name not in ("split", "converted", "
 _COLUMNS = [*_SHARED, "image_id", "prompt_id", "pair_id", "note", "image.path"]
 
 
+def listed_ids(rows: pa.Table) -> bytes:
+    """The ids of images, a line each: what `rows` of `Counts` is a hash of."""
+    return "".join(f"{image}\n" for image in rows["image_id"].to_pylist()).encode()
+
+
 def shared_versions(versions: pa.ChunkedArray) -> pa.Array:
     """The column `versions` without what is of one row alone: requests to an endpoint."""
     encoded = versions.combine_chunks().dictionary_encode()
@@ -323,7 +328,7 @@ def count(
             left_out += _left_out(rows["note"])
             formats |= _formats(rows["image"])
             ids[source] += rows["prompt_id"].chunks
-            digest.update("".join(f"{image}\n" for image in rows["image_id"].to_pylist()).encode())
+            digest.update(listed_ids(rows))
             samples[source] = _lowest(iter([*samples[source], *_samples(rows, shard, split)]))
             bar.advance(rows.num_rows)
     generated = [

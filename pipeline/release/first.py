@@ -32,11 +32,13 @@ class First:
         location: of its manifest.
         manifest: checked.
         whole: all of its sources are made again.
+        all_of_a_run: all that one of the runs made which it was put together from.
     """
 
     location: str
     manifest: Mapping[str, Any]
     whole: bool
+    all_of_a_run: bool
 
     def said(self, recipe: Recipe) -> Recipe:
         """The recipe with the names of files and folders that the first release states."""
@@ -74,7 +76,7 @@ class First:
         found = replace(found, unasked=tuple(dict.fromkeys([*found.unasked, *unasked])))
         if plan_beside(self.location, self.manifest) is None:
             return found
-        return found.again(counted if self.whole else None)
+        return found.again(counted if self.all_of_a_run else None)
 
 
 def first_of(plan: Plan, sources: Sequence[str]) -> First | None:
@@ -91,5 +93,6 @@ def first_of(plan: Plan, sources: Sequence[str]) -> First | None:
     manifest = made_by_one(plan.manifest, read_manifest(plan.manifest), sources)
     stated = manifest["workflow"]["plan"]["sources"]
     # What one of several runs made is not the whole release.
-    whole = not manifest.get("makers") and set(stated) == set(sources)
-    return First(plan.manifest, manifest, whole)
+    everything = set(stated) == set(sources)
+    whole = not manifest.get("makers") and everything
+    return First(plan.manifest, manifest, whole, everything)

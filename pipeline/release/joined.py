@@ -38,7 +38,7 @@ from pipeline.plan.copied import shards_in
 from pipeline.plan.rounds import summary_of
 from pipeline.plan.specification import Dataset
 from pipeline.release.changes import How, Parcel, There
-from pipeline.release.counts import COLUMNS, Counts, count_rows
+from pipeline.release.counts import COLUMNS, Counts, count_rows, listed_ids
 from pipeline.release.croissant import CROISSANT, croissant
 from pipeline.release.front_matter import TAGS, configs_of
 from pipeline.release.joint_card import Joint, readme, recipe_of
@@ -167,11 +167,11 @@ def _short(value: object) -> str:
 
 
 def _common(maker: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a maker states, but for which sources it made, and with which version they came."""
+    """All that a maker states, but for which sources it made, and how many by which version."""
     workflow = dict(maker["workflow"])
     workflow.pop("sources", None)
     workflow["plan"] = {**(workflow.get("plan") or {}), "sources": None}
-    return {**maker, "sources": None, "version": None, "workflow": workflow}
+    return {**maker, "sources": None, "version": None, "counted": None, "workflow": workflow}
 
 
 def _makers(found: Sequence[Side], order: Sequence[str]) -> list[dict[str, Any]]:
@@ -203,7 +203,7 @@ def _makers(found: Sequence[Side], order: Sequence[str]) -> list[dict[str, Any]]
 def _own(makers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Entries of the manifest that hold of one run, or are what all makers have in common."""
     if len(makers) == 1:
-        return {name: makers[0][name] for name in OWN}
+        return {name: makers[0][name] for name in (*OWN, "counted") if name in makers[0]}
     versions = [set(maker["versions"].items()) for maker in makers]
     captions = [line for maker in makers for line in maker["captions"]]
     return {
@@ -293,11 +293,13 @@ def _copied_plan(side: Side, to: str) -> str:
 class _Rows:
     """The rows of all sides: narrow columns, and single images."""
 
-    def __init__(self, found: Sequence[Side]) -> None:
+    def __init__(self, found: Sequence[Side], makers: Sequence[Mapping[str, Any]]) -> None:
         self._side = {
             file["path"].removesuffix(".parquet"): side for side in found for file in side.files
         }
         self.prompts: dict[tuple[str, str], list[pa.Array]] = defaultdict(list)
+        self._maker = {name: n for n, maker in enumerate(makers) for name in maker["sources"]}
+        self.digests = [hashlib.sha256() for _ in makers]
 
     def read(self, shard: str) -> pa.Table:
         """A shard with the columns that are counted."""
@@ -315,6 +317,7 @@ class _Rows:
                     where = self._side[shard].store.path(f"{shard}.parquet")
                     raise gate.refused(where, "source", f"other than {source}", REMEDY)
                 self.prompts[source, rest.split("-")[0]].append(pc.unique(rows["prompt_id"]))
+                self.digests[self._maker[source]].update(listed_ids(rows))
                 yield shard, rows
 
     def images(
@@ -407,14 +410,15 @@ def joined(found: Sequence[Side], version: str, there: There, how: How, folder: 
         for maker in makers_of(side.manifest):
             recipe_of(maker, side.store.path(MANIFEST))
     plan, plan_record = _plan(found, documents, _scratch_below(folder))
-    rows = _Rows(found)
+    makers = _makers(found, order)
+    rows = _Rows(found, makers)
     counts = count_rows(rows.tables(), _planned(documents))
     rows.refuse_prompts_in_two_splits(there.url)
-    makers = _makers(found, order)
     wanted = {
         cell: each for side in found for cell, each in side.cells(side.manifest["wanted"]).items()
     }
-    joint = Joint(dataset, version, files, makers, wanted)
+    hashes = [digest.hexdigest() for digest in rows.digests]
+    joint = Joint(dataset, version, files, makers, wanted, hashes)
     having = [name for side in found for name in side.sources if side.has_options(name)]
     manifest = {
         "name": stated["name"],

@@ -1,27 +1,26 @@
 """A release that was put together in, its dataset card out.
 
-It states what rows, plans and manifests give. What only the run of a source could count is left
-out: why images were dropped, and captions refused; the card says so.
+It states what rows, plans and manifests give. What only the run of a source could count is there
+as that run counted it, if all that it made is here. Why images were dropped is left out; the card
+says so.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from pipeline.gate import check
 from pipeline.manifest import MANIFEST, REMEDY, FileRecord
-from pipeline.markdown import Safe, code, escape, fence, number, plain, table
+from pipeline.markdown import Safe, code, escape, number, plain, table
 from pipeline.plan.specification import Dataset, DrawnSpec, HttpSpec, ImportSpec, PromptedSpec
-from pipeline.prompts.captions import BlipCaptions
-from pipeline.prompts.prompts import name_of, place_of
-from pipeline.release.card import of_rows
+from pipeline.release.again import commands
+from pipeline.release.card_rows import crossed, of_rows, origins, use
 from pipeline.release.counts import Counts
-from pipeline.release.croissant import CROISSANT
-from pipeline.release.front_matter import NOT_STATED, configs_of, front_matter
+from pipeline.release.front_matter import configs_of, front_matter
 from pipeline.release.recipe import Recipe
 from pipeline.release.regenerate import sections_of
 from pipeline.release.sheet import Shown
@@ -38,6 +37,7 @@ class Joint:
         files: in the order of the specification.
         makers: as `pipeline.makers.makers_of` returns them.
         wanted: images by SOURCE/SPLIT, where a number was asked for.
+        rows: sha256 of the ids of all images of each maker, in their order.
     """
 
     dataset: Dataset
@@ -45,6 +45,7 @@ class Joint:
     files: list[FileRecord]
     makers: list[dict[str, Any]]
     wanted: Mapping[str, int]
+    rows: Sequence[str]
 
     @cached_property
     def configs(self) -> dict[str, dict[str, int]]:
@@ -95,57 +96,40 @@ def _made_by(joint: Joint) -> list[str]:
 
 
 def _use(joint: Joint) -> list[str]:
-    config, splits = next(iter(joint.configs.items()), ("CONFIG", {"train": 0}))
-    split = list(splits)[-1]
-    makers = joint.makers
-    made = [
-        f"aigi run workflows/regenerate.yaml --set plan.manifest=FOLDER/{MANIFEST}"
-        + (f" --set 'plan.sources=[{', '.join(maker['sources'])}]'" if len(makers) > 1 else "")
-        for maker in makers
-        if any(not isinstance(joint.dataset.sources[name], HttpSpec) for name in maker["sources"])
-    ]
-    again = "the sources of a run again" if len(makers) > 1 else "the dataset again"
-    return [
-        "## Use",
-        "",
-        *fence(
-            f"""from datasets import load_dataset
-
-NAME = "ORG/NAME"  # the repository on the Hub, or the folder that holds this file
-images = load_dataset(NAME, "{config}", split="{split}")
-print(images[0]["text"], images[0]["image"].size)
-
-# without a download first
-for row in load_dataset(NAME, "{config}", split="{split}", streaming=True):
-    print(row["image_id"], row["text"])
-    break""",
-            "python",
-        ),
-        "",
-        f"To check every file against the manifest, and to make {again}, in a run of its own:",
-        "",
-        *fence("\n".join(["aigi verify FOLDER", *made]), "sh"),
-        "",
-        f"`{CROISSANT}` describes the same files for readers of Croissant metadata.",
-    ]
+    again = "the dataset" if len(joint.makers) == 1 else "the sources of each run"
+    return use(commands(joint.dataset, joint.recipes), again, joint.configs)
 
 
-def _captions(maker: Mapping[str, Any], recipe: Recipe) -> list[list[Safe]]:
-    rows = []
-    for source in recipe.prompts.sources if recipe.prompts is not None else ():
-        kind = (
-            f"{source.kind} ({source.model})" if isinstance(source, BlipCaptions) else source.kind
-        )
-        rows.append(
-            [
-                _names(maker),
-                escape(name_of(source)),
-                escape(kind),
-                escape(place_of(source)),
-                escape(source.licence or NOT_STATED),
-            ]
-        )
-    return rows
+def _origins(joint: Joint, counts: Counts) -> list[str]:
+    """Where the prompts of each run come from; numbers, where they hold of what is here."""
+    lines: list[str] = []
+    heads = ("source", "kind", "file or dataset", "licence", "prompts", "in the release", "images")
+    for maker, recipe, rows_of in zip(joint.makers, joint.recipes, joint.rows, strict=True):
+        of = replace(counts, rows=rows_of).again(maker.get("counted"))
+        generated = {
+            name: spec
+            for name in maker["sources"]
+            if isinstance(spec := joint.dataset.sources[name], PromptedSpec)
+        }
+        rows = origins(recipe, generated, of)
+        if not rows:
+            continue
+        whose = "" if len(joint.makers) == 1 else f" of {_names(maker)}"
+        lines += ["", f"Captions{whose}:", "", *table([Safe(h) for h in heads], rows, right=3)]
+        if of.copied:
+            lines += ["", "How many of them became prompts is not known of this part of a run."]
+        for found, what in (
+            (of.refused, "Captions that were refused"),
+            (of.unplanned, "Pictures of imports that could not be planned"),
+        ):
+            if found:
+                lines += [
+                    "",
+                    f"{what}{whose}, by source and reason:",
+                    "",
+                    *crossed(found, "reason"),
+                ]
+    return lines
 
 
 def _prompts(joint: Joint, counts: Counts) -> list[str]:
@@ -154,12 +138,8 @@ def _prompts(joint: Joint, counts: Counts) -> list[str]:
         [code(name), number(counts.prompts[name]), number(images[name,])] for name in joint.configs
     ]
     heads = [Safe("config"), Safe("prompts in the release"), Safe("images")]
-    lines = ["## Prompts", "", *table(heads, rows, right=2)]
+    lines = ["## Prompts", "", *table(heads, rows, right=2), *_origins(joint, counts)]
     pairs = list(zip(joint.makers, joint.recipes, strict=True))
-    captions = [row for maker, recipe in pairs for row in _captions(maker, recipe)]
-    if captions:
-        names = ("config", "source", "kind", "file or dataset", "licence")
-        lines += ["", "Where they come from:", "", *table([Safe(name) for name in names], captions)]
     imported = [n for n in joint.configs if isinstance(joint.dataset.sources[n], ImportSpec)]
     if imported:
         lines += ["", f"With the pictures: those of {', '.join(map(code, imported))}."]
@@ -310,7 +290,8 @@ def readme(joint: Joint, counts: Counts, shown: list[Shown]) -> str:
     paragraphs = re.split(r"\n\s*\n", dataset.description)
     words = [*paragraphs, partial_words(joint.version)]
     about: list[list[str]] = [[escape(each)] for each in words if plain(each)]
-    own = of_rows(dataset, counts, shown, configs)
+    options = any(kind.options is not None for kind in counts.kinds)
+    own = of_rows(dataset, counts, shown, configs, options, "Put together with")
     sections: list[list[str]] = [
         [f"# {escape(dataset.title)}"],
         *about,

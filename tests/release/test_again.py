@@ -376,7 +376,7 @@ def test_hostile_counts_of_a_manifest_are_only_shown(run: Path, places: Path) ->
     manifest["counted"]["origins"][0]["source"] = naughty
     manifest["counted"]["refused"][0]["reason"] = naughty
     (release / MANIFEST).write_text(json.dumps(manifest))
-    counted = First(str(release / MANIFEST), manifest, whole=True).counts(
+    counted = First(str(release / MANIFEST), manifest, whole=True, all_of_a_run=True).counts(
         some_counts(rows=manifest["counted"]["rows"])
     )
     assert Origin(naughty, manifest["counted"]["origins"][0]["place"]) in counted.origins
@@ -411,7 +411,7 @@ def printed(tmp_path: Path, dataset: dict[str, Any], **sections: Any) -> str:
     data = {"run": "r", "plan": {"dataset": "x.yaml"}, "images": {}, **sections}
     flow = check(workflows.Workflow, data, str(tmp_path / "flow.yaml"))
     found = check(specification.Dataset, {**rich.SPECIFICATION, **dataset}, "x.yaml")
-    return "\n".join(commands(flow, found))
+    return "\n".join(commands(found, [flow]))
 
 
 def test_an_endpoint_is_left_out_of_the_recipe(tmp_path: Path) -> None:

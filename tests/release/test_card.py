@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.manifest import CARD, open_release
 from pipeline.markdown import plain
-from pipeline.release import card, words
+from pipeline.release import card, card_rows, words
 from pipeline.release.counts import Counts, Kind, Origin, PromptCount
 from pipeline.release.croissant import CROISSANT
 from pipeline.release.sheet import SHEET, Shown
@@ -188,10 +188,10 @@ def test_a_release_without_a_single_image(tmp_path: Path) -> None:
 def test_many_sizes_are_one_line(tmp_path: Path) -> None:
     counts = some_counts("x")
     base = next(iter(counts.kinds))
-    for width in range(card.SHOWN_SIZES + 7):
+    for width in range(card_rows.SHOWN_SIZES + 7):
         counts.kinds[base._replace(width=1000 + width, height=5)] += 1
-    lines = card._resolutions(counts, ["sd"])
-    assert len(lines) == 4 + card.SHOWN_SIZES + 1
+    lines = card_rows._resolutions(counts, ["sd"])
+    assert len(lines) == 4 + card_rows.SHOWN_SIZES + 1
     assert lines[-1] == "| `sd` | `train` | 8 others | 8 |"
 
 
@@ -313,7 +313,7 @@ def test_nothing_quoted_changes_the_card(text: str) -> None:
     heading = next(token for token in body(whole) if token.type == "inline")
     assert shown(heading) == plain(text)
     cells = tables(whole)
-    assert cells["Pictures"][0][1] == ["sd", "train", plain(card._cut(text))]
+    assert cells["Pictures"][0][1] == ["sd", "train", plain(card_rows._cut(text))]
     assert [line[2:4] for line in cells["Prompts"][0][1:]] == [
         [plain(f"b{text}"), "not stated"],
         ["x", plain(text)],
@@ -348,5 +348,5 @@ def test_a_description_keeps_its_paragraphs(small: tuple[Path, str]) -> None:
 
 
 def test_long_prompts_are_cut() -> None:
-    assert card._cut("word " * 100) == ("word " * 40).rstrip() + "…"
-    assert card._cut("short\nprompt") == "short prompt"
+    assert card_rows._cut("word " * 100) == ("word " * 40).rstrip() + "…"
+    assert card_rows._cut("short\nprompt") == "short prompt"

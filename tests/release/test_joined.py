@@ -26,6 +26,7 @@ from pipeline.release.diff import diff
 from pipeline.release.publish import publish
 from pipeline.release.verify import compare
 from tests.conftest import ROOT, SPECIFICATION, aigi, aigi_here, listed, make_workflow
+from tests.release.test_again import recipe, shell
 from tests.release.test_onto import files
 
 Maker = Callable[..., Path]
@@ -337,6 +338,62 @@ def test_each_source_is_made_again_by_the_settings_of_its_own_run(
     mine, first = manifest_of(made / "release"), manifest_of(teams["sdxl"] / "release")
     assert mine["workflow"]["plan"]["margin"] == 0.5
     assert mine["captions"] == first["captions"]
+
+
+def test_the_recipe_on_the_card_makes_the_sources_of_each_run_again(
+    teams: dict[str, Path], target: Path, tmp_path: Path, models: Path
+) -> None:
+    publish(str(teams["sdxl"]), str(target), sources=["sdxl"])
+    printed = recipe((target / CARD).read_text())
+    places = tmp_path / "user"
+    places.mkdir()
+    for name in ("sd", "sdxl"):
+        (places / name).symlink_to(models / name)
+    done = shell(printed.replace("FOLDER", f"'{target}'", 1), places)
+    assert done.returncode == 0, done.stderr
+    for number, name in enumerate(("sd", "sdxl"), start=1):
+        assert f"plan.sources=[{name}]" in printed
+        assert shards(places / f"again-{number}", name) == shards(teams[name], name)
+        again = manifest_of(places / f"again-{number}" / "release")
+        assert (
+            again["counted"]["origins"]
+            == manifest_of(teams[name] / "release")["counted"]["origins"]
+        )
+
+
+def test_what_each_run_counted_of_its_captions_is_on_the_card(
+    teams: dict[str, Path], target: Path
+) -> None:
+    publish(str(teams["sdxl"]), str(target), sources=["sdxl"])
+    assert wrong(target) == []
+    card, makers = (target / CARD).read_text(), manifest_of(target)["makers"]
+    for maker in makers:
+        own = manifest_of(teams[maker["sources"][0]] / "release")["counted"]
+        assert maker["counted"] == own
+        (origin,) = own["origins"]
+        numbers = " | ".join(f"{origin[name]:,}" for name in ("kept", "used", "images"))
+        assert f"Captions of `{maker['sources'][0]}`:" in card and numbers in card
+    assert "is not known of this part" not in card
+    for maker in makers:  # somebody's claim of other images is not repeated
+        maker["counted"]["rows"] = "0" * 64
+    manifest = {**manifest_of(target), "makers": makers}
+    (target / MANIFEST).write_text(json.dumps(manifest))
+    publish(str(teams["sdxl"]), str(target), sources=["sdxl"], version="1.2.0")
+    card = (target / CARD).read_text()
+    assert card.count("is not known of this part of a run") == 1
+    assert "Captions of `sd`:" in card
+
+
+def test_of_a_part_of_a_run_nothing_is_counted(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    run, target = finished[1], tmp_path / "set"
+    publish(str(run), str(target), sources=["sd"], version="0.1.0")
+    assert "is not known of this part of a run" in (target / CARD).read_text()
+    publish(str(run), str(target), sources=["sdxl"], version="0.2.0")
+    whole, mine = manifest_of(run / "release"), manifest_of(target)
+    assert mine["counted"] == whole["counted"]
+    card = (target / CARD).read_text()
+    assert "is not known of this part" not in card
+    assert f"| {whole['counted']['origins'][0]['kept']:,} |" in card
 
 
 def test_rows_of_all_runs_are_made_again_by_verify(
