@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,8 @@ class Candidates:
 
     def parts(self) -> Iterator[tuple[str, slice]]:
         """Every shard that has rows, and which."""
-        ends = [*list(self.shards.values())[1:], len(self.unit)]
-        for (name, start), end in zip(self.shards.items(), ends, strict=True):
+        bounds = pairwise([*self.shards.values(), len(self.unit)])
+        for name, (start, end) in zip(self.shards, bounds, strict=True):
             if start < end:
                 yield name, slice(start, end)
 

@@ -169,9 +169,10 @@ def test_a_strange_kind_of_pair_is_refused(tmp_path: Path) -> None:
         select(candidates(store, asked_ids(pairs)), Selection(), {}, pairs, {})
 
 
-def test_the_selection_of_a_run_without_images_is_empty(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shards", [[], [("train", [], False, False)]])
+def test_the_selection_of_a_run_without_images_is_empty(tmp_path: Path, shards: list[Any]) -> None:
     (tmp_path / "spec.yaml").write_text(SPEC)
-    store = written(tmp_path, [("train", [], False, False)], [])
+    store = written(tmp_path, shards, [])
     said = io.StringIO()
     plan = Plan(dataset=str(tmp_path / "spec.yaml"))
     assert _build(Selection(), plan, store, Progress(said)) == []
