@@ -286,3 +286,29 @@ def test_a_partial_release_is_one_by_itself(verified: Path, tmp_path: Path) -> N
         assert wrong_claims(store, manifest, Progress(io.StringIO()), True) == []
         assert manifest["plan"]["rounds"] == [] and found.sources == ("sd",)
         assert manifest["workflow"]["plan"]["sources"] == ["sd"]
+
+
+def test_a_grown_run_whose_images_are_in_its_release_is_published_in_part(
+    make_workflow: WorkflowMaker, finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """sd was released, and its images moved there; sdxl was added, and is still being made."""
+    plan = {"dataset": "dataset.yaml", "shard_mb": 0.05}
+    workflow, run = make_workflow(plan={**plan, "sources": ["sd"]}), tmp_path / "run"
+    go_on(workflow, run)
+    moved = Store(str(run)).record("images")
+    assert moved is not None and all(one.moved for one in moved.shards.values())
+    made = len(list((run / "images").glob("*.parquet")))
+    workflow = make_workflow(plan=plan)
+    killed(workflow, run, made + 1)
+    removed(run, "images", "sdxl")
+    before, target = state(run), tmp_path / "set"
+    said = partly(run, target)
+    assert any(line.startswith("not yet complete: sdxl: images: ") for line in said)
+    assert state(run) == before and not (run / PLACE).exists()
+    assert wrong(target) == []
+    assert {p: data for p, data in files(target).items() if p.startswith("sd/")} == shards(
+        finished[1], "sd"
+    )
+    go_on(workflow, run)
+    assert shards(run, "sdxl") == shards(finished[1], "sdxl")
+    assert shards(run, "sd") == shards(finished[1], "sd")
