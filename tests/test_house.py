@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 ORDER = [
     "shown", "complaints", "gate", "versions", "faults", "hub_said", "outside", "settings",
-    "files", "threads", "columns", "pixels", "metadata", "markdown", "progress", "charts", "tables",
+    "files", "threads", "columns", "digests", "pixels", "metadata", "markdown", "progress", "charts", "tables",
     "parquet", "record", "folder", "lent", "store", "held", "intact", "freed", "retry", "loaded",
     "logbook", "alive", "parts", "software", "stage", "joining", "cluster", "shards", "run",
     "status", "makers", "manifest", "pictures", "collection", "models", "marks",
