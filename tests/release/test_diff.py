@@ -183,9 +183,12 @@ def test_equal_files_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     other = release(tmp_path / "b", {**rows, "1": row("another text")})
     opened: list[str] = []
     before = module.narrow
-    monkeypatch.setattr(
-        module, "narrow", lambda store, path: opened.append(path) or before(store, path)
-    )
+
+    def noted(store: Store, path: str) -> pa.Table:
+        opened.append(path)
+        return before(store, path)
+
+    monkeypatch.setattr(module, "narrow", noted)
     assert [(d.what, d.image_id, d.columns) for d in diff(one, other)] == [("changed", "1", "text")]
     assert {path.rsplit("/")[-1] for path in opened} == {"train-00001.parquet"}
 
