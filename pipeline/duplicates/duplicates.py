@@ -16,17 +16,21 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline import AigiError, gate
+from pipeline import gate
 from pipeline.cluster import with_ray
+from pipeline.columns import Growing, is_in, repeated
+from pipeline.digests import Digests
 from pipeline.duplicates.clusters import clustered_pairs, divide, part_pairs
 from pipeline.duplicates.groups import equal_pairs
 from pipeline.duplicates.hashes import hash_pairs
 from pipeline.duplicates.pairs import Pairs, gathered, near_pairs
 from pipeline.files import scratch
 from pipeline.gate import Checked, Number, Sha256, matching
+from pipeline.plan.units import Units, ids_of
 from pipeline.progress import Progress
 from pipeline.record import digest
 from pipeline.settings import Count, Settings
@@ -86,48 +90,64 @@ _AT_ONCE = 1 << 16  # pairs of a chunk
 
 @dataclass(frozen=True)
 class _Rows:
-    """Images in the order in which they are joined: old shards first."""
+    """n images in the order in which they are joined: old shards first.
 
-    image_id: pa.Array
-    unit: NDArray[np.int64]  # one number for all variants of a generation
-    pixels: list[str | None]
-    scope: NDArray[np.int64]
+    Attributes:
+        shards: the number of the first row of each shard.
+        unit: int32, one number for all variants of a generation.
+        prints: 64 bits of the hash of an image's pixels; 0 where it has none.
+        scope: int32, equal where images are compared with each other.
+        held: of a held-out split.
+        old: how many were joined before.
+    """
+
+    shards: Mapping[str, int]
+    unit: NDArray[np.int32]
+    prints: NDArray[np.uint64]
+    scope: NDArray[np.int32]
     held: NDArray[np.bool_]
     old: int
 
 
 def _rows(store: Store, shards: list[str], old: int, scope: str) -> _Rows:
     """`old` is a number of shards here, and of rows in the answer."""
-    image_id: list[str] = []
-    unit: list[int] = []
-    number: dict[str, int] = {}
-    pixels: list[str | None] = []
-    source: list[str] = []
-    split: list[str] = []
-    before = 0
-    for place, shard in enumerate(shards):
+    units, prints, digests = Units(), Growing(np.uint64), Digests()
+    scopes, held = Growing(np.int32), Growing(np.bool_)
+    starts: dict[str, int] = {}
+    names: dict[str, int] = {}
+    for shard in shards:
+        starts[shard] = len(prints)
         found = store.aligned(
             shard, {"plan": ["source", "split", "pair_id"], "images": ["pixels_sha256"]}
         )
-        plan, images = found["plan"], found["images"]
-        ids = plan["image_id"].to_pylist()
-        image_id += ids
-        for pair, own in zip(plan["pair_id"].to_pylist(), ids, strict=True):
-            unit.append(number.setdefault(pair or own, len(number)))
-        pixels += images["pixels_sha256"].to_pylist()
-        source += plan["source"].to_pylist()
-        split += plan["split"].to_pylist()
-        if place < old:
-            before += len(ids)
-    names = {name: i for i, name in enumerate(dict.fromkeys(source))}
+        plan, pixels = found["plan"], found["images"]["pixels_sha256"]
+        units.add(plan)
+        prints.add(np.where(pixels.is_null().to_numpy(), np.uint64(0), digests.values(pixels)))
+        held.add(pc.not_equal(plan["split"], "train").to_numpy())
+        source = plan["source"].combine_chunks().dictionary_encode()
+        numbers = [names.setdefault(name, len(names)) for name in source.dictionary.to_pylist()]
+        here = np.array(numbers if scope == "source" else [0] * len(numbers), np.int32)
+        scopes.add(here[source.indices.to_numpy()])
     return _Rows(
-        pa.array(image_id, pa.string()),
-        np.array(unit, np.int64),
-        pixels,
-        np.array([names[name] if scope == "source" else 0 for name in source], np.int64),
-        np.array([name != "train" for name in split], np.bool_),
-        before,
+        starts,
+        units.whole(store, shards),
+        prints.values(),
+        scopes.values(),
+        held.values(),
+        starts[shards[old]] if old < len(shards) else len(prints),
     )
+
+
+def _equal_pixels(store: Store, rows: _Rows) -> Iterator[Pairs]:
+    """Pairs of images with the same pixels: of rows whose hashes look equal, these are compared."""
+    alike = np.flatnonzero(is_in(rows.prints, repeated(rows.prints[rows.prints != 0])))
+    names, starts = list(rows.shards), np.array([*rows.shards.values()], np.int64)
+    of = np.searchsorted(starts, alike, side="right") - 1
+    keys: list[str | None] = []
+    for shard in np.unique(of).tolist():
+        column = store.read("images", names[shard], ["pixels_sha256"])["pixels_sha256"]
+        keys += column.take(pa.array(alike[of == shard] - starts[shard])).to_pylist()
+    yield from _moved(equal_pairs(keys), alike)
 
 
 def _counts(pairs: Pairs, rows: _Rows) -> NDArray[np.bool_]:
@@ -139,41 +159,36 @@ def _counts(pairs: Pairs, rows: _Rows) -> NDArray[np.bool_]:
 
 
 def _vectors(
-    store: Store, shards: list[str], rows: _Rows, folder: Path
+    store: Store, shards: list[str], folder: Path
 ) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
     """Vectors of all images that have one, memory-mapped, and the row of each."""
-    which: list[int] = []
-    start = 0
-    size = 0
+    which, start, size = Growing(np.int64), 0, 0
     path = folder / "vectors.f16"
     with path.open("wb") as file:
         for shard in shards:
-            table = store.read("embeddings", shard, ["image_id", "image_vector"])
-            ids = table["image_id"].combine_chunks()
-            if ids != rows.image_id.slice(start, len(ids)):
-                raise AigiError(
-                    f"{store.path('embeddings', shard)}.parquet: rows differ from the plan's"
-                )
-            column = table["image_vector"].combine_chunks()
-            which += [start + int(i) for i in np.flatnonzero(column.is_valid())]
+            both = {"plan": [], "embeddings": ["image_vector"]}
+            column = store.aligned(shard, both)["embeddings"]["image_vector"].combine_chunks()
+            there = column.is_valid().to_numpy(zero_copy_only=False)
+            which.add(start + np.flatnonzero(there))
             present = column.drop_null()
             size = column.type.list_size
             if len(present):
                 file.write(present.flatten().to_numpy(zero_copy_only=False).tobytes())
-            start += len(ids)
-    if not which:
+            start += len(column)
+    if not len(which):
         return np.empty((0, max(size, 1)), np.float16), np.empty(0, np.int64)
     found = np.memmap(path, np.float16, "r", shape=(len(which), size))
-    return found, np.array(which, np.int64)
+    return found, which.values()
 
 
 def _hashes(store: Store, shards: list[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    parts: list[int | None] = []
+    hashes, which, start = Growing(np.uint64), Growing(np.int64), 0
     for shard in shards:
-        table = store.read("quality", shard, ["perceptual_hash"])
-        parts += table["perceptual_hash"].to_pylist()
-    which = np.array([i for i, value in enumerate(parts) if value is not None], np.int64)
-    return np.array([value for value in parts if value is not None], np.uint64), which
+        column = store.read("quality", shard, ["perceptual_hash"])["perceptual_hash"]
+        which.add(start + np.flatnonzero(column.is_valid().to_numpy()))
+        hashes.add(column.drop_null().to_numpy())
+        start += len(column)
+    return hashes.values(), which.values()
 
 
 def _moved(pairs: Iterable[Pairs], which: NDArray[np.int64]) -> Iterator[Pairs]:
@@ -222,24 +237,25 @@ def _find(
     folder: Path,
 ) -> Iterator[pa.Table]:
     rows = _rows(store, shards, old, settings.scope)
-    found: list[tuple[str, Pairs]] = [("pixels", gathered(equal_pairs(rows.pixels)))]
+    found: list[tuple[str, Pairs]] = [("pixels", gathered(_equal_pixels(store, rows)))]
     if settings.min_hash_similarity is not None:
         hashes, which = _hashes(store, shards)
         most = int((1 - settings.min_hash_similarity) * HASH_BITS + 1e-9)
         near = gathered(_moved(hash_pairs(hashes, most), which))
         found.append(("hash", Pairs(near.first, near.second, 1 - near.measure / HASH_BITS)))
     if (tau := settings.min_similarity) is not None:
-        vectors, which = _vectors(store, shards, rows, folder)
+        vectors, which = _vectors(store, shards, folder)
         join = _near(tau, settings, compute, progress, vectors, rows, which)
         found.append(("vector", gathered(_moved(join, which))))
+    ids = ids_of(store, rows.shards)
     for kind, pairs in found:
         counts = np.flatnonzero(_counts(pairs, rows))
         for start in range(0, len(counts), _AT_ONCE):
             some = counts[start : start + _AT_ONCE]
             yield pa.table(
                 [
-                    rows.image_id.take(pa.array(pairs.first[some])),
-                    rows.image_id.take(pa.array(pairs.second[some])),
+                    ids(pairs.first[some]),
+                    ids(pairs.second[some]),
                     pa.array([kind] * len(some), pa.string()),
                     pa.array(pairs.measure[some], pa.float64()),
                 ],

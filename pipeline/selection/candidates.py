@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import AigiError
-from pipeline.columns import Growing, fingerprints, is_in, repeated
+from pipeline.columns import Growing, fingerprints, is_in
+from pipeline.plan.units import Units, ids_of
 from pipeline.selection.rules import columns_of
 from pipeline.store import Store
 
@@ -157,52 +158,7 @@ def _places(plan: pa.Table, number: dict[tuple[str, str], int]) -> Int32:
     return numbers[back]
 
 
-def _generations(plan: pa.Table) -> pa.DictionaryArray:
-    """What each row shares with its variants: the dictionary has each once, as they come first."""
-    pair = plan["pair_id"]
-    if pair.null_count < len(pair):
-        pair = pc.if_else(pc.equal(pc.binary_length(pair), 0), None, pair)
-        key = pc.coalesce(pair, plan["image_id"])
-    else:
-        key = plan["image_id"]
-    found = key.combine_chunks().dictionary_encode()
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
-
-
 _PLAN = ["source", "split", "pair_id"]
-
-
-class _Units:
-    """Numbers of generations, as they come first, though those of one may be in two shards."""
-
-    def __init__(self) -> None:
-        self.unit, self.count = Growing(np.int32), 0
-        self.prints = Growing(np.uint64)
-
-    def add(self, plan: pa.Table) -> None:
-        key = _generations(plan)
-        self.unit.add(key.indices.to_numpy() + np.int32(self.count))
-        self.prints.add(fingerprints(key.dictionary))
-        self.count += len(key.dictionary)
-
-    def whole(self, store: Store, shards: Iterable[str]) -> Int32:
-        """The number of each row: here what has numbers from two shards gets the first one."""
-        unit = self.unit.values()
-        again = repeated(self.prints.values())
-        del self.prints
-        if not len(again):
-            return unit
-        first = np.arange(self.count, dtype=np.int32)
-        number: dict[str, int] = {}
-        start = 0
-        for shard in shards:
-            keys = _generations(store.read("plan", shard, ["image_id", *_PLAN])).dictionary
-            for at in np.flatnonzero(is_in(fingerprints(keys), again)).tolist():
-                first[start + at] = number.setdefault(keys[at].as_py(), start + at)
-            start += len(keys)
-        new = np.cumsum(first == np.arange(self.count, dtype=np.int32), dtype=np.int32) - 1
-        found: Int32 = new.astype(np.int32)[first][unit]
-        return found
 
 
 class _Finder:
@@ -227,26 +183,6 @@ class _Finder:
         return Asked(self.ids, self.row.values(), self.which.values())
 
 
-def _reader(store: Store, shards: Mapping[str, int]) -> Callable[[NDArray[Any]], pa.Array]:
-    """What reads the ids of some rows of the plan, given the first row of each shard."""
-    names, starts = list(shards), np.array([*shards.values()], np.int64)
-
-    def ids(rows: NDArray[Any]) -> pa.Array:
-        order = np.argsort(rows, kind="stable")
-        ascending = np.asarray(rows, np.int64)[order]
-        of = np.searchsorted(starts, ascending, side="right") - 1
-        parts = []
-        for shard in np.unique(of).tolist():
-            here = ascending[of == shard] - starts[shard]
-            column = store.read("plan", names[shard], ["image_id"])["image_id"]
-            parts.append(column.take(pa.array(here)).combine_chunks())
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        return pa.concat_arrays(parts or [pa.array([], pa.string())]).take(pa.array(back))
-
-    return ids
-
-
 def candidates(store: Store, asked: pa.Array | None = None) -> Candidates:
     """Read plan, errors and scores of a run: n images; missing tables give NaN.
 
@@ -260,7 +196,7 @@ def candidates(store: Store, asked: pa.Array | None = None) -> Candidates:
     """
     finder = _Finder(pa.array([], pa.string()) if asked is None else asked)
     places: dict[tuple[str, str], int] = {}
-    place, failed, units = Growing(np.int32), Growing(np.bool_), _Units()
+    place, failed, units = Growing(np.int32), Growing(np.bool_), Units()
     scores, concepts = _Scores(), _Scores()
     have = {name: store.shards(name) for name in _MORE}
     scored = {table: [*columns_of(table), *more] for table, more in _MORE.items()}
@@ -292,6 +228,6 @@ def candidates(store: Store, asked: pa.Array | None = None) -> Candidates:
         failed.values(),
         {name: scores.whole(name, start) for table in _MORE for name in columns_of(table)},
         {name: concepts.whole(name, start) for name in sorted(concepts.columns)},
-        _reader(store, shards),
+        ids_of(store, shards),
         finder.found(),
     )

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline import AigiError
 from pipeline.columns import Growing, fingerprints, is_in, repeated
+from pipeline.plan import units
 from pipeline.plan.quotas import Plan
 from pipeline.progress import Progress
 from pipeline.selection import candidates as module
@@ -155,7 +156,8 @@ def test_ids_are_found_again_though_all_fingerprints_are_equal(
     pairs = near_pairs_of(store)
     expected = candidates(store, asked_ids(pairs))
     assert expected.unit.tolist() == [0, 1, 1, 2, 0] == plain.plain(store).unit.tolist()
-    monkeypatch.setattr(module, "fingerprints", lambda names: np.zeros(len(names), np.uint64))
+    for one in (module, units):
+        monkeypatch.setattr(one, "fingerprints", lambda names: np.zeros(len(names), np.uint64))
     found = candidates(store, asked_ids(pairs))
     assert found.unit.tolist() == expected.unit.tolist()
     assert found.asked.row.tolist() == expected.asked.row.tolist() == [0, 3, 4]
