@@ -75,20 +75,17 @@ class Digests:
         if pa.types.is_null(kind):
             return np.full(len(array), self._word("null"))
         if pa.types.is_dictionary(kind):
-            known = self._array(array.dictionary)
-            if not len(known):  # nothing but nulls
-                return np.zeros(len(array), np.uint64)
-            found: UInt64 = known[array.indices.fill_null(0).to_numpy()]
-            return found
+            return self._taken(self._array(array.dictionary), array.indices)
         if pa.types.is_boolean(kind):
             return self._numbers(array.cast(pa.int8()), "bool", np.int64)
         if pa.types.is_integer(kind):
             return self._numbers(array, "int", np.uint64 if kind == pa.uint64() else np.int64)
         if pa.types.is_floating(kind):
             return self._numbers(array.cast(pa.float64()), "float", np.float64)
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        if kind in (pa.string(), pa.large_string(), pa.string_view()):
             return self._strings(array.cast(pa.large_string()).view(pa.large_binary()), "str")
-        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        binary = kind in (pa.binary(), pa.large_binary(), pa.binary_view())
+        if binary or pa.types.is_fixed_size_binary(kind):
             return self._strings(array.cast(pa.large_binary()), "bytes")
         if pa.types.is_struct(kind):
             names = [field.name for field in kind]
@@ -109,10 +106,14 @@ class Digests:
         sample = array.slice(0, 1000)
         if len(array) > len(sample) and len(sample.unique()) < _FEW * len(sample):
             encoded = array.dictionary_encode()
-            known = self._bytes(encoded.dictionary, kind)
-            found: UInt64 = known[encoded.indices.fill_null(0).to_numpy()]
-            return found
+            return self._taken(self._bytes(encoded.dictionary, kind), encoded.indices)
         return self._bytes(array, kind)
+
+    def _taken(self, known: UInt64, at: pa.Array) -> UInt64:
+        if not len(known):  # nothing but nulls
+            return np.zeros(len(at), np.uint64)
+        found: UInt64 = known[at.fill_null(0).to_numpy()]
+        return found
 
     def _bytes(self, array: pa.Array, kind: str) -> UInt64:
         """Of large binaries: a sum of their bytes by factors that are random, and their length."""

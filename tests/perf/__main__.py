@@ -25,6 +25,7 @@ from tests.perf import (
     pairs,
     parts,
     publish,
+    scale,
     texture,
     watermark,
 )
@@ -42,6 +43,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Measurement]]] = {
     "pairs": lambda given: pairs.run(given.quick),
     "parts": lambda given: parts.run(given.quick),
     "publish": lambda given: publish.run(given.quick),
+    "scale": lambda given: scale.run(given.quick),
     "texture": lambda given: texture.run(given.quick),
     "watermark": lambda given: watermark.run(given.quick),
 }
