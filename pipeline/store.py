@@ -361,6 +361,18 @@ class Store(Folder):
         except Damaged:
             return None
 
+    def schema(self, table: str, shard: str) -> pa.Schema | None:
+        """Columns of a shard, read from its footer; None where it is missing or damaged.
+
+        `schema` of a footer would do, but keeps it in memory for as long as the process lives.
+        """
+        path = self.path(table, f"{shard}.parquet")
+        try:
+            with self._reading(path), self.fs.open(path, "rb") as file:
+                return pq.ParquetFile(file, pre_buffer=False).schema_arrow
+        except Damaged:
+            return None
+
     def rows_of(self, table: str, shards: list[str]) -> dict[str, int | None]:
         """`rows` of many shards at once: on an object store each is a round trip."""
         with ThreadPoolExecutor(16) as pool:

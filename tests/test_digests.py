@@ -12,7 +12,23 @@ from hypothesis import strategies as st
 
 from pipeline.digests import Digests
 
-WORDS = st.sampled_from([None, "", "a", "b", "ab", "a\0", "\0", "\u00e9", "x" * 17_000, "x" * 9])
+WORDS = st.sampled_from(
+    [
+        None,
+        "",
+        "a",
+        "b",
+        "ab",
+        "a\0",
+        "\0",
+        "\u00e9",
+        "x" * 17_000,
+        "x" * 9,
+        "y" * 32,
+        "x" * 32,
+        "z" * 64,
+    ]
+)
 TYPES: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
     "string": (pa.string(), WORDS),
     "int": (pa.int32(), st.sampled_from([None, 0, 1, -1, 256, 2**31 - 1])),

@@ -273,9 +273,8 @@ def _origins(store: Store, used: pa.ChunkedArray) -> dict[Origin, PromptCount]:
 def _readings(store: Store, used: pa.ChunkedArray) -> dict[str, Reading]:
     found: dict[str, Reading] = {}
     for shard in store.shards("prompts"):
-        metadata = store.metadata("prompts", shard)
-        names = [] if metadata is None else metadata.schema.to_arrow_schema().names
-        if READERS.name not in names:
+        schema = store.schema("prompts", shard)
+        if schema is None or READERS.name not in schema.names:
             continue
         rows = store.read("prompts", shard, ["prompt_id", READERS.name])
         for readers in rows.filter(pc.is_in(rows["prompt_id"], used))[READERS.name].to_pylist():

@@ -45,8 +45,8 @@ class Difference:
 def narrow(store: Store, path: str) -> pa.Table:
     """All of a release file but the images, whose hash is a column."""
     name = path.removesuffix(".parquet")
-    metadata = store.metadata("", name)
-    columns = [] if metadata is None else metadata.schema.to_arrow_schema().names
+    schema = store.schema("", name)
+    columns = [] if schema is None else schema.names
     # A missing file is named by `read`.
     return store.read("", name, [column for column in columns if column != "image"])
 

@@ -25,11 +25,12 @@ def _compare_file(
     if hashes and (digest := store.sha256(path)) != record["sha256"]:
         found.append(f"{path}: sha256 {digest}, expected {record['sha256']}")
     metadata = store.metadata("", path.removesuffix(".parquet"))
-    if metadata is None:
+    own = store.schema("", path.removesuffix(".parquet"))
+    if metadata is None or own is None:
         return [*found, f"{path}: not readable as parquet"]
     if metadata.num_rows != record["rows"]:
         found.append(f"{path}: {metadata.num_rows:,} rows, expected {record['rows']:,}")
-    columns = metadata.schema.to_arrow_schema().to_string(show_schema_metadata=False).splitlines()
+    columns = own.to_string(show_schema_metadata=False).splitlines()
     for what, lines, others in (
         ("missing", schema, columns),
         ("not expected", columns, schema),
