@@ -1,11 +1,12 @@
-"""The location of an import in, its images and captions out: tables, sidecars, PNG texts."""
+"""The location of an import in, its images and captions out: tables, sidecars, texts in images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipeline import AigiError
 from pipeline.pictures.caption_table import CaptionTable, match
+from pipeline.pictures.embedded import Flag, embedded
 from pipeline.pictures.original import OriginalPictures
 from pipeline.pictures.pictures import (
     Caption,
@@ -13,11 +14,10 @@ from pipeline.pictures.pictures import (
     Pictures,
     open_pictures,
 )
-from pipeline.pictures.png_prompt import embedded_prompt
 from pipeline.pictures.sources import ImportedSource, ImportSource, OriginalSource
 from pipeline.pixels import BadPicture
 
-HEAD_BYTES = 4 << 20  # where a PNG's texts are looked for: they come before its pixels
+HEAD_BYTES = 4 << 20  # where texts are looked for; those of a WebP come after its pixels
 
 
 def _from_table(source: ImportSource, names: list[str]) -> Iterator[Caption]:
@@ -31,16 +31,21 @@ def _from_table(source: ImportSource, names: list[str]) -> Iterator[Caption]:
     yield from found.refused
 
 
-def _from_file(pictures: Pictures, name: str) -> Caption:
-    """Caption from the sidecar text, else from the PNG itself."""
+def _from_file(pictures: Pictures, name: str, strip: Sequence[Flag]) -> Caption:
+    """Caption from the sidecar text, else from the image itself."""
     assert not isinstance(pictures, ParquetPictures)
     try:
         sidecar = pictures.sidecar(name)
         if sidecar is not None:
             text = sidecar.decode("utf-8-sig").strip()
         else:
-            png = name.lower().endswith(".png")
-            text = (embedded_prompt(pictures.head(name, HEAD_BYTES)) if png else None) or ""
+            data = pictures.head(name, HEAD_BYTES)
+            if len(data) == HEAD_BYTES and data[8:12] == b"WEBP":
+                data = pictures.read(name)
+            found = embedded(data, strip)
+            if found.problem is not None:
+                return Caption(name, None, f"no caption: {found.problem}")
+            text = found.text or ""
     except BadPicture as error:
         return Caption(name, None, str(error))
     except UnicodeDecodeError:
@@ -59,7 +64,7 @@ def list_captions(source: ImportedSource) -> Iterator[Caption]:
     """Name, caption or problem, and stated split of every image.
 
     Captions come from the captions file; where none is set, from the text column of a parquet
-    of images, else from `NAME.txt` beside the image, else from the prompt inside a PNG.
+    of images, else from `NAME.txt` beside the image, else from the prompt inside the image.
     Images come first, in their order; then rows of the captions file that match none. The
     original release has its own text files.
 
@@ -84,4 +89,4 @@ def list_captions(source: ImportedSource) -> Iterator[Caption]:
             yield from _from_table(source, names)
             return
         for name in names:
-            yield _from_file(pictures, name)
+            yield _from_file(pictures, name, source.strip)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from pipeline.pictures.embedded import Flag
 from pipeline.settings import Count, Location, Settings
 
 KEEPS = (
@@ -16,7 +17,7 @@ COLOURS = (
     "srgb: an image with another colour profile is converted; stored: its values stay as they are; "
     "both are noted in its row"
 )
-_LATER = frozenset(["colours"])
+_LATER = frozenset(["colours", "strip"])
 
 
 class _Imported(Settings):
@@ -29,7 +30,7 @@ class _Imported(Settings):
         only where it is not at its default, so that these stay as they are.
         """
         found = self.model_dump(mode="json", exclude={"keep_metadata"})
-        usual = {name: type(self).model_fields[name].default for name in _LATER & found.keys()}
+        usual = type(self).model_construct().model_dump(mode="json", include=set(_LATER))
         return {k: v for k, v in found.items() if k not in usual or v != usual[k]}
 
 
@@ -39,12 +40,16 @@ class ImportSource(_Imported):
     kind: Literal["import"]
     path: Location = Field(description="folder, .zip or .parquet of images")
     captions: Location | None = Field(
-        None, description="CSV or JSONL; null: sidecar .txt, else PNG `parameters` text"
+        None, description="CSV or JSONL; null: sidecar .txt, else the prompt inside the image"
     )
     file_column: str = Field("file", description="of `captions`: the column with file names")
     text_column: str = Field("text", description="the column with captions")
     split_column: str | None = Field(
         None, description="column with train, validation or test; null: a hash of the prompt"
+    )
+    strip: tuple[Flag, ...] = Field(
+        ("lora", "midjourney"),
+        description="what is taken out of prompts inside images: LoRA tags, Midjourney's flags",
     )
     fit: Literal["reject", "crop", "keep"] = Field(
         "reject", description="what to do with an image of another size than the specification's"
