@@ -63,7 +63,7 @@ def stages(workflow: Workflow) -> list[Stage]:
         found.append(duplicates.stage(workflow.duplicates, workflow.compute))
     if workflow.images is not None:
         planned = workflow.planned("selection")
-        found.append(selection.stage(workflow.rules, planned, workflow.scored))
+        found.append(selection.stage(workflow.rules, planned, workflow.scored, workflow.compute))
     if workflow.release is not None:
         planned = workflow.planned("release")
         dataset = specification.load(planned.dataset)

@@ -19,7 +19,9 @@ def makers_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The makers of a release; of most, there is one, whose entries are the manifest's own."""
     if found := manifest.get("makers"):
         return list(found)
-    sources = list(manifest["specification"]["sources"])
+    # It may be anybody's manifest; who uses its specification checks that.
+    stated = manifest["specification"].get("sources")
+    sources = list(stated) if isinstance(stated, Mapping) else []
     own = {name: manifest[name] for name in OWN}
     if manifest.get("counted") is not None:
         own["counted"] = manifest["counted"]

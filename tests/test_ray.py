@@ -225,3 +225,46 @@ def test_clusters_of_vectors_are_joined_in_tasks(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "as many:" in done.stdout
+
+
+def test_the_selection_is_read_and_written_in_tasks(tmp_path: Path) -> None:
+    """The same bytes as without Ray, though the driver reads and writes no shard."""
+    script = tmp_path / "chosen.py"
+    script.write_text(
+        "import sys, pathlib, shutil\n"
+        "from pipeline.plan.quotas import Plan\n"
+        "from pipeline.progress import Progress\n"
+        "from pipeline.selection import candidates, selection\n"
+        "from pipeline.selection.rules import Selection\n"
+        "from pipeline.stage import Compute\n"
+        "from pipeline.store import Store\n"
+        "from tests.release.test_release import SPEC\n"
+        "from tests.selection.test_columns import written\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "row = dict(pair=None, long=True, error=None, width_ok=True, clip_score=0.5, rain=0.1,\n"
+        "           path=None)\n"
+        "rows = [{**row, 'id': n, 'nsfw': (n % 7) / 7} for n in range(36)]\n"
+        "shards = [('train', rows[n : n + 4], n % 3 > 0, True) for n in range(0, 36, 4)]\n"
+        "near = [(f'{1:032x}', f'{9:032x}', 'pixels', 1.0)]\n"
+        "(folder / 'spec.yaml').write_text(SPEC)\n"
+        "store = written(folder, shards, near)\n"
+        "rules, plan = Selection(max_nsfw=0.7), Plan(dataset=str(folder / 'spec.yaml'))\n"
+        "quiet = Progress(quiet=True)\n"
+        "one = selection._build(rules, plan, store, quiet)\n"
+        "files = {p.name: p.read_bytes() for p in (folder / 'run/selection').iterdir()}\n"
+        "shutil.rmtree(folder / 'run/selection')\n"
+        "candidates._A_TASK = 2\n"
+        "other = selection._build(rules, plan, store, quiet, Compute(ray='local', workers=2))\n"
+        "assert [s.sha256 for s in one] == [s.sha256 for s in other]\n"
+        "again = {p.name: p.read_bytes() for p in (folder / 'run/selection').iterdir()}\n"
+        "assert again == files and len(files) == 10\n"
+        "store.read_all('selection', ['keep'])\n"
+        "print('kept:', len(files))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], cwd=ROOT, env=environment,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "kept:" in done.stdout

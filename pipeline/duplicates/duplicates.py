@@ -30,7 +30,7 @@ from pipeline.duplicates.hashes import hash_pairs
 from pipeline.duplicates.pairs import Pairs, gathered, near_pairs
 from pipeline.files import scratch
 from pipeline.gate import Checked, Number, Sha256, matching
-from pipeline.plan.units import Units, ids_of
+from pipeline.plan.units import Units, ids_of, numbered
 from pipeline.progress import Progress
 from pipeline.record import digest
 from pipeline.settings import Count, Settings
@@ -121,7 +121,7 @@ def _rows(store: Store, shards: list[str], old: int, scope: str) -> _Rows:
             shard, {"plan": ["source", "split", "pair_id"], "images": ["pixels_sha256"]}
         )
         plan, pixels = found["plan"], found["images"]["pixels_sha256"]
-        units.add(plan)
+        units.add(*numbered(plan))
         prints.add(np.where(pixels.is_null().to_numpy(), np.uint64(0), digests.values(pixels)))
         held.add(pc.not_equal(plan["split"], "train").to_numpy())
         source = plan["source"].combine_chunks().dictionary_encode()

@@ -31,6 +31,16 @@ def _generations(plan: pa.Table) -> pa.DictionaryArray:
     return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
 
+def numbered(plan: pa.Table) -> tuple[Int32, NDArray[np.uint64]]:
+    """Which generation each row of a shard is of, from 0 as they come first; and 64 bits of each.
+
+    Args:
+        plan: with `image_id` and `pair_id`.
+    """
+    key = _generations(plan)
+    return key.indices.to_numpy(), fingerprints(key.dictionary)
+
+
 class Units:
     """Numbers of generations, as they come first, though those of one may be in two shards."""
 
@@ -38,12 +48,11 @@ class Units:
         self.unit, self.count = Growing(np.int32), 0
         self.prints = Growing(np.uint64)
 
-    def add(self, plan: pa.Table) -> None:
-        """Add the rows of a shard, which have `image_id` and `pair_id`."""
-        key = _generations(plan)
-        self.unit.add(key.indices.to_numpy() + np.int32(self.count))
-        self.prints.add(fingerprints(key.dictionary))
-        self.count += len(key.dictionary)
+    def add(self, numbers: Int32, prints: NDArray[np.uint64]) -> None:
+        """Add the rows of a shard, as `numbered` gives them."""
+        self.unit.add(numbers + np.int32(self.count))
+        self.prints.add(prints)
+        self.count += len(prints)
 
     def whole(self, store: Store, shards: Iterable[str]) -> Int32:
         """The number of each row: here what has numbers from two shards gets the first one."""

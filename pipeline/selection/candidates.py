@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,12 +15,14 @@ from numpy.typing import NDArray
 
 from pipeline import AigiError
 from pipeline.columns import Growing, fingerprints, is_in
-from pipeline.plan.units import Units, ids_of
+from pipeline.plan.units import Units, ids_of, numbered
 from pipeline.selection.rules import columns_of
+from pipeline.stage import Compute
 from pipeline.store import Store
 
 Int32 = NDArray[np.int32]
 _MOST_ROWS = (1 << 31) - 1
+_A_TASK = 32  # shards that a task of Ray reads
 
 
 @dataclass(frozen=True)
@@ -143,83 +146,134 @@ def _by_concept(column: pa.ChunkedArray) -> Iterator[tuple[str, NDArray[Any]]]:
     yield from found.items()
 
 
-def _places(plan: pa.Table, number: dict[tuple[str, str], int]) -> Int32:
-    """Numbers of source and split of each row; new ones are numbered as they come."""
+def _places(plan: pa.Table) -> tuple[list[tuple[str, str]], Int32]:
+    """Pairs of source and split as they come first, and the number of each row's."""
     pair = plan.select(["source", "split"]).combine_chunks()
     source = pair["source"].combine_chunks().dictionary_encode()
     split = pair["split"].combine_chunks().dictionary_encode()
     both = source.indices.to_numpy() * len(split.dictionary) + split.indices.to_numpy()
     codes, first, back = np.unique(both, return_index=True, return_inverse=True)
-    numbers = np.empty(len(codes), np.int32)
-    for at in np.argsort(first).tolist():
-        row = int(first[at])
-        key = (pair["source"][row].as_py(), pair["split"][row].as_py())
-        numbers[at] = number.setdefault(key, len(number))
-    return numbers[back]
+    order = np.argsort(first)
+    number = np.empty(len(codes), np.int32)
+    number[order] = np.arange(len(codes), dtype=np.int32)
+    at = pair.take(pa.array(first[order]))
+    pairs = list(zip(at["source"].to_pylist(), at["split"].to_pylist(), strict=True))
+    return pairs, number[back]
 
 
 _PLAN = ["source", "split", "pair_id"]
 
 
-class _Finder:
-    """Rows of ids that are asked for, looked up while shards are read."""
+@dataclass(frozen=True)
+class _Shard:
+    """What is read of one shard of the plan, n rows.
 
-    def __init__(self, ids: pa.Array) -> None:
-        self.ids = ids
-        self.prints = np.sort(fingerprints(ids))
-        self.number = {name: place for place, name in enumerate(ids.to_pylist())}
-        self.row, self.which = Growing(np.int32), Growing(np.int32)
+    Attributes:
+        places, place: as of `_places`.
+        numbers, prints: as of `numbered`.
+        scores, concepts: by column.
+        hits, names: numbers of the rows whose ids may be asked for, and these ids.
+    """
 
-    def look(self, start: int, ids: pa.ChunkedArray) -> None:
-        if not self.number:
-            return
-        hits = np.flatnonzero(is_in(fingerprints(ids), self.prints))
-        which = [self.number.get(name, -1) for name in ids.take(pa.array(hits)).to_pylist()]
-        numbers = np.array(which, np.int32)
-        self.row.add((start + hits[numbers >= 0]).astype(np.int32))
-        self.which.add(numbers[numbers >= 0])
-
-    def found(self) -> Asked:
-        return Asked(self.ids, self.row.values(), self.which.values())
+    places: list[tuple[str, str]]
+    place: Int32
+    numbers: Int32
+    prints: NDArray[np.uint64]
+    failed: NDArray[np.bool_]
+    scores: dict[str, NDArray[Any]]
+    concepts: dict[str, NDArray[Any]]
+    hits: NDArray[np.int64]
+    names: list[str]
 
 
-def candidates(store: Store, asked: pa.Array | None = None) -> Candidates:
+def _read(
+    store: Store, prints: NDArray[np.uint64], shards: Sequence[tuple[str, Sequence[str]]]
+) -> list[_Shard]:
+    """Read shards, each with those tables of scores that have it.
+
+    Args:
+        prints: of the ids that are asked for, ascending.
+    """
+    found = []
+    for shard, tables in shards:
+        scored = {table: [*columns_of(table), *_MORE[table]] for table in tables}
+        read = store.aligned(shard, {"plan": _PLAN, "images": ["error"], **scored})
+        plan, ids = read["plan"], read["plan"]["image_id"]
+        hits = np.empty(0, np.int64)
+        if len(prints):
+            hits = np.flatnonzero(is_in(fingerprints(ids), prints))
+        columns = ((table, column) for table in tables for column in columns_of(table))
+        concepts = _by_concept(read["quality"]["concepts"]) if "quality" in read else ()
+        found.append(
+            _Shard(
+                *_places(plan),
+                *numbered(plan),
+                read["images"]["error"].is_valid().to_numpy(),
+                {column: _floats(read[table][column]) for table, column in columns},
+                dict(concepts),
+                hits,
+                ids.take(pa.array(hits)).to_pylist(),
+            )
+        )
+    return found
+
+
+def _all_read(
+    store: Store, prints: NDArray[np.uint64], compute: Compute | None
+) -> Iterator[tuple[str, _Shard]]:
+    """Every shard of the plan, in order: read here, or some at a time in tasks of Ray."""
+    have = {name: store.shards(name) for name in _MORE}
+    shards = [(name, [t for t in _MORE if name in have[t]]) for name in store.shards("plan")]
+    if compute is None or compute.ray is None:
+        for shard in shards:
+            yield shard[0], _read(store, prints, [shard])[0]
+        return
+    from pipeline.cluster import with_ray
+
+    groups = [shards[start : start + _A_TASK] for start in range(0, len(shards), _A_TASK)]
+    # What all have in common is sent once.
+    read = with_ray(partial(_read, store, prints), ((group,) for group in groups), compute, store)
+    for group, found in zip(groups, read, strict=True):
+        yield from zip((name for name, _ in group), found, strict=True)
+
+
+def candidates(
+    store: Store, asked: pa.Array | None = None, compute: Compute | None = None
+) -> Candidates:
     """Read plan, errors and scores of a run: n images; missing tables give NaN.
 
-    Shards are read one after another; some 50 bytes stay of an image whose scores are all there.
+    Some 50 bytes stay of an image whose scores are all there.
 
     Args:
         asked: ids of images whose rows are asked for, each once.
+        compute: where shards are read; None: here.
 
     Raises:
         AigiError: a shard has other rows than the plan; or there are more than int32 numbers.
     """
-    finder = _Finder(pa.array([], pa.string()) if asked is None else asked)
+    asked = pa.array([], pa.string()) if asked is None else asked
+    number = {name: place for place, name in enumerate(asked.to_pylist())}
+    row, which = Growing(np.int32), Growing(np.int32)
     places: dict[tuple[str, str], int] = {}
     place, failed, units = Growing(np.int32), Growing(np.bool_), Units()
     scores, concepts = _Scores(), _Scores()
-    have = {name: store.shards(name) for name in _MORE}
-    scored = {table: [*columns_of(table), *more] for table, more in _MORE.items()}
     shards: dict[str, int] = {}
     start = 0
-    for shard in store.shards("plan"):
-        here = {table: columns for table, columns in scored.items() if shard in have[table]}
-        found = store.aligned(shard, {"plan": _PLAN, "images": ["error"], **here})
-        plan = found["plan"]
+    for shard, found in _all_read(store, np.sort(fingerprints(asked)), compute):
         shards[shard] = start
-        if start + plan.num_rows > _MOST_ROWS:
+        if start + len(found.place) > _MOST_ROWS:
             raise AigiError(f"{store.url}: more than {_MOST_ROWS:,} images; make several runs")
-        finder.look(start, plan["image_id"])
-        place.add(_places(plan, places))
-        failed.add(found["images"]["error"].is_valid().to_numpy())
-        units.add(plan)
-        for table in here:
-            for column in columns_of(table):
-                scores.add(column, start, _floats(found[table][column]))
-        if "quality" in found:
-            for name, values in _by_concept(found["quality"]["concepts"]):
-                concepts.add(name, start, values)
-        start += plan.num_rows
+        mine = np.array([number.get(name, -1) for name in found.names], np.int32)
+        row.add((start + found.hits[mine >= 0]).astype(np.int32))
+        which.add(mine[mine >= 0])
+        own = [places.setdefault(pair, len(places)) for pair in found.places]
+        place.add(np.array(own, np.int32)[found.place])
+        failed.add(found.failed)
+        units.add(found.numbers, found.prints)
+        for columns, read in ((scores, found.scores), (concepts, found.concepts)):
+            for name, values in read.items():
+                columns.add(name, start, values)
+        start += len(found.place)
     return Candidates(
         list(places),
         place.values(),
@@ -229,5 +283,5 @@ def candidates(store: Store, asked: pa.Array | None = None) -> Candidates:
         {name: scores.whole(name, start) for table in _MORE for name in columns_of(table)},
         {name: concepts.whole(name, start) for name in sorted(concepts.columns)},
         ids_of(store, shards),
-        finder.found(),
+        Asked(asked, row.values(), which.values()),
     )

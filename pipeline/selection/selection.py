@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -43,11 +43,13 @@ from pipeline.selection.kept import record, release_names
 from pipeline.selection.review import read_review
 from pipeline.selection.rules import PAIRS, REASONS, Scored, Selection, check_rules, flags
 from pipeline.selection.tally import Counting, as_json, wanted
-from pipeline.stage import Build
+from pipeline.stage import Build, Compute
 from pipeline.store import Shard, Store
 from pipeline.tables import REJECTS, SELECTION
+from pipeline.threads import ahead, workers
 
 VERSION = 3
+_WRITERS = 4
 
 
 # --- Rules -------------------------------------------------------------------------------------
@@ -85,17 +87,23 @@ class Selected:
 
         Reasons and ids are strings, similarities float64.
         """
-        why = self.why[unit]
-        reasons = pa.array(REASONS, pa.string()).take(pa.array(why - np.uint8(1), mask=why == 0))
+        return (_reasons(self.why[unit]), *self.near_to(unit))
+
+    def near_to(self, unit: NDArray[np.integer[Any]]) -> tuple[pa.Array, pa.Array]:
+        """Kept image (string) and similarity (float64) of images, given their units; else null."""
         at = np.searchsorted(self.near, unit)
         at[at == len(self.near)] = 0
         none = self.near[at] != unit if len(self.near) else np.ones(len(unit), np.bool_)
         place = pa.array(at, mask=none)
         return (
-            reasons,
             self.duplicate_of.take(place),
             pa.array(self.similarity, pa.float64()).take(place),
         )
+
+
+def _reasons(why: NDArray[np.uint8]) -> pa.Array:
+    """The words of reasons; null where an image is kept."""
+    return pa.array(REASONS, pa.string()).take(pa.array(why - np.uint8(1), mask=why == 0))
 
 
 @dataclass(frozen=True)
@@ -308,39 +316,69 @@ class _Written:
     reasons: NDArray[np.int64]
 
 
-def _write(store: Store, known: Candidates, chosen: Selected, counted: Counting) -> _Written:
+def _write_shard(
+    store: Store, shard: str, why: NDArray[np.uint8], twin: pa.Array, similarity: pa.Array
+) -> Shard:
+    """Write a shard of the selection.
+
+    Args:
+        why: as of `Selected`, of each image; likewise what it is near to.
+    """
+    plan = store.read("plan", shard, ["image_id", "source", "split"]).combine_chunks()
+    own = [plan["image_id"], plan["source"], plan["split"]]
+    table = pa.table(
+        [*own, pa.array(why == 0), _reasons(why), twin, similarity.cast(pa.float32())],
+        schema=SELECTION,
+    )
+    return store.write("selection", shard, table.combine_chunks(), SELECTION)
+
+
+def _write(
+    store: Store, known: Candidates, chosen: Selected, counted: Counting, compute: Compute | None
+) -> _Written:
     """Write the selection, shard after shard, and count it."""
     done = _Written([], defaultdict(list), Counter(), np.zeros(len(REASONS) + 1, np.int64))
     seen = np.zeros(known.units, np.bool_)
-    for shard, rows in known.parts():
-        plan = store.read("plan", shard, ["image_id", "source", "split"]).combine_chunks()
-        unit = known.unit[rows]
-        why = chosen.why[unit]
-        reason, twin, similarity = chosen.columns(unit)
-        own = [plan["image_id"], plan["source"], plan["split"]]
-        table = pa.table(
-            [*own, pa.array(why == 0), reason, twin, similarity.cast(pa.float32())],
-            schema=SELECTION,
-        )
-        done.made.append(store.write("selection", shard, table.combine_chunks(), SELECTION))
-        key = known.places[known.place[rows.start]]
-        good = unit[why == 0]
-        fresh = np.unique(good[~seen[good]])
-        seen[fresh] = True
-        done.kept[key] += len(fresh)
-        if len(good):
-            done.files[key].append(shard)
-        done.reasons += np.bincount(why, minlength=len(REASONS) + 1)
-        counted.add(known.place[rows], unit, why)
+
+    def shards() -> Iterator[tuple[Store, str, NDArray[np.uint8], pa.Array, pa.Array]]:
+        for shard, rows in known.parts():
+            unit = known.unit[rows]
+            why = chosen.why[unit]
+            key = known.places[known.place[rows.start]]
+            good = unit[why == 0]
+            fresh = np.unique(good[~seen[good]])
+            seen[fresh] = True
+            done.kept[key] += len(fresh)
+            if len(good):
+                done.files[key].append(shard)
+            done.reasons += np.bincount(why, minlength=len(REASONS) + 1)
+            counted.add(known.place[rows], unit, why)
+            yield store, shard, why, *chosen.near_to(unit)
+
+    if compute is None or compute.ray is None:
+        with workers(_WRITERS, "selection") as pool:
+            done.made += ahead(shards(), lambda given: _write_shard(*given), pool, _WRITERS)
+        return done
+    from pipeline.cluster import with_ray
+
+    for shard in with_ray(_write_shard, shards(), compute, store):
+        store.made_elsewhere("selection", shard)
+        done.made.append(shard)
     return done
 
 
-def _build(rules: Selection, plan: Plan, store: Store, progress: Progress) -> list[Shard]:
+def _build(
+    rules: Selection,
+    plan: Plan,
+    store: Store,
+    progress: Progress,
+    compute: Compute | None = None,
+) -> list[Shard]:
     dataset = specification.load(plan.dataset)
     needed = wanted(plan)
     review = {} if rules.review is None else read_review(rules.review)
     pairs = near_pairs_of(store)
-    known = candidates(store, asked_ids(pairs, review))
+    known = candidates(store, asked_ids(pairs, review), compute)
     errors = _write_failures(store, known)
     strangers = [name for name in known.asked.strangers() if name in review]
     if strangers:
@@ -350,7 +388,7 @@ def _build(rules: Selection, plan: Plan, store: Store, progress: Progress) -> li
         )
     chosen = select(known, rules, needed, pairs, review)
     counting = Counting(known.places, known.units)
-    done = _write(store, known, chosen, counting)
+    done = _write(store, known, chosen, counting, compute)
     for (source, split), quota in needed.items():
         if quota is not None and done.kept[source, split] < quota:
             made_here = isinstance(dataset.sources[source], PromptedSpec)
@@ -373,8 +411,11 @@ def _build(rules: Selection, plan: Plan, store: Store, progress: Progress) -> li
     return done.made
 
 
-def stage(rules: Selection, plan: Plan, scored: Scored) -> Build:
+def stage(rules: Selection, plan: Plan, scored: Scored, compute: Compute | None = None) -> Build:
     """The selection stage, given the scores that this run makes.
+
+    Args:
+        compute: where shards are read and written; None: here.
 
     Raises:
         AigiError: a threshold whose score no section makes.
@@ -393,6 +434,6 @@ def stage(rules: Selection, plan: Plan, scored: Scored) -> Build:
             "quotas": {"/".join(key): quota for key, quota in wanted(plan).items()},
         },
         inputs=("plan", "images", *scores),
-        build=partial(_build, rules, plan),
+        build=partial(_build, rules, plan, compute=compute),
         remake=True,
     )

@@ -508,6 +508,16 @@ def test_one_maker_is_found_or_several_are_named() -> None:
     assert makers_of({**manifest, "makers": None, **own, "version": "1"})[0]["sources"] == []
 
 
+@pytest.mark.parametrize("stated", [{}, {"sources": None}, {"sources": ["sd"]}, {"sources": "sd"}])
+def test_a_specification_without_sources_has_a_maker_of_none(
+    finished: tuple[Path, Path], stated: dict[str, Any]
+) -> None:
+    manifest = {**manifest_of(finished[1] / "release"), "specification": stated}
+    (maker,) = makers_of(manifest)
+    assert maker["sources"] == []
+    assert made_by_one("m.json", manifest, None) == manifest
+
+
 def test_two_publishers_of_one_folder_wait_for_each_other(
     teams: dict[str, Path], tmp_path: Path
 ) -> None:
