@@ -20,7 +20,8 @@ from pydantic import Field
 from pipeline import AigiError
 from pipeline.manifest import MANIFEST, find_release
 from pipeline.pictures.caption_table import CaptionTable, match
-from pipeline.pictures.pictures import ParquetPictures, open_pictures, packed
+from pipeline.pictures.image_rows import ParquetPictures
+from pipeline.pictures.pictures import open_pictures, packed
 from pipeline.pixels import RGB, BadPicture, decode, decode_threads, image_size
 from pipeline.settings import Count, Location, Settings, Split
 from pipeline.shown import public_url

@@ -84,7 +84,12 @@ _OPENERS: dict[str, Opener] = {
 }
 
 
-def _kind(data: bytes) -> str:
+def kind_of(data: bytes) -> str:
+    """What an image file is, by its first 64 bytes.
+
+    Raises:
+        BadPicture: it is none that can be decoded here.
+    """
     if data[:8] == PNG_MAGIC:
         return "PNG"
     if data[:3] == b"\xff\xd8\xff":
@@ -101,6 +106,12 @@ def _kind(data: bytes) -> str:
         return "AVIF"
     if data[:2] == b"\xff\x0a" or data[:12] == b"\0\0\0\x0cJXL \r\n\x87\n":
         raise BadPicture("JPEG XL: Pillow cannot decode it; convert it to PNG")
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
+        raise BadPicture("HEIC: Pillow cannot decode it; convert it to PNG")
+    if data[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" or data[:4] == b"\xff\x4f\xff\x51":
+        raise BadPicture("JPEG 2000: not read here; convert it to PNG")
+    if re.match(rb"P[1-7]\s", data) or data[:4] in (b"8BPS", b"\0\0\1\0", b"qoif", b"DDS "):
+        raise BadPicture("PNM, PSD, ICO, QOI or DDS: not read here; convert it to PNG")
     if not data:
         raise BadPicture("empty")
     raise BadPicture("not a picture")
@@ -108,7 +119,7 @@ def _kind(data: bytes) -> str:
 
 def opened(data: bytes) -> ImageFile.ImageFile:
     """A file opened by its class, its header read and no pixel; raises what `decode` explains."""
-    return _OPENERS[_kind(data)](io.BytesIO(data))
+    return _OPENERS[kind_of(data)](io.BytesIO(data))
 
 
 def _check_pixels(size: tuple[int, int] | None, most: int) -> None:
@@ -360,7 +371,7 @@ def decode(data: bytes, max_pixels: int) -> Picture:
 
 
 def _decode(data: bytes, max_pixels: int) -> Picture:
-    kind = _kind(data)
+    kind = kind_of(data)
     _check_pixels(_early_size(data, kind), max_pixels)
     png = _png_header(data) if kind == "PNG" else _PngHeader()
     if kind == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data):
@@ -410,7 +421,7 @@ def image_size(data_or_path: bytes | str | os.PathLike[str]) -> tuple[int, int] 
             if isinstance(data_or_path, bytes)
             else open(data_or_path, "rb", opener=open_at_once) as file
         ):
-            kind = _kind(file.read(64))
+            kind = kind_of(file.read(64))
             file.seek(0)
             with _OPENERS[kind](file) as picture:
                 width, height = picture.size
@@ -488,7 +499,7 @@ def contained(rgb: RGB, container: Container) -> bytes:
 
 def named(image_id: str, data: bytes) -> dict[str, Any]:
     """An `image` of the tables: a PNG or WebP, and a name whose ending is that of its content."""
-    return {"bytes": data, "path": image_id + _SUFFIXES[_kind(data)]}
+    return {"bytes": data, "path": image_id + _SUFFIXES[kind_of(data)]}
 
 
 def stored(image: Mapping[str, Any], max_pixels: int) -> RGB:
@@ -503,7 +514,7 @@ def stored(image: Mapping[str, Any], max_pixels: int) -> RGB:
     """
     data, path = image["bytes"], image["path"]
     picture = decode(data, max_pixels)
-    kind = _kind(data)
+    kind = kind_of(data)
     if not picture.plain:
         raise BadPicture(f"a {kind} that is not 8-bit RGB alone, without loss")
     if path is not None and not path.lower().endswith(_SUFFIXES[kind]):

@@ -19,7 +19,7 @@ from pipeline import AigiError
 from pipeline.codecs.command import CodecFailed, peak_mib, run
 from pipeline.faults import MachineFault, killed_by, let_through, of_machine
 from pipeline.folder import DiskFull
-from pipeline.pictures.pictures import Absent
+from pipeline.pictures.names import Absent
 from pipeline.pixels import BadPicture
 from pipeline.store import Store
 from tests.conftest import ROOT

@@ -19,7 +19,7 @@ from pipeline.marks.names import embed
 from pipeline.metadata import bare_png, beside_pixels, noted
 from pipeline.pictures.colours import in_srgb
 from pipeline.pictures.lists import open_import
-from pipeline.pictures.pictures import Escapes
+from pipeline.pictures.names import Escapes
 from pipeline.pictures.sources import ImportedSource, OriginalSource
 from pipeline.pixels import RGB, BadPicture, Container, contained, decode, named, pixels_sha256
 from pipeline.tables import IMAGES

@@ -12,7 +12,7 @@ from pipeline.faults import in_short
 from pipeline.images.diffusion.places import check_weights
 from pipeline.images.diffusion.source import DiffusersSource
 from pipeline.models.hub import of_model
-from pipeline.pictures.pictures import escapes
+from pipeline.pictures.names import escapes
 from pipeline.plan.specification import DiffusersSpec, ZooSpec
 from pipeline.tables import IMAGES
 

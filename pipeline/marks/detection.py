@@ -29,13 +29,9 @@ from pipeline.marks.dwt_dct import BITS, READ, Floats, read_message, rightly_rea
 from pipeline.marks.names import embed, parse
 from pipeline.marks.visible import Visible, layer, place
 from pipeline.outside import opened
-from pipeline.pictures.pictures import (
-    Escapes,
-    FolderPictures,
-    ParquetPictures,
-    open_pictures,
-    packed,
-)
+from pipeline.pictures.image_rows import ParquetPictures
+from pipeline.pictures.names import Escapes
+from pipeline.pictures.pictures import FolderPictures, open_pictures, packed
 from pipeline.pixels import RGB, BadPicture, decode
 from pipeline.store import Store
 

@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 
 from pipeline import AigiError
 from pipeline.outside import opened
-from pipeline.pictures.pictures import Caption, escapes
+from pipeline.pictures.names import Caption, escapes
 from pipeline.shown import public_url
 
 

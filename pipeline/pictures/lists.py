@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
 from pipeline import AigiError
 from pipeline.pictures.caption_table import CaptionTable, match
 from pipeline.pictures.embedded import Flag, embedded
+from pipeline.pictures.image_rows import ParquetPictures
+from pipeline.pictures.names import Caption, sidecars
 from pipeline.pictures.original import OriginalPictures
-from pipeline.pictures.pictures import (
-    Caption,
-    ParquetPictures,
-    Pictures,
-    open_pictures,
-)
+from pipeline.pictures.pictures import Pictures, open_pictures
 from pipeline.pictures.sources import ImportedSource, ImportSource, OriginalSource
 from pipeline.pixels import BadPicture
 
@@ -31,13 +29,43 @@ def _from_table(source: ImportSource, names: list[str]) -> Iterator[Caption]:
     yield from found.refused
 
 
+def _text_in(name: str, data: bytes) -> str:
+    """The caption in a file beside an image.
+
+    Raises:
+        BadPicture: it is JSON without one.
+    """
+    text = data.decode("utf-8-sig").strip()
+    if not name.lower().endswith(".json"):
+        return text
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    caption = found.get("caption") if isinstance(found, dict) else None
+    if not isinstance(caption, str):
+        raise BadPicture(f"no caption: {name} has no text under `caption`")
+    return caption.strip()
+
+
+def _not_taken(pictures: Pictures, source: ImportSource, names: list[str]) -> Iterator[Caption]:
+    """Files that are neither images nor captions of one."""
+    if isinstance(pictures, ParquetPictures):
+        return
+    beside = {text for name in names for text in sidecars(name)}
+    for name, why in pictures.left_out():
+        own = source.captions is not None and source.captions.rstrip("/").endswith(f"/{name}")
+        if name not in beside and not own:
+            yield Caption(name, None, why)
+
+
 def _from_file(pictures: Pictures, name: str, strip: Sequence[Flag]) -> Caption:
     """Caption from the sidecar text, else from the image itself."""
     assert not isinstance(pictures, ParquetPictures)
     try:
         sidecar = pictures.sidecar(name)
         if sidecar is not None:
-            text = sidecar.decode("utf-8-sig").strip()
+            text = _text_in(*sidecar)
         else:
             data = pictures.head(name, HEAD_BYTES)
             if len(data) == HEAD_BYTES and data[8:12] == b"WEBP":
@@ -65,8 +93,8 @@ def list_captions(source: ImportedSource) -> Iterator[Caption]:
 
     Captions come from the captions file; where none is set, from the text column of a parquet
     of images, else from `NAME.txt` beside the image, else from the prompt inside the image.
-    Images come first, in their order; then rows of the captions file that match none. The
-    original release has its own text files.
+    Images come first, in their order; then rows of the captions file that match none; then files
+    that are neither images nor captions of one. The original release has its own text files.
 
     Raises:
         AigiError: no image at all, a captions file or column that is missing or not
@@ -87,6 +115,7 @@ def list_captions(source: ImportedSource) -> Iterator[Caption]:
             raise AigiError(f"{source.path}: no images in it (.png, .jpg, .webp and so on)")
         if source.captions is not None:
             yield from _from_table(source, names)
-            return
-        for name in names:
-            yield _from_file(pictures, name, source.strip)
+        else:
+            for name in names:
+                yield _from_file(pictures, name, source.strip)
+        yield from _not_taken(pictures, source, names)

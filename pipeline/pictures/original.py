@@ -24,15 +24,8 @@ from typing import NamedTuple, Self, get_args
 from pipeline import AigiError
 from pipeline.faults import MachineFault
 from pipeline.files import decode_lines
-from pipeline.pictures.pictures import (
-    EXTENSIONS,
-    Caption,
-    Escapes,
-    FolderPictures,
-    ZipPictures,
-    open_pictures,
-    wanted,
-)
+from pipeline.pictures.names import EXTENSIONS, Caption, Escapes, wanted
+from pipeline.pictures.pictures import FolderPictures, ZipPictures, open_pictures
 from pipeline.pictures.sources import OriginalSource
 from pipeline.pixels import BadPicture
 from pipeline.settings import Split

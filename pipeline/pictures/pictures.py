@@ -5,96 +5,42 @@ Names come from outside and are distrusted: they must stay inside their folder o
 
 from __future__ import annotations
 
-import bisect
 import os
-import re
 import stat
-import threading
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, Self
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, Self
 
 from pipeline import AigiError
 from pipeline.faults import Folders, MachineFault, in_short, let_through, of_a_name
 from pipeline.outside import file_system, unreachable
-from pipeline.pictures.volumes import bytes_now, open_file, open_zip
+from pipeline.pictures.image_rows import ParquetPictures
+from pipeline.pictures.names import (
+    EXTENSIONS,
+    MAX_FILE_BYTES,
+    MAX_TEXT_BYTES,
+    SIDECARS,
+    Absent,
+    Escapes,
+    check_bytes,
+    check_utf8,
+    escapes,
+    may_be_image,
+    of_image,
+    seen,
+    sidecars,
+    wanted,
+)
+from pipeline.pictures.volumes import bytes_now, open_zip
 from pipeline.pixels import BadPicture, open_at_once
 from pipeline.shown import public_url
 
-EXTENSIONS = frozenset(
-    [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jxl"]
-)
-MAX_FILE_BYTES = 512 << 20  # 64 million pixels of 16-bit RGBA, uncompressed
-MAX_TEXT_BYTES = 1 << 20  # of a caption file
 
-
-class Escapes(AigiError):
-    """A name or a link that leads out of the folder or archive."""
-
-
-class Absent(BadPicture):
-    """A name that is not in its folder or archive, which itself is there."""
-
-    def __init__(self) -> None:
-        super().__init__("no such picture")
-
-
-class Caption(NamedTuple):
-    """What a list states about an image: a text, or the problem that keeps it out.
-
-    Attributes:
-        split: the one that the list states; null: a hash of the text decides.
-        line: of the list, where it has lines.
-        variants: name of the image by watermark, where it comes in several.
-    """
-
-    name: str
-    text: str | None
-    problem: str | None
-    split: str | None = None
-    line: int | None = None
-    variants: Mapping[str, str] | None = None
-
-
-def escapes(name: str) -> bool:
-    """True where a name is absolute, has a drive letter, or goes up with `..`."""
-    plain = name.replace("\\", "/")
-    return (
-        plain.startswith("/")
-        or re.match(r"[A-Za-z]:", plain) is not None
-        or ".." in plain.split("/")
-        or "\0" in plain
-    )
-
-
-def wanted(name: str, extensions: frozenset[str]) -> bool:
-    """True where a name has one of the extensions, and no part of it is hidden."""
-    parts = name.split("/")
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and os.path.splitext(name)[1].lower() in extensions
-
-
-def _check_utf8(location: str, name: str) -> str:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise AigiError(f"{location}: the name {name!r} is not UTF-8; rename the file") from None
-    return name
-
-
-def _sidecar_names(name: str) -> tuple[str, str]:
-    return os.path.splitext(name)[0] + ".txt", name + ".txt"
-
-
-def _check_bytes(size: int) -> None:
-    if size > MAX_FILE_BYTES:
-        raise BadPicture(f"too large: {size} bytes > {MAX_FILE_BYTES}")
+def _left_out(files: Iterable[str], head: Callable[[str, int], bytes]) -> list[tuple[str, str]]:
+    found = ((name, of_image(name, head)) for name in files if seen(name) and not escapes(name))
+    return [(name, why) for name, why in found if why is not None]
 
 
 class _LooseFiles:
@@ -115,6 +61,13 @@ class _LooseFiles:
     def checksum(self, name: str) -> int:
         """CRC-32 of one file. Raises as `read` does."""
         return zlib.crc32(self.read(name))
+
+    def files(self) -> list[str]:
+        raise NotImplementedError
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """Files that are no images, each with the reason; hidden ones are not listed."""
+        return _left_out(self.files(), self.head)
 
     def read(self, name: str) -> bytes:
         """All bytes of one file.
@@ -181,11 +134,13 @@ class FolderPictures(_LooseFiles):
             Escapes: a link leads out of the folder.
         """
         found = []
-        for name in self.files():
+        for name in filter(seen, self.files()):
             if wanted(name, EXTENSIONS):
-                path = self._path(_check_utf8(self.location, name))
+                path = self._path(check_utf8(self.location, name))
                 if path.is_file() or not path.exists():  # no pipes, no devices
                     found.append(name)
+            elif of_image(name, self.head) is None:
+                found.append(check_utf8(self.location, name))
         return found
 
     def _read(self, name: str, most: int | None) -> bytes:
@@ -195,7 +150,7 @@ class FolderPictures(_LooseFiles):
                 if not stat.S_ISREG(info.st_mode):
                     raise BadPicture("not a regular file")
                 if most is None:
-                    _check_bytes(info.st_size)
+                    check_bytes(info.st_size)
                 data = file.read(MAX_FILE_BYTES if most is None else most)
         except OSError as error:
             raise self._fault(name, error) from error
@@ -214,7 +169,7 @@ class FolderPictures(_LooseFiles):
         if not of_a_name(error):
             return MachineFault(f"{self.location}: {name}: cannot be read: {error.strerror}")
         for folder in (self.root, (self.root / name).parent):
-            lost = self._folders.lost(folder, lambda file: wanted(file, EXTENSIONS))
+            lost = self._folders.lost(folder, may_be_image)
             if lost is not None:
                 return MachineFault(
                     f"{folder}: the folder of {name} {lost}. Mount it or put it back; to go on "
@@ -222,11 +177,11 @@ class FolderPictures(_LooseFiles):
                 )
         return Absent()
 
-    def sidecar(self, name: str) -> bytes | None:
-        """Content of the text file beside an image (`a.txt`, else `a.png.txt`), up to 1 MiB."""
-        for text in _sidecar_names(name):
+    def sidecar(self, name: str) -> tuple[str, bytes] | None:
+        """Name and content of the file with the caption of an image (`sidecars`), up to 1 MiB."""
+        for text in sidecars(name):
             try:
-                return self._read(text, MAX_TEXT_BYTES)
+                return text, self._read(text, MAX_TEXT_BYTES)
             except BadPicture:
                 continue
         return None
@@ -251,7 +206,11 @@ class UrlPictures(_LooseFiles):
 
     def names(self) -> list[str]:
         """Names of all images, sorted. Raises Escapes."""
-        found = [name for name in self._sizes if wanted(name, EXTENSIONS)]
+        found = [
+            name
+            for name in filter(seen, self._sizes)
+            if escapes(name) or of_image(name, self.head) is None
+        ]
         for name in found:
             if escapes(name):
                 raise Escapes(f"{self.location}: {name!r} escapes the folder; remove it")
@@ -259,7 +218,7 @@ class UrlPictures(_LooseFiles):
 
     def _read(self, name: str, most: int | None) -> bytes:
         if most is None:
-            _check_bytes(self.size(name))
+            check_bytes(self.size(name))
         try:
             return bytes(self._fs.cat_file(self._root + name, start=0, end=most))
         except Exception as error:  # each protocol has errors of its own
@@ -275,11 +234,11 @@ class UrlPictures(_LooseFiles):
             raise Absent
         return self._sizes[name]
 
-    def sidecar(self, name: str) -> bytes | None:
-        """Content of the text file beside an image (`a.txt`, else `a.png.txt`), up to 1 MiB."""
-        for text in _sidecar_names(name):
+    def sidecar(self, name: str) -> tuple[str, bytes] | None:
+        """Name and content of the file with the caption of an image (`sidecars`), up to 1 MiB."""
+        for text in sidecars(name):
             if text in self._sizes:
-                return self._read(text, MAX_TEXT_BYTES)
+                return text, self._read(text, MAX_TEXT_BYTES)
         return None
 
 
@@ -336,15 +295,20 @@ class ZipPictures:
                     name = name.encode("cp437").decode("utf-8")
                 except UnicodeError:
                     name = info.filename
-            if not info.is_dir():
-                self._files.append(name)
-            if not wanted(name, EXTENSIONS | {".txt"}):
+            if info.is_dir():
                 continue
-            if info.flag_bits & 1:
+            twin = entries.get(name)
+            if twin is None:
+                self._files.append(name)
+            if not seen(name):
+                continue
+            matters = wanted(name, EXTENSIONS | set(SIDECARS))
+            if matters and info.flag_bits & 1:
                 raise AigiError(f"{where} is encrypted; unpack it and give the folder")
-            if name in entries:
-                raise AigiError(f"{where} is in it twice; pack the archive again")
-            entries[_check_utf8(self.location, name)] = info
+            if twin is None:
+                entries[check_utf8(self.location, name)] = info
+            elif matters and (twin.CRC, twin.file_size) != (info.CRC, info.file_size):
+                raise AigiError(f"{where} is in it twice, and differs; pack the archive again")
         return entries
 
     def files(self) -> list[str]:
@@ -353,7 +317,7 @@ class ZipPictures:
 
     def names(self) -> list[str]:
         """Names of all images, sorted."""
-        return sorted(name for name in self._entries if wanted(name, EXTENSIONS))
+        return sorted(name for name in self._entries if of_image(name, self.head) is None)
 
     def _entry(self, name: str) -> zipfile.ZipInfo:
         if escapes(name):
@@ -374,7 +338,7 @@ class ZipPictures:
     def _read(self, name: str, most: int | None) -> bytes:
         info = self._entry(name)
         if most is None:
-            _check_bytes(info.file_size)
+            check_bytes(info.file_size)
         try:
             # Never more than was declared is unpacked, whatever the data hold.
             with self._zip.open(info) as file:
@@ -399,179 +363,16 @@ class ZipPictures:
         """The first `count` bytes of one entry. Raises as `read` does."""
         return self._read(name, count)
 
-    def sidecar(self, name: str) -> bytes | None:
-        """Content of the text entry beside an image (`a.txt`, else `a.png.txt`), up to 1 MiB."""
-        for text in _sidecar_names(name):
+    def left_out(self) -> list[tuple[str, str]]:
+        """Entries that are no images, each with the reason; hidden ones are not listed."""
+        return _left_out(self._files, self.head)
+
+    def sidecar(self, name: str) -> tuple[str, bytes] | None:
+        """Name and content of the entry with the caption of an image (`sidecars`), up to 1 MiB."""
+        for text in sidecars(name):
             if text in self._entries:
-                return self._read(text, MAX_TEXT_BYTES)
+                return text, self._read(text, MAX_TEXT_BYTES)
         return None
-
-
-class ParquetPictures:
-    """Images in one column of a parquet file, `struct<bytes, path>` or binary.
-
-    The name of a row is its `path`; where that is null or not unique, `ROW-00000000` and so on.
-    One row group is held at a time, so reading in the order of `names()` reads each once.
-
-    Args:
-        location: local path or fsspec URL.
-        column: the column; null: `image`, else the only one that can hold images.
-    """
-
-    def __init__(self, location: str, column: str | None = None) -> None:
-        self.location, self._wanted_column = location, column
-        self._file = open_file(location)
-        try:
-            self._parquet = pq.ParquetFile(self._file, page_checksum_verification=True)
-            self._column, self._struct = self._picture_column(column)
-        except (pa.ArrowException, OSError) as error:
-            self._file.close()
-            raise AigiError(
-                f"{location}: not readable as parquet ({error}). Fetch it again."
-            ) from error
-        except AigiError:
-            self._file.close()
-            raise
-        metadata = self._parquet.metadata
-        rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        self._starts = [sum(rows[:group]) for group in range(len(rows))]
-        self._lock = threading.Lock()
-        self._held: tuple[int, pa.ChunkedArray] | None = None
-        self._rows: dict[str, int] | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ParquetPictures, (self.location, self._wanted_column)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._held = None
-        self._parquet.close()
-        self._file.close()
-
-    def _picture_column(self, column: str | None) -> tuple[str, bool]:
-        def binary(kind: pa.DataType) -> bool:
-            return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-        found: dict[str, bool] = {}
-        schema = self._parquet.schema_arrow
-        for field in schema:
-            if binary(field.type):
-                found[field.name] = False
-            elif pa.types.is_struct(field.type):
-                index = field.type.get_field_index("bytes")
-                if index >= 0 and binary(field.type.field(index).type):
-                    found[field.name] = True
-        names = [column] if column else (["image"] if "image" in found else list(found))
-        if len(names) != 1 or names[0] not in found:
-            raise AigiError(
-                f"{self.location}: {column or 'image'}: no such column of images "
-                "(struct<bytes, path> or binary), or several without that name. "
-                f"Its columns: {', '.join(schema.names)}"
-            )
-        return names[0], found[names[0]]
-
-    def _index(self) -> dict[str, int]:
-        with self._lock:
-            if self._rows is None:
-                rows = self._parquet.metadata.num_rows
-                paths: list[str | None] = [None] * rows
-                if self._struct and self._has_path():
-                    with self._reading():
-                        table = self._parquet.read(columns=[f"{self._column}.path"])
-                    paths = [(row or {}).get("path") for row in table.column(0).to_pylist()]
-                self._rows = {}
-                for row, path in enumerate(paths):
-                    if not path or path in self._rows or re.fullmatch(r"ROW-\d{8,}", path):
-                        path = f"ROW-{row:08d}"
-                    self._rows[path] = row
-            return self._rows
-
-    def _has_path(self) -> bool:
-        kind = self._parquet.schema_arrow.field(self._column).type
-        index = kind.get_field_index("path")
-        return index >= 0 and bool(pa.types.is_string(kind.field(index).type))
-
-    def names(self) -> list[str]:
-        """Names of all rows, in the order of the file, which is the fast order to read."""
-        return list(self._index())
-
-    def read(self, name: str) -> bytes:
-        """Bytes of one row's image. Raises BadPicture (missing, null, over 512 MiB)."""
-        row = self._index().get(name)
-        if row is None:
-            raise Absent
-        group = bisect.bisect_right(self._starts, row) - 1
-        with self._lock:
-            if self._held is None or self._held[0] != group:
-                self._held = None  # let go of the last one before the next is read
-                with self._reading():
-                    table = self._parquet.read_row_group(group, columns=[self._column])
-                self._held = (group, table.column(0))
-            value = self._held[1][row - self._starts[group]]
-            data = value["bytes"] if self._struct and value.is_valid else value
-            if not data.is_valid:
-                raise BadPicture("the row holds no bytes")
-            _check_bytes(data.as_buffer().size)
-            return bytes(data.as_py())
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Around reading: what is damaged holds many rows, so it is no fault of one of them.
-
-        Raises:
-            AigiError: the file is damaged.
-            MachineFault: it cannot be read.
-        """
-        try:
-            yield
-        except (pa.ArrowException, OSError) as error:
-            let_through(error, self.location)
-            raise AigiError(
-                f"{self.location}: not readable as parquet ({error}). Fetch it again."
-            ) from error
-
-    def size(self, name: str) -> int:
-        """Roughly the bytes of one row: the mean of its row group. Raises BadPicture (missing)."""
-        row = self._index().get(name)
-        if row is None:
-            raise Absent
-        group = self._parquet.metadata.row_group(bisect.bisect_right(self._starts, row) - 1)
-        return int(group.total_byte_size) // int(group.num_rows)
-
-    @property
-    def columns(self) -> list[str]:
-        """Names of all columns."""
-        return list(self._parquet.schema_arrow.names)
-
-    def texts(self, column: str) -> Iterator[tuple[str, str | None]]:
-        """Name and text of every row, in order.
-
-        Raises:
-            AigiError: no such column, or no text in it.
-        """
-        schema = self._parquet.schema_arrow
-        if column not in schema.names:
-            raise AigiError(
-                f"{self.location}: {column}: no such column. Set text_column to one of: "
-                f"{', '.join(schema.names)}"
-            )
-        kind = schema.field(column).type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise AigiError(f"{self.location}: {column}: expected text, found {kind}")
-        names = iter(self.names())
-        for group in range(len(self._starts)):
-            with self._lock, self._reading():
-                texts = self._parquet.read_row_group(group, columns=[column]).column(0)
-            for text in texts.to_pylist():
-                yield next(names), text
 
 
 Pictures = FolderPictures | UrlPictures | ZipPictures | ParquetPictures

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline import AigiError
 from pipeline.gate import refused
 from pipeline.manifest import PLAN_FILE, plan_beside
-from pipeline.pictures.pictures import escapes
+from pipeline.pictures.names import escapes
 from pipeline.plan import specification
 from pipeline.plan.ids import image_id_of, pair_id_of
 from pipeline.plan.rounds import shard_name, summary_of

@@ -12,15 +12,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import AigiError
+from pipeline.pictures.image_rows import ParquetPictures
 from pipeline.pictures.lists import list_captions, open_import
+from pipeline.pictures.names import Escapes
 from pipeline.pictures.original import OriginalPictures
-from pipeline.pictures.pictures import (
-    Escapes,
-    FolderPictures,
-    ParquetPictures,
-    UrlPictures,
-    ZipPictures,
-)
+from pipeline.pictures.pictures import FolderPictures, UrlPictures, ZipPictures
 from pipeline.pictures.sources import ImportedSource, OriginalSource
 from pipeline.pixels import BadPicture, image_size
 from pipeline.plan.ids import image_id_of, pair_id_of, plan_table, spans

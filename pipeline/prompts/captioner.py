@@ -17,7 +17,8 @@ from pipeline.faults import MachineFault, of_a_name
 from pipeline.models.device import pick_device
 from pipeline.models.hub import Place, loading
 from pipeline.models.weights import Part, check_transformers, digest
-from pipeline.pictures.pictures import Absent, Escapes, Pictures, open_pictures
+from pipeline.pictures.names import Absent, Escapes
+from pipeline.pictures.pictures import Pictures, open_pictures
 from pipeline.pixels import BadPicture, decode
 from pipeline.progress import Progress
 from pipeline.prompts.captions import BlipCaptions, CaptionSource

@@ -22,7 +22,8 @@ from pipeline import workflow as workflows
 from pipeline.build import make, stages
 from pipeline.cli import app
 from pipeline.faults import MachineFault
-from pipeline.pictures.pictures import Absent, open_pictures
+from pipeline.pictures.names import Absent
+from pipeline.pictures.pictures import open_pictures
 from pipeline.pixels import png_bytes
 from pipeline.progress import Progress
 from pipeline.run import run_stages

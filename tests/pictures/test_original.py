@@ -16,8 +16,8 @@ from pipeline import AigiError
 from pipeline.faults import MachineFault
 from pipeline.pictures import original
 from pipeline.pictures.lists import list_captions
+from pipeline.pictures.names import Caption, Escapes
 from pipeline.pictures.original import SUBFOLDERS, OriginalPictures
-from pipeline.pictures.pictures import Caption, Escapes
 from pipeline.pictures.sources import OriginalSource
 from tests.pictures.test_volumes import split, write_volumes, zipped
 

@@ -14,12 +14,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline import AigiError
-from pipeline.pictures import pictures
-from pipeline.pictures.pictures import Escapes, FolderPictures, UrlPictures, open_pictures
+from pipeline.pictures import names, pictures
+from pipeline.pictures.image_rows import ParquetPictures
+from pipeline.pictures.lists import list_captions
+from pipeline.pictures.names import Escapes
+from pipeline.pictures.pictures import FolderPictures, UrlPictures, open_pictures
+from pipeline.pictures.sources import ImportSource
 from pipeline.pixels import BadPicture
-from tests.test_pixels import NOISE_PNG
+from tests.test_pixels import NOISE_PNG, encoded
 
 FILES = {
     "b.png": NOISE_PNG,
@@ -53,14 +58,16 @@ def zip_of(root: Path, files: dict[str, bytes] = FILES) -> str:
 @pytest.mark.parametrize("make", [folder_of, zip_of])
 def test_folder_and_zip_read_alike(tmp_path: Path, make: Callable[[Path], str]) -> None:
     with open_pictures(make(tmp_path)) as found:
-        assert not isinstance(found, pictures.ParquetPictures)
+        assert not isinstance(found, ParquetPictures)
         assert found.names() == NAMES
         again = pickle.loads(pickle.dumps(found))  # noqa: S301
         assert again.names() == NAMES
         assert again.read("b.png") == NOISE_PNG and found.size("b.png") == len(NOISE_PNG)
         assert found.head("b.png", 8) == NOISE_PNG[:8]
         assert found.read("a/c.jxl") == b""
-        assert found.sidecar("a/note.jpg") == b"hello" and found.sidecar("b.png") == b"beside"
+        assert found.sidecar("a/note.jpg") == ("a/note.txt", b"hello")
+        beside = found.sidecar("b.png")
+        assert beside is not None and beside[1] == b"beside"
         assert found.sidecar("a/c.jxl") is None
         with pytest.raises(BadPicture, match="no such picture"):
             found.read("missing.png")
@@ -111,7 +118,8 @@ def test_odd_things_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_file_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MAX_FILE_BYTES", 1000)
+    for module in (names, pictures):
+        monkeypatch.setattr(module, "MAX_FILE_BYTES", 1000)
     columns = {"image": [{"bytes": NOISE_PNG, "path": "b.png"}]}
     pq.write_table(pa.table(columns), tmp_path / "p.parquet")
     for location in (folder_of(tmp_path), zip_of(tmp_path), str(tmp_path / "p.parquet")):
@@ -192,7 +200,7 @@ def test_parquet(tmp_path: Path) -> None:
     table = pa.table({"n": range(7), "image": rows, "text": [*"abcdef", None]})
     pq.write_table(table, path, row_group_size=2)
     with open_pictures(path) as found:
-        assert isinstance(found, pictures.ParquetPictures)
+        assert isinstance(found, ParquetPictures)
         names = found.names()
         assert names == [
             "z.png",
@@ -294,3 +302,60 @@ def test_other_locations(tmp_path: Path) -> None:
     for name in ("gone", "gone.zip", "gone.parquet"):
         with pytest.raises(AigiError, match="no such file or folder"):
             open_pictures(str(tmp_path / name))
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+ODD = {
+    "a.jfif": encoded(Image.new("RGB", (4, 4)), "JPEG"), "a.txt": b"one",
+    "deep/b": NOISE_PNG, "deep/b.caption": b"two",
+    "c.PNG": NOISE_PNG, "c.TXT": b"three",
+    "d.png": NOISE_PNG, "d.json": b'{"caption": "four", "url": "x"}',
+    "e.png": NOISE_PNG, "e.json": b'{"key": "1"}',
+    "f.heic": HEIC, "g.ppm": b"P6\n1 1\n255\nabc", "h.jp2": b"\xff\x4f\xff\x51\0\x2f",
+    "i.bin": b"words", "README.md": b"# read", "empty": b"", "z.txt": b"of no image",
+    ".hidden": b"x", "__MACOSX/a.png": b"x",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "url"])
+def test_content_decides_and_what_is_not_taken_is_listed(tmp_path: Path, kind: str) -> None:
+    place = zip_of(tmp_path, ODD) if kind == "zip" else folder_of(tmp_path, ODD)
+    if kind == "url":
+        place = f"file://{place}"
+    with open_pictures(place) as found:
+        assert not isinstance(found, ParquetPictures)
+        assert found.names() == sorted(["a.jfif", "deep/b", "c.PNG", "d.png", "e.png"])
+    given = ImportSource(kind="import", path=place)
+    listed = {one.name: (one.text, one.problem) for one in list_captions(given)}
+    assert listed == {
+        "a.jfif": ("one", None), "deep/b": ("two", None), "c.PNG": ("three", None),
+        "d.png": ("four", None),
+        "e.png": (None, "no caption: e.json has no text under `caption`"),
+        "f.heic": (None, "HEIC: Pillow cannot decode it; convert it to PNG"),
+        "g.ppm": (None, "PNM, PSD, ICO, QOI or DDS: not read here; convert it to PNG"),
+        "h.jp2": (None, "JPEG 2000: not read here; convert it to PNG"),
+        "i.bin": (None, "not an image"), "README.md": (None, "not an image"),
+        "empty": (None, "empty"), "z.txt": (None, "not an image"),
+    }  # fmt: skip
+
+
+def test_the_table_of_an_import_is_no_file_that_is_left_out(tmp_path: Path) -> None:
+    place = folder_of(tmp_path, {"a.png": NOISE_PNG, "captions.csv": b"file,text\na.png,one\n"})
+    given = ImportSource(kind="import", path=place, captions=f"{place}/captions.csv")
+    assert [(one.name, one.text, one.problem) for one in list_captions(given)] == [
+        ("a.png", "one", None)
+    ]
+
+
+def test_equal_entries_of_a_zip_cost_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "p.zip"
+    with zipfile.ZipFile(path, "w") as file, pytest.warns(UserWarning, match="Duplicate"):
+        for name, data in (("a.png", NOISE_PNG), ("README.txt", b"1"), ("x.bin", b"1")):
+            file.writestr(name, data)
+            file.writestr(name, data if name != "x.bin" else b"2")
+    with open_pictures(str(path)) as found:
+        assert found.names() == ["a.png"] and found.read("a.png") == NOISE_PNG
+    with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate"):
+        file.writestr("README.txt", b"2")
+    with pytest.raises(AigiError, match=r"README\.txt.* is in it twice, and differs"):
+        open_pictures(str(path))

@@ -1,0 +1,186 @@
+"""A parquet file of images in; their names and bytes out."""
+
+from __future__ import annotations
+
+import bisect
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import AigiError
+from pipeline.faults import let_through
+from pipeline.pictures.names import Absent, check_bytes
+from pipeline.pictures.volumes import open_file
+from pipeline.pixels import BadPicture
+
+
+class ParquetPictures:
+    """Images in one column of a parquet file, `struct<bytes, path>` or binary.
+
+    The name of a row is its `path`; where that is null or not unique, `ROW-00000000` and so on.
+    One row group is held at a time, so reading in the order of `names()` reads each once.
+
+    Args:
+        location: local path or fsspec URL.
+        column: the column; null: `image`, else the only one that can hold images.
+    """
+
+    def __init__(self, location: str, column: str | None = None) -> None:
+        self.location, self._wanted_column = location, column
+        self._file = open_file(location)
+        try:
+            self._parquet = pq.ParquetFile(self._file, page_checksum_verification=True)
+            self._column, self._struct = self._picture_column(column)
+        except (pa.ArrowException, OSError) as error:
+            self._file.close()
+            raise AigiError(
+                f"{location}: not readable as parquet ({error}). Fetch it again."
+            ) from error
+        except AigiError:
+            self._file.close()
+            raise
+        metadata = self._parquet.metadata
+        rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._starts = [sum(rows[:group]) for group in range(len(rows))]
+        self._lock = threading.Lock()
+        self._held: tuple[int, pa.ChunkedArray] | None = None
+        self._rows: dict[str, int] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ParquetPictures, (self.location, self._wanted_column)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._held = None
+        self._parquet.close()
+        self._file.close()
+
+    def _picture_column(self, column: str | None) -> tuple[str, bool]:
+        def binary(kind: pa.DataType) -> bool:
+            return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+        found: dict[str, bool] = {}
+        schema = self._parquet.schema_arrow
+        for field in schema:
+            if binary(field.type):
+                found[field.name] = False
+            elif pa.types.is_struct(field.type):
+                index = field.type.get_field_index("bytes")
+                if index >= 0 and binary(field.type.field(index).type):
+                    found[field.name] = True
+        names = [column] if column else (["image"] if "image" in found else list(found))
+        if len(names) != 1 or names[0] not in found:
+            raise AigiError(
+                f"{self.location}: {column or 'image'}: no such column of images "
+                "(struct<bytes, path> or binary), or several without that name. "
+                f"Its columns: {', '.join(schema.names)}"
+            )
+        return names[0], found[names[0]]
+
+    def _index(self) -> dict[str, int]:
+        with self._lock:
+            if self._rows is None:
+                rows = self._parquet.metadata.num_rows
+                paths: list[str | None] = [None] * rows
+                if self._struct and self._has_path():
+                    with self._reading():
+                        table = self._parquet.read(columns=[f"{self._column}.path"])
+                    paths = [(row or {}).get("path") for row in table.column(0).to_pylist()]
+                self._rows = {}
+                for row, path in enumerate(paths):
+                    if not path or path in self._rows or re.fullmatch(r"ROW-\d{8,}", path):
+                        path = f"ROW-{row:08d}"
+                    self._rows[path] = row
+            return self._rows
+
+    def _has_path(self) -> bool:
+        kind = self._parquet.schema_arrow.field(self._column).type
+        index = kind.get_field_index("path")
+        return index >= 0 and bool(pa.types.is_string(kind.field(index).type))
+
+    def names(self) -> list[str]:
+        """Names of all rows, in the order of the file, which is the fast order to read."""
+        return list(self._index())
+
+    def read(self, name: str) -> bytes:
+        """Bytes of one row's image. Raises BadPicture (missing, null, over 512 MiB)."""
+        row = self._index().get(name)
+        if row is None:
+            raise Absent
+        group = bisect.bisect_right(self._starts, row) - 1
+        with self._lock:
+            if self._held is None or self._held[0] != group:
+                self._held = None  # let go of the last one before the next is read
+                with self._reading():
+                    table = self._parquet.read_row_group(group, columns=[self._column])
+                self._held = (group, table.column(0))
+            value = self._held[1][row - self._starts[group]]
+            data = value["bytes"] if self._struct and value.is_valid else value
+            if not data.is_valid:
+                raise BadPicture("the row holds no bytes")
+            check_bytes(data.as_buffer().size)
+            return bytes(data.as_py())
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Around reading: what is damaged holds many rows, so it is no fault of one of them.
+
+        Raises:
+            AigiError: the file is damaged.
+            MachineFault: it cannot be read.
+        """
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            let_through(error, self.location)
+            raise AigiError(
+                f"{self.location}: not readable as parquet ({error}). Fetch it again."
+            ) from error
+
+    def size(self, name: str) -> int:
+        """Roughly the bytes of one row: the mean of its row group. Raises BadPicture (missing)."""
+        row = self._index().get(name)
+        if row is None:
+            raise Absent
+        group = self._parquet.metadata.row_group(bisect.bisect_right(self._starts, row) - 1)
+        return int(group.total_byte_size) // int(group.num_rows)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all columns."""
+        return list(self._parquet.schema_arrow.names)
+
+    def texts(self, column: str) -> Iterator[tuple[str, str | None]]:
+        """Name and text of every row, in order.
+
+        Raises:
+            AigiError: no such column, or no text in it.
+        """
+        schema = self._parquet.schema_arrow
+        if column not in schema.names:
+            raise AigiError(
+                f"{self.location}: {column}: no such column. Set text_column to one of: "
+                f"{', '.join(schema.names)}"
+            )
+        kind = schema.field(column).type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise AigiError(f"{self.location}: {column}: expected text, found {kind}")
+        names = iter(self.names())
+        for group in range(len(self._starts)):
+            with self._lock, self._reading():
+                texts = self._parquet.read_row_group(group, columns=[column]).column(0)
+            for text in texts.to_pylist():
+                yield next(names), text

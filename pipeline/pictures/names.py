@@ -1,0 +1,125 @@
+"""Names of files in; which are images, which have their captions, and which lead out, out.
+
+Names come from outside and are distrusted: they must stay inside their folder or archive.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from pipeline import AigiError
+from pipeline.pixels import BadPicture, kind_of
+
+EXTENSIONS = frozenset(
+    [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jxl"]
+)
+MAX_FILE_BYTES = 512 << 20  # 64 million pixels of 16-bit RGBA, uncompressed
+MAX_TEXT_BYTES = 1 << 20  # of a caption file
+
+
+class Escapes(AigiError):
+    """A name or a link that leads out of the folder or archive."""
+
+
+class Absent(BadPicture):
+    """A name that is not in its folder or archive, which itself is there."""
+
+    def __init__(self) -> None:
+        super().__init__("no such picture")
+
+
+class Caption(NamedTuple):
+    """What a list states about an image: a text, or the problem that keeps it out.
+
+    Attributes:
+        split: the one that the list states; null: a hash of the text decides.
+        line: of the list, where it has lines.
+        variants: name of the image by watermark, where it comes in several.
+    """
+
+    name: str
+    text: str | None
+    problem: str | None
+    split: str | None = None
+    line: int | None = None
+    variants: Mapping[str, str] | None = None
+
+
+def escapes(name: str) -> bool:
+    """True where a name is absolute, has a drive letter, or goes up with `..`."""
+    plain = name.replace("\\", "/")
+    return (
+        plain.startswith("/")
+        or re.match(r"[A-Za-z]:", plain) is not None
+        or ".." in plain.split("/")
+        or "\0" in plain
+    )
+
+
+def wanted(name: str, extensions: frozenset[str]) -> bool:
+    """True where a name has one of the extensions, and no part of it is hidden."""
+    return seen(name) and os.path.splitext(name)[1].lower() in extensions
+
+
+def check_utf8(location: str, name: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise AigiError(f"{location}: the name {name!r} is not UTF-8; rename the file") from None
+    return name
+
+
+SIDECARS = (".txt", ".TXT", ".caption", ".json", ".JSON")
+"""Of files beside an image that may have its caption; of JSON, it is what `caption` has."""
+
+
+def sidecars(name: str) -> tuple[str, ...]:
+    """Names that the file with the caption of an image may have, the first ones first."""
+    base = os.path.splitext(name)[0]
+    return (base + SIDECARS[0], name + SIDECARS[0], *(base + ending for ending in SIDECARS[1:]))
+
+
+OTHERS = frozenset(
+    [*SIDECARS, ".csv", ".tsv", ".jsonl", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".py",
+     ".parquet", ".arrow", ".zip", ".tar", ".gz", ".npy", ".npz", ".safetensors", ".mp4", ".ini"]
+)  # fmt: skip
+"""Endings of files that nobody takes to be images, whatever is in them."""
+HEAD = 64
+"""Bytes that tell what a file is."""
+
+
+def of_image(name: str, head: Callable[[str, int], bytes]) -> str | None:
+    """Why a file is no image to read; None: it is one, by its ending or else by its content.
+
+    Args:
+        head: reads the first bytes of a file.
+    """
+    ending = os.path.splitext(name)[1].lower()
+    if ending in EXTENSIONS:
+        return None
+    if ending in OTHERS:
+        return "not an image"
+    try:
+        kind_of(head(name, HEAD))
+    except BadPicture as error:
+        return str(error).replace("not a picture", "not an image")
+    return None
+
+
+def may_be_image(name: str) -> bool:
+    """Whether a file could be an image, by its name alone."""
+    return seen(name) and os.path.splitext(name)[1].lower() not in OTHERS
+
+
+def seen(name: str) -> bool:
+    """Whether no part of a name is hidden."""
+    parts = name.split("/")
+    return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def check_bytes(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise BadPicture(f"too large: {size} bytes > {MAX_FILE_BYTES}")
