@@ -13,6 +13,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import IO, Any, NamedTuple
 
 from pipeline import AigiError
@@ -22,7 +23,7 @@ from pipeline.shown import public_url
 
 
 class CaptionTable(NamedTuple):
-    """Where a table is, a CSV or JSON-lines file, and its columns.
+    """Where a table is, a CSV, TSV or JSON-lines file, and its columns.
 
     Attributes:
         path: local path or fsspec URL.
@@ -53,8 +54,32 @@ def _same_name(name: str) -> str:
     return "/".join(part for part in plain.split("/") if part not in ("", "."))
 
 
+DELIMITERS = (",", "\t", ";", "|")
+
+
+def delimiter_of(header: str, columns: Iterable[str]) -> str:
+    """What parts the fields of a table, by its first line.
+
+    Args:
+        columns: that it must have.
+
+    Returns: that one of `DELIMITERS` by which all of these are fields; a comma if none is.
+    """
+    for delimiter in DELIMITERS:
+        try:
+            fields = next(csv.reader([header], delimiter=delimiter), [])
+        except csv.Error:
+            continue
+        if {field.strip() for field in fields} >= set(columns):
+            return delimiter
+    return ","
+
+
 def _csv_rows(file: IO[str], table: CaptionTable) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(file, strict=True)
+    header = file.readline()
+    asked = [table.file_column, table.text_column]
+    delimiter = delimiter_of(header.rstrip("\r\n"), asked)
+    reader = csv.DictReader(chain([header], file), strict=True, delimiter=delimiter)
     columns = list(reader.fieldnames or [])
     for column in (table.file_column, table.text_column):
         if column not in columns:
@@ -100,10 +125,10 @@ def _no_column(
 
 def _rows(table: CaptionTable) -> list[tuple[int, str, str | None, str | None]]:
     """(line, file, caption, split) of every row, in order."""
-    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
+    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _jsonl_rows}
     suffix = os.path.splitext(public_url(table.path))[1].lower()
     if suffix not in readers:
-        raise AigiError(f"{table.path}: captions are read from a .csv or .jsonl file")
+        raise AigiError(f"{table.path}: captions are read from a .csv, .tsv or .jsonl file")
     rows: list[tuple[int, str, str | None, str | None]] = []
     try:
         with opened(table.path, encoding="utf-8-sig", newline="") as file:

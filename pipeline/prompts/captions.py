@@ -13,6 +13,7 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -20,6 +21,7 @@ from pydantic import Field, model_validator
 from pipeline import AigiError
 from pipeline.files import ESCAPED, INVALID, decode_lines
 from pipeline.outside import opened
+from pipeline.pictures.caption_table import delimiter_of
 from pipeline.settings import Count, Location, Settings
 from pipeline.shown import public_url
 
@@ -118,6 +120,7 @@ CaptionSource = Annotated[
 
 Row = tuple[int, str | None, str | None]
 
+TAB = "\t"
 NO_TAB = "no tab between url and caption"
 EMPTY_LINE = "empty line"
 BLOCK = 1 << 16  # bytes; larger is slower (measured: the lines leave the processor's cache)
@@ -215,14 +218,33 @@ def _text(path: str) -> Iterator[Row]:
         yield (line, text, None) if problem is None else (line, None, problem)
 
 
+def _refuse_other_layout(path: str, lines: list[str]) -> None:
+    """Refuse a file of which most lines have more columns: they would be glued to captions.
+
+    Raises:
+        AigiError: says what it looks like.
+    """
+    more = [line for line in lines if line.count(TAB) > 1]
+    if len(lines) > 2 and 2 * len(more) > len(lines):
+        raise AigiError(
+            f"{path}: its lines have {more[0].count(TAB)} tabs, and those of kind cc12m have one: "
+            "url, tab, caption. With a line of names at its beginning it is kind csv, and `column` "
+            "names the captions."
+        )
+
+
 def _cc12m(path: str) -> Iterator[Row]:
     for first, lines, problems in _blocks(path):  # not _lines: twelve million rows go through here
+        if first == 1:
+            _refuse_other_layout(path, lines)
         for line, text in enumerate(lines, first):
             _, tab, caption = text.partition("\t")
-            if tab and line not in problems:
-                yield line, caption, None
-            else:
+            if not tab or line in problems:
                 yield line, None, problems.get(line, NO_TAB)
+            elif "\t" in caption:
+                yield line, None, f"{text.count(TAB)} tabs, and a line of this layout has one"
+            else:
+                yield line, caption, None
 
 
 def _jsonl(path: str, column: str) -> Iterator[Row]:
@@ -258,8 +280,11 @@ def _csv(path: str, column: str) -> Iterator[Row]:
                 broken.append(problem)
             yield text + "\n"
 
+    given = lines()
+    first = next(given, "")
+    delimiter = delimiter_of(first.rstrip("\n"), [column])
     # strict: csv otherwise takes a quote that is never closed, and all that follows, for a field.
-    reader = csv.reader(lines(), strict=True)
+    reader = csv.reader(chain([first] if first else [], given), strict=True, delimiter=delimiter)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1

@@ -23,7 +23,16 @@ from pydantic import TypeAdapter
 from pipeline import AigiError
 from pipeline.files import INVALID
 from pipeline.prompts import captions
-from pipeline.prompts.captions import EMPTY_LINE, NO_TAB, CaptionSource, Row, read
+from pipeline.prompts.captions import (
+    EMPTY_LINE,
+    NO_TAB,
+    TAB,
+    CaptionSource,
+    Cc12mCaptions,
+    Row,
+    TableCaptions,
+    read,
+)
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "prompts"
 ENDINGS = {"cc12m": ".tsv", "text": ".txt", "jsonl": ".jsonl", "csv": ".csv", "coco": ".json"}
@@ -33,6 +42,7 @@ TRICKY += ["é".encode(), "\u2028".encode(), b'{"caption": "x"}', b"\xed\xa0\x80
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 one_line = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), max_size=20)
+one_cell = one_line.filter(lambda text: "\t" not in text)
 any_bytes = st.lists(st.sampled_from(TRICKY) | st.binary(max_size=3), max_size=25).map(b"".join)
 block_sizes = st.sampled_from([1, 2, 3, 5, 16, 1 << 16])
 
@@ -76,7 +86,7 @@ def decoded(line: bytes) -> str | None:
 # What is written comes back.
 
 
-@given(st.lists(st.tuples(one_line.filter(lambda url: "\t" not in url), one_line)), block_sizes)
+@given(st.lists(st.tuples(one_cell, one_cell)), block_sizes)
 @settings(max_examples=60, deadline=None)
 def test_cc12m_round_trip(folder: Path, pairs: list[tuple[str, str]], block: int) -> None:
     data = "\n".join(f"{url}\t{caption}" for url, caption in pairs)
@@ -134,13 +144,20 @@ def test_every_physical_line_is_accounted_for(folder: Path, data: bytes, block: 
     lines = [decoded(line) for line in physical_lines(data)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(captions, "BLOCK", block)
-        cc12m, text, jsonl = (rows(kind, folder, data) for kind in ("cc12m", "text", "jsonl"))
+        text, jsonl = (rows(kind, folder, data) for kind in ("text", "jsonl"))
+        cc12m = None
+        try:
+            cc12m = rows("cc12m", folder, data)
+        except AigiError as error:
+            assert "tabs, and those of kind cc12m have one" in str(error)
     assert text == [
         (n, None, INVALID) if line is None else (n, line, None) for n, line in enumerate(lines, 1)
     ]
-    assert cc12m == [
+    assert cc12m is None or cc12m == [
         (n, None, INVALID if line is None else NO_TAB)
         if line is None or "\t" not in line
+        else (n, None, f"{line.count(TAB)} tabs, and a line of this layout has one")
+        if line.count(TAB) > 1
         else (n, line.partition("\t")[2], None)
         for n, line in enumerate(lines, 1)
     ]
@@ -177,7 +194,7 @@ def test_cc12m_defects(folder: Path) -> None:
         (2, None, NO_TAB),
         (3, None, NO_TAB),
         (4, None, INVALID),
-        (5, "one\ttwo", None),
+        (5, None, "2 tabs, and a line of this layout has one"),
         (6, "", None),
         (7, "nul \0 byte", None),
         (8, "last, without an end", None),
@@ -425,3 +442,24 @@ def test_real_files(kind: str, name: str, count: int) -> None:
         assert sum("\n" in text for text in texts) == 97
         assert sum('"' in text for text in texts) == 77
         assert found[-1][0] == 30_001 + sum(text.count("\n") for text in texts[:-1])
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
+def test_the_delimiter_is_found_by_the_column(tmp_path: Path, delimiter: str) -> None:
+    rows = [["url", "caption", "key"], ["u", "a red boat", "1"], ["u", "a house", "2"]]
+    path = tmp_path / "c.csv"
+    path.write_text("".join(delimiter.join(row) + "\n" for row in rows))
+    source = TableCaptions(kind="csv", path=str(path), column="caption")
+    assert list(read(source)) == [(2, "a red boat", None), (3, "a house", None)]
+
+
+def test_a_file_of_another_layout_is_no_cc12m(tmp_path: Path) -> None:
+    path = tmp_path / "c.tsv"
+    path.write_text("url\tcaption\tkey\nu\ta red boat\t1\nu\ta house\t2\n")
+    with pytest.raises(AigiError, match=r"c\.tsv: its lines have 2 tabs, and those of kind cc12m"):
+        list(read(Cc12mCaptions(kind="cc12m", path=str(path))))
+    path.write_text("u\ta red boat\nu\ta house\t2\nu\ta tree\n")
+    assert list(read(Cc12mCaptions(kind="cc12m", path=str(path)))) == [
+        (1, "a red boat", None), (2, None, "2 tabs, and a line of this layout has one"),
+        (3, "a tree", None),
+    ]  # fmt: skip
