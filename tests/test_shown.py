@@ -158,8 +158,7 @@ def test_what_users_see_is_printed_in_few_places() -> None:
         if any(line.lstrip().startswith("print(") for line in file.read_text().splitlines())
     }
     assert {name for name in printing if not name.startswith("tiny/")} - doors <= {
-        "release/card.py",  # an example in the card
-        "release/joint_card.py",  # the same
+        "release/card_rows.py",  # an example in the card
         "cli/reference.py",
         "logbook.py",  # that the log cannot be written, which no line in the log can report
         # Processes of their own, whose lines the parent reads.
