@@ -104,6 +104,8 @@ def of_image(name: str, head: Callable[[str, int], bytes]) -> str | None:
         return "not an image"
     try:
         kind_of(head(name, HEAD))
+    except Escapes:
+        return "a link that leads out of the folder"
     except BadPicture as error:
         return str(error).replace("not a picture", "not an image")
     return None

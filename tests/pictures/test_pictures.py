@@ -339,6 +339,17 @@ def test_content_decides_and_what_is_not_taken_is_listed(tmp_path: Path, kind: s
     }  # fmt: skip
 
 
+def test_a_link_out_of_the_folder_is_listed_if_it_is_no_image_by_its_name(tmp_path: Path) -> None:
+    place = folder_of(tmp_path, {"a.png": NOISE_PNG, "a.txt": b"one"})
+    (tmp_path / "outside").write_bytes(NOISE_PNG)
+    (Path(place) / "link").symlink_to(tmp_path / "outside")
+    listed = {c.name: c.problem for c in list_captions(ImportSource(kind="import", path=place))}
+    assert listed == {"a.png": None, "link": "a link that leads out of the folder"}
+    (Path(place) / "link.png").symlink_to(tmp_path / "outside")
+    with pytest.raises(Escapes):
+        list(list_captions(ImportSource(kind="import", path=place)))
+
+
 def test_the_table_of_an_import_is_no_file_that_is_left_out(tmp_path: Path) -> None:
     place = folder_of(tmp_path, {"a.png": NOISE_PNG, "captions.csv": b"file,text\na.png,one\n"})
     given = ImportSource(kind="import", path=place, captions=f"{place}/captions.csv")
