@@ -166,7 +166,10 @@ def select(
     for key, quota in wanted.items():
         if quota is None or key not in known.places:
             continue
-        good = np.flatnonzero((why == 0) & (place == known.places.index(key)))
+        mine = (why == 0) & (place == known.places.index(key))
+        if np.count_nonzero(mine) <= quota:
+            continue
+        good = np.flatnonzero(mine)
         if spared.any():  # what a person keeps comes first
             good = np.concatenate([good[spared[good]], good[~spared[good]]])
         why[good[quota:]] = _CODE["surplus"]
