@@ -1,8 +1,8 @@
 """A table of file names and captions in, the caption of each image out, and the rows that fit none.
 
-Imports, benchmarks, analysis and training all read such tables here. A table that is not well
-formed is refused whole. A row that names no image, or one that is named already, is refused alone;
-the caller decides what happens then.
+Imports, benchmarks, analysis and training all read such tables here. A table that cannot be read is
+refused whole. A row that is not well formed, that names no image, or one that is named already, is
+refused alone; the caller decides what happens then.
 """
 
 from __future__ import annotations
@@ -75,25 +75,31 @@ def delimiter_of(header: str, columns: Iterable[str]) -> str:
     return ","
 
 
-def _csv_rows(file: IO[str], table: CaptionTable) -> Iterator[tuple[int, dict[str, Any]]]:
+class _Bad(NamedTuple):
+    """A row that is not well formed, and why."""
+
+    problem: str
+
+
+def _csv_rows(file: IO[str], table: CaptionTable) -> Iterator[tuple[int, dict[str, Any] | _Bad]]:
     header = file.readline()
     asked = [table.file_column, table.text_column]
+    asked += [table.split_column] if table.split_column else []
     delimiter = delimiter_of(header.rstrip("\r\n"), asked)
     reader = csv.DictReader(chain([header], file), strict=True, delimiter=delimiter)
     columns = list(reader.fieldnames or [])
-    for column in (table.file_column, table.text_column):
+    for column in asked:
         if column not in columns:
             raise _no_column(table, column, columns)
     for row in reader:
         if None in row:
-            raise AigiError(
-                f"{table.path}:{reader.line_num}: more fields than the header names; "
-                "put captions with commas in double quotes"
-            )
-        yield reader.line_num, row
+            why = "more fields than the header names; put captions with commas in double quotes"
+            yield reader.line_num, _Bad(why)
+        else:
+            yield reader.line_num, row
 
 
-def _jsonl_rows(file: IO[str], table: CaptionTable) -> Iterator[tuple[int, dict[str, Any]]]:
+def _jsonl_rows(file: IO[str], table: CaptionTable) -> Iterator[tuple[int, dict[str, Any] | _Bad]]:
     columns: dict[str, None] = {}
     for line, text in enumerate(file, 1):
         if not text.strip():
@@ -101,50 +107,56 @@ def _jsonl_rows(file: IO[str], table: CaptionTable) -> Iterator[tuple[int, dict[
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise AigiError(f"{table.path}:{line}: not JSON: {error}") from None
+            yield line, _Bad(f"not JSON: {error}")
+            continue
         if not isinstance(row, dict):
-            raise AigiError(f"{table.path}:{line}: expected an object, one per line")
+            yield line, _Bad("expected an object, one per line")
+            continue
         if table.file_column not in row:
             raise _no_column(table, table.file_column, row, line)
         columns |= dict.fromkeys(row)
         yield line, row
     # A line may leave the text out; the whole file may not.
-    if columns and table.text_column not in columns:
-        raise _no_column(table, table.text_column, columns)
+    for column in (table.text_column, table.split_column):
+        if columns and column and column not in columns:
+            raise _no_column(table, column, columns)
 
 
 def _no_column(
     table: CaptionTable, column: str, columns: Iterable[str], line: int | None = None
 ) -> AigiError:
     field = "file_column" if column == table.file_column else "text_column"
+    field = "split_column" if column == table.split_column else field
     where = f"{table.path}:{line}" if line else table.path
     return AigiError(
         f"{where}: {column}: no such column. Set {field} to one of: {', '.join(columns)}"
     )
 
 
-def _rows(table: CaptionTable) -> list[tuple[int, str, str | None, str | None]]:
-    """(line, file, caption, split) of every row, in order."""
+def _row(row: dict[str, Any], table: CaptionTable) -> tuple[str, str | None, str | None] | _Bad:
+    """File, caption and split of a row."""
+    name, text = row[table.file_column], row.get(table.text_column)
+    split = row.get(table.split_column) if table.split_column else None
+    if table.split_column and split is None:
+        return _Bad(f"{table.split_column}: the split is missing")
+    if name is None or not all(isinstance(value, str | None) for value in (name, text, split)):
+        return _Bad("file, caption and split must be text")
+    return name, text, split
+
+
+def _rows(
+    table: CaptionTable,
+) -> list[tuple[int, tuple[str, str | None, str | None] | _Bad]]:
+    """Line, and file, caption and split, of every row, in order."""
     readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _jsonl_rows}
     suffix = os.path.splitext(public_url(table.path))[1].lower()
     if suffix not in readers:
         raise AigiError(f"{table.path}: captions are read from a .csv, .tsv or .jsonl file")
-    rows: list[tuple[int, str, str | None, str | None]] = []
+    rows: list[tuple[int, tuple[str, str | None, str | None] | _Bad]] = []
     try:
         with opened(table.path, encoding="utf-8-sig", newline="") as file:
             for line, row in readers[suffix](file, table):
-                name, text = row[table.file_column], row.get(table.text_column)
-                split = row.get(table.split_column) if table.split_column else None
-                if table.split_column and split is None:
-                    raise AigiError(
-                        f"{table.path}:{line}: {table.split_column}: the split is missing"
-                    )
-                for value in (name, text, split):
-                    if not isinstance(value, str | None) or name is None:
-                        raise AigiError(
-                            f"{table.path}:{line}: file, caption and split must be text"
-                        )
-                rows.append((line, name, text, split))
+                rows.append((line, row if isinstance(row, _Bad) else _row(row, table)))
     except FileNotFoundError:
         raise AigiError(f"{table.path}: no such file") from None
     except (csv.Error, UnicodeDecodeError) as error:
@@ -161,7 +173,7 @@ def match(table: CaptionTable, names: Sequence[str]) -> Matched:
         names: of the images, relative to their folder or archive.
 
     Raises:
-        AigiError: the table is missing or not well formed; names file, row and column.
+        AigiError: the table is missing, is no such table, or lacks a column.
     """
     known = set(names)
     spelled = {_same_name(name): name for name in names}
@@ -170,7 +182,11 @@ def match(table: CaptionTable, names: Sequence[str]) -> Matched:
     by_base = {base: spelled[name] for name, base in bases.items() if count[base] == 1}
     listed: dict[str, tuple[str | None, str | None]] = {}
     refused: list[Caption] = []
-    for line, file, text, split in _rows(table):
+    for line, row in _rows(table):
+        if isinstance(row, _Bad):
+            refused.append(Caption(f"line {line}", None, row.problem, line=line))
+            continue
+        file, text, split = row
         text = text.strip() if text else text
 
         def refuse(problem: str) -> None:

@@ -68,7 +68,7 @@ def listed_imports(
                 {
                     "source": name,
                     "file": f"{where}:{path}",
-                    "line": line if original else number,
+                    "line": line if original or line is not None else number,
                     "reason": problem,
                     "text": text,
                 }

@@ -60,7 +60,7 @@ def test_splits_of_the_list(tmp_path: Path) -> None:
         ("a.png", "test"),
         ("b.png", "train"),
     ]
-    with pytest.raises(AigiError, match=r"c\.csv:2: half: the split is missing"):
+    with pytest.raises(AigiError, match=r"c\.csv: half: no such column\. Set split_column"):
         list(list_captions(source(folder, captions=str(table), split_column="half")))
 
 
@@ -163,13 +163,9 @@ def test_two_spellings_of_one_unicode_name(tmp_path: Path) -> None:
         ),
         ("file,caption\n1.png,x\n", r"captions\.csv: text: no such column\. Set text_column"),
         ("", r"captions\.csv: file: no such column"),
-        ("file,text\n1.png,a, b\n", r"captions\.csv:2: more fields than the header"),
         ('file,text\n1.png,"x\n', r"captions\.csv: row 1: not readable as UTF-8 csv"),
         ('{"file": "1.png"}\n', r"captions\.jsonl: text: no such column.*: file"),
         ('{"text": "x"}\n', r"captions\.jsonl:1: file: no such column.*: text"),
-        ('{"file": "1.png", "text": "x"}\nnot json\n', r"captions\.jsonl:2: not JSON"),
-        ('{"file": "1.png", "text": "x"}\n[1]\n', r"captions\.jsonl:2: expected an object"),
-        ('{"file": "1.png", "text": ["x"]}\n', r"captions\.jsonl:1: file, caption and split"),
     ],
 )
 def test_captions_files_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:

@@ -43,7 +43,7 @@ class Table(NamedTuple):
 TABLES = {
     "as it should be": Table("t.csv", b'file,text\na.png,"one, two"\n', {"a.png": "one, two"}),
     "an unquoted comma": Table(
-        "t.csv", b"file,text\na.png,one, two\n", None, "t.csv:2: more fields than the header names"
+        "t.csv", b"file,text\na.png,one, two\n", None, ": more fields than the header names"
     ),
     "an open quote": Table("t.csv", b'file,text\na.png,"one\n', None, "row 1: not readable as"),
     "listed twice": Table("t.csv", b"file,text\na.png,x\n./a.png,y\n", None, "listed twice"),
@@ -60,12 +60,14 @@ TABLES = {
     "a comma in a name beside": Table("t.csv", b'"a;b",file,text\n1,a.png,x\n', {"a.png": "x"}),
     "no such column": Table("t.csv", b"file,prompt\na.png,x\n", None, "text: no such column"),
     "lines": Table("t.jsonl", b'{"file": "a.png", "text": "x"}\n\n', {"a.png": "x"}),
-    "a line that is no object": Table("t.jsonl", b"[1]\n", None, "t.jsonl:1: expected an object"),
-    "a line that is cut": Table("t.jsonl", b'{"file": "a.png"', None, "t.jsonl:1: not JSON"),
+    "a line that is no object": Table("t.jsonl", b"[1]\n", None, ": expected an object"),
+    "a line that is cut": Table("t.jsonl", b'{"file": "a.png"', None, ": not JSON"),
     "a number for a text": Table(
-        "t.jsonl", b'{"file": "a.png", "text": 1}\n', None, "t.jsonl:1: file, caption and split"
+        "t.jsonl", b'{"file": "a.png", "text": 1}\n', None, ": file, caption and split"
     ),
-    "another kind": Table("t.txt", b"a.png\tx\n", None, "captions are read from a .csv or .jsonl"),
+    "another kind": Table(
+        "t.txt", b"a.png\tx\n", None, "captions are read from a .csv, .tsv or .jsonl"
+    ),
 }
 
 
@@ -194,3 +196,21 @@ def test_what_is_an_image_is_one_list(tmp_path: Path, ending: str) -> None:
     else:
         with pytest.raises(AigiError, match="no images"):
             Collection(Pictures(place=str(tmp_path / "p")))
+
+
+def test_one_bad_row_costs_an_import_one_reject_with_its_line(place: Path, tmp_path: Path) -> None:
+    tables = {
+        "t.csv": b"file,text\na.png,one, two\nd.jxl,x\nb c.PNG,y\n",
+        "t.jsonl": b'{"file": "a.png"\n{"file": "d.jxl", "text": "x"}\n[1]\n'
+        b'{"file": "b c.PNG", "text": "y"}\n{"file": "e.jfif", "text": ["z"]}\n',
+    }
+    lines = {"t.csv": {2}, "t.jsonl": {1, 3, 5}}
+    for name, data in tables.items():
+        (tmp_path / name).write_bytes(data)
+        given = ImportSource(kind="import", path=str(place), captions=str(tmp_path / name))
+        found = list(list_captions(given))
+        taken = {one.name: one.text for one in found if one.text is not None}
+        assert taken == {"deep/d.jxl": "x", "b c.PNG": "y"}
+        assert {one.line for one in found if one.line is not None} == lines[name]
+        with pytest.raises(AigiError, match=rf"{name}:{min(lines[name])}: line "):
+            measured(str(place), str(tmp_path / name))
