@@ -79,8 +79,10 @@ class Digests:
             return self._taken(self._array(array.dictionary), array.indices)
         if pa.types.is_boolean(kind):
             return self._numbers(array.cast(pa.int8()), "bool", np.int64)
+        if kind == pa.uint64():
+            return self._unsigned(array)
         if pa.types.is_integer(kind):
-            return self._numbers(array, "int", np.uint64 if kind == pa.uint64() else np.int64)
+            return self._numbers(array, "int", np.int64)
         if pa.types.is_floating(kind):
             return self._numbers(array.cast(pa.float64()), "float", np.float64)
         if kind in (pa.string(), pa.large_string(), pa.string_view()):
@@ -93,7 +95,8 @@ class Digests:
             return self.rows(zip(names, array.flatten(), strict=True), len(array)) ^ self._word(
                 "struct"
             )
-        if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+        listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        if listed or pa.types.is_fixed_size_list(kind) or pa.types.is_map(kind):
             return self._lists(array)
         return self._others(array)
 
@@ -102,6 +105,12 @@ class Digests:
         if dtype is np.float64:
             values = np.where(np.isnan(values), np.nan, values + 0.0)  # one NaN, and one zero
         return _mixed(values.view(np.uint64) ^ self._word(kind))
+
+    def _unsigned(self, array: pa.Array) -> UInt64:
+        """Of `uint64`; what no `int64` holds has the bits of a negative one, which it is not."""
+        found = self._numbers(array, "int", np.uint64)
+        beyond = array.fill_null(0).to_numpy(zero_copy_only=False) > np.iinfo(np.int64).max
+        return np.where(beyond, _mixed(found ^ self._word("beyond int64")), found)
 
     def _strings(self, array: pa.Array, kind: str) -> UInt64:
         sample = array.slice(0, 1000)

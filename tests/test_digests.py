@@ -36,6 +36,10 @@ TYPES: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
     "bool": (pa.bool_(), st.sampled_from([None, True, False])),
     "list": (pa.list_(pa.string()), st.none() | st.lists(WORDS, max_size=3)),
     "large list": (pa.large_list(pa.int8()), st.none() | st.lists(st.integers(0, 2), max_size=3)),
+    "fixed list": (
+        pa.list_(pa.int8(), 2),
+        st.none() | st.lists(st.none() | st.integers(0, 1), min_size=2, max_size=2),
+    ),
     "map": (
         pa.map_(pa.string(), pa.int8()),
         st.none() | st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 1)), max_size=3),
@@ -71,12 +75,13 @@ def test_values_are_equal_where_their_hashes_are(name: str, data: st.DataObject)
     "kinds",
     [(pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())),
      (pa.int8(), pa.int64(), pa.uint8()), (pa.float32(), pa.float64()),
-     (pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(2))],
+     (pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(2)),
+     (pa.list_(pa.int8()), pa.large_list(pa.int8()), pa.list_(pa.int8(), 2))],
 )  # fmt: skip
 def test_types_of_the_same_values_have_the_same_hashes(kinds: tuple[pa.DataType, ...]) -> None:
     values: dict[str, list[Any]] = {
         "string": ["a", None, "bc", "a"], "int8": [1, None, 0], "float": [0.5, None, 2.0],
-        "binary": [b"ab", None, b"cd"],
+        "binary": [b"ab", None, b"cd"], "list<item: int8>": [[1, None], None, [0, 2]],
     }  # fmt: skip
     digests = Digests()
     rows = pa.array(values[str(kinds[0])], kinds[0])
@@ -92,6 +97,14 @@ def test_numbers_texts_and_truth_are_not_the_same() -> None:
     odd = pa.array([float("nan"), -0.0, 0.0, -float("nan")])
     nan, minus, zero, other = digests.values(odd).tolist()
     assert nan == other and minus == zero != nan
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_numbers_that_only_share_their_bits_are_not_the_same(number: int) -> None:
+    digests, large = Digests(), pa.array([number], pa.uint64())
+    signed = pa.array(np.array([number], np.uint64).view(np.int64))
+    same = digests.values(large)[0] == digests.values(signed)[0]
+    assert same == (large.to_pylist() == signed.to_pylist())
 
 
 @pytest.mark.parametrize("rows", [1_500, 40_000])
