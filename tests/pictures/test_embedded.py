@@ -51,7 +51,7 @@ def ascii_comment(text: str) -> bytes:
 
 
 def hidden(text: str, packed: bool) -> bytes:
-    data = gzip.compress(text.encode()) if packed else text.encode()
+    data = gzip.compress(text.encode(), mtime=0) if packed else text.encode()
     mark = b"stealth_pngcomp" if packed else b"stealth_pnginfo"
     bits = np.unpackbits(np.frombuffer(mark + struct.pack(">I", 8 * len(data)) + data, np.uint8))
     side = int(np.ceil(np.sqrt(len(bits)))) + 1
