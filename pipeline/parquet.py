@@ -19,6 +19,7 @@ from pipeline.tables import IMAGE
 # Small row groups let a reader skip to one image; narrow tables need long ones.
 IMAGE_ROWS, IMAGE_BYTES = 100, 64 << 20
 NARROW_ROWS = 65_536
+ROW_OVERHEAD = 4096  # bytes that a row of its own has more of at the most: masks and offsets
 
 NOTE = "aigi."
 """Keys of a file's metadata that begin so are ours; no table has them when it is read."""
@@ -89,23 +90,59 @@ class Hashing:
 def _row_groups(chunks: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
     """Regroup chunks by rows and bytes alone, so that timing never moves a boundary."""
     limits = row_group_limits(schema)
-    most_rows, most_bytes = limits["rows"], limits.get("bytes")
-    # A row at a time where images are: one may be tens of megabytes.
-    step = most_rows if most_bytes is None else 1
+    if "bytes" in limits:
+        yield from _image_groups(chunks, limits["rows"], limits["bytes"])
+        return
+    held: list[pa.Table] = []
+    rows, most = 0, limits["rows"]
+    for chunk in chunks:
+        for start in range(0, chunk.num_rows, most):
+            piece = chunk.slice(start, most)
+            if held and rows + piece.num_rows > most:
+                yield pa.concat_tables(held)
+                held, rows = [], 0
+            held.append(piece)
+            rows += piece.num_rows
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _row_bytes(table: pa.Table) -> Iterator[int]:
+    """Bytes of each row as a table of its own."""
+    for row in range(table.num_rows):
+        # nbytes of a slice counts the slice only, unlike get_total_buffer_size.
+        yield table.slice(row, 1).nbytes
+
+
+def _image_groups(
+    chunks: Iterable[pa.Table], most_rows: int, most_bytes: int
+) -> Iterator[pa.Table]:
+    """Row groups of a table with images, whose bytes are the sum of those of single rows."""
     held: list[pa.Table] = []
     rows = size = 0
+    counted = True  # false: size is a bound, because counting rows one by one is slow
     for chunk in chunks:
-        for start in range(0, chunk.num_rows, step):
-            piece = chunk.slice(start, step)
-            # nbytes of a slice counts the slice only, unlike get_total_buffer_size.
-            if held and (
-                rows + piece.num_rows > most_rows
-                or (most_bytes is not None and size + piece.nbytes > most_bytes)
-            ):
+        start = 0
+        while start < chunk.num_rows:
+            piece = chunk.slice(start, most_rows - rows)
+            bound = size + piece.nbytes + ROW_OVERHEAD * piece.num_rows
+            if bound <= most_bytes:
+                size, counted = bound, False
+            else:
+                if not counted:
+                    size, counted = sum(sum(_row_bytes(table)) for table in held), True
+                fits = 0
+                for row_bytes in _row_bytes(piece):
+                    if (rows or fits) and size + row_bytes > most_bytes:
+                        break
+                    size, fits = size + row_bytes, fits + 1
+                piece = piece.slice(0, fits)
+            if piece.num_rows:
+                held.append(piece)
+            start, rows = start + piece.num_rows, rows + piece.num_rows
+            if rows == most_rows or not piece.num_rows or start < chunk.num_rows:
                 yield pa.concat_tables(held)
-                held, rows, size = [], 0, 0
-            held.append(piece)
-            rows, size = rows + piece.num_rows, size + piece.nbytes
+                held, rows, size, counted = [], 0, 0, True
     if held:
         yield pa.concat_tables(held)
 

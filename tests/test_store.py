@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import AigiError
-from pipeline.parquet import IMAGE_BYTES, IMAGE_ROWS
+from pipeline.parquet import IMAGE_BYTES, IMAGE_ROWS, _image_groups
 from pipeline.pixels import pixels_sha256, png_bytes
 from pipeline.store import Damaged, Store
 from pipeline.tables import IMAGE, IMAGES
@@ -82,6 +82,28 @@ def test_row_groups_depend_on_rows_alone(data: st.DataObject) -> None:
     cut = store.write("images", "cut", iter(pieces), IMAGES)
     assert whole.sha256 == cut.sha256
     assert whole.rows == cut.rows == count
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_row_groups_end_where_the_next_image_does_not_fit(data: st.DataObject) -> None:
+    """By counting row after row, however many of them are counted at once."""
+    most_rows, most_bytes = 7, 60_000
+    sizes = data.draw(st.lists(st.sampled_from([1, 900, 9_000, 25_000, 70_000]), max_size=40))
+    table = images(sizes)
+    expected, rows, held = [], 0, 0
+    for row in range(len(sizes)):
+        one = table.slice(row, 1).nbytes
+        if rows and (rows == most_rows or held + one > most_bytes):
+            expected.append(rows)
+            rows = held = 0
+        rows, held = rows + 1, held + one
+    expected += [rows] if rows else []
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(sizes)), max_size=6)))
+    pieces = [table.slice(a, b - a) for a, b in zip([0, *cuts], [*cuts, len(sizes)], strict=True)]
+    groups = list(_image_groups(pieces, most_rows, most_bytes))
+    assert [group.num_rows for group in groups] == expected
+    assert pa.concat_tables([table.slice(0, 0), *groups]).equals(table)
 
 
 def test_row_groups_are_small(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ The peer reads the same columns and writes the same tables with pyarrow, a shard
 measurement is a process of its own: seconds are those of the processor, and memory is the peak of
 what the kernel counts (VmHWM) above what is there before the stage begins.
 
-    python -m tests.perf.scale make FOLDER ROWS      tables of a run, and two releases
+    python -m tests.perf.scale make FOLDER ROWS [run]    tables of a run, and (without run) releases
     python -m tests.perf.scale plan|selection|duplicates|diff|read-… FOLDER
 """
 
@@ -84,8 +84,8 @@ def shard_sizes(rows: int) -> Iterator[tuple[int, int]]:
         yield number, min(SHARD, rows - start)
 
 
-def make(folder: Path, rows: int) -> None:
-    """Write the tables that the stages read."""
+def make(folder: Path, rows: int, releases: bool = True) -> None:
+    """Write the tables that the stages read; diff alone reads releases."""
     from pipeline.store import Store
     from pipeline.tables import IMAGES, PLAN, PROMPTS, QUALITY, RELEASE
 
@@ -111,6 +111,8 @@ def make(folder: Path, rows: int) -> None:
         score = pa.array(random.random(n), pa.float32())
         run.write("quality", shard, filled(
             QUALITY, n, image_id=own, width_ok=True, black=score, nsfw=score), QUALITY)  # fmt: skip
+        if not releases:
+            continue
         release = filled(
             RELEASE, n, image_id=own, prompt_id=prompt, text=text, source="sd", model="org/sd",
             revision="0" * 40, width=128, height=96, steps=20, guidance_scale=7.5,
@@ -124,7 +126,7 @@ def make(folder: Path, rows: int) -> None:
             listed.append({
                 "path": f"sd/train-{number:05d}.parquet", "config": "sd", "split": "train",
                 "rows": n, "bytes": made.bytes, "sha256": made.sha256})  # fmt: skip
-    for name, listed in zip(("old", "new"), records, strict=True):
+    for name, listed in zip(("old", "new"), records, strict=True) if releases else ():
         (folder / name / "manifest.json").write_text(json.dumps({"files": listed}))
 
 
@@ -277,6 +279,6 @@ def run(quick: bool = False) -> list[Measurement]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "make":
-        make(Path(sys.argv[2]), int(sys.argv[3]))
+        make(Path(sys.argv[2]), int(sys.argv[3]), releases=sys.argv[4:] != ["run"])
     else:
         print(json.dumps(measured(sys.argv[1], Path(sys.argv[2]))))
