@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from pipeline import AigiError
 from pipeline.manifest import MANIFEST, find_release
@@ -23,6 +23,7 @@ from pipeline.pictures.caption_table import CaptionTable, match
 from pipeline.pictures.image_rows import ParquetPictures
 from pipeline.pictures.pictures import open_pictures, packed
 from pipeline.pixels import RGB, BadPicture, decode, decode_threads, image_size
+from pipeline.rows.settings import USUAL, TableFormat
 from pipeline.settings import Count, Location, Settings, Split
 from pipeline.shown import public_url
 from pipeline.store import Store
@@ -44,10 +45,21 @@ class Pictures(Settings):
     limit: Count | None = Field(None, description="at most this many images per source and split")
     name: str | None = Field(None, description="source of a folder's images; null: its name")
     captions: Location | None = Field(
-        None, description="captions of a folder, CSV or JSONL; only files that it names are used"
+        None,
+        description="captions of a folder (CSV, TSV, JSON, parquet); only files that it names are "
+        "used",
     )
+    table: TableFormat = Field(USUAL, description="how the files of `captions` are written")
     file_column: str = Field("file", description="of `captions`: the column with file names")
     text_column: str = Field("text", description="of `captions`: the column with prompts")
+
+    @model_serializer(mode="wrap")
+    def _recorded(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `table` where it is usual: records of before have no such key."""
+        found: dict[str, Any] = dump(self)
+        if self.table == USUAL:
+            found.pop("table", None)
+        return found
 
 
 def asked_or_own(asked: Pictures | None, run: str) -> Pictures:
@@ -272,7 +284,7 @@ class Collection:
     def _captions(self, location: str, names: list[str]) -> dict[str, str]:
         """Texts of the files that a table names. It must name each once, and no others."""
         columns = self.pictures.file_column, self.pictures.text_column
-        found = match(CaptionTable(location, *columns), names)
+        found = match(CaptionTable(location, *columns, form=self.pictures.table), names)
         if found.refused:
             first = found.refused[0]
             raise AigiError(

@@ -359,6 +359,51 @@ def file_system(location: str) -> tuple[Any, str]:
     return _FileSystem(fs, root if local else location, root, local), root
 
 
+class _Zstd(io.RawIOBase):
+    """A file packed by zstd, read with the codec that Arrow brings along.
+
+    Damage is an EOFError, as where a file packed otherwise is cut.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        import pyarrow as pa
+
+        self._stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except OSError as error:
+            if error.errno is None:
+                raise EOFError(in_short(error)) from error
+            raise
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def compression_of(path: str) -> str | None:
+    """How a file is packed, by the ending of its name: .gz, .bz2, .xz, .zst; None: it is not."""
+    from fsspec.utils import infer_compression
+
+    if path.lower().endswith((".zst", ".zstd")):
+        return "zstd"
+    found: str | None = infer_compression(path.lower())
+    return found
+
+
+def _unpacked(raw: Any, compression: str | None) -> Any:
+    from fsspec.compression import compr
+
+    if compression is None:
+        return raw
+    if compression == "zstd":
+        return io.BufferedReader(_Zstd(raw), 1 << 16)
+    return compr[compression](raw, mode="rb")
+
+
 @contextmanager
 def opened(
     location: str,
@@ -369,19 +414,16 @@ def opened(
     """A file, open for reading: bytes, or text where an encoding is given.
 
     Args:
-        compression: `infer`: by the ending of the name (.gz, .bz2, .xz).
+        compression: `infer`: by the ending of the name (.gz, .bz2, .xz, .zst).
 
     Raises:
         FileNotFoundError: no such file.
         Unreachable: it cannot be read.
     """
-    from fsspec.compression import compr
-    from fsspec.utils import infer_compression
-
     fs, path = file_system(location)
     with fs.open(path, "rb") as raw:
-        packed = infer_compression(path) if compression == "infer" else compression
-        file = raw if packed is None else compr[packed](raw, mode="rb")
+        packed = compression_of(path) if compression == "infer" else compression
+        file = _unpacked(raw, packed)
         if encoding is not None:
             file = io.TextIOWrapper(file, encoding=encoding, newline=newline)
         try:

@@ -15,8 +15,8 @@ ORDER = [
     "files", "threads", "columns", "digests", "pixels", "metadata", "markdown", "progress",
     "charts", "tables", "parquet", "record", "folder", "lent", "store", "held", "intact", "freed",
     "retry", "loaded", "logbook", "alive", "parts", "software", "stage", "joining", "cluster",
-    "shards", "run", "status", "makers", "manifest", "pictures", "collection", "models", "marks",
-    "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
+    "shards", "run", "status", "makers", "manifest", "rows", "pictures", "collection", "models",
+    "marks", "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist
     "learned", "codecs", "analysis", "training", "benchmark",  # what reads a release
     "pages", "workflow", "growth", "build", "partial", "audit", "dry_run", "demo", "tiny", "cli",

@@ -1,39 +1,40 @@
 """A table of file names and captions in, the caption of each image out, and the rows that fit none.
 
-Imports, benchmarks, analysis and training all read such tables here. A table that cannot be read is
-refused whole. A row that is not well formed, that names no image, or one that is named already, is
-refused alone; the caller decides what happens then.
+Imports, benchmarks, analysis and training all read such tables here. A table that is not of its
+layout is refused whole. A row that is not well formed, that names no image, or one that is named
+already, is refused alone; the caller decides what happens then.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from pipeline import AigiError
-from pipeline.outside import opened
 from pipeline.pictures.names import Caption, escapes
-from pipeline.shown import public_url
+from pipeline.rows import rows
+from pipeline.rows.asked import Asked, texts_of
+from pipeline.rows.settings import USUAL, TableFormat
+from pipeline.rows.shards import files_of
 
 
 class CaptionTable(NamedTuple):
-    """Where a table is, a CSV, TSV or JSON-lines file, and its columns.
+    """Where a table is, and its columns.
 
     Attributes:
-        path: local path or fsspec URL.
+        path: a file, folder or pattern of files that `pipeline.rows` reads.
         split_column: contains train, validation or test; None: no split is stated.
+        form: how the files are written.
     """
 
     path: str
     file_column: str = "file"
     text_column: str = "text"
     split_column: str | None = None
+    form: TableFormat = USUAL
 
 
 class Matched(NamedTuple):
@@ -42,10 +43,12 @@ class Matched(NamedTuple):
     Attributes:
         listed: text and split by the name of the image; an empty or missing text is None or "".
         refused: rows that fit no image, in order, with the problem of each.
+        notes: how many rows were matched by another name than that of the image.
     """
 
     listed: dict[str, tuple[str | None, str | None]]
     refused: list[Caption]
+    notes: list[str]
 
 
 def _same_name(name: str) -> str:
@@ -54,120 +57,115 @@ def _same_name(name: str) -> str:
     return "/".join(part for part in plain.split("/") if part not in ("", "."))
 
 
-DELIMITERS = (",", "\t", ";", "|")
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
-def delimiter_of(header: str, columns: Iterable[str]) -> str:
-    """What parts the fields of a table, by its first line.
+def _loose(name: str) -> str:
+    """A name without its ending, in which capitals do not count."""
+    return os.path.splitext(name)[0].casefold()
+
+
+_WAYS: tuple[tuple[str, Callable[[str], str]], ...] = (
+    ("", lambda name: name),
+    ("by the name of the file alone", _base),
+    ("by a name with other capitals or another ending", _loose),
+    ("by the name of the file alone, with other capitals or another ending",
+     lambda name: _loose(_base(name))),
+)  # fmt: skip
+"""How a row's name may be that of an image, the strictest first; of several, it is none."""
+
+
+class Names:
+    """Names of images, found by how people write them.
 
     Args:
-        columns: that it must have.
-
-    Returns: that one of `DELIMITERS` by which all of these are fields; a comma if none is.
+        names: of the images, relative to their folder or archive.
     """
-    for delimiter in DELIMITERS:
-        try:
-            fields = next(csv.reader([header], delimiter=delimiter), [])
-        except csv.Error:
-            continue
-        if {field.strip() for field in fields} >= set(columns):
-            return delimiter
-    return ","
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._exact = set(names)
+        spelled = {_same_name(name): name for name in names}
+        self._ways = []
+        for _, key in _WAYS:
+            count = Counter(map(key, spelled))
+            only = {key(plain): name for plain, name in spelled.items() if count[key(plain)] == 1}
+            self._ways.append((key, only, count))
+        self._used: Counter[str] = Counter()
+
+    def find(self, name: str) -> str:
+        """The image that a name means.
+
+        Raises:
+            LookupError: none, or one of several; the text says which.
+        """
+        if name in self._exact:
+            return name
+        if escapes(name):
+            raise LookupError("escapes the folder")
+        plain = _same_name(name)
+        for (how, _), (key, only, count) in zip(_WAYS, self._ways, strict=True):
+            found = only.get(key(plain))
+            if found is not None:
+                if how:
+                    self._used[how] += 1
+                return found
+            if count[key(plain)] > 1:
+                raise LookupError(f"{count[key(plain)]} pictures have this name; give folders")
+        raise LookupError("no such picture")
+
+    def notes(self) -> list[str]:
+        """How many names were found in another way than as they are."""
+        return [f"{count:,} names matched {how}" for how, count in self._used.items()]
 
 
-class _Bad(NamedTuple):
-    """A row that is not well formed, and why."""
-
-    problem: str
-
-
-def _csv_rows(file: IO[str], table: CaptionTable) -> Iterator[tuple[int, dict[str, Any] | _Bad]]:
-    header = file.readline()
-    asked = [table.file_column, table.text_column]
-    asked += [table.split_column] if table.split_column else []
-    delimiter = delimiter_of(header.rstrip("\r\n"), asked)
-    reader = csv.DictReader(chain([header], file), strict=True, delimiter=delimiter)
-    columns = list(reader.fieldnames or [])
-    for column in asked:
-        if column not in columns:
-            raise _no_column(table, column, columns)
-    for row in reader:
-        if None in row:
-            why = "more fields than the header names; put captions with commas in double quotes"
-            yield reader.line_num, _Bad(why)
-        else:
-            yield reader.line_num, row
+class _Row(NamedTuple):
+    line: int
+    file: str
+    text: str | None
+    split: str | None
+    problem: str | None
+    place: str | None  # of several files, the one that it is in
 
 
-def _jsonl_rows(file: IO[str], table: CaptionTable) -> Iterator[tuple[int, dict[str, Any] | _Bad]]:
-    columns: dict[str, None] = {}
-    for line, text in enumerate(file, 1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            yield line, _Bad(f"not JSON: {error}")
-            continue
-        if not isinstance(row, dict):
-            yield line, _Bad("expected an object, one per line")
-            continue
-        if table.file_column not in row:
-            raise _no_column(table, table.file_column, row, line)
-        columns |= dict.fromkeys(row)
-        yield line, row
-    # A line may leave the text out; the whole file may not.
-    for column in (table.text_column, table.split_column):
-        if columns and column and column not in columns:
-            raise _no_column(table, column, columns)
+def _row(line: int, values: tuple[object, ...], table: CaptionTable, place: str | None) -> _Row:
+    text, file, *rest = values
+    if not isinstance(file, str) or not file:
+        what = "is missing" if not file else f"is {type(file).__name__}, not text"
+        return _Row(line, f"line {line}", None, None, f"{table.file_column}: {what}", place)
+    if text is not None and not isinstance(text, str):
+        found = texts_of(table.text_column, text, table.form.lists)
+        if isinstance(found, str):
+            return _Row(line, file, None, None, found, place)
+        text = found[0]
+    if not rest:
+        return _Row(line, file, text, None, None, place)
+    split = rest[0]
+    if not isinstance(split, str):
+        return _Row(line, file, None, None, f"{table.split_column}: the split is missing", place)
+    return _Row(line, file, text, split, None, place)
 
 
-def _no_column(
-    table: CaptionTable, column: str, columns: Iterable[str], line: int | None = None
-) -> AigiError:
-    field = "file_column" if column == table.file_column else "text_column"
-    field = "split_column" if column == table.split_column else field
-    where = f"{table.path}:{line}" if line else table.path
-    return AigiError(
-        f"{where}: {column}: no such column. Set {field} to one of: {', '.join(columns)}"
-    )
-
-
-def _row(row: dict[str, Any], table: CaptionTable) -> tuple[str, str | None, str | None] | _Bad:
-    """File, caption and split of a row."""
-    name, text = row[table.file_column], row.get(table.text_column)
-    split = row.get(table.split_column) if table.split_column else None
-    if table.split_column and split is None:
-        return _Bad(f"{table.split_column}: the split is missing")
-    if name is None or not all(isinstance(value, str | None) for value in (name, text, split)):
-        return _Bad("file, caption and split must be text")
-    return name, text, split
-
-
-def _rows(
-    table: CaptionTable,
-) -> list[tuple[int, tuple[str, str | None, str | None] | _Bad]]:
-    """Line, and file, caption and split, of every row, in order."""
-    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _jsonl_rows}
-    suffix = os.path.splitext(public_url(table.path))[1].lower()
-    if suffix not in readers:
-        raise AigiError(f"{table.path}: captions are read from a .csv, .tsv or .jsonl file")
-    rows: list[tuple[int, tuple[str, str | None, str | None] | _Bad]] = []
-    try:
-        with opened(table.path, encoding="utf-8-sig", newline="") as file:
-            for line, row in readers[suffix](file, table):
-                rows.append((line, row if isinstance(row, _Bad) else _row(row, table)))
-    except FileNotFoundError:
-        raise AigiError(f"{table.path}: no such file") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise AigiError(
-            f"{table.path}: row {len(rows) + 1}: not readable as UTF-8 {suffix[1:]}: {error}"
-        ) from error
-    return rows
+def _rows(table: CaptionTable) -> Iterator[_Row]:
+    """File, caption and split of every row, in order, or its problem."""
+    if table.form.lists == "rows":
+        raise AigiError(f"{table.path}: lists: an image has one caption; set first or all")
+    asked = Asked(table.text_column, table.file_column, table.split_column)
+    files = files_of(table.path, rows.ENDINGS)
+    for path, name in files:
+        place, empty = name if len(files) > 1 else None, True
+        for line, values, problem in rows.read(path, asked, table.form):
+            empty = False
+            if values is not None:
+                yield _row(line, values, table, place)
+            elif problem != rows.EMPTY_LINE:
+                yield _Row(line, f"line {line}", None, None, problem, place)
+        if empty:
+            raise AigiError(f"{path}: no row in it. Correct `captions`.")
 
 
 def match(table: CaptionTable, names: Sequence[str]) -> Matched:
-    """Match the rows of a table to images by name, else by bare file name where only one has it.
+    """Match the rows of a table to images, by the strictest way in which only one fits (`Names`).
 
     Args:
         names: of the images, relative to their folder or archive.
@@ -175,34 +173,22 @@ def match(table: CaptionTable, names: Sequence[str]) -> Matched:
     Raises:
         AigiError: the table is missing, is no such table, or lacks a column.
     """
-    known = set(names)
-    spelled = {_same_name(name): name for name in names}
-    bases = {name: name.rpartition("/")[2] for name in spelled}
-    count = Counter(bases.values())
-    by_base = {base: spelled[name] for name, base in bases.items() if count[base] == 1}
+    known = Names(names)
     listed: dict[str, tuple[str | None, str | None]] = {}
     refused: list[Caption] = []
-    for line, row in _rows(table):
-        if isinstance(row, _Bad):
-            refused.append(Caption(f"line {line}", None, row.problem, line=line))
-            continue
-        file, text, split = row
-        text = text.strip() if text else text
-
-        def refuse(problem: str) -> None:
-            refused.append(Caption(file, text, problem, line=line))  # noqa: B023 (called at once)
-
-        if file not in known and escapes(file):
-            refuse("escapes the folder")
-            continue
-        plain = _same_name(file)
-        found = file if file in known else spelled.get(plain, by_base.get(plain))
-        if found is None and count[plain] > 1:
-            refuse(f"{count[plain]} pictures have this name; give folders")
-        elif found is None:
-            refuse("no such picture")
-        elif found in listed:
-            refuse("listed twice")
-        else:
-            listed[found] = text, split
-    return Matched(listed, refused)
+    for row in _rows(table):
+        problem = row.problem
+        text = row.text.strip() if row.text else row.text
+        if problem is None:
+            try:
+                found = known.find(row.file)
+            except LookupError as error:
+                problem = str(error)
+            else:
+                if found not in listed:
+                    listed[found] = text, row.split
+                    continue
+                problem = "listed twice"
+        where = "" if row.place is None else f" (in {row.place})"
+        refused.append(Caption(row.file, text, problem + where, line=row.line))
+    return Matched(listed, refused, known.notes())

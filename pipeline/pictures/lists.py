@@ -20,7 +20,11 @@ HEAD_BYTES = 4 << 20  # where texts are looked for; those of a WebP come after i
 
 def _from_table(source: ImportSource, names: list[str]) -> Iterator[Caption]:
     table = CaptionTable(
-        str(source.captions), source.file_column, source.text_column, source.split_column
+        str(source.captions),
+        source.file_column,
+        source.text_column,
+        source.split_column,
+        source.table,
     )
     found = match(table, names)
     for name in names:

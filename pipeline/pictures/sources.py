@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.pictures.embedded import Flag
+from pipeline.rows.settings import USUAL, TableFormat
 from pipeline.settings import Count, Location, Settings
 
 KEEPS = (
@@ -17,7 +18,7 @@ COLOURS = (
     "srgb: an image with another colour profile is converted; stored: its values stay as they are; "
     "both are noted in its row"
 )
-_LATER = frozenset(["colours", "strip"])
+_LATER = frozenset(["colours", "strip", "table"])
 
 
 class _Imported(Settings):
@@ -40,8 +41,12 @@ class ImportSource(_Imported):
     kind: Literal["import"]
     path: Location = Field(description="folder, .zip or .parquet of images")
     captions: Location | None = Field(
-        None, description="CSV or JSONL; null: sidecar .txt, else the prompt inside the image"
+        None,
+        description="CSV, TSV, JSON (lines, an array, COCO) or parquet, a folder or a pattern of "
+        "them; null: metadata.jsonl or metadata.csv among the images, else the file beside an "
+        "image, else the prompt inside it",
     )
+    table: TableFormat = Field(USUAL, description="how the files of `captions` are written")
     file_column: str = Field("file", description="of `captions`: the column with file names")
     text_column: str = Field("text", description="the column with captions")
     split_column: str | None = Field(

@@ -8,12 +8,12 @@ the prompts in one fixed random order. `random` selection takes the first of tha
 from __future__ import annotations
 
 import hashlib
-import posixpath
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,14 +22,14 @@ from pydantic import Field
 from pipeline import AigiError
 from pipeline.files import scratch, signature
 from pipeline.progress import Progress
-from pipeline.prompts.captions import BlipCaptions, CaptionSource
+from pipeline.prompts.captions import BlipCaptions, CaptionSource, files_of
 from pipeline.prompts.captions import read as read_captions
 from pipeline.prompts.diversity import NearDuplicates, most_diverse
 from pipeline.prompts.spool import Spool
 from pipeline.prompts.text import Filter, PromptFilters, SplitShares, prompt_id, split_of
 from pipeline.prompts.tokens import CONTEXT, Reader, count_tokens
+from pipeline.rows.shards import short_name
 from pipeline.settings import Count, Settings, Share
-from pipeline.shown import public_url
 from pipeline.stage import Build
 from pipeline.store import Shard, Store
 from pipeline.tables import PROMPTS, READERS, REJECTS
@@ -110,30 +110,45 @@ def name_of(source: CaptionSource) -> str:
     return source.name or source.kind
 
 
-def place_of(source: CaptionSource) -> str:
-    """The origin in `source_ref` and in the rejects: a file name or a dataset."""
-    for field in ("path", "dataset", "photos"):
-        value = getattr(source, field, None)
-        if value is not None:
-            place = public_url(str(value))
-            return posixpath.basename(place.rstrip("/")) or place
-    return source.kind
+class _Origin(NamedTuple):
+    """A file of a caption source, or all of one that is no file.
+
+    Attributes:
+        number: of the source.
+        place: how `source_ref` and the rejects name it.
+    """
+
+    number: int
+    source: CaptionSource
+    file: str
+    place: str
 
 
-def _rows(
-    source: CaptionSource, number: int, store: Store
-) -> Iterator[tuple[int, str | None, str | None]]:
-    if not isinstance(source, BlipCaptions):
-        yield from read_captions(source)
+def _origins(settings: Prompts) -> list[_Origin]:
+    return [
+        _Origin(number, source, file, place)
+        for number, source in enumerate(settings.sources)
+        for file, place in files_of(source)
+    ]
+
+
+def _rows(origin: _Origin, store: Store) -> Iterator[tuple[int, str | None, str | None]]:
+    if not isinstance(origin.source, BlipCaptions):
+        yield from read_captions(origin.source, origin.file)
         return
     for shard in store.shards("captions"):
-        if shard.startswith(f"{number:02d}-"):
+        if shard.startswith(f"{origin.number:02d}-"):
             for row in store.read("captions", shard).to_pylist():
                 yield row["row"], row["text"], row["error"]
 
 
 def _gather(
-    settings: Prompts, chosen: Mapping[str, int], store: Store, folder: str, progress: Progress
+    settings: Prompts,
+    origins: list[_Origin],
+    chosen: Mapping[str, int],
+    store: Store,
+    folder: str,
+    progress: Progress,
 ) -> tuple[list[Spool], Spool]:
     """Read, clean and spread all captions over the buckets; the rejected ones apart.
 
@@ -146,10 +161,10 @@ def _gather(
     clean = Filter(settings.filters).clean
     salt = f"{settings.select.seed}:"
     count = held = 0
-    for number, source in enumerate(settings.sources):
-        name, place = name_of(source), place_of(source)
+    for number, origin in enumerate(origins):
+        name, place = name_of(origin.source), origin.place
         found = False
-        for line, text, problem in _rows(source, number, store):
+        for line, text, problem in _rows(origin, store):
             found = True
             cleaned = None
             if text is not None:
@@ -178,7 +193,9 @@ def _gather(
     return [first, *buckets], rejects
 
 
-def _distinct(buckets: list[Spool], settings: Prompts, rejects: Spool) -> Iterator[pa.RecordBatch]:
+def _distinct(
+    buckets: list[Spool], origins: list[_Origin], rejects: Spool
+) -> Iterator[pa.RecordBatch]:
     """Candidates in key order, in blocks; of equal texts the first by source and line."""
     for bucket in buckets:
         table = pa.concat_tables(bucket.read())
@@ -193,8 +210,9 @@ def _distinct(buckets: list[Spool], settings: Prompts, rejects: Spool) -> Iterat
         same = pc.equal(ids[1:], ids[:-1])
         mask = pa.concat_arrays([pa.array([False]), same])
         for row in table.filter(mask).select(["text", "origin", "line"]).to_pylist():
-            source = settings.sources[row["origin"]]
-            rejects.append(name_of(source), place_of(source), row["line"], "duplicate", row["text"])
+            origin = origins[row["origin"]]
+            name = name_of(origin.source)
+            rejects.append(name, origin.place, row["line"], "duplicate", row["text"])
         if len(rejects) >= HELD:
             rejects.flush()
         yield from table.filter(pc.invert(mask)).combine_chunks().to_batches(BLOCK)
@@ -203,6 +221,7 @@ def _distinct(buckets: list[Spool], settings: Prompts, rejects: Spool) -> Iterat
 def _accepted(
     candidates: Iterator[pa.RecordBatch],
     settings: Prompts,
+    origins: list[_Origin],
     accepted: Spool,
     rejects: Spool,
     limit: int | None,
@@ -230,12 +249,13 @@ def _accepted(
                 reason = f"too many tokens: {count} > {most}"
             elif near is not None and (twin := near.add(row["text"])) is not None:
                 reason = f"near duplicate: {twin}"
-            source = settings.sources[row["origin"]]
+            origin = origins[row["origin"]]
             if reason is None:
                 accepted.append(row["prompt_id"], row["text"], row["origin"], row["line"], count)
                 kept += 1
             else:
-                rejects.append(name_of(source), place_of(source), row["line"], reason, row["text"])
+                name = name_of(origin.source)
+                rejects.append(name, origin.place, row["line"], reason, row["text"])
         for spool in (accepted, rejects):
             if len(spool) >= HELD:
                 spool.flush()
@@ -291,16 +311,16 @@ def _with_readers(table: pa.Table, models: Models) -> pa.Table:
     return pa.table(columns, schema=_schema(models))
 
 
-def _table(rows: pa.Table, settings: Prompts, shares: SplitShares, models: Models) -> pa.Table:
+def _table(rows: pa.Table, origins: list[_Origin], shares: SplitShares, models: Models) -> pa.Table:
     found = []
     for row in rows.to_pylist():
-        source = settings.sources[row["origin"]]
+        origin = origins[row["origin"]]
         found.append(
             {
                 "prompt_id": row["prompt_id"],
                 "text": row["text"],
-                "source": name_of(source),
-                "source_ref": f"{place_of(source)}:{row['line']}",
+                "source": name_of(origin.source),
+                "source_ref": f"{origin.place}:{row['line']}",
                 "split": split_of(row["prompt_id"], shares),
                 "tokens": row["tokens"],
                 "truncated": row["tokens"] > CONTEXT,
@@ -363,15 +383,15 @@ def _write_rejects(rejects: Spool, store: Store) -> tuple[Counter[str], str | No
 def _build(
     settings: Prompts, shares: SplitShares, models: Models, store: Store, progress: Progress
 ) -> list[Shard]:
-    select, before = settings.select, _before(store)
+    select, before, origins = settings.select, _before(store), _origins(settings)
     with scratch("prompts") as folder:
-        buckets, rejects = _gather(settings, before, store, folder, progress)
+        buckets, rejects = _gather(settings, origins, before, store, folder, progress)
         limit = select.count
         if limit is not None and select.method == "diverse":
             limit = int(limit * select.pool)
-        candidates = _distinct(buckets, settings, rejects)
+        candidates = _distinct(buckets, origins, rejects)
         accepted = Spool(f"{folder}/accepted.arrow", _ACCEPTED)
-        kept, unread = _accepted(candidates, settings, accepted, rejects, limit)
+        kept, unread = _accepted(candidates, settings, origins, accepted, rejects, limit)
         reasons, first = _write_rejects(rejects, store)
         refused = _few(reasons, first, store.path("rejects", "prompts.parquet"))
         if select.count is not None and kept < select.count:
@@ -393,7 +413,7 @@ def _build(
             store.write(
                 "prompts",
                 f"part-{i:05d}",
-                _table(rows, settings, shares, models),
+                _table(rows, origins, shares, models),
                 _schema(models),
             )
             for i, rows in enumerate(_shards(tables))
@@ -403,6 +423,15 @@ def _build(
         "rejected" + "".join(f", {count:,} {why}" for why, count in reasons.most_common())
     )
     return made
+
+
+def _content(source: CaptionSource) -> dict[str, Any]:
+    """What stands for the content of a source's files."""
+    files = files_of(source)
+    if [place for place, _ in files] == [getattr(source, "path", None)]:
+        return signature(files[0][0])
+    each = [(name, signature(place)) for place, name in files]
+    return {"files": len(each), "sha256": hashlib.sha256(json.dumps(each).encode()).hexdigest()}
 
 
 def stage(settings: Prompts, shares: SplitShares, models: Models | None = None) -> Build:
@@ -417,10 +446,10 @@ def stage(settings: Prompts, shares: SplitShares, models: Models | None = None) 
     sources = []
     for source in settings.sources:
         # What the captions may be used for changes the card, not the prompts.
-        described = source.model_dump(mode="json", exclude={"licence"})
-        if not isinstance(source, BlipCaptions) and described.get("path") is not None:
+        described = source.recorded()
+        if described.get("path") is not None:
             # The content counts, wherever the file is stored.
-            described |= {"path": place_of(source), "content": signature(described["path"])}
+            described |= {"path": short_name(described["path"]), "content": _content(source)}
         sources.append(described)
     filters = settings.filters.model_dump(mode="json")
     if settings.filters.blocklist is not None:

@@ -162,10 +162,9 @@ def test_two_spellings_of_one_unicode_name(tmp_path: Path) -> None:
             r"captions\.csv: file: no such column\. Set file_column.*name, text",
         ),
         ("file,caption\n1.png,x\n", r"captions\.csv: text: no such column\. Set text_column"),
-        ("", r"captions\.csv: file: no such column"),
-        ('file,text\n1.png,"x\n', r"captions\.csv: row 1: not readable as UTF-8 csv"),
+        ("", r"captions\.csv: no row in it"),
         ('{"file": "1.png"}\n', r"captions\.jsonl: text: no such column.*: file"),
-        ('{"text": "x"}\n', r"captions\.jsonl:1: file: no such column.*: text"),
+        ('{"text": "x"}\n', r"captions\.jsonl: file: no such column.*: text"),
     ],
 )
 def test_captions_files_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
@@ -179,9 +178,6 @@ def test_captions_file_missing_or_of_another_kind(tmp_path: Path) -> None:
         (triples(source(folder, captions=str(tmp_path / "gone.csv"))))
     with pytest.raises(AigiError, match=r"x\.txt: captions are read from"):
         (triples(source(folder, captions=str(tmp_path / "x.txt"))))
-    (tmp_path / "l.csv").write_bytes("file,text\n1.png,né\n".encode("latin-1"))
-    with pytest.raises(AigiError, match="not readable as UTF-8"):
-        (triples(source(folder, captions=str(tmp_path / "l.csv"))))
     (tmp_path / "empty").mkdir()
     with pytest.raises(AigiError, match="no images in it"):
         (triples(source(tmp_path / "empty")))

@@ -43,9 +43,9 @@ class Table(NamedTuple):
 TABLES = {
     "as it should be": Table("t.csv", b'file,text\na.png,"one, two"\n', {"a.png": "one, two"}),
     "an unquoted comma": Table(
-        "t.csv", b"file,text\na.png,one, two\n", None, ": more fields than the header names"
+        "t.csv", b"file,text\na.png,one, two\n", None, "3 fields, the header has 2"
     ),
-    "an open quote": Table("t.csv", b'file,text\na.png,"one\n', None, "row 1: not readable as"),
+    "an open quote": Table("t.csv", b'file,text\na.png,"one\n', None, "line 2: not CSV: a quote"),
     "listed twice": Table("t.csv", b"file,text\na.png,x\n./a.png,y\n", None, "listed twice"),
     "another spelling": Table("t.csv", b"file,text\n./b c.PNG, x \n", {"b c.PNG": "x"}),
     "a base name": Table("t.csv", b"file,text\nd.jxl,x\n", {"deep/d.jxl": "x"}),
@@ -54,7 +54,7 @@ TABLES = {
     "out of the folder": Table("t.csv", b"file,text\n../a.png,x\n", None, "escapes the folder"),
     "a byte order mark": Table("t.csv", b"\xef\xbb\xbffile,text\r\na.png,x\r\n", {"a.png": "x"}),
     "another Unicode form": Table("t.csv", "file,text\na\u0308.webp,x\n".encode(), {"ä.webp": "x"}),
-    "not UTF-8": Table("t.csv", b"file,text\na.png,\xff\n", None, "not readable as UTF-8"),
+    "not UTF-8": Table("t.csv", b"file,text\na.png,\xff\n", None, "line 2: invalid UTF-8"),
     "tabs": Table("t.tsv", b"file\ttext\na.png\tone, two\n", {"a.png": "one, two"}),
     "semicolons": Table("t.csv", b'file;text\na.png;"one; two"\n', {"a.png": "one; two"}),
     "a comma in a name beside": Table("t.csv", b'"a;b",file,text\n1,a.png,x\n', {"a.png": "x"}),
@@ -63,10 +63,10 @@ TABLES = {
     "a line that is no object": Table("t.jsonl", b"[1]\n", None, ": expected an object"),
     "a line that is cut": Table("t.jsonl", b'{"file": "a.png"', None, ": not JSON"),
     "a number for a text": Table(
-        "t.jsonl", b'{"file": "a.png", "text": 1}\n', None, ": file, caption and split"
+        "t.jsonl", b'{"file": "a.png", "text": 1}\n', None, "'text' is int, not text"
     ),
     "another kind": Table(
-        "t.txt", b"a.png\tx\n", None, "captions are read from a .csv, .tsv or .jsonl"
+        "t.txt", b"a.png\tx\n", None, "captions are read from .csv, .tsv, .jsonl"
     ),
 }
 
@@ -202,7 +202,7 @@ def test_one_bad_row_costs_an_import_one_reject_with_its_line(place: Path, tmp_p
     tables = {
         "t.csv": b"file,text\na.png,one, two\nd.jxl,x\nb c.PNG,y\n",
         "t.jsonl": b'{"file": "a.png"\n{"file": "d.jxl", "text": "x"}\n[1]\n'
-        b'{"file": "b c.PNG", "text": "y"}\n{"file": "e.jfif", "text": ["z"]}\n',
+        b'{"file": "b c.PNG", "text": "y"}\n{"file": "e.jfif", "text": ["z", "z"]}\n',
     }
     lines = {"t.csv": {2}, "t.jsonl": {1, 3, 5}}
     for name, data in tables.items():

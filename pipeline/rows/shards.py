@@ -1,0 +1,61 @@
+"""A file, a folder or a pattern of files in; its files out, each with its short name."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Collection
+
+from pipeline import AigiError
+from pipeline.outside import file_system, protocol_of, reached
+from pipeline.rows.rows import ending_of
+from pipeline.shown import public_url
+
+_MAGIC = frozenset("*?[")
+
+
+def short_name(path: str) -> str:
+    """The last part of a place, without what signs it."""
+    place = public_url(path)
+    return posixpath.basename(place.rstrip("/")) or place
+
+
+def files_of(path: str, endings: Collection[str]) -> list[tuple[str, str]]:
+    """Files of a place, each with the name by which rows of it are told, in the order of names.
+
+    Args:
+        path: a file; a folder, of which all files with one of the endings are taken; or a
+            pattern (`part-*.csv`, `**/*.parquet`). Local, or an fsspec URL.
+        endings: of files in a folder, without those of compressions.
+
+    Raises:
+        AigiError: a folder or pattern without such a file.
+    """
+    if protocol_of(path) in ("http", "https", "memory") and not _MAGIC & set(path):
+        return [(path, short_name(path))]
+    fs, root = file_system(path)
+    with reached(path):
+        if fs.exists(root):
+            if not fs.isdir(root):
+                return [(path, short_name(path))]
+            inside = [
+                name
+                for name in sorted(fs.find(root))
+                if ending_of(name) in endings and not _hidden(name[len(root) :])
+            ]
+            if not inside:
+                raise AigiError(
+                    f"{path}: a folder without a file that ends in {' or '.join(sorted(endings))}"
+                )
+        elif _MAGIC & set(path):
+            inside = [name for name in sorted(fs.glob(root)) if not fs.isdir(name)]
+            root = posixpath.dirname(root[: min(root.index(sign) for sign in _MAGIC & set(root))])
+            if not inside:
+                raise AigiError(f"{path}: no file fits this pattern")
+        else:
+            return [(path, short_name(path))]  # whoever opens it explains
+    return [(fs.unstrip_protocol(name) if "://" in path else name,
+             name[len(root) :].lstrip("/")) for name in inside]  # fmt: skip
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith((".", "_")) for part in name.split("/"))
