@@ -20,7 +20,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from pipeline import AigiError
 from pipeline.manifest import MANIFEST, find_release
 from pipeline.pictures.caption_table import CaptionTable, match
-from pipeline.pictures.image_rows import ParquetPictures
+from pipeline.pictures.lists import Captions, captions_of
 from pipeline.pictures.pictures import open_pictures, packed
 from pipeline.pixels import RGB, BadPicture, decode, decode_threads, image_size
 from pipeline.rows.settings import USUAL, TableFormat
@@ -35,8 +35,8 @@ class Pictures(Settings):
     """Images to measure, analyse or train on, and which of them."""
 
     place: Location = Field(
-        description="release folder, run directory, hf://datasets/ORG/NAME@REVISION, or a folder, "
-        ".zip or .parquet of images"
+        description="release folder, run directory, hf://datasets/ORG/NAME@REVISION, or images: a "
+        "folder, .zip, .tar or .parquet, a folder of such shards, a pattern"
     )
     sources: tuple[str, ...] | None = Field(None, description="null: all")
     splits: tuple[Split, ...] | None = Field(
@@ -120,6 +120,7 @@ class Collection:
         state: hex digest of everything that decides the rows; for a folder, names and sizes.
             `digest` tells of one part, and of the content of its files.
         release: its files and its manifest; None: a folder of images.
+        notes: lines about what was found in another way than as it is.
 
     Raises:
         AigiError: there are none.
@@ -132,6 +133,7 @@ class Collection:
         self._texts: dict[str, str] = {}
         self._sha256: dict[str, str] = {}
         self._digests: dict[str, str] = {}
+        self.notes: list[str] = []
         self.release: tuple[Store, dict[str, Any]] | None = None
         found = None if packed(place) else find_release(place)
         if found is None:
@@ -251,15 +253,15 @@ class Collection:
         if not packed(place) and ("hf://" in place or not store.fs.isdir(store.root)):
             raise AigiError(
                 f"{place}: no {MANIFEST}, so not a release, nor a folder of images. Give a release "
-                "folder, a run, hf://datasets/ORG/NAME@REVISION, a folder, a .zip or a .parquet."
+                "folder, a run, hf://datasets/ORG/NAME@REVISION, a folder, .zip, .tar or .parquet."
             )
         self._opened = open_pictures(place)
         names = self._opened.names()
         if self.pictures.captions is not None:
             self._texts = self._captions(self.pictures.captions, names)
             names = [name for name in names if name in self._texts]
-        elif isinstance(self._opened, ParquetPictures):
-            self._texts = self._column(self._opened)
+        else:
+            self._texts = self._own_texts()
         source = self.pictures.name or _source_of(store.root) or "pictures"
         if not self._wanted(source, "test"):
             return [], []
@@ -292,14 +294,20 @@ class Collection:
                 f"({len(found.refused)} of {len(found.refused) + len(found.listed)} rows do "
                 "not fit). Correct the table."
             )
+        self.notes += found.notes
         return {name: text or "" for name, (text, _) in found.listed.items()}
 
-    def _column(self, opened: ParquetPictures) -> dict[str, str]:
-        """Texts of a table of images, which need not have any."""
-        column = self.pictures.text_column
-        if "text_column" not in self.pictures.model_fields_set and column not in opened.columns:
-            return {}
-        return {name: (text or "").strip() for name, text in opened.texts(column)}
+    def _own_texts(self) -> dict[str, str]:
+        """Texts that a place itself has, as an import reads them; an image need not have any."""
+        asked = self.pictures
+        given = Captions(
+            file_column=asked.file_column,
+            text_column=asked.text_column,
+            form=asked.table,
+            required="text_column" in asked.model_fields_set,
+        )
+        found = captions_of(self._opened, given, self.notes)
+        return {one.name: one.text for one in found if one.text is not None}
 
     def _size(self, name: str) -> int:
         try:
@@ -347,7 +355,7 @@ def pictures_of(collection: Collection) -> Iterator[tuple[RGB, str]]:
 def _source_of(root: str) -> str:
     """The name of a folder, or of an archive without its ending."""
     name = posixpath.basename(public_url(root).rstrip("/"))
-    return re.sub(r"(?i)\.(zip|parquet)$", "", name)
+    return re.sub(r"(?i)\.(zip|tar|parquet)$", "", name)
 
 
 def _parts(path: str, source: str, split: str, metadata: Any) -> Iterator[Part]:

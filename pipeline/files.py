@@ -168,6 +168,8 @@ def _untouched(folder: str) -> float:
     return time.time() - max(times)
 
 
+PATTERN = frozenset("*?[")
+"""Signs that make a path a pattern of names."""
 INVALID = "invalid UTF-8"
 
 
@@ -202,6 +204,8 @@ def decode_lines(block: bytes, first: int = 1) -> tuple[list[str], dict[int, str
 def signature(path: str) -> dict[str, Any]:
     """Size of a file and a hash of its content: of all up to 64 MiB, of three samples beyond.
 
+    Of a folder, or of the files that fit a pattern, names and sizes are hashed.
+
     Raises:
         AigiError: no such file, or it cannot be read.
     """
@@ -209,9 +213,12 @@ def signature(path: str) -> dict[str, Any]:
     try:
         info = fs.info(name)
     except FileNotFoundError:
-        raise AigiError(f"{path}: no such file or folder") from None
-    if info["type"] == "directory":
-        files = fs.find(name, detail=True)
+        fitting = fs.glob(name, detail=True) if PATTERN & set(path) else {}
+        if not fitting:
+            raise AigiError(f"{path}: no such file or folder") from None
+        info, name = {"type": "pattern"}, ""
+    if info["type"] != "file":
+        files = fitting if info["type"] == "pattern" else fs.find(name, detail=True)
         listing = sorted(
             (file[len(name) :], int(item["size"] or 0)) for file, item in files.items()
         )

@@ -1,4 +1,4 @@
-"""A parquet file of images in; their names and bytes out."""
+"""A parquet file of images in; their names, bytes and captions out."""
 
 from __future__ import annotations
 
@@ -7,28 +7,33 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import AigiError
 from pipeline.faults import let_through
+from pipeline.pictures.container import Container
 from pipeline.pictures.names import Absent, check_bytes
 from pipeline.pictures.volumes import open_file
 from pipeline.pixels import BadPicture
+from pipeline.rows.arrow_rows import is_bytes, is_list, is_text, values_of
 
 
-class ParquetPictures:
+class ParquetPictures(Container):
     """Images in one column of a parquet file, `struct<bytes, path>` or binary.
 
     The name of a row is its `path`; where that is null or not unique, `ROW-00000000` and so on.
-    One row group is held at a time, so reading in the order of `names()` reads each once.
+    One row group is held at a time, so reading in the order of `names()` reads each once. Columns
+    may be of any type of bytes, text or list that Arrow has.
 
     Args:
         location: local path or fsspec URL.
         column: the column; null: `image`, else the only one that can hold images.
     """
+
+    in_order = True
 
     def __init__(self, location: str, column: str | None = None) -> None:
         self.location, self._wanted_column = location, column
@@ -54,12 +59,6 @@ class ParquetPictures:
     def __reduce__(self) -> tuple[Any, ...]:
         return ParquetPictures, (self.location, self._wanted_column)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close the file."""
         self._held = None
@@ -67,17 +66,14 @@ class ParquetPictures:
         self._file.close()
 
     def _picture_column(self, column: str | None) -> tuple[str, bool]:
-        def binary(kind: pa.DataType) -> bool:
-            return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
         found: dict[str, bool] = {}
         schema = self._parquet.schema_arrow
         for field in schema:
-            if binary(field.type):
+            if is_bytes(field.type):
                 found[field.name] = False
             elif pa.types.is_struct(field.type):
                 index = field.type.get_field_index("bytes")
-                if index >= 0 and binary(field.type.field(index).type):
+                if index >= 0 and is_bytes(field.type.field(index).type):
                     found[field.name] = True
         names = [column] if column else (["image"] if "image" in found else list(found))
         if len(names) != 1 or names[0] not in found:
@@ -107,11 +103,27 @@ class ParquetPictures:
     def _has_path(self) -> bool:
         kind = self._parquet.schema_arrow.field(self._column).type
         index = kind.get_field_index("path")
-        return index >= 0 and bool(pa.types.is_string(kind.field(index).type))
+        return index >= 0 and is_text(kind.field(index).type)
 
     def names(self) -> list[str]:
         """Names of all rows, in the order of the file, which is the fast order to read."""
         return list(self._index())
+
+    def files(self) -> list[str]:
+        """Names of all rows: each is an image."""
+        return self.names()
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """Nothing: each row is an image."""
+        return []
+
+    def sidecar(self, name: str) -> tuple[str, bytes] | None:
+        """Nothing: captions are in a column."""
+        return None
+
+    def head(self, name: str, count: int) -> bytes:
+        """The first `count` bytes of one row's image. Raises as `read` does."""
+        return self.read(name)[:count]
 
     def read(self, name: str) -> bytes:
         """Bytes of one row's image. Raises BadPicture (missing, null, over 512 MiB)."""
@@ -127,10 +139,11 @@ class ParquetPictures:
                 self._held = (group, table.column(0))
             value = self._held[1][row - self._starts[group]]
             data = value["bytes"] if self._struct and value.is_valid else value
-            if not data.is_valid:
-                raise BadPicture("the row holds no bytes")
-            check_bytes(data.as_buffer().size)
-            return bytes(data.as_py())
+            found: bytes | None = data.as_py()
+        if found is None:
+            raise BadPicture("the row holds no bytes")
+        check_bytes(len(found))
+        return found
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -161,11 +174,11 @@ class ParquetPictures:
         """Names of all columns."""
         return list(self._parquet.schema_arrow.names)
 
-    def texts(self, column: str) -> Iterator[tuple[str, str | None]]:
-        """Name and text of every row, in order.
+    def texts(self, column: str) -> Iterator[tuple[str, object]]:
+        """Name of every row, and what is in a column of it (text, a list of texts), in order.
 
         Raises:
-            AigiError: no such column, or no text in it.
+            AigiError: no such column, or neither text nor lists of it.
         """
         schema = self._parquet.schema_arrow
         if column not in schema.names:
@@ -174,13 +187,11 @@ class ParquetPictures:
                 f"{', '.join(schema.names)}"
             )
         kind = schema.field(column).type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        if not is_text(getattr(kind, "value_type", kind) if is_list(kind) else kind):
             raise AigiError(f"{self.location}: {column}: expected text, found {kind}")
         names = iter(self.names())
         for group in range(len(self._starts)):
             with self._lock, self._reading():
                 texts = self._parquet.read_row_group(group, columns=[column]).column(0)
-            for text in texts.to_pylist():
+            for text in values_of(texts):
                 yield next(names), text

@@ -1,36 +1,59 @@
-"""The location of an import in, its images and captions out: tables, sidecars, texts in images."""
+"""The place of an import in, its images and captions out: tables, sidecars, texts in images."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from pipeline import AigiError
-from pipeline.pictures.caption_table import CaptionTable, match
+from pipeline.pictures.caption_table import CaptionTable, Matched, match
+from pipeline.pictures.container import Container
 from pipeline.pictures.embedded import Flag, embedded
 from pipeline.pictures.image_rows import ParquetPictures
-from pipeline.pictures.names import Caption, sidecars
+from pipeline.pictures.names import Caption, seen, sidecars
 from pipeline.pictures.original import OriginalPictures
-from pipeline.pictures.pictures import Pictures, open_pictures
-from pipeline.pictures.sources import ImportedSource, ImportSource, OriginalSource
+from pipeline.pictures.pictures import open_pictures
+from pipeline.pictures.several import Several
+from pipeline.pictures.sources import ImportedSource, OriginalSource
 from pipeline.pixels import BadPicture
+from pipeline.rows.asked import NoColumn, texts_of
+from pipeline.rows.lines import Held
+from pipeline.rows.settings import USUAL, TableFormat
 
 HEAD_BYTES = 4 << 20  # where texts are looked for; those of a WebP come after its pixels
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""Tables among the images of a folder, as the `imagefolder` of `datasets` has them."""
+METADATA_FILE = "file_name"
+"""Their column of names, which begin at the table's own folder; without it, `file_column` is."""
 
 
-def _from_table(source: ImportSource, names: list[str]) -> Iterator[Caption]:
-    table = CaptionTable(
-        str(source.captions),
-        source.file_column,
-        source.text_column,
-        source.split_column,
-        source.table,
-    )
-    found = match(table, names)
-    for name in names:
-        text, split = found.listed.get(name, (None, None))
-        yield Caption(name, text or None, None if text else "no caption", split)
-    yield from found.refused
+class Captions(NamedTuple):
+    """What tells the captions of a place of images.
+
+    Attributes:
+        table: with names and captions; None: what is in the place itself.
+        strip: what is taken out of prompts inside images.
+        required: whether a missing column of captions is an error.
+    """
+
+    table: str | None = None
+    file_column: str = "file"
+    text_column: str = "text"
+    split_column: str | None = None
+    form: TableFormat = USUAL
+    strip: tuple[Flag, ...] = ("lora", "midjourney")
+    required: bool = True
+
+
+def _plain(name: str, text: str | None, split: str | None = None) -> Caption:
+    text = (text or "").strip()
+    return Caption(name, text or None, None if text else "no caption", split)
+
+
+def _refused(name: str, found: Matched, line: int | None) -> Iterator[Caption]:
+    for row in found.refused:
+        yield row._replace(name=f"{name}: {row.name}", line=row.line if line is None else line)
 
 
 def _text_in(name: str, data: bytes) -> str:
@@ -52,20 +75,8 @@ def _text_in(name: str, data: bytes) -> str:
     return caption.strip()
 
 
-def _not_taken(pictures: Pictures, source: ImportSource, names: list[str]) -> Iterator[Caption]:
-    """Files that are neither images nor captions of one."""
-    if isinstance(pictures, ParquetPictures):
-        return
-    beside = {text for name in names for text in sidecars(name)}
-    for name, why in pictures.left_out():
-        own = source.captions is not None and source.captions.rstrip("/").endswith(f"/{name}")
-        if name not in beside and not own:
-            yield Caption(name, None, why)
-
-
-def _from_file(pictures: Pictures, name: str, strip: Sequence[Flag]) -> Caption:
+def _from_file(pictures: Container, name: str, strip: Sequence[Flag]) -> Caption:
     """Caption from the sidecar text, else from the image itself."""
-    assert not isinstance(pictures, ParquetPictures)
     try:
         sidecar = pictures.sidecar(name)
         if sidecar is not None:
@@ -85,41 +96,146 @@ def _from_file(pictures: Pictures, name: str, strip: Sequence[Flag]) -> Caption:
     return Caption(name, text or None, None if text else "no caption")
 
 
-def open_import(source: ImportedSource) -> Pictures | OriginalPictures:
+def _match_metadata(table: Held, names: Sequence[str], given: Captions) -> Matched:
+    columns = given.text_column, given.split_column, given.form
+    try:
+        return match(CaptionTable(table, METADATA_FILE, *columns), names)
+    except NoColumn as error:
+        if error.column != METADATA_FILE:
+            raise
+    return match(CaptionTable(table, given.file_column, *columns), names)
+
+
+def _metadata(
+    pictures: Container, names: Sequence[str], given: Captions
+) -> tuple[dict[str, Caption], list[Caption], set[str], list[str]]:
+    """Captions by the tables among the images; rows that fit none; those tables; notes."""
+    listed: dict[str, Caption] = {}
+    refused: list[Caption] = []
+    tables: set[str] = set()
+    notes: list[str] = []
+    for file in pictures.files():
+        folder, slash, base = file.rpartition("/")
+        if base not in METADATA or not seen(file):
+            continue
+        start = folder + slash
+        inside = [name[len(start) :] for name in names if name.startswith(start)]
+        held = Held(f"{pictures.location.rstrip('/')}/{file}", pictures.read(file))
+        try:
+            found = _match_metadata(held, inside, given)
+        except NoColumn as error:
+            if given.required or error.column != given.text_column:
+                raise
+            continue
+        tables.add(file)
+        notes += [f"{file}: {note}" for note in found.notes]
+        refused += _refused(file, found, None)
+        for name, (text, split) in found.listed.items():
+            whole = start + name
+            if whole in listed:
+                refused.append(Caption(f"{file}: {name}", text, "listed twice"))
+            else:
+                listed[whole] = _plain(whole, text, split)
+    return listed, refused, tables, notes
+
+
+def _of_rows(pictures: ParquetPictures, given: Captions) -> Iterator[Caption]:
+    """Captions of a table of images, by its own column."""
+    if not given.required and given.text_column not in pictures.columns:
+        for name in pictures.names():
+            yield _plain(name, None)
+        return
+    if given.form.lists == "rows":
+        raise AigiError(f"{pictures.location}: lists: an image has one caption; set first or all")
+    for name, value in pictures.texts(given.text_column):
+        if isinstance(value, UnicodeDecodeError):
+            yield Caption(name, None, "invalid UTF-8")
+            continue
+        found = texts_of(given.text_column, value, given.form.lists) if value is not None else [""]
+        yield Caption(name, None, found) if isinstance(found, str) else _plain(name, found[0])
+
+
+def _of_place(pictures: Container, given: Captions, notes: list[str]) -> Iterator[Caption]:
+    """Captions that a place itself has; then rows and files that are none."""
+    if isinstance(pictures, Several):
+        for prefix, part in pictures.parts():
+            for caption in _of_place(part, given, notes):
+                if not prefix and caption.name in pictures:
+                    continue  # an archive, which is a part
+                yield caption._replace(name=prefix + caption.name)
+        return
+    if isinstance(pictures, ParquetPictures):
+        yield from _of_rows(pictures, given)
+        return
+    names = pictures.names()
+    listed, refused, tables, more = _metadata(pictures, names, given)
+    notes += more
+    for name in names:
+        yield listed[name] if name in listed else _from_file(pictures, name, given.strip)
+    yield from refused
+    beside = {text for name in names for text in sidecars(name)}
+    for name, why in pictures.left_out():
+        if name not in beside and name not in tables:
+            yield Caption(name, None, why)
+
+
+def _by_table(pictures: Container, given: Captions, notes: list[str]) -> Iterator[Caption]:
+    """Captions by a table that somebody named; rows that fit no image; files that are none."""
+    names, table = pictures.names(), str(given.table)
+    columns = given.file_column, given.text_column, given.split_column
+    found = match(CaptionTable(table, *columns, given.form), names)
+    notes += found.notes
+    for name in names:
+        yield _plain(name, *found.listed.get(name, (None, None)))
+    yield from found.refused
+    beside = {text for name in names for text in sidecars(name)}
+    for name, why in pictures.left_out():
+        if name not in beside and not table.rstrip("/").endswith(f"/{name}"):
+            yield Caption(name, None, why)
+
+
+def captions_of(pictures: Container, given: Captions, notes: list[str]) -> Iterator[Caption]:
+    """Name, caption or problem, and stated split of every image of a place.
+
+    Captions come from the table that is given; where none is, from the text column of a table of
+    images, else from `metadata.jsonl` or `metadata.csv` among the images, else from the file beside
+    an image (`sidecars`), else from the prompt inside it. Images come first, in their order; then
+    rows of tables that fit none; then files that are neither images nor captions of one.
+
+    Args:
+        notes: gets a line for each kind of thing that was found in another way than as it is.
+
+    Raises:
+        AigiError: a table or column that is missing or not readable, an image or link that
+            escapes the folder.
+    """
+    return (_of_place if given.table is None else _by_table)(pictures, given, notes)
+
+
+def open_import(source: ImportedSource) -> Container | OriginalPictures:
     """Open the images of an imported source. Raises AigiError, as the opened classes do."""
     if isinstance(source, OriginalSource):
         return OriginalPictures(source)
     return open_pictures(source.path)
 
 
-def list_captions(source: ImportedSource) -> Iterator[Caption]:
-    """Name, caption or problem, and stated split of every image.
+def list_captions(source: ImportedSource, notes: list[str] | None = None) -> Iterator[Caption]:
+    """Name, caption or problem, and stated split of every image of an import (`captions_of`).
 
-    Captions come from the captions file; where none is set, from the text column of a parquet
-    of images, else from `NAME.txt` beside the image, else from the prompt inside the image.
-    Images come first, in their order; then rows of the captions file that match none; then files
-    that are neither images nor captions of one. The original release has its own text files.
+    The original release has its own text files.
 
     Raises:
-        AigiError: no image at all, a captions file or column that is missing or not
-            readable, an image or link that escapes the folder.
+        AigiError: no image at all, and as `captions_of` does.
     """
     if isinstance(source, OriginalSource):
         with OriginalPictures(source) as original:
             yield from original.captions()
         return
+    given = Captions(
+        source.captions, source.file_column, source.text_column, source.split_column,
+        source.table, source.strip,
+    )  # fmt: skip
     with open_pictures(source.path) as pictures:
-        if source.captions is None and isinstance(pictures, ParquetPictures):
-            for name, text in pictures.texts(source.text_column):
-                text = (text or "").strip()
-                yield Caption(name, text or None, None if text else "no caption")
-            return
-        names = pictures.names()
-        if not names:
+        if not pictures.names():
             raise AigiError(f"{source.path}: no images in it (.png, .jpg, .webp and so on)")
-        if source.captions is not None:
-            yield from _from_table(source, names)
-        else:
-            for name in names:
-                yield _from_file(pictures, name, source.strip)
-        yield from _not_taken(pictures, source, names)
+        yield from captions_of(pictures, given, [] if notes is None else notes)

@@ -24,9 +24,11 @@ from typing import NamedTuple, Self, get_args
 from pipeline import AigiError
 from pipeline.faults import MachineFault
 from pipeline.files import decode_lines
+from pipeline.outside import reached
 from pipeline.pictures.names import EXTENSIONS, Caption, Escapes, wanted
-from pipeline.pictures.pictures import FolderPictures, ZipPictures, open_pictures
+from pipeline.pictures.pictures import FolderPictures
 from pipeline.pictures.sources import OriginalSource
+from pipeline.pictures.zips import ZipPictures
 from pipeline.pixels import BadPicture
 from pipeline.settings import Split
 
@@ -220,9 +222,9 @@ class OriginalPictures:
         for name, folder in folders:
             archives += _archives(root, (f"{name}/{file}" for file in folder.files()))
         for place in archives:
-            opened = open_pictures(os.path.join(root, place))
-            assert isinstance(opened, ZipPictures)
-            self._containers.append((place, opened))
+            location = os.path.join(root, place)
+            with reached(location):
+                self._containers.append((place, ZipPictures(location)))
         self._containers += folders
         if not self._containers:
             raise AigiError(

@@ -1,4 +1,4 @@
-"""A folder, .zip or .parquet of images in; their names and bytes out.
+"""A place of images in (a folder, an archive, a table, shards of them); names and bytes out.
 
 Names come from outside and are distrusted: they must stay inside their folder or archive.
 """
@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import os
 import stat
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
 
 from pipeline import AigiError
-from pipeline.faults import Folders, MachineFault, in_short, let_through, of_a_name
+from pipeline.faults import Folders, MachineFault, in_short, of_a_name
+from pipeline.files import PATTERN
 from pipeline.outside import file_system, unreachable
+from pipeline.pictures.container import Container
 from pipeline.pictures.image_rows import ParquetPictures
 from pipeline.pictures.names import (
     EXTENSIONS,
     MAX_FILE_BYTES,
-    MAX_TEXT_BYTES,
-    SIDECARS,
     Absent,
     Escapes,
     check_bytes,
@@ -30,61 +28,17 @@ from pipeline.pictures.names import (
     may_be_image,
     of_image,
     seen,
-    sidecars,
     wanted,
 )
-from pipeline.pictures.volumes import bytes_now, open_zip
+from pipeline.pictures.several import Several
+from pipeline.pictures.tars import TarPictures
+from pipeline.pictures.zips import ZipPictures
 from pipeline.pixels import BadPicture, open_at_once
+from pipeline.rows import shards
 from pipeline.shown import public_url
 
 
-def _left_out(files: Iterable[str], head: Callable[[str, int], bytes]) -> list[tuple[str, str]]:
-    found = ((name, of_image(name, head)) for name in files if seen(name) and not escapes(name))
-    return [(name, why) for name, why in found if why is not None]
-
-
-class _LooseFiles:
-    """What a local folder and one at a URL have in common: each image is a file of its own."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-    def _read(self, name: str, most: int | None) -> bytes:
-        raise NotImplementedError
-
-    def checksum(self, name: str) -> int:
-        """CRC-32 of one file. Raises as `read` does."""
-        return zlib.crc32(self.read(name))
-
-    def files(self) -> list[str]:
-        raise NotImplementedError
-
-    def left_out(self) -> list[tuple[str, str]]:
-        """Files that are no images, each with the reason; hidden ones are not listed."""
-        return _left_out(self.files(), self.head)
-
-    def read(self, name: str) -> bytes:
-        """All bytes of one file.
-
-        Raises:
-            BadPicture: it is missing, or larger than 512 MiB.
-            Escapes: it is not in the folder.
-            MachineFault: the disk, the way to it, or the folder itself is at fault.
-        """
-        return self._read(name, None)
-
-    def head(self, name: str, count: int) -> bytes:
-        """The first `count` bytes of one file. Raises as `read` does."""
-        return self._read(name, count)
-
-
-class FolderPictures(_LooseFiles):
+class FolderPictures(Container):
     """Images in a local folder and its subfolders; names are relative, with `/`.
 
     One file that is not there is its own fault. If its folder is not there, is another one now or
@@ -177,17 +131,8 @@ class FolderPictures(_LooseFiles):
                 )
         return Absent()
 
-    def sidecar(self, name: str) -> tuple[str, bytes] | None:
-        """Name and content of the file with the caption of an image (`sidecars`), up to 1 MiB."""
-        for text in sidecars(name):
-            try:
-                return text, self._read(text, MAX_TEXT_BYTES)
-            except BadPicture:
-                continue
-        return None
 
-
-class UrlPictures(_LooseFiles):
+class UrlPictures(Container):
     """Images in a folder at an fsspec URL and its subfolders; names are relative, with `/`."""
 
     def __init__(self, location: str) -> None:
@@ -217,8 +162,9 @@ class UrlPictures(_LooseFiles):
         return found
 
     def _read(self, name: str, most: int | None) -> bytes:
+        size = self.size(name)
         if most is None:
-            check_bytes(self.size(name))
+            check_bytes(size)
         try:
             return bytes(self._fs.cat_file(self._root + name, start=0, end=most))
         except Exception as error:  # each protocol has errors of its own
@@ -234,148 +180,11 @@ class UrlPictures(_LooseFiles):
             raise Absent
         return self._sizes[name]
 
-    def sidecar(self, name: str) -> tuple[str, bytes] | None:
-        """Name and content of the file with the caption of an image (`sidecars`), up to 1 MiB."""
-        for text in sidecars(name):
-            if text in self._sizes:
-                return text, self._read(text, MAX_TEXT_BYTES)
-        return None
 
-
-class ZipPictures:
-    """Images in a zip archive, local or at an fsspec URL. Safe to read from many threads.
-
-    The location of an archive in volumes (`A.z01`, …, `A.zip`) is that of its last volume.
-    """
-
-    def __init__(self, location: str) -> None:
-        self.location = location
-        self._file = open_zip(location)
-        self._bytes = bytes_now(self._file)
-        try:
-            self._zip = zipfile.ZipFile(self._file)
-            self._files: list[str] = []
-            self._entries = self._checked_entries()
-        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-            self._file.close()
-            raise AigiError(
-                f"{location}: not readable as a zip archive ({error}). Fetch it again."
-            ) from error
-        except AigiError:
-            self._file.close()
-            raise
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ZipPictures, (self.location,)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the archive."""
-        self._zip.close()
-        self._file.close()
-
-    def _checked_entries(self) -> dict[str, zipfile.ZipInfo]:
-        entries: dict[str, zipfile.ZipInfo] = {}
-        for info in sorted(self._zip.infolist(), key=lambda info: info.header_offset):
-            where = f"{self.location}: the entry {info.filename!r}"
-            # Links are refused with the names: unpacked elsewhere, both write outside.
-            if escapes(info.filename):
-                raise Escapes(f"{where} escapes the folder; remove it from the archive")
-            if stat.S_ISLNK(info.external_attr >> 16):
-                raise Escapes(f"{where} is a link and escapes the folder; store the file itself")
-            name = info.filename
-            if not info.flag_bits & 0x800 and not name.isascii():
-                # macOS writes UTF-8 and does not say so; `zipfile` then assumes code page 437.
-                try:
-                    name = name.encode("cp437").decode("utf-8")
-                except UnicodeError:
-                    name = info.filename
-            if info.is_dir():
-                continue
-            twin = entries.get(name)
-            if twin is None:
-                self._files.append(name)
-            if not seen(name):
-                continue
-            matters = wanted(name, EXTENSIONS | set(SIDECARS))
-            if matters and info.flag_bits & 1:
-                raise AigiError(f"{where} is encrypted; unpack it and give the folder")
-            if twin is None:
-                entries[check_utf8(self.location, name)] = info
-            elif matters and (twin.CRC, twin.file_size) != (info.CRC, info.file_size):
-                raise AigiError(f"{where} is in it twice, and differs; pack the archive again")
-        return entries
-
-    def files(self) -> list[str]:
-        """Names of all files, images or not, in the order of the archive."""
-        return self._files
-
-    def names(self) -> list[str]:
-        """Names of all images, sorted."""
-        return sorted(name for name in self._entries if of_image(name, self.head) is None)
-
-    def _entry(self, name: str) -> zipfile.ZipInfo:
-        if escapes(name):
-            raise Escapes(f"{self.location}: {name!r} escapes the folder; remove it")
-        try:
-            return self._entries[name]
-        except KeyError:
-            raise Absent from None
-
-    def checksum(self, name: str) -> int:
-        """CRC-32 of one entry, as the archive declares it. Raises BadPicture, Escapes."""
-        return self._entry(name).CRC
-
-    def size(self, name: str) -> int:
-        """Bytes of one entry, as the archive declares them. Raises BadPicture, Escapes."""
-        return self._entry(name).file_size
-
-    def _read(self, name: str, most: int | None) -> bytes:
-        info = self._entry(name)
-        if most is None:
-            check_bytes(info.file_size)
-        try:
-            # Never more than was declared is unpacked, whatever the data hold.
-            with self._zip.open(info) as file:
-                return file.read(info.file_size if most is None else most)
-        except NotImplementedError as error:
-            raise BadPicture(f"{error}: pack the archive with deflate") from error
-        except Exception as error:  # each protocol has errors of its own
-            let_through(error, f"{self.location}: {name}")
-            if not isinstance(error, zipfile.BadZipFile | zlib.error | EOFError | OSError):
-                raise
-            if getattr(error, "errno", None) is not None:  # the archive, not its data
-                raise MachineFault(f"{self.location}: {in_short(error)}") from error
-            if bytes_now(self._file) != self._bytes:
-                raise MachineFault(f"{self.location}: changed while it was being read") from error
-            raise BadPicture(f"damaged in the archive: {error}") from error
-
-    def read(self, name: str) -> bytes:
-        """All bytes of one entry. Raises as that of a folder; a damaged one is a BadPicture."""
-        return self._read(name, None)
-
-    def head(self, name: str, count: int) -> bytes:
-        """The first `count` bytes of one entry. Raises as `read` does."""
-        return self._read(name, count)
-
-    def left_out(self) -> list[tuple[str, str]]:
-        """Entries that are no images, each with the reason; hidden ones are not listed."""
-        return _left_out(self._files, self.head)
-
-    def sidecar(self, name: str) -> tuple[str, bytes] | None:
-        """Name and content of the entry with the caption of an image (`sidecars`), up to 1 MiB."""
-        for text in sidecars(name):
-            if text in self._entries:
-                return text, self._read(text, MAX_TEXT_BYTES)
-        return None
-
-
-Pictures = FolderPictures | UrlPictures | ZipPictures | ParquetPictures
+Pictures = Container
+PACKED = (".zip", ".parquet", ".tar")
+"""Endings of archives and tables of images."""
+_TAR_PACKED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
 
 
 def _suffix(location: str) -> str:
@@ -386,35 +195,98 @@ def _suffix(location: str) -> str:
 def packed(location: str) -> bool:
     """Whether a location is, by its name, an archive or table of images and no folder."""
     folder = "://" not in location and os.path.isdir(location)
-    return not folder and _suffix(location) in (".zip", ".parquet")
+    return not folder and _suffix(location) in PACKED
 
 
-def open_pictures(location: str, column: str | None = None) -> Pictures:
-    """Open a folder, .zip or .parquet of images, local or at an fsspec URL.
+def _shards(files: Iterable[str]) -> list[str]:
+    """Archives and tables among files that have no image beside them; else none.
+
+    What img2dataset writes beside `00000.tar` (`00000.parquet`, with its urls) is none of them.
+    """
+    shown = [name for name in files if seen(name)]
+    if any(map(may_be_image, shown)):
+        return []
+    tars = {os.path.splitext(name)[0] for name in shown if _suffix(name) == ".tar"}
+    return sorted(
+        name
+        for name in shown
+        if _suffix(name) in PACKED
+        and not (_suffix(name) == ".parquet" and os.path.splitext(name)[0] in tars)
+    )
+
+
+def _several(location: str, root: str, names: Iterable[str], column: str | None) -> Container:
+    openers = {name: partial(_open_packed, f"{root}{name}", column) for name in names}
+    return Several(location, openers, (open_pictures, (location, column)))
+
+
+def _folder(location: str, opened: FolderPictures | UrlPictures, column: str | None) -> Container:
+    """A folder of images, or of shards with images."""
+    if isinstance(opened, FolderPictures) and not any(map(packed, os.listdir(opened.root))):
+        return opened
+    found = _shards(opened.files())
+    return _several(location, location.rstrip("/") + "/", found, column) if found else opened
+
+
+def _pattern(location: str, column: str | None) -> Container:
+    root = location[: location.rfind("/", 0, min(map(location.find, PATTERN & set(location)))) + 1]
+    found = shards.files_of(location, ())
+    return _several(location, root, [name for _, name in found], column)
+
+
+def _zip(location: str) -> Container:
+    outer = ZipPictures(location)
+    inside = outer.archives()
+    if not inside:
+        return outer
+    openers: dict[str, Callable[[], Container]] = {"": partial(ZipPictures, location)}
+    openers |= {name: partial(_inner, location, name) for name in inside}
+    outer.close()
+    return Several(location, openers, (open_pictures, (location,)))
+
+
+def _inner(location: str, name: str) -> ZipPictures:
+    with ZipPictures(location) as outer:
+        return outer.inner(name)
+
+
+def _open_packed(location: str, column: str | None) -> Container:
+    suffix = _suffix(location)
+    if suffix == ".zip":
+        return _zip(location)
+    return TarPictures(location) if suffix == ".tar" else ParquetPictures(location, column)
+
+
+def open_pictures(location: str, column: str | None = None) -> Container:
+    """Open a place of images, local or at an fsspec URL.
 
     Args:
+        location: a folder of images; a .zip (with archives in it, too), .tar or .parquet of
+            images; a folder of such shards, or a pattern (`train-*.tar`).
         column: of images in a parquet file; null: found by name and type.
 
     Raises:
         AigiError: no such file, not readable, or another kind of file.
-        Escapes: a zip entry leads out of the archive.
+        Escapes: an entry leads out of its archive.
     """
-    suffix = _suffix(location)
+    local = "://" not in location
     try:
-        if "://" not in location and os.path.isdir(location):
-            return FolderPictures(location)
-        if suffix == ".zip":
-            return ZipPictures(location)
-        if suffix == ".parquet":
-            return ParquetPictures(location, column)
-        if "://" not in location:
+        if local and os.path.isdir(location):
+            return _folder(location, FolderPictures(location), column)
+        if PATTERN & set(location) and not (local and os.path.exists(location)):
+            return _pattern(location, column)
+        if _suffix(location) in PACKED:
+            return _open_packed(location, column)
+        if public_url(location).lower().endswith(_TAR_PACKED):
+            raise AigiError(f"{location}: unpack it to a .tar; files in it cannot be found so")
+        if local:
             os.stat(location)
         elif (found := UrlPictures(location)).files():
-            return found
+            return _folder(location, found, column)
         else:
             raise FileNotFoundError
     except FileNotFoundError:
         raise AigiError(f"{location}: no such file or folder") from None
     except OSError as error:
         raise unreachable(location, error) from error
-    raise AigiError(f"{location}: expected a folder, a .zip or a .parquet of images")
+    raise AigiError(f"{location}: expected a folder, a .zip, a .tar or a .parquet of images")

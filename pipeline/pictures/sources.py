@@ -39,7 +39,10 @@ class ImportSource(_Imported):
     """Where the images and captions of a closed model are stored."""
 
     kind: Literal["import"]
-    path: Location = Field(description="folder, .zip or .parquet of images")
+    path: Location = Field(
+        description="folder, .zip, .tar or .parquet of images, a folder of such shards, or a "
+        "pattern (`train-*.tar`)"
+    )
     captions: Location | None = Field(
         None,
         description="CSV, TSV, JSON (lines, an array, COCO) or parquet, a folder or a pattern of "

@@ -12,11 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import AigiError
-from pipeline.pictures.image_rows import ParquetPictures
+from pipeline.pictures.container import Container
 from pipeline.pictures.lists import list_captions, open_import
 from pipeline.pictures.names import Escapes
 from pipeline.pictures.original import OriginalPictures
-from pipeline.pictures.pictures import FolderPictures, UrlPictures, ZipPictures
 from pipeline.pictures.sources import ImportedSource, OriginalSource
 from pipeline.pixels import BadPicture, image_size
 from pipeline.plan.ids import image_id_of, pair_id_of, plan_table, spans
@@ -43,20 +42,25 @@ class Import:
 
 
 def listed_imports(
-    name: str, source: ImportedSource, shares: SplitShares, rejects: list[dict[str, Any]]
+    name: str,
+    source: ImportedSource,
+    shares: SplitShares,
+    rejects: list[dict[str, Any]],
+    notes: list[str],
 ) -> list[Import]:
     """Images of an import with caption and split, in the order in which they are planned.
 
     Images are in the order of their prompts' hashes, so that any first part is a fair sample.
     Images of the original release are in their order on disk, in which archives are read fastest.
+
+    Args:
+        notes: gets a line for what was found in another way than as it is.
     """
     found = []
-    if isinstance(source, OriginalSource):
-        where, original = source.path, True
-    else:
-        where, original = source.captions or source.path, False
-    where = public_url(where)
-    for number, listed in enumerate(list_captions(source), start=1):
+    original = isinstance(source, OriginalSource)
+    place = public_url(source.path)
+    table = place if isinstance(source, OriginalSource) else public_url(source.captions or place)
+    for number, listed in enumerate(list_captions(source, notes), start=1):
         path, caption, problem, stated, line, variants = listed
         text = normalise(caption) if caption is not None else ""
         if problem is None and not text:
@@ -67,7 +71,7 @@ def listed_imports(
             rejects.append(
                 {
                     "source": name,
-                    "file": f"{where}:{path}",
+                    "file": f"{place if line is None else table}:{path}",
                     "line": line if original or line is not None else number,
                     "reason": problem,
                     "text": text,
@@ -104,20 +108,23 @@ def imported_shards(
     width, height = (None, None) if source.fit == "keep" else (size.width, size.height)
     pixels = _pixels(source, [picture.path for picture in pictures[:planned]], width, height)
     seen: dict[str, int] = defaultdict(int)
+    indices = []
+    for picture in pictures[:planned]:
+        indices.append(seen[picture.prompt_id])
+        seen[picture.prompt_id] += 1
     rows: list[dict[str, Any]] = []
     full = plan.shard_mb * 1e6 / PLANNED_BYTES_PER_PIXEL
     held = 0
     # The original release has its marked images; elsewhere we make them.
     watermarks = ("none",) if isinstance(source, OriginalSource) else size.watermarks
-    for rank, picture in enumerate(pictures[:planned]):
+    for rank in _as_read(source, pictures[:planned], round_of):
+        picture, index = pictures[rank], indices[rank]
         paths = picture.variants or dict.fromkeys(watermarks, picture.path)
         each = pixels[rank] * len(paths)
         if rows and (held + each > full or round_of[rank] != rows[-1]["round"]):
             yield rows[-1]["round"], plan_table(rows, options)
             rows, held = [], 0
         held += each
-        index = seen[picture.prompt_id]
-        seen[picture.prompt_id] += 1
         ids = {
             watermark: image_id_of(
                 {"source": name, "path": path, "text": picture.text, "watermark": watermark}
@@ -148,6 +155,20 @@ def imported_shards(
         yield rows[-1]["round"], plan_table(rows, options)
 
 
+def _as_read(source: ImportedSource, pictures: list[Import], round_of: list[int]) -> list[int]:
+    """Ranks in the order in which images are read: where rows are read in groups, as they lie.
+
+    What is planned is still the first of them by the hash of its prompt; only the order in which
+    it is made differs, so that each row group is read once a round.
+    """
+    ranks = list(range(len(pictures)))
+    with open_import(source) as opened:
+        if isinstance(opened, OriginalPictures) or not opened.in_order:
+            return ranks
+        places = {name: place for place, name in enumerate(opened.names())}
+    return sorted(ranks, key=lambda rank: (round_of[rank], places.get(pictures[rank].path, 0)))
+
+
 def _pixels(
     source: ImportedSource, names: list[str], width: int | None, height: int | None
 ) -> list[int]:
@@ -155,14 +176,12 @@ def _pixels(
     if width is not None and height is not None:
         return [width * height] * len(names)
     with open_import(source) as pictures:
-        if isinstance(pictures, ParquetPictures):
-            return [UNKNOWN_PIXELS] * len(names)
         return [_pixels_of(pictures, name) for name in names]
 
 
-def _pixels_of(
-    pictures: FolderPictures | UrlPictures | ZipPictures | OriginalPictures, name: str
-) -> int:
+def _pixels_of(pictures: Container | OriginalPictures, name: str) -> int:
+    if not isinstance(pictures, OriginalPictures) and pictures.in_order:
+        return UNKNOWN_PIXELS  # a header costs as much as its row group
     try:
         size = image_size(pictures.head(name, HEADER_BYTES))
     except (BadPicture, Escapes):  # its row will say so

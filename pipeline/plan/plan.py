@@ -46,6 +46,8 @@ from pipeline.plan.specification import (
 from pipeline.plan.usable import Prompts, Stated, Usable
 from pipeline.progress import Progress
 from pipeline.prompts.text import SplitShares
+from pipeline.rows.rows import ENDINGS
+from pipeline.rows.shards import content_of
 from pipeline.settings import SPLITS
 from pipeline.stage import Build, Compute
 from pipeline.store import Shard, Store
@@ -138,8 +140,10 @@ def _lists(
         source = local_import(sources, name)
         captions = getattr(source, "captions", None)
         # A list says what is planned; a file of it that is gone costs its row alone.
-        key, place = ("path", source.path) if captions is None else ("captions", captions)
-        found[name] = {key: signature(place)}
+        if captions is None:
+            found[name] = {"path": signature(source.path)}
+        else:
+            found[name] = {"captions": content_of(captions, ENDINGS)}
     return found
 
 
@@ -269,7 +273,10 @@ def _build(
     for name in names:
         if isinstance(dataset.sources[name], ImportSpec):
             source = local_import(sources, name)
-            imports[name] = listed_imports(name, source, shares, rejects)
+            notes: list[str] = []
+            imports[name] = listed_imports(name, source, shares, rejects, notes)
+            for note in notes:
+                progress.say(f"plan: {name}: {note}")
     stated = Stated.of_mapping(stated_splits(imports, rejects, _splits_before(store)))
     _first_before(store, imports)
     refused = _write_rejects(store, rejects)

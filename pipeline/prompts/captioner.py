@@ -17,8 +17,9 @@ from pipeline.faults import MachineFault, of_a_name
 from pipeline.models.device import pick_device
 from pipeline.models.hub import Place, loading
 from pipeline.models.weights import Part, check_transformers, digest
+from pipeline.pictures.container import Container
 from pipeline.pictures.names import Absent, Escapes
-from pipeline.pictures.pictures import Pictures, open_pictures
+from pipeline.pictures.pictures import open_pictures
 from pipeline.pixels import BadPicture, decode
 from pipeline.progress import Progress
 from pipeline.prompts.captions import BlipCaptions, CaptionSource
@@ -87,7 +88,7 @@ class DatasetPhotos:
         return data
 
 
-def _open_photos(source: BlipCaptions) -> Pictures | DatasetPhotos:
+def _open_photos(source: BlipCaptions) -> Container | DatasetPhotos:
     if source.photos is not None:
         return open_pictures(source.photos, column=source.column)
     return DatasetPhotos(str(source.dataset), source.dataset_split, source.column)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline import AigiError
+from pipeline.files import signature
 from pipeline.rows import rows, shards
 from pipeline.rows.asked import Asked, texts_of
 from pipeline.rows.lines import blocks, lines
@@ -143,8 +144,10 @@ _ENDINGS = {
     "coco": (".json",),
     "parquet": (".parquet",),
     "text": (".txt",),
+    "cc12m": (".tsv", ".txt"),
+    "cc3m": (".tsv", ".txt"),
 }
-"""Endings of files that a folder of this kind of captions has; by default `.tsv` and `.txt`."""
+"""Endings of files that a folder of this kind of captions has."""
 
 
 def place_of(source: CaptionSource) -> str:
@@ -162,8 +165,19 @@ def files_of(source: CaptionSource) -> list[tuple[str, str]]:
         AigiError: a folder or pattern without a file of this kind.
     """
     if isinstance(source, _Files):
-        return shards.files_of(source.path, _ENDINGS.get(source.kind, (".tsv", ".txt")))
+        return shards.files_of(source.path, _endings(source))
     return [(getattr(source, "path", ""), place_of(source))]
+
+
+def content_of(source: CaptionSource) -> dict[str, Any]:
+    """What stands for the content of a source's files."""
+    if isinstance(source, _Files):
+        return shards.content_of(source.path, _endings(source))
+    return signature(str(getattr(source, "path", "")))
+
+
+def _endings(source: _Files) -> tuple[str, ...]:
+    return _ENDINGS[str(getattr(source, "kind", "text"))]
 
 
 def read(source: CaptionSource, file: str | None = None) -> Iterator[Row]:

@@ -8,7 +8,6 @@ the prompts in one fixed random order. `random` selection takes the first of tha
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pydantic import Field
 from pipeline import AigiError
 from pipeline.files import scratch, signature
 from pipeline.progress import Progress
-from pipeline.prompts.captions import BlipCaptions, CaptionSource, files_of
+from pipeline.prompts.captions import BlipCaptions, CaptionSource, content_of, files_of
 from pipeline.prompts.captions import read as read_captions
 from pipeline.prompts.diversity import NearDuplicates, most_diverse
 from pipeline.prompts.spool import Spool
@@ -425,15 +424,6 @@ def _build(
     return made
 
 
-def _content(source: CaptionSource) -> dict[str, Any]:
-    """What stands for the content of a source's files."""
-    files = files_of(source)
-    if [place for place, _ in files] == [getattr(source, "path", None)]:
-        return signature(files[0][0])
-    each = [(name, signature(place)) for place, name in files]
-    return {"files": len(each), "sha256": hashlib.sha256(json.dumps(each).encode()).hexdigest()}
-
-
 def stage(settings: Prompts, shares: SplitShares, models: Models | None = None) -> Build:
     """The prompts stage.
 
@@ -449,7 +439,7 @@ def stage(settings: Prompts, shares: SplitShares, models: Models | None = None) 
         described = source.recorded()
         if described.get("path") is not None:
             # The content counts, wherever the file is stored.
-            described |= {"path": short_name(described["path"]), "content": _content(source)}
+            described |= {"path": short_name(described["path"]), "content": content_of(source)}
         sources.append(described)
     filters = settings.filters.model_dump(mode="json")
     if settings.filters.blocklist is not None:

@@ -1,4 +1,4 @@
-"""A parquet file in; the asked columns of each of its rows, or the problem of one, out."""
+"""A parquet file in; the asked columns of each of its rows out; which types hold text or bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,39 @@ if TYPE_CHECKING:
 BATCH = 4096
 
 
-def _values(column: pa.Array) -> list[Any]:
+def _plain(kind: pa.DataType) -> pa.DataType:
+    import pyarrow as pa
+
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column is of text: plain, large, a view or in a dictionary."""
+    from pyarrow import types
+
+    kind = _plain(kind)
+    checks = (types.is_string, types.is_large_string, types.is_string_view)
+    return any(check(kind) for check in checks)
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a column is of bytes: plain, large, a view or in a dictionary."""
+    from pyarrow import types
+
+    kind = _plain(kind)
+    checks = (types.is_binary, types.is_large_binary, types.is_binary_view)
+    return any(check(kind) for check in checks)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column is of lists: plain, large, a view or of a fixed size."""
+    from pyarrow import types
+
+    checks = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view)
+    return any(check(kind) for check in checks)
+
+
+def values_of(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     """Python values of a column; UnicodeDecodeError in place of one that is not UTF-8."""
     try:
         return list(column.to_pylist())
@@ -46,7 +78,7 @@ def parquet_rows(path: str, asked: Asked) -> Iterator[Row]:
             table = pq.ParquetFile(file, page_checksum_verification=True)
             asked.places(path, table.schema_arrow.names)
             for batch in table.iter_batches(batch_size=BATCH, columns=names):
-                for values in zip(*(_values(batch.column(name)) for name in names), strict=True):
+                for values in zip(*(values_of(batch.column(name)) for name in names), strict=True):
                     row += 1
                     if any(isinstance(value, UnicodeDecodeError) for value in values):
                         yield row, None, INVALID

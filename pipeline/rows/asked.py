@@ -11,6 +11,14 @@ Row = tuple[int, tuple[Any, ...] | None, str | None]
 """Line (or row, from 1) of a file; the values of the asked columns, or the problem of the row."""
 
 
+class NoColumn(AigiError):
+    """A table without one of the columns that it is asked for."""
+
+    def __init__(self, message: str, column: str) -> None:
+        super().__init__(message)
+        self.column = column
+
+
 class Asked(NamedTuple):
     """Columns of a table.
 
@@ -33,13 +41,13 @@ class Asked(NamedTuple):
         given = ((self.text, text), (self.file, file), (self.split, split))
         return tuple(value for name, value in given if name is not None)
 
-    def missing(self, path: str, column: str, columns: Iterable[str]) -> AigiError:
+    def missing(self, path: str, column: str, columns: Iterable[str]) -> NoColumn:
         """The error of a file without a column."""
         have = list(columns)
         setting = {self.file: "file_column", self.split: "split_column"}.get(column, self.setting)
         what = "more than one column of this name" if column in have else "no such column"
         found = ", ".join(have) or "none"
-        return AigiError(f"{path}: {column}: {what}. Set {setting} to one of: {found}")
+        return NoColumn(f"{path}: {column}: {what}. Set {setting} to one of: {found}", column)
 
     def places(self, path: str, columns: list[str]) -> list[int]:
         """Indices of the columns. Raises AigiError: one is missing, or is there twice."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from pipeline import AigiError
 from pipeline.files import INVALID
@@ -14,9 +14,6 @@ from pipeline.rows.settings import TableFormat
 DELIMITERS = (",", "\t", ";", "|")
 EMPTY_LINE = "empty line"
 NEVER_CLOSED = "a quote is never closed"
-MOST_CHARACTERS = 131_072
-"""Of one record: where it has more, its quote is taken to be open by mistake."""
-
 Record = tuple[int, list[str] | None, str | None]
 """Number of its first line; its fields, or its problem."""
 
@@ -53,79 +50,96 @@ def delimiter_of(first: str, form: TableFormat, columns: Iterable[str]) -> str:
     return ","
 
 
-class _Source:
-    """Lines, of which some may be given back."""
+class _Feed:
+    """Lines for a `csv.reader`, which remembers those of the record that is being read.
+
+    Attributes:
+        taken: lines of this record so far.
+        broken: the line at which the file breaks off; nothing is fed from there on.
+    """
 
     def __init__(self, lines: Iterator[Line]) -> None:
         self._lines, self._again = lines, deque[Line]()
+        self.taken: list[Line] = []
+        self.broken: Line | None = None
 
-    def take(self) -> Line | None:
-        return self._again.popleft() if self._again else next(self._lines, None)
-
-    def give_back(self, lines: Sequence[Line]) -> None:
-        self._again.extendleft(reversed(lines))
-
-
-def _quoted(source: _Source, first: Line, delimiter: str) -> Record:
-    """The record that begins on a line with a quotation mark in it.
-
-    A quote that is never closed costs its own line: those behind it are given back.
-    """
-    taken: list[Line] = []
-    broken: str | None = None
-
-    def feed() -> Iterator[str]:
-        nonlocal broken
-        size, line = 0, first
-        while True:
-            taken.append(line)
+    def __iter__(self) -> Iterator[str]:
+        while self.broken is None:
+            line = self._again.popleft() if self._again else next(self._lines, None)
+            if line is None:
+                return
+            if line.problem is not None and line.problem != INVALID:
+                self.broken = line
+                return
+            self.taken.append(line)
             yield line.text + "\n"
-            size += len(line.text)
-            following = source.take() if size <= MOST_CHARACTERS else None
-            if following is None:
-                return
-            if following.problem not in (None, INVALID):
-                broken = following.problem
-                return
-            line = following
 
+    def start(self) -> None:
+        """Begin another record."""
+        self.taken.clear()
+
+    def give_back(self) -> None:
+        """Feed the lines behind the first one of this record once more."""
+        self._again.extendleft(reversed(self.taken[1:]))
+
+
+def _refused(feed: _Feed, error: csv.Error, delimiter: str) -> Record:
+    """The first line of a record that is not well formed; the lines behind it are read again."""
+    first = feed.taken[0]
+    feed.give_back()
+    if '"' not in first.text:  # a carriage return in it, which csv takes for half of a line end
+        return first.number, first.text.split(delimiter), None
+    if feed.broken is not None and "end of data" in str(error):
+        return first.number, None, feed.broken.problem
+    # Of a field that is too long, other lines may be what it swallowed.
+    swallowed = "field limit" in str(error) and len(feed.taken) > 1
+    why = NEVER_CLOSED if swallowed or "end of data" in str(error) else str(error)
+    return first.number, None, f"not CSV: {why}"
+
+
+def _quoted(lines: Iterator[Line], delimiter: str) -> Iterator[Record]:
+    feed = _Feed(lines)
     # strict: csv otherwise takes a quote that is never closed, and all that follows, for a field.
-    reader = csv.reader(feed(), strict=True, delimiter=delimiter)
-    try:
-        fields = next(reader)
-    except csv.Error as error:
-        if broken is not None:
-            return first.number, None, broken
-        source.give_back(taken[1:])
-        # Of a field that is too long, other lines may be what it swallowed.
-        swallowed = "field limit" in str(error) and len(taken) > 1
-        why = NEVER_CLOSED if swallowed or "end of data" in str(error) else str(error)
-        return first.number, None, f"not CSV: {why}"
-    return first.number, fields, None
+    reader = csv.reader(feed, strict=True, delimiter=delimiter)
+    while True:
+        feed.start()
+        fields: list[str] | None
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            number, fields, problem = _refused(feed, error, delimiter)
+            reader = csv.reader(feed, strict=True, delimiter=delimiter)
+            if feed.broken is not None and fields is None:
+                yield number, None, problem
+                return
+        else:
+            if fields is None:
+                break
+            number, problem = feed.taken[0].number, None if fields else EMPTY_LINE
+        if not fields:
+            fields = None
+        elif any(line.problem for line in feed.taken) and any(map(is_wrong, fields)):
+            fields, problem = None, INVALID
+        yield number, fields, problem
+    if feed.broken is not None:
+        yield feed.broken.number, None, feed.broken.problem
+
+
+def _split(lines: Iterator[Line], delimiter: str) -> Iterator[Record]:
+    for number, text, problem in lines:
+        if problem is not None or not text:
+            yield number, None, problem or EMPTY_LINE
+        else:
+            yield number, text.split(delimiter), None
 
 
 def records(lines: Iterator[Line], delimiter: str, quoting: bool) -> Iterator[Record]:
     """The records of a table, in order, the line of names among them.
 
-    A field that spans lines needs quotes. One bad record costs itself: not its neighbours.
+    A field that spans lines needs quotes. One bad record costs itself: not its neighbours. A
+    record has at most 131,072 characters a field.
     """
-    source = _Source(lines)
-    while (line := source.take()) is not None:
-        if line.problem not in (None, INVALID):  # the file breaks off
-            yield line.number, None, line.problem
-        elif not line.text:
-            yield line.number, None, EMPTY_LINE
-        elif not quoting or '"' not in line.text:
-            # Fields of such a line are what csv finds, at a third of its time.
-            if line.problem is None:
-                yield line.number, line.text.split(delimiter), None
-            else:
-                yield line.number, None, line.problem
-        else:
-            number, fields, problem = _quoted(source, line, delimiter)
-            if fields is not None and any(map(is_wrong, fields)):
-                fields, problem = None, INVALID
-            yield number, fields, problem
+    return _quoted(lines, delimiter) if quoting else _split(lines, delimiter)
 
 
 def header_of(path: str, record: Record) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import lzma
 import zlib
 from collections.abc import Iterator
@@ -55,6 +56,17 @@ class Line(NamedTuple):
     problem: str | None
 
 
+class Held(str):
+    """The name of a file whose bytes are at hand, as of one inside an archive."""
+
+    data: bytes
+
+    def __new__(cls, name: str, data: bytes) -> Held:
+        held = super().__new__(cls, name)
+        held.data = data
+        return held
+
+
 @contextmanager
 def opened_file(path: str) -> Iterator[Any]:
     """A file of captions, open for reading bytes; .gz, .bz2, .xz and .zst are unpacked.
@@ -62,6 +74,9 @@ def opened_file(path: str) -> Iterator[Any]:
     Raises:
         AigiError: there is none, or it cannot be read.
     """
+    if isinstance(path, Held):
+        yield io.BytesIO(path.data)
+        return
     try:
         # The ending of a signed link is in front of its signature.
         with opened(path, compression=compression_of(public_url(path))) as file:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import posixpath
 from collections.abc import Collection
+from typing import Any
 
 from pipeline import AigiError
+from pipeline.files import PATTERN, signature
 from pipeline.outside import file_system, protocol_of, reached
+from pipeline.rows.lines import Held
 from pipeline.rows.rows import ending_of
 from pipeline.shown import public_url
-
-_MAGIC = frozenset("*?[")
 
 
 def short_name(path: str) -> str:
@@ -30,7 +33,9 @@ def files_of(path: str, endings: Collection[str]) -> list[tuple[str, str]]:
     Raises:
         AigiError: a folder or pattern without such a file.
     """
-    if protocol_of(path) in ("http", "https", "memory") and not _MAGIC & set(path):
+    if isinstance(path, Held):
+        return [(path, short_name(path))]
+    if protocol_of(path) in ("http", "https", "memory") and not PATTERN & set(path):
         return [(path, short_name(path))]
     fs, root = file_system(path)
     with reached(path):
@@ -46,15 +51,24 @@ def files_of(path: str, endings: Collection[str]) -> list[tuple[str, str]]:
                 raise AigiError(
                     f"{path}: a folder without a file that ends in {' or '.join(sorted(endings))}"
                 )
-        elif _MAGIC & set(path):
+        elif PATTERN & set(path):
             inside = [name for name in sorted(fs.glob(root)) if not fs.isdir(name)]
-            root = posixpath.dirname(root[: min(root.index(sign) for sign in _MAGIC & set(root))])
+            root = posixpath.dirname(root[: min(root.index(sign) for sign in PATTERN & set(root))])
             if not inside:
                 raise AigiError(f"{path}: no file fits this pattern")
         else:
             return [(path, short_name(path))]  # whoever opens it explains
     return [(fs.unstrip_protocol(name) if "://" in path else name,
              name[len(root) :].lstrip("/")) for name in inside]  # fmt: skip
+
+
+def content_of(path: str, endings: Collection[str]) -> dict[str, Any]:
+    """What stands for the content of the files of a place. Raises as `files_of` does."""
+    files = files_of(path, endings)
+    if [place for place, _ in files] == [path]:
+        return signature(path)
+    each = [(name, signature(place)) for place, name in files]
+    return {"files": len(each), "sha256": hashlib.sha256(json.dumps(each).encode()).hexdigest()}
 
 
 def _hidden(name: str) -> bool:

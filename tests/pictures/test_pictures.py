@@ -293,10 +293,10 @@ def test_a_folder_at_a_url_gives_what_a_local_one_gives(tmp_path: Path) -> None:
 
 
 def test_other_locations(tmp_path: Path) -> None:
-    (tmp_path / "x.tar").write_bytes(b"x")
+    (tmp_path / "x.rar").write_bytes(b"x")
     (tmp_path / "x.parquet").write_bytes(b"x")
     with pytest.raises(AigiError, match="expected a folder"):
-        open_pictures(str(tmp_path / "x.tar"))
+        open_pictures(str(tmp_path / "x.rar"))
     with pytest.raises(AigiError, match="not readable as parquet"):
         open_pictures(str(tmp_path / "x.parquet"))
     for name in ("gone", "gone.zip", "gone.parquet"):

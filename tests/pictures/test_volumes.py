@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import AigiError
-from pipeline.pictures.pictures import ZipPictures
 from pipeline.pictures.volumes import Volumes, open_zip
+from pipeline.pictures.zips import ZipPictures
 from pipeline.pixels import BadPicture
 
 SPANNED = b"PK\7\x08"  # what a split archive starts with

@@ -1,0 +1,83 @@
+"""What folders, archives and tables of images have in common: names in, bytes out."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Self
+
+from pipeline.pictures.names import (
+    MAX_TEXT_BYTES,
+    Absent,
+    escapes,
+    of_image,
+    seen,
+    sidecars,
+)
+
+
+class Container:
+    """Files by name, some of which are images.
+
+    Names are relative, with `/`. They come from outside and are distrusted.
+    """
+
+    location: str
+    in_order = False
+    """Whether reading in the order of `names` is much faster than in any other."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what is held open; by default nothing is."""
+
+    def files(self) -> list[str]:
+        """Names of all files, images or not, in an order of their own."""
+        raise NotImplementedError
+
+    def names(self) -> list[str]:
+        """Names of all images, in the order in which they are read fastest."""
+        raise NotImplementedError
+
+    def size(self, name: str) -> int:
+        """Bytes of one file. Raises as `read` does."""
+        raise NotImplementedError
+
+    def _read(self, name: str, most: int | None) -> bytes:
+        raise NotImplementedError
+
+    def read(self, name: str) -> bytes:
+        """All bytes of one file.
+
+        Raises:
+            BadPicture: it is missing, damaged, or larger than 512 MiB.
+            Escapes: it is not in this place.
+            MachineFault: the disk, the way to it, or the place itself is at fault.
+        """
+        return self._read(name, None)
+
+    def head(self, name: str, count: int) -> bytes:
+        """The first `count` bytes of one file. Raises as `read` does."""
+        return self._read(name, count)
+
+    def checksum(self, name: str) -> int:
+        """CRC-32 of one file. Raises as `read` does."""
+        return zlib.crc32(self.read(name))
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """Files that are no images, each with the reason; hidden ones are not listed."""
+        shown = (name for name in self.files() if seen(name) and not escapes(name))
+        found = ((name, of_image(name, self.head)) for name in shown)
+        return [(name, why) for name, why in found if why is not None]
+
+    def sidecar(self, name: str) -> tuple[str, bytes] | None:
+        """Name and content of the file with the caption of an image (`sidecars`), up to 1 MiB."""
+        for text in sidecars(name):
+            try:
+                return text, self._read(text, MAX_TEXT_BYTES)
+            except Absent:
+                continue
+        return None
