@@ -180,6 +180,7 @@ class OriginalPictures:
         self._shown: dict[Split, set[int]] = defaultdict(set)  # lines that have an image
         self._refused: list[_Refused] = []
         self._texts: dict[Split, _Text] = {}
+        self._at_root: list[str] = []  # text files
         try:
             self._open()
             self._sort()
@@ -218,6 +219,7 @@ class OriginalPictures:
                 beside.append(entry.name)
             elif owner or _SPLIT.match(entry.name.casefold()):
                 folders.append((entry.name, FolderPictures(entry.path)))
+        self._at_root = [name for name in beside if _split_of_text(name) is not None]
         archives = _archives(root, beside)
         for name, folder in folders:
             archives += _archives(root, (f"{name}/{file}" for file in folder.files()))
@@ -260,6 +262,11 @@ class OriginalPictures:
         self._settle_twins()
         for split, files in texts.items():
             self._read_texts(split, files)
+        # A text beside the folders of the sources is for all of them.
+        for name in self._at_root:
+            split = _split_of_text(name)
+            if split is not None and (split in self._shown or split in self._texts):
+                self._read_text(split, name, FolderPictures(self.source.path), name)
 
     def _refuse(self, place: str, reason: str, line: int | None = None) -> None:
         self._refused.append(_Refused(place, reason, line))
@@ -328,18 +335,22 @@ class OriginalPictures:
         """Read the text file of a split; where there are several, they must be the same."""
         for number, name in files:
             prefix, container = self._containers[number]
-            place = _place(prefix, name)
-            try:
-                lines, problems = decode_lines(container.read(name))
-            except (BadPicture, Escapes) as error:
-                self._refuse(place, str(error))
-                continue
-            text = self._texts.setdefault(split, _Text(place, lines, problems))
-            if text.lines != lines:
-                raise AigiError(
-                    f"{self.source.path}: {text.place} and {place} differ, so captions of "
-                    f"{self.source.subfolder} {split} are unknown; keep the right one"
-                )
+            self._read_text(split, _place(prefix, name), container, name)
+
+    def _read_text(
+        self, split: Split, place: str, container: FolderPictures | ZipPictures, name: str
+    ) -> None:
+        try:
+            lines, problems = decode_lines(container.read(name))
+        except (BadPicture, Escapes) as error:
+            self._refuse(place, str(error))
+            return
+        text = self._texts.setdefault(split, _Text(place, lines, problems))
+        if text.lines != lines:
+            raise AigiError(
+                f"{self.source.path}: {text.place} and {place} differ, so captions of "
+                f"{self.source.subfolder} {split} are unknown; keep the right one"
+            )
 
     # --- What the others read ------------------------------------------------------------------
 

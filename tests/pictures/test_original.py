@@ -87,6 +87,8 @@ LAYOUTS: dict[str, Layout] = {
     "archive does not": {"SD-XL/SD-XL.zip": PICTURES | TEXTS},
     "archive has another folder": {"SD-XL/SD-XL.zip": below("out/SDXL", PICTURES | TEXTS)},
     "texts beside the archive": {"SD-XL/SD-XL.zip": PICTURES, **below("SD-XL", TEXTS)},
+    "texts at the root": {"SD-XL/SD-XL.zip": PICTURES, "MJ.zip": PICTURES, **TEXTS},
+    "texts at the root and in a source": {"SD-XL/SD-XL.zip": PICTURES | TEXTS, **TEXTS},
     "texts in the split folders": {
         "SD-XL/SD-XL.zip": PICTURES,
         "SD-XL/train/train.txt": TEXTS["train.txt"],
@@ -299,6 +301,22 @@ def test_texts_that_differ_are_named(tmp_path: Path) -> None:
         AigiError, match=r"MJ/MJ\.zip/train\.txt and MJ/train\.txt differ.*MJ train"
     ):
         listed(tmp_path, "MJ")
+
+
+def test_texts_at_the_root_are_for_every_source(tmp_path: Path) -> None:
+    root = lay(tmp_path, {"SD-XL.zip": PICTURES, "MJ.zip": without("val", PICTURES), **TEXTS})
+    good, bad = listed(root)
+    assert good == SHOWN and not bad
+    good, bad = listed(root, "MJ")
+    assert good == {
+        name.replace("SD-XL", "MJ"): text for name, text in SHOWN.items() if "val" not in name
+    }
+    assert not bad  # the text of a split without images is none of its business
+    (root / "SD-XL").mkdir()
+    (root / "SD-XL/train.txt").write_bytes(b"another\n")
+    with pytest.raises(AigiError, match=r"SD-XL/train\.txt and train\.txt differ"):
+        listed(root)
+    listed(root, "MJ")
 
 
 def test_a_damaged_text_is_passed_over_where_there_is_another(tmp_path: Path) -> None:
