@@ -34,6 +34,9 @@ class Container:
     def close(self) -> None:
         """Close what is held open; by default nothing is."""
 
+    def let_go(self) -> None:
+        """Let go of memory that makes the next reading faster; by default there is none."""
+
     def files(self) -> list[str]:
         """Names of all files, images or not, in an order of their own."""
         raise NotImplementedError

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import AigiError
@@ -58,6 +59,11 @@ class ParquetPictures(Container):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ParquetPictures, (self.location, self._wanted_column)
+
+    def let_go(self) -> None:
+        """Let go of the row group that was read last."""
+        with self._lock:
+            self._held = None
 
     def close(self) -> None:
         """Close the file."""
@@ -135,11 +141,14 @@ class ParquetPictures(Container):
             if self._held is None or self._held[0] != group:
                 self._held = None  # let go of the last one before the next is read
                 with self._reading():
-                    table = self._parquet.read_row_group(group, columns=[self._column])
-                self._held = (group, table.column(0))
-            value = self._held[1][row - self._starts[group]]
-            data = value["bytes"] if self._struct and value.is_valid else value
-            found: bytes | None = data.as_py()
+                    table = self._parquet.read_row_group(
+                        group, columns=[self._column], use_threads=False
+                    )
+                column = table.column(0)
+                self._held = (group, pc.struct_field(column, "bytes") if self._struct else column)
+            # A slice, because a scalar would copy the bytes once more.
+            one = self._held[1].slice(row - self._starts[group], 1)
+            found: bytes | None = one.to_pylist()[0]
         if found is None:
             raise BadPicture("the row holds no bytes")
         check_bytes(len(found))

@@ -11,7 +11,7 @@ from pipeline.pictures.caption_table import CaptionTable, Matched, match
 from pipeline.pictures.container import Container
 from pipeline.pictures.embedded import Flag, embedded
 from pipeline.pictures.image_rows import ParquetPictures
-from pipeline.pictures.names import Caption, seen, sidecars
+from pipeline.pictures.names import Beside, Caption, seen
 from pipeline.pictures.original import OriginalPictures
 from pipeline.pictures.pictures import open_pictures
 from pipeline.pictures.several import Several
@@ -115,6 +115,8 @@ def _metadata(
     tables: set[str] = set()
     notes: list[str] = []
     for file in pictures.files():
+        if not file.endswith(METADATA):
+            continue
         folder, slash, base = file.rpartition("/")
         if base not in METADATA or not seen(file):
             continue
@@ -173,7 +175,7 @@ def _of_place(pictures: Container, given: Captions, notes: list[str]) -> Iterato
     for name in names:
         yield listed[name] if name in listed else _from_file(pictures, name, given.strip)
     yield from refused
-    beside = {text for name in names for text in sidecars(name)}
+    beside = Beside(names)
     for name, why in pictures.left_out():
         if name not in beside and name not in tables:
             yield Caption(name, None, why)
@@ -188,7 +190,7 @@ def _by_table(pictures: Container, given: Captions, notes: list[str]) -> Iterato
     for name in names:
         yield _plain(name, *found.listed.get(name, (None, None)))
     yield from found.refused
-    beside = {text for name in names for text in sidecars(name)}
+    beside = Beside(names)
     for name, why in pictures.left_out():
         if name not in beside and not table.rstrip("/").endswith(f"/{name}"):
             yield Caption(name, None, why)

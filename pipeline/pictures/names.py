@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from pipeline import AigiError
@@ -50,6 +50,8 @@ class Caption(NamedTuple):
 
 def escapes(name: str) -> bool:
     """True where a name is absolute, has a drive letter, or goes up with `..`."""
+    if not name.startswith("/") and not any(sign in name for sign in ("..", "\\", ":", "\0")):
+        return False  # nearly all names; the rest is slower
     plain = name.replace("\\", "/")
     return (
         plain.startswith("/")
@@ -61,7 +63,14 @@ def escapes(name: str) -> bool:
 
 def wanted(name: str, extensions: frozenset[str]) -> bool:
     """True where a name has one of the extensions, and no part of it is hidden."""
-    return seen(name) and os.path.splitext(name)[1].lower() in extensions
+    return ending_of(name) in extensions and seen(name)
+
+
+def ending_of(name: str) -> str:
+    """The ending of a name in lower case, with its dot; empty where there is none."""
+    start = name.rfind("/") + 1
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > start else ""
 
 
 def check_utf8(location: str, name: str) -> str:
@@ -82,6 +91,20 @@ def sidecars(name: str) -> tuple[str, ...]:
     return (base + SIDECARS[0], name + SIDECARS[0], *(base + ending for ending in SIDECARS[1:]))
 
 
+class Beside:
+    """Tells which files may have the caption of one of some images, as `sidecars` names them."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = set(names)
+        self._bases = {os.path.splitext(name)[0] for name in self._names}
+
+    def __contains__(self, name: str) -> bool:
+        base, ending = os.path.splitext(name)
+        if ending not in SIDECARS:
+            return False
+        return base in self._bases or (ending == SIDECARS[0] and base in self._names)
+
+
 OTHERS = frozenset(
     [*SIDECARS, ".csv", ".tsv", ".jsonl", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".py",
      ".parquet", ".arrow", ".zip", ".tar", ".gz", ".npy", ".npz", ".safetensors", ".mp4", ".ini"]
@@ -97,7 +120,7 @@ def of_image(name: str, head: Callable[[str, int], bytes]) -> str | None:
     Args:
         head: reads the first bytes of a file.
     """
-    ending = os.path.splitext(name)[1].lower()
+    ending = ending_of(name)
     if ending in EXTENSIONS:
         return None
     if ending in OTHERS:
@@ -113,11 +136,13 @@ def of_image(name: str, head: Callable[[str, int], bytes]) -> str | None:
 
 def may_be_image(name: str) -> bool:
     """Whether a file could be an image, by its name alone."""
-    return seen(name) and os.path.splitext(name)[1].lower() not in OTHERS
+    return seen(name) and ending_of(name) not in OTHERS
 
 
 def seen(name: str) -> bool:
     """Whether no part of a name is hidden."""
+    if "/." not in name and name[:1] != "." and "__MACOSX" not in name:
+        return True
     parts = name.split("/")
     return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
 

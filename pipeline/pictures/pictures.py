@@ -290,3 +290,11 @@ def open_pictures(location: str, column: str | None = None) -> Container:
     except OSError as error:
         raise unreachable(location, error) from error
     raise AigiError(f"{location}: expected a folder, a .zip, a .tar or a .parquet of images")
+
+
+def in_order(location: str) -> bool:
+    """Whether images are read much faster in the order of their names; raises as opening does."""
+    if packed(location) and not PATTERN & set(location):
+        return _suffix(location) == ".parquet"
+    with open_pictures(location) as pictures:
+        return pictures.in_order

@@ -32,6 +32,7 @@ class Several(Container):
     ) -> None:
         self.location, self._openers, self._again = location, dict(parts), again
         self._open: OrderedDict[str, Container] = OrderedDict()
+        self._last: Container | None = None
         self._lock = threading.Lock()
         self.in_order = any(name.lower().endswith(".parquet") for name in parts)
 
@@ -53,12 +54,15 @@ class Several(Container):
         """A part by its name. Raises as opening it does."""
         with self._lock:
             found = self._open.get(name)
+            if self._last is not None and self._last is not found:
+                self._last.let_go()
             if found is None:
                 found = self._open[name] = self._openers[name]()
                 # Another thread may be reading the part that goes; its end closes it.
                 if len(self._open) > HELD:
                     self._open.pop(next(one for one in self._open if one and one != name))
             self._open.move_to_end(name)
+            self._last = found
             return found
 
     def parts(self) -> Iterator[tuple[str, Container]]:

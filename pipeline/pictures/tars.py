@@ -30,6 +30,53 @@ class _Member(NamedTuple):
     size: int
 
 
+_REGULAR, _FOLDER, _PAX = (tarfile.REGTYPE, tarfile.AREGTYPE), tarfile.DIRTYPE, tarfile.XHDTYPE
+_TIMES = frozenset([b"mtime", b"atime", b"ctime"])
+
+
+def _number(field: bytes) -> int | None:
+    """An octal number of a header; None: it is written otherwise."""
+    digits = field.strip(b"\0 ")
+    return int(digits, 8) if digits.isdigit() and not set(digits) & {56, 57} else None
+
+
+def _plain_header(block: bytes) -> tuple[bytes, str, int] | None:
+    """Type, name and bytes of an entry; None where `tarfile` has to look at it.
+
+    Fields are those of POSIX.1-1988 (ustar) and of GNU tar, which differ behind these.
+    """
+    kind = block[156:157]
+    size, checksum = _number(block[124:136]), _number(block[148:156])
+    if (kind not in _REGULAR and kind not in (_FOLDER, _PAX)) or size is None:
+        return None
+    # Its own field counts as eight spaces.
+    if checksum is None or sum(block) - sum(block[148:156]) + 256 != checksum:
+        return None
+    name, prefix = block[:100].partition(b"\0")[0], block[345:346]
+    if block[257:265] == b"ustar\x0000" and prefix != b"\0":
+        name = block[345:500].partition(b"\0")[0] + b"/" + name
+    elif kind == tarfile.AREGTYPE and name.endswith(b"/"):
+        return None  # a folder in the oldest form
+    try:
+        text = name.decode()
+    except UnicodeDecodeError:
+        return None
+    return (_FOLDER, text.rstrip("/"), 0) if kind == _FOLDER else (kind, text, size)
+
+
+def _only_times(records: bytes) -> bool:
+    """Whether records that go before an entry only say when it was changed."""
+    at = 0
+    while at < len(records):
+        length, space, rest = records[at : at + 32].partition(b" ")
+        if not space or not length.isdigit() or not 0 < int(length) <= len(records) - at:
+            return False
+        if rest.partition(b"=")[0] not in _TIMES:
+            return False
+        at += int(length)
+    return True
+
+
 class TarPictures(Container):
     """Images in a tar archive, local or at an fsspec URL. Safe to read from many threads.
 
@@ -45,6 +92,7 @@ class TarPictures(Container):
         self.location = location
         self._files: list[str] = []
         self._members: dict[str, _Member] = {}
+        self._images: list[str] | None = None
         with open_file(location) as file:
             self._size = file.seek(0, os.SEEK_END)
             file.seek(0)
@@ -61,32 +109,74 @@ class TarPictures(Container):
 
     def _index(self, file: IO[bytes]) -> None:
         """Find all files, and check that none was missed: `tarfile` ends at what it cannot read."""
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            while (info := archive.next()) is not None:
-                self._take(info, file)
-                archive.members = []  # type: ignore[attr-defined]  # else it keeps all
-            end = archive.offset
+        end = self._plain(file)
+        if end is None:
+            self._files, self._members = [], {}
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                while (info := archive.next()) is not None:
+                    if info.isdir():
+                        self._take(info.name, None, file)
+                        continue
+                    if info.issym() or info.islnk():
+                        where = self._where(info.name)
+                        raise Escapes(
+                            f"{where} is a link and escapes the folder; store the file itself"
+                        )
+                    if info.sparse is not None or not info.isreg():
+                        raise AigiError(
+                            f"{self._where(info.name)} is no regular file; pack the archive again "
+                            "without it"
+                        )
+                    self._take(info.name, _Member(info.offset_data, info.size), file)
+                    archive.members = []  # type: ignore[attr-defined]  # else it keeps all
+                end = archive.offset
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0") or end + tarfile.BLOCKSIZE > self._size:
             raise self._damaged(f"it breaks off at byte {end:,}")
 
-    def _take(self, info: tarfile.TarInfo, file: IO[bytes]) -> None:
-        where = f"{self.location}: the entry {info.name!r}"
-        if escapes(info.name):
-            raise Escapes(f"{where} escapes the folder; remove it from the archive")
-        if info.issym() or info.islnk():
-            raise Escapes(f"{where} is a link and escapes the folder; store the file itself")
-        name = "/".join(part for part in info.name.split("/") if part not in ("", "."))
-        if info.isdir():
+    def _plain(self, file: IO[bytes]) -> int | None:
+        """Index an archive of regular files with plain headers, in a third of `tarfile`'s time.
+
+        Returns: where it ends; None: something else is in it, for which `tarfile` is asked.
+        """
+        at = 0
+        while True:
+            file.seek(at)
+            block = file.read(tarfile.BLOCKSIZE)
+            if len(block) < tarfile.BLOCKSIZE or not block[0]:
+                return at if block and not any(block) else None
+            header = _plain_header(block)
+            if header is None:
+                return None
+            kind, name, size = header
+            data = at + tarfile.BLOCKSIZE
+            at = data + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            if at > self._size:
+                return None
+            if kind == _PAX:
+                if not _only_times(file.read(size)):
+                    return None
+            else:
+                self._take(name, None if kind == _FOLDER else _Member(data, size), file)
+
+    def _where(self, name: str) -> str:
+        return f"{self.location}: the entry {name!r}"
+
+    def _take(self, entry: str, member: _Member | None, file: IO[bytes]) -> None:
+        """Take a file; of a folder (None), only the name is checked."""
+        if escapes(entry):
+            raise Escapes(f"{self._where(entry)} escapes the folder; remove it from the archive")
+        if member is None:
             return
+        name = entry
+        if entry.startswith("./") or "//" in entry or "/./" in entry:
+            name = "/".join(part for part in entry.split("/") if part not in ("", "."))
         twin = self._members.get(name)
         if twin is None:
             self._files.append(name)
         if not seen(name):
             return
-        if info.sparse is not None or not info.isreg():
-            raise AigiError(f"{where} is no regular file; pack the archive again without it")
-        member = _Member(info.offset_data, info.size)
         if twin is None:
             self._members[check_utf8(self.location, name)] = member
         elif wanted(name, EXTENSIONS | set(SIDECARS)):
@@ -94,6 +184,7 @@ class TarPictures(Container):
             same = same and _part(file, twin, None) == _part(file, member, None)
             file.seek(at)
             if not same:
+                where = self._where(entry)
                 raise AigiError(f"{where} is in it twice, and differs; pack the archive again")
 
     def files(self) -> list[str]:
@@ -102,7 +193,10 @@ class TarPictures(Container):
 
     def names(self) -> list[str]:
         """Names of all images, sorted."""
-        return sorted(name for name in self._members if of_image(name, self.head) is None)
+        if self._images is None:
+            found = (name for name in self._members if of_image(name, self.head) is None)
+            self._images = sorted(found)
+        return list(self._images)
 
     def _member(self, name: str) -> _Member:
         if escapes(name):

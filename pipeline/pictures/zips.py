@@ -27,6 +27,7 @@ from pipeline.pictures.names import (
 from pipeline.pictures.volumes import bytes_now, open_zip
 from pipeline.pixels import BadPicture
 
+_MATTER = EXTENSIONS | set(SIDECARS)
 MOST_UNPACKED = 200
 """Times the size of an archive inside another one that it may unpack to; deflate makes 1,000."""
 
@@ -42,6 +43,7 @@ class ZipPictures(Container):
 
     def __init__(self, location: str, file: IO[bytes] | None = None) -> None:
         self.location = location
+        self._images: list[str] | None = None
         self._file = open_zip(location) if file is None else file
         self._bytes = bytes_now(self._file)
         try:
@@ -68,11 +70,11 @@ class ZipPictures(Container):
     def _checked_entries(self) -> dict[str, zipfile.ZipInfo]:
         entries: dict[str, zipfile.ZipInfo] = {}
         for info in sorted(self._zip.infolist(), key=lambda info: info.header_offset):
-            where = f"{self.location}: the entry {info.filename!r}"
             # Links are refused with the names: unpacked elsewhere, both write outside.
             if escapes(info.filename):
-                raise Escapes(f"{where} escapes the folder; remove it from the archive")
-            if stat.S_ISLNK(info.external_attr >> 16):
+                raise Escapes(f"{self._where(info)} escapes the folder; remove it from the archive")
+            if info.external_attr and stat.S_ISLNK(info.external_attr >> 16):
+                where = self._where(info)
                 raise Escapes(f"{where} is a link and escapes the folder; store the file itself")
             name = info.filename
             if not info.flag_bits & 0x800 and not name.isascii():
@@ -88,14 +90,17 @@ class ZipPictures(Container):
                 self._files.append(name)
             if not seen(name):
                 continue
-            matters = wanted(name, EXTENSIONS | set(SIDECARS))
-            if matters and info.flag_bits & 1:
-                raise AigiError(f"{where} is encrypted; unpack it and give the folder")
+            if info.flag_bits & 1 and wanted(name, _MATTER):
+                raise AigiError(f"{self._where(info)} is encrypted; unpack it and give the folder")
             if twin is None:
                 entries[check_utf8(self.location, name)] = info
-            elif matters and (twin.CRC, twin.file_size) != (info.CRC, info.file_size):
+            elif (twin.CRC, twin.file_size) != (info.CRC, info.file_size) and wanted(name, _MATTER):
+                where = self._where(info)
                 raise AigiError(f"{where} is in it twice, and differs; pack the archive again")
         return entries
+
+    def _where(self, info: zipfile.ZipInfo) -> str:
+        return f"{self.location}: the entry {info.filename!r}"
 
     def files(self) -> list[str]:
         """Names of all files, images or not, in the order of the archive."""
@@ -128,7 +133,10 @@ class ZipPictures(Container):
 
     def names(self) -> list[str]:
         """Names of all images, sorted."""
-        return sorted(name for name in self._entries if of_image(name, self.head) is None)
+        if self._images is None:
+            found = (name for name in self._entries if of_image(name, self.head) is None)
+            self._images = sorted(found)
+        return list(self._images)
 
     def _entry(self, name: str) -> zipfile.ZipInfo:
         if escapes(name):

@@ -16,6 +16,7 @@ from pipeline.pictures.container import Container
 from pipeline.pictures.lists import list_captions, open_import
 from pipeline.pictures.names import Escapes
 from pipeline.pictures.original import OriginalPictures
+from pipeline.pictures.pictures import in_order, open_pictures
 from pipeline.pictures.sources import ImportedSource, OriginalSource
 from pipeline.pixels import BadPicture, image_size
 from pipeline.plan.ids import image_id_of, pair_id_of, plan_table, spans
@@ -117,7 +118,7 @@ def imported_shards(
     held = 0
     # The original release has its marked images; elsewhere we make them.
     watermarks = ("none",) if isinstance(source, OriginalSource) else size.watermarks
-    for rank in _as_read(source, pictures[:planned], round_of):
+    for rank in read_order(source, pictures[:planned], round_of):
         picture, index = pictures[rank], indices[rank]
         paths = picture.variants or dict.fromkeys(watermarks, picture.path)
         each = pixels[rank] * len(paths)
@@ -155,16 +156,16 @@ def imported_shards(
         yield rows[-1]["round"], plan_table(rows, options)
 
 
-def _as_read(source: ImportedSource, pictures: list[Import], round_of: list[int]) -> list[int]:
+def read_order(source: ImportedSource, pictures: list[Import], round_of: list[int]) -> list[int]:
     """Ranks in the order in which images are read: where rows are read in groups, as they lie.
 
     What is planned is still the first of them by the hash of its prompt; only the order in which
     it is made differs, so that each row group is read once a round.
     """
     ranks = list(range(len(pictures)))
-    with open_import(source) as opened:
-        if isinstance(opened, OriginalPictures) or not opened.in_order:
-            return ranks
+    if isinstance(source, OriginalSource) or not in_order(source.path):
+        return ranks
+    with open_pictures(source.path) as opened:
         places = {name: place for place, name in enumerate(opened.names())}
     return sorted(ranks, key=lambda rank: (round_of[rank], places.get(pictures[rank].path, 0)))
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from pydantic import TypeAdapter
 
 from pipeline import AigiError
 from pipeline.collection import Collection, Pictures
+from pipeline.pictures import names
 from pipeline.pictures.container import Container
 from pipeline.pictures.image_rows import ParquetPictures
 from pipeline.pictures.lists import list_captions
@@ -204,7 +206,7 @@ BESIDE: dict[str, Callable[[Captions], Files]] = {
         f"{place}metadata.jsonl": "".join(
             json.dumps({"file_name": name[len(place) :], "text": text}) + "\n"
             for name, text in c.items()
-            if name.startswith(place) and (place or "/" not in name)
+            if name[: name.rfind("/") + 1] == place
         ).encode()
         for place in {name[: name.rfind("/") + 1] for name in c}
     },
@@ -328,7 +330,7 @@ def test_tables_of_images_of_every_type(
     if shards:
         (root / "place").mkdir()
         pq.write_table(table.take([0]), root / "place/train-0.parquet")
-        pq.write_table(table.take(list(range(1, len(table)))), root / "place/train-1.parquet")
+        pq.write_table(table.take(pa.array(range(1, len(table)), pa.int64())), root / "place/train-1.parquet")
         place = str(root / "place")
     else:
         pq.write_table(table, root / "place.parquet", row_group_size=2)
@@ -481,6 +483,71 @@ def test_shards_are_opened_when_they_are_read_and_few_at_a_time(tmp_path: Path) 
         open_pictures(str(tmp_path / "place")).names()
 
 
+def test_one_row_group_is_held_however_many_shards_there_are(tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()
+    for number in range(4):
+        rows = [{"bytes": image(number), "path": "a.png"}]
+        pq.write_table(pa.table({"image": rows}), tmp_path / "place" / f"{number}.parquet")
+    with open_pictures(str(tmp_path / "place")) as found:
+        assert isinstance(found, Several)
+        for number in (0, 1, 2, 3, 1):
+            assert found.read(f"{number}.parquet/a.png") == image(number)
+            held = [part for part in found._open.values() if getattr(part, "_held", None)]
+            assert len(held) == 1
+
+
+@given(st.text(st.sampled_from("ab./\\:_MACOSX\0 "), max_size=14))
+@settings(max_examples=500, deadline=None)
+def test_fast_ways_to_look_at_a_name_agree_with_slow_ones(name: str) -> None:
+    plain = name.replace("\\", "/")
+    up = plain.startswith("/") or (plain[1:2] == ":" and plain[0].isalpha()) or "\0" in plain
+    assert names.escapes(name) == (up or ".." in plain.split("/"))
+    parts = name.split("/")
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    assert names.seen(name) == (not hidden)
+    if not hidden:
+        assert names.ending_of(name) == os.path.splitext(name)[1].lower()
+
+
+@st.composite
+def members(draw: st.DrawFn) -> tuple[int, list[tuple[tarfile.TarInfo, bytes]]]:
+    found = []
+    for number in range(draw(st.integers(0, 6))):
+        data = draw(st.binary(max_size=1500))
+        long = draw(st.sampled_from(["", "x" * 120 + "/", "y/" * 80, "ä", "./"]))
+        info = tarfile.TarInfo(f"{long}{number}.png")
+        info.size = len(data)
+        info.mtime = draw(st.sampled_from([0, 1.5, 8**11 + 5, 1_700_000_000]))
+        info.uid = draw(st.sampled_from([0, 3_000_000]))
+        info.uname = draw(st.sampled_from(["", "root", "Ä"]))
+        if draw(st.booleans()) and draw(st.booleans()):
+            info.type, info.size, data = tarfile.DIRTYPE, 0, b""
+        found.append((info, data))
+    kind = draw(st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
+    return kind, found
+
+
+@given(members())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_a_tar_is_indexed_as_tarfile_does(
+    tmp_path_factory: pytest.TempPathFactory, made: tuple[int, Any]
+) -> None:
+    kind, entries = made
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=kind) as archive:
+        for info, data in entries:
+            try:
+                archive.addfile(info, io.BytesIO(data))
+            except ValueError:  # too long for this form
+                return
+    path = tmp_path_factory.mktemp("tar") / "x.tar"
+    path.write_bytes(out.getvalue())
+    expected = {info.name.removeprefix("./"): data for info, data in entries if info.isreg()}
+    with open_pictures(str(path)) as found:
+        assert sorted(found.files()) == sorted(expected)
+        assert {name: found.read(name) for name in found.files()} == expected
+
+
 def test_images_beside_archives_are_a_folder_of_images(tmp_path: Path) -> None:
     place = folder(tmp_path, {"a.png": image(1), "b.zip": zip_bytes({"c.png": image(2)})})
     taken, refused = imported(place)
@@ -586,7 +653,7 @@ TESTED = {
 
 
 def test_the_readme_lists_what_is_tried_here() -> None:
-    section = README.read_text().partition("## What is read")[2].partition("\n## ")[0]
+    section = README.read_text().partition("| what | how |")[2].partition("\n\n")[0]
     lines = [line for line in section.splitlines() if line.startswith("| ")][1:]
     listed = [line.split("|")[1].strip() for line in lines]
     assert sorted(listed) == sorted([*ROWS, *TESTED])
