@@ -330,10 +330,13 @@ def test_tables_of_images_of_every_type(
     if shards:
         (root / "place").mkdir()
         pq.write_table(table.take([0]), root / "place/train-0.parquet")
-        pq.write_table(table.take(pa.array(range(1, len(table)), pa.int64())), root / "place/train-1.parquet")
+        pq.write_table(
+            table.take(pa.array(range(1, len(table)), pa.int64())), root / "place/train-1.parquet"
+        )
         place = str(root / "place")
     else:
-        pq.write_table(table, root / "place.parquet", row_group_size=2)
+        rows = None if pa.types.is_binary_view(data) else 2  # of views, Arrow writes no part
+        pq.write_table(table, root / "place.parquet", row_group_size=rows)
         place = str(root / "place.parquet")
     taken, refused = imported(place)
     found = {name.removeprefix("train-0.parquet/").removeprefix("train-1.parquet/"): caption
@@ -654,7 +657,7 @@ TESTED = {
 
 def test_the_readme_lists_what_is_tried_here() -> None:
     section = README.read_text().partition("| what | how |")[2].partition("\n\n")[0]
-    lines = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
     listed = [line.split("|")[1].strip() for line in lines]
     assert sorted(listed) == sorted([*ROWS, *TESTED])
     assert set(ROWS.values()) <= CONTAINERS.keys() | TABLES.keys() | BESIDE.keys()
