@@ -320,24 +320,27 @@ def test_tables_of_images_of_every_type(
 ) -> None:
     root = tmp_path_factory.mktemp("rows")
     path, data, text = kinds
-    listed = [[t] for t in captions.values()] if "list" in str(text) else list(captions.values())
-    column = pa.StructArray.from_arrays(
-        [pa.array([image(n) for n, _ in enumerate(captions)]).cast(data),
-         pa.array(list(captions)).cast(path)], ["bytes", "path"],
-    )  # fmt: skip
-    plain = pa.array(listed)
-    table = pa.table({"image": column, "text": plain.cast(text)})
+    images = [image(number) for number in range(len(captions))]
+
+    def table(part: slice) -> pa.Table:
+        column = pa.StructArray.from_arrays(
+            [pa.array(images[part], pa.binary()).cast(data),
+             pa.array(list(captions)[part], pa.string()).cast(path)], ["bytes", "path"],
+        )  # fmt: skip
+        listed: list[Any] = list(captions.values())[part]
+        if "list" in str(text):
+            return pa.table({"image": column, "text": pa.array([[t] for t in listed], text)})
+        return pa.table({"image": column, "text": pa.array(listed, pa.string()).cast(text)})
+
+    (root / "place").mkdir()
+    place = str(root / "place") if shards else str(root / "place.parquet")
     if shards:
-        (root / "place").mkdir()
-        pq.write_table(table.take([0]), root / "place/train-0.parquet")
-        pq.write_table(
-            table.take(pa.array(range(1, len(table)), pa.int64())), root / "place/train-1.parquet"
-        )
-        place = str(root / "place")
+        for number in range(2):
+            part = slice(None, 1) if number == 0 else slice(1, None)
+            pq.write_table(table(part), root / f"place/train-{number}.parquet")
     else:
         rows = None if pa.types.is_binary_view(data) else 2  # of views, Arrow writes no part
-        pq.write_table(table, root / "place.parquet", row_group_size=rows)
-        place = str(root / "place.parquet")
+        pq.write_table(table(slice(None)), place, row_group_size=rows)
     taken, refused = imported(place)
     found = {name.removeprefix("train-0.parquet/").removeprefix("train-1.parquet/"): caption
              for name, caption in taken.items()}  # fmt: skip
