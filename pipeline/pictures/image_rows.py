@@ -38,7 +38,8 @@ class ParquetPictures(Container):
 
     def __init__(self, location: str, column: str | None = None) -> None:
         self.location, self._wanted_column = location, column
-        self._file = open_file(location)
+        # Arrow reads a file of its own without copying it through Python.
+        self._file = open_file(location) if "://" in location else pa.OSFile(location)
         try:
             self._parquet = pq.ParquetFile(self._file, page_checksum_verification=True)
             self._column, self._struct = self._picture_column(column)
