@@ -31,6 +31,8 @@ def make(
         AigiError: as `run_stages`; there are no images, or no codec can run here.
     """
     collection = Collection(benchmark.measured)
+    for note in collection.notes:
+        progress.say(f"benchmark: {collection.pictures.place}: {note}")
     for label, why in at_hand(benchmark, compute)[1].items():
         progress.say(f"benchmark: {label} is skipped: {why}")
     stages: list[Stage] = []

@@ -95,6 +95,7 @@ class TarPictures(Container):
         self._images: list[str] | None = None
         with open_file(location) as file:
             self._size = file.seek(0, os.SEEK_END)
+            self._was = _identity(file)
             file.seek(0)
             try:
                 self._index(file)
@@ -221,7 +222,11 @@ class TarPictures(Container):
                 data = bytes(fs.cat_file(path, start=member.offset, end=end))
             else:
                 with open(self.location, "rb", buffering=0) as file:
+                    if _identity(file) != self._was:
+                        raise MachineFault(f"{self.location}: changed since it was opened")
                     data = _part(file, member, most)
+        except MachineFault:
+            raise
         except Exception as error:  # each protocol has errors of its own
             let_through(error, f"{self.location}: {name}")
             if isinstance(error, OSError) and of_a_name(error):
@@ -230,6 +235,15 @@ class TarPictures(Container):
         if len(data) < _length(member, most):
             raise MachineFault(f"{self.location}: became shorter while it was being read")
         return data
+
+
+def _identity(file: IO[bytes]) -> tuple[int, ...] | None:
+    """What tells a local file from another one of its name; None: it is at a URL."""
+    try:
+        info = os.fstat(file.fileno())
+    except (AttributeError, OSError, AigiError):
+        return None
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 
 
 def _length(member: _Member, most: int | None) -> int:

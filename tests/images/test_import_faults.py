@@ -323,6 +323,30 @@ def test_an_archive_that_is_cut_while_it_is_read_is_not_full_of_damaged_images(
         open_pictures(str(archive)).read("001.png")
 
 
+def test_a_tar_that_is_gone_or_another_one_blames_no_image(tmp_path: Path) -> None:
+    import tarfile
+
+    def pack(names: list[str]) -> None:
+        with tarfile.open(tmp_path / "new.tar", "w") as file:
+            for name in names:
+                file.add(folder / name, name)
+        os.replace(tmp_path / "new.tar", archive)
+
+    folder, archive = plant(tmp_path / "pictures", 9), tmp_path / "p.tar"
+    names = sorted(path.name for path in folder.iterdir() if path.suffix == ".png")
+    pack(names)
+    found = open_pictures(str(archive))
+    assert found.read("003.png") == (folder / "003.png").read_bytes()
+    pack(names[::-1])  # the same files, elsewhere in it
+    with pytest.raises(MachineFault, match=r"p\.tar: changed since it was opened"):
+        found.read("003.png")
+    assert open_pictures(str(archive)).read("003.png") == (folder / "003.png").read_bytes()
+    found = open_pictures(str(archive))
+    archive.unlink()
+    with pytest.raises(MachineFault, match=r"p\.tar: is gone"):
+        found.read("003.png")
+
+
 def test_an_archive_of_the_original_release_that_is_gone_blames_no_image(tmp_path: Path) -> None:
     import zipfile
 

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -630,6 +631,9 @@ def test_containers_have_one_interface(tmp_path: Path) -> None:
             assert isinstance(found, Container)
             (name,) = found.names()
             assert bare(name, kind) == "a.png"
+            again = pickle.loads(pickle.dumps(found))  # noqa: S301 (as Ray's workers get it)
+            assert again.names() == [name] and again.read(name) == image(1)
+            again.close()
             assert found.size(name) == len(image(1)) and found.head(name, 4) == b"\x89PNG"
             assert (found.sidecar(name) or ("", b""))[1] == b"a house"
             assert "x.pdf" in {bare(one, kind) for one, _ in found.left_out()}
