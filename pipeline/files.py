@@ -168,8 +168,7 @@ def _untouched(folder: str) -> float:
     return time.time() - max(times)
 
 
-PATTERN = frozenset("*?[")
-"""Signs that make a path a pattern of names."""
+_SIGNS = frozenset("*?[")
 INVALID = "invalid UTF-8"
 
 
@@ -201,6 +200,19 @@ def decode_lines(block: bytes, first: int = 1) -> tuple[list[str], dict[int, str
     return lines, {n: INVALID for n, line in enumerate(lines, first) if ESCAPED.search(line)}
 
 
+def fixed_part(path: str) -> str | None:
+    """The folder, with its `/`, that all files of a pattern of names are below.
+
+    Returns: None where a path can be no pattern. A file may still have such a name. In a URL a `?`
+    begins what signs it, and servers of HTTP list nothing.
+    """
+    signs = _SIGNS if "://" not in path else _SIGNS - {"?"}
+    if path.startswith(("http://", "https://")) or not signs & set(path):
+        return None
+    first = min(path.index(sign) for sign in signs & set(path))
+    return path[: path.rfind("/", 0, first) + 1]
+
+
 def signature(path: str) -> dict[str, Any]:
     """Size of a file and a hash of its content: of all up to 64 MiB, of three samples beyond.
 
@@ -213,7 +225,7 @@ def signature(path: str) -> dict[str, Any]:
     try:
         info = fs.info(name)
     except FileNotFoundError:
-        fitting = fs.glob(name, detail=True) if PATTERN & set(path) else {}
+        fitting = {} if fixed_part(path) is None else fs.glob(name, detail=True)
         if not fitting:
             raise AigiError(f"{path}: no such file or folder") from None
         info, name = {"type": "pattern"}, ""

@@ -123,13 +123,13 @@ def _metadata(
         start = folder + slash
         inside = [name[len(start) :] for name in names if name.startswith(start)]
         held = Held(f"{pictures.location.rstrip('/')}/{file}", pictures.read(file))
+        tables.add(file)
         try:
             found = _match_metadata(held, inside, given)
-        except NoColumn as error:
-            if given.required or error.column != given.text_column:
-                raise
+        except NoColumn as error:  # it tells something else of the images
+            refused.append(Caption(file, None, f"not used for captions: {error}"))
+            notes.append(f"{file}: not used for captions: {error}")
             continue
-        tables.add(file)
         notes += [f"{file}: {note}" for note in found.notes]
         refused += _refused(file, found, None)
         for name, (text, split) in found.listed.items():

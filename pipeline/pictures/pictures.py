@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline import AigiError
 from pipeline.faults import Folders, MachineFault, in_short, of_a_name
-from pipeline.files import PATTERN
+from pipeline.files import fixed_part
 from pipeline.outside import file_system, unreachable
 from pipeline.pictures.container import Container
 from pipeline.pictures.image_rows import ParquetPictures
@@ -228,10 +228,14 @@ def _folder(location: str, opened: FolderPictures | UrlPictures, column: str | N
     return _several(location, location.rstrip("/") + "/", found, column) if found else opened
 
 
-def _pattern(location: str, column: str | None) -> Container:
-    root = location[: location.rfind("/", 0, min(map(location.find, PATTERN & set(location)))) + 1]
+def _pattern(location: str, start: str, column: str | None) -> Container:
     found = shards.files_of(location, ())
-    return _several(location, root, [name for _, name in found], column)
+    others = [name for _, name in found if _suffix(name) not in PACKED]
+    if others:
+        raise AigiError(
+            f"{location}: {others[0]} fits this pattern, and is none of {', '.join(PACKED)}"
+        )
+    return _several(location, start, [name for _, name in found], column)
 
 
 def _zip(location: str) -> Container:
@@ -273,8 +277,9 @@ def open_pictures(location: str, column: str | None = None) -> Container:
     try:
         if local and os.path.isdir(location):
             return _folder(location, FolderPictures(location), column)
-        if PATTERN & set(location) and not (local and os.path.exists(location)):
-            return _pattern(location, column)
+        start = fixed_part(location)
+        if start is not None and not (local and os.path.exists(location)):
+            return _pattern(location, start, column)
         if _suffix(location) in PACKED:
             return _open_packed(location, column)
         if public_url(location).lower().endswith(_TAR_PACKED):
@@ -294,7 +299,7 @@ def open_pictures(location: str, column: str | None = None) -> Container:
 
 def in_order(location: str) -> bool:
     """Whether images are read much faster in the order of their names; raises as opening does."""
-    if packed(location) and not PATTERN & set(location):
+    if packed(location) and fixed_part(location) is None:
         return _suffix(location) == ".parquet"
     with open_pictures(location) as pictures:
         return pictures.in_order

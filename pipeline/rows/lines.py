@@ -134,8 +134,19 @@ def _in_utf8(path: str, chunks: Iterator[bytes], encoding: str | None) -> Iterat
     yield decoder.decode(b"", final=True).encode("utf-8", "surrogateescape")
 
 
+def _with_line_feeds(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same text; where carriage returns alone end its lines, with line feeds for them."""
+    first = next(chunks, b"")
+    if b"\n" in first or b"\r" not in first:
+        yield first
+        yield from chunks
+        return
+    for chunk in chain([first], chunks):
+        yield chunk.replace(b"\r", b"\n")
+
+
 def blocks(
-    path: str, encoding: str | None = None
+    path: str, encoding: str | None = None, carriage: bool = False
 ) -> Iterator[tuple[int, list[str], dict[int, str]]]:
     """Yield `(number of the first line, lines without endings, problem by line number)`.
 
@@ -145,6 +156,8 @@ def blocks(
 
     Args:
         encoding: name of a codec; None: UTF-8, or that of the byte order mark.
+        carriage: whether carriage returns end lines where no line feed is in the first block, as
+            in a CSV of old programs.
 
     Raises:
         AigiError: no such file, or one that cannot be read.
@@ -152,7 +165,8 @@ def blocks(
     first, rest = 1, bytearray()
     with opened_file(path) as file:
         try:
-            for chunk in _in_utf8(path, _chunks(path, file), encoding):
+            text = _in_utf8(path, _chunks(path, file), encoding)
+            for chunk in _with_line_feeds(text) if carriage else text:
                 head, newline, tail = chunk.rpartition(b"\n")
                 if newline:
                     lines, problems = decode_lines(bytes(rest) + head + newline, first)
@@ -168,9 +182,9 @@ def blocks(
         yield first, *decode_lines(bytes(rest), first)
 
 
-def lines(path: str, encoding: str | None = None) -> Iterator[Line]:
+def lines(path: str, encoding: str | None = None, carriage: bool = False) -> Iterator[Line]:
     """The lines of `blocks`, one by one. Raises as it does."""
-    for first, texts, problems in blocks(path, encoding):
+    for first, texts, problems in blocks(path, encoding, carriage):
         if problems:
             for number, text in enumerate(texts, first):
                 yield Line(number, text, problems.get(number))

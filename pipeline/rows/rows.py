@@ -7,6 +7,7 @@ its layout is refused whole; a row that is not well formed is refused alone.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from itertools import chain
 
@@ -29,11 +30,19 @@ def ending_of(path: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+_SEPARATOR = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+"""A first line that some spreadsheets write, and read, to name the delimiter."""
+
+
 def _csv(path: str, asked: Asked, form: TableFormat) -> Iterator[Row]:
-    found = lines(path, form.encoding)
+    found = lines(path, form.encoding, carriage=True)
     first = next(found, None)
     if first is None:
         return
+    if (said := _SEPARATOR.fullmatch(first.text)) and form.delimiter is None:
+        form, first = form.model_copy(update={"delimiter": said[1]}), next(found, None)
+        if first is None:
+            return
     if first.problem is not None and first.problem.startswith(BREAKS_OFF):
         yield first.number, None, first.problem
         return

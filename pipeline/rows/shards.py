@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Any
 
 from pipeline import AigiError
-from pipeline.files import PATTERN, signature
+from pipeline.files import fixed_part, signature
 from pipeline.outside import file_system, protocol_of, reached
 from pipeline.rows.lines import Held
 from pipeline.rows.rows import ending_of
@@ -35,7 +35,8 @@ def files_of(path: str, endings: Collection[str]) -> list[tuple[str, str]]:
     """
     if isinstance(path, Held):
         return [(path, short_name(path))]
-    if protocol_of(path) in ("http", "https", "memory") and not PATTERN & set(path):
+    start = fixed_part(path)
+    if protocol_of(path) in ("http", "https"):
         return [(path, short_name(path))]
     fs, root = file_system(path)
     with reached(path):
@@ -51,9 +52,9 @@ def files_of(path: str, endings: Collection[str]) -> list[tuple[str, str]]:
                 raise AigiError(
                     f"{path}: a folder without a file that ends in {' or '.join(sorted(endings))}"
                 )
-        elif PATTERN & set(path):
+        elif start is not None:
             inside = [name for name in sorted(fs.glob(root)) if not fs.isdir(name)]
-            root = posixpath.dirname(root[: min(root.index(sign) for sign in PATTERN & set(root))])
+            root = root[: len(root) - len(path) + len(start)]
             if not inside:
                 raise AigiError(f"{path}: no file fits this pattern")
         else:

@@ -283,6 +283,37 @@ def test_every_table_with_every_container(
     assert [text for _, text, _ in read(source)] == list(captions.values())
 
 
+def planted(captions: Captions, how: str) -> tuple[Captions, str]:
+    """Captions with one row too many, and the problem of that row."""
+    if how == "no such image":
+        return {"no.such": "of nothing", **captions}, "no such picture"
+    first = next(iter(captions))
+    return {**captions, f"./{first}": "once more"}, "listed twice"
+
+
+@pytest.mark.parametrize("how", ["no such image", "twice"])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(captions=tables(), layout=st.sampled_from(sorted(TABLES)), kind=st.sampled_from(
+    sorted(CONTAINERS)))  # fmt: skip
+def test_one_bad_row_in_every_layout(
+    tmp_path_factory: pytest.TempPathFactory,
+    how: str, captions: dict[str, str], layout: str, kind: str,
+) -> None:  # fmt: skip
+    root = tmp_path_factory.mktemp("bad")
+    place = CONTAINERS[kind](root, {name: image(n) for n, name in enumerate(captions)})
+    name, write, form = TABLES[layout]
+    rows, problem = planted(captions, how)
+    data = write(rows)
+    (root / name).write_bytes(data.encode() if isinstance(data, str) else data)
+    more = {"captions": str(root / name), "table": form}
+    taken, refused = imported(place, **more)
+    assert {bare(n, kind): text for n, text in taken.items()} == captions
+    (row,) = [one for one in refused if one.line is not None]
+    assert problem in str(row.problem)
+    with pytest.raises(AigiError, match=problem):
+        collected(place, **more)
+
+
 @pytest.mark.parametrize("kind", CONTAINERS)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(captions=tables(), layout=st.sampled_from(sorted(BESIDE)))
@@ -349,6 +380,28 @@ def test_tables_of_images_of_every_type(
     assert collected(place) == taken
     with open_pictures(place) as opened:
         assert [opened.read(name) for name in taken] == [image(n) for n, _ in enumerate(captions)]
+
+
+def test_a_table_that_is_none_of_captions_is_told_and_passed_over(tmp_path: Path) -> None:
+    place = folder(tmp_path, {
+        "a.png": image(1), "a.txt": b"a house", "metadata.csv": b"id,url\n1,u\n",
+        "x/metadata.jsonl": b'{"file_name": "b.png", "label": 3}\n', "x/b.png": image(2),
+    })  # fmt: skip
+    taken, refused = imported(place)
+    assert taken == {"a.png": "a house"}
+    assert {one.name: (one.problem or "").partition(":")[0] for one in refused} == {
+        "metadata.csv": "not used for captions",
+        "x/metadata.jsonl": "not used for captions",
+        "x/b.png": "no caption",
+    }
+    assert sum("text: no such column" in str(one.problem) for one in refused) == 2
+    assert collected(place) == {"a.png": "a house", "x/b.png": ""}
+
+
+def test_a_pattern_of_what_is_no_archive(tmp_path: Path) -> None:
+    place = folder(tmp_path, {"a.png": image(1), "b.txt": b""})
+    with pytest.raises(AigiError, match=r"a\.png fits this pattern, and is none of \.zip, \.par"):
+        open_pictures(f"{place}/*")
 
 
 # --- names ---------------------------------------------------------------------------------------

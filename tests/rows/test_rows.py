@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline import AigiError
+from pipeline.files import fixed_part
 from pipeline.rows import rows
 from pipeline.rows.asked import Asked, texts_of
 from pipeline.rows.lines import Held
@@ -114,6 +115,15 @@ def test_settings_of_a_csv(tmp_path: Path) -> None:
     assert texts(read(path, header=("url", "caption"))) == ["a house", "a tree"]
     with pytest.raises(AigiError, match=r"d\.tsv: text: no such column\. Set text_column to one"):
         read(path, Asked("text"), header=("url", "caption"))
+
+
+def test_csv_of_spreadsheets(tmp_path: Path) -> None:
+    old = written(tmp_path, "old.csv", 'id,caption\r1,a house\r2,"a tree, green"\r')
+    assert read(old) == [(2, ("a house",), None), (3, ("a tree, green",), None)]
+    told = written(tmp_path, "told.csv", "sep=;\r\nid;caption\r\n1;a house, red\r\n")
+    assert read(told) == [(3, ("a house, red",), None)]
+    spaced = written(tmp_path, "spaced.csv", "id, caption \n1,a house\n")
+    assert texts(read(spaced)) == ["a house"]
 
 
 # --- JSON ----------------------------------------------------------------------------------------
@@ -278,6 +288,18 @@ def test_shards_at_a_url() -> None:
     found = files_of("memory://shards-of-rows/*.csv", ())
     assert [name for _, name in found] == ["c-0.csv", "c-1.csv"]
     assert [texts(list(rows.read(place, TEXT))) for place, _ in found] == [["x"], ["x"]]
+
+
+@pytest.mark.parametrize(
+    ("path", "start"),
+    [
+        ("/a/b-*.csv", "/a/"), ("b-?.csv", ""), ("/a/**/b.csv", "/a/"), ("/a*/b/c.csv", "/"),
+        ("/a/b.csv", None), ("s3://x/a/b-*.csv", "s3://x/a/"), ("s3://x/[ab]/c.csv", "s3://x/"),
+        ("s3://x/b.csv?versionId=1", None), ("https://x.y/b.csv?sig=a*b[c", None),
+    ],
+)  # fmt: skip
+def test_what_is_a_pattern(path: str, start: str | None) -> None:
+    assert fixed_part(path) == start
 
 
 def test_an_ending_that_is_not_known(tmp_path: Path) -> None:
