@@ -239,13 +239,13 @@ def _compared(store: Store, new: Store, lost_sources: set[str]) -> tuple[Loss, i
     wanted = new.read_all("plan", ["image_id"])["image_id"]
     loss, kept, made, lost = Loss(), 0, 0.0, 0.0
     for shard in _both_tables(store):
-        columns = ["source", "split", "width", "height", "steps"]
+        columns = ["source", "split", "width", "height", "steps", "path"]
         rows = store.aligned(shard, {"plan": columns, "images": ["error"]})
         plan = rows["plan"].filter(pc.is_null(rows["images"]["error"]))
         work = pc.multiply(
             pc.multiply(pc.cast(pc.fill_null(plan["width"], 1), pa.float64()),
                         pc.fill_null(plan["height"], 1)),
-            pc.fill_null(plan["steps"], 1),
+            pc.if_else(pc.is_valid(plan["path"]), 1, pc.fill_null(plan["steps"], 1)),
         )  # fmt: skip
         if not plan.num_rows:
             continue

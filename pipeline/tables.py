@@ -198,12 +198,13 @@ _RELEASE_MEANING = {
     "model": "Hub id or name of the model",
     "revision": "commit of the model's repository, or a name; empty: not stated",
     "seed": "of the picture's own random generator: on the CPU, or as it was sent to an endpoint; "
-    "null: imported, or none was sent",
-    "steps": "of the scheduler; null: imported, or of an endpoint",
-    "guidance_scale": "of classifier-free guidance; null: imported, or of an endpoint",
+    "null: none was sent. Of an imported picture: what its file states, as in the next two and in "
+    "scheduler; null: nothing",
+    "steps": "of the scheduler; null: of an endpoint",
+    "guidance_scale": "of classifier-free guidance; null: of an endpoint",
     "negative_prompt": "what the guidance leads away from; null: imported, or of an endpoint",
-    "scheduler": "the sampler, with its options; own: what the model came with; null: imported, or "
-    "of an endpoint",
+    "scheduler": "the sampler, with its options; own: what the model came with; null: of an "
+    "endpoint",
     "dtype": "number format of the model while it drew; null: imported, or of an endpoint",
     "watermark": "which mark the picture carries, `none` where it has none",
     "pair_id": "image_id of the same picture without a mark, where there are both; else null",

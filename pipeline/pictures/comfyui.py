@@ -109,6 +109,22 @@ class Graph:
         yield from (text for text in texts if text is not None and text.strip())
 
 
+def samplers_of(graph: str) -> list[dict[str, Any]]:
+    """Inputs of the samplers of a graph that are values and no links, a dictionary each."""
+    try:
+        nodes = json.loads(graph)
+    except (ValueError, RecursionError):
+        return []
+    if not isinstance(nodes, dict) or len(nodes) > MOST_NODES:
+        return []
+    found = Graph(nodes)
+    return [
+        {key: value for key, value in found.inputs(name).items() if not isinstance(value, list)}
+        for name in found.nodes
+        if any(word in found.kind(name) for word in _SAMPLERS)
+    ]
+
+
 def prompt_of(graph: str) -> str:
     """The one positive text of a graph.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pipeline.pictures.comfyui import NoText, prompt_of
+from pipeline.pictures.stated import Made, stated
 from pipeline.pictures.texts import COMMENT, DESCRIPTION, HIDDEN, MAKE, MODEL, XMP, texts_of
 
 Flag = Literal["lora", "midjourney"]
@@ -33,11 +34,13 @@ class Embedded(NamedTuple):
         text: None: none that is understood.
         problem: why not; None where there is a text, or nothing at all.
         program: what wrote it.
+        made: what the file states of how it was made.
     """
 
     text: str | None
     problem: str | None = None
     program: str = ""
+    made: Made = Made()
 
 
 def _json(text: str | None) -> Any:
@@ -159,13 +162,16 @@ def _draw_things(texts: Texts) -> str | None:
 
 def _comfy(texts: Texts) -> str | None:
     """ComfyUI: a graph in `prompt`; in a WebP, in EXIF."""
+    graph = _graph(texts)
+    return None if graph is None else prompt_of(graph)
+
+
+def _graph(texts: Texts) -> str | None:
     graph = texts.get("prompt")
     for name in (MAKE, MODEL):
         if graph is None and texts.get(name, "").startswith("prompt:"):
             graph = texts[name].removeprefix("prompt:")
-    if graph is None or not isinstance(_json(graph), dict):
-        return None
-    return prompt_of(graph)
+    return graph if isinstance(_json(graph), dict) else None
 
 
 PROGRAMS: dict[str, Callable[[Texts], str | None]] = {
@@ -209,7 +215,8 @@ def embedded(data: bytes, flags: Sequence[Flag] = ("lora", "midjourney")) -> Emb
         text = without(text, flags)
         if _json(text) is not None:
             return Embedded(None, f"JSON in the place of the prompt ({program})", program)
-        return Embedded(text or None, None, program)
+        graph = _graph(texts) if read is _comfy else None
+        return Embedded(text or None, None, program, stated(program, texts, graph))
     for name in _KNOWN:
         if _json(texts.get(name)) is not None:
             return Embedded(None, f"`{name}` has JSON of a layout that is not known")

@@ -16,6 +16,7 @@ from pipeline.pictures.original import OriginalPictures
 from pipeline.pictures.pictures import open_pictures
 from pipeline.pictures.several import Several
 from pipeline.pictures.sources import ImportedSource, OriginalSource
+from pipeline.pictures.stated import Made
 from pipeline.pixels import BadPicture
 from pipeline.rows.asked import NoColumn, texts_of
 from pipeline.rows.lines import Held
@@ -77,6 +78,7 @@ def _text_in(name: str, data: bytes) -> str:
 
 def _from_file(pictures: Container, name: str, strip: Sequence[Flag]) -> Caption:
     """Caption from the sidecar text, else from the image itself."""
+    made = Made()
     try:
         sidecar = pictures.sidecar(name)
         if sidecar is not None:
@@ -88,12 +90,12 @@ def _from_file(pictures: Container, name: str, strip: Sequence[Flag]) -> Caption
             found = embedded(data, strip)
             if found.problem is not None:
                 return Caption(name, None, f"no caption: {found.problem}")
-            text = found.text or ""
+            text, made = found.text or "", found.made
     except BadPicture as error:
         return Caption(name, None, str(error))
     except UnicodeDecodeError:
         return Caption(name, None, "the caption file is not UTF-8")
-    return Caption(name, text or None, None if text else "no caption")
+    return Caption(name, text or None, None if text else "no caption", made=made)
 
 
 def _match_metadata(table: Held, names: Sequence[str], given: Captions) -> Matched:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from pipeline import AigiError
+from pipeline.pictures.stated import Made
 from pipeline.pixels import BadPicture, kind_of
 
 EXTENSIONS = frozenset(
@@ -38,6 +39,7 @@ class Caption(NamedTuple):
         split: the one that the list states; null: a hash of the text decides.
         line: of the list, where it has lines.
         variants: name of the image by watermark, where it comes in several.
+        made: what the image states of how it was made.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Caption(NamedTuple):
     split: str | None = None
     line: int | None = None
     variants: Mapping[str, str] | None = None
+    made: Made = Made()
 
 
 def escapes(name: str) -> bool:

@@ -18,6 +18,7 @@ from pipeline import AigiError
 from pipeline.gate import refused
 from pipeline.manifest import PLAN_FILE, plan_beside
 from pipeline.pictures.names import escapes
+from pipeline.pictures.stated import Made
 from pipeline.plan import specification
 from pipeline.plan.ids import image_id_of, pair_id_of
 from pipeline.plan.rounds import shard_name, summary_of
@@ -84,6 +85,8 @@ def _check_row(row: Mapping[str, Any], dataset: Dataset) -> None:
         needed = isinstance(spec, DrawnSpec) or (
             column == "seed" and isinstance(spec, HttpSpec) and spec.seeds
         )
+        if not generated and column in Made._fields:
+            continue  # as its file states it, if it does
         if (row[column] is not None) != needed:
             of = "an image of this endpoint" if generated else "an imported image"
             raise _Wrong(column, "needed" if needed else f"{of} has none")
@@ -111,6 +114,12 @@ def _check_row(row: Mapping[str, Any], dataset: Dataset) -> None:
         raise _Wrong("image_id", "is not the hash of the row")
 
 
+def _stated(dataset: Dataset, row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Columns in which all rows of a shard are equal."""
+    imported = isinstance(dataset.sources[row["source"]], ImportSpec)
+    return tuple(name for name in STATED if not imported or name not in Made._fields)
+
+
 def _check_shard(
     table: pa.Table, dataset: Dataset, seen: Counter[tuple[str, str, int, int | None]]
 ) -> str:
@@ -127,7 +136,7 @@ def _check_shard(
     for number, row in enumerate(rows, 1):
         try:
             _check_row(row, dataset)
-            for column in (*_ONE, *STATED):
+            for column in (*_ONE, *_stated(dataset, row)):
                 if row[column] != rows[0][column]:
                     raise _Wrong(column, "differs from that of the first row of its shard")
             if row["pair_id"] != pair_id_of(variants[row["rank"]]):

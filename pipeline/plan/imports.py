@@ -18,6 +18,7 @@ from pipeline.pictures.names import Escapes
 from pipeline.pictures.original import OriginalPictures
 from pipeline.pictures.pictures import in_order, open_pictures
 from pipeline.pictures.sources import ImportedSource, OriginalSource
+from pipeline.pictures.stated import Made
 from pipeline.pixels import BadPicture, image_size
 from pipeline.plan.ids import image_id_of, pair_id_of, plan_table, spans
 from pipeline.plan.quotas import PLANNED_BYTES_PER_PIXEL, Plan, generations_of
@@ -40,6 +41,7 @@ class Import:
     text: str
     split: str
     variants: Mapping[str, str] | None  # path by watermark, where they come marked
+    made: Made  # as its file states it
 
 
 def listed_imports(
@@ -62,7 +64,7 @@ def listed_imports(
     place = public_url(source.path)
     table = place if isinstance(source, OriginalSource) else public_url(source.captions or place)
     for number, listed in enumerate(list_captions(source, notes), start=1):
-        path, caption, problem, stated, line, variants = listed
+        path, caption, problem, stated, line, variants, made = listed
         text = normalise(caption) if caption is not None else ""
         if problem is None and not text:
             problem = "no caption"
@@ -81,7 +83,7 @@ def listed_imports(
             continue
         identity = prompt_id(text)
         split = stated or split_of(identity, shares)
-        found.append(Import(path, identity, text, split, variants))
+        found.append(Import(path, identity, text, split, variants, made))
     if not original:
         found.sort(key=lambda item: (item.prompt_id, item.path))
     return found
@@ -142,6 +144,7 @@ def imported_shards(
                     "source": name,
                     "model": spec.model,
                     "revision": spec.revision,
+                    **picture.made._asdict(),
                     "width": width,
                     "height": height,
                     "watermark": watermark,

@@ -199,6 +199,11 @@ def _kinds(rows: pa.Table, split: str) -> Counter[Kind]:
     table = rows.select(shared).append_column("converted", converted)
     place = table.schema.get_field_index("versions")
     table = table.set_column(place, "versions", shared_versions(rows["versions"]))
+    # Of an imported image, what its file states is its own.
+    imported = pc.is_null(rows["dtype"])
+    for name in ("steps", "guidance_scale", "scheduler"):
+        own = pc.if_else(imported, pa.scalar(None, table[name].type), table[name])
+        table = table.set_column(table.schema.get_field_index(name), name, own)
     grouped = table.group_by(table.column_names, use_threads=False).aggregate([([], "count_all")])
     return Counter(
         {

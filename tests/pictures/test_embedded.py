@@ -140,7 +140,7 @@ def test_prompts_of_every_program_are_read(program: str) -> None:
     for number, write in enumerate(FILES[program]):
         for text in PROMPTS:
             if "\n" not in text or program not in ONE_LINE:
-                assert embedded(write(text)) == (text, None, program), number
+                assert embedded(write(text))[:3] == (text, None, program), number
 
 
 def test_every_program_is_in_the_readme_and_has_files_here() -> None:
@@ -267,7 +267,7 @@ def test_files_without_a_prompt_say_nothing() -> None:
     plain = [encoded(PICTURE, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF")]
     painted = png(Comment="made by a person", Software="GIMP", Description="a boat")
     for data in (b"", b"\x89PNG\r\n", NOISE_PNG, *plain, painted, exif(0x0110, "EOS 5D")):
-        assert embedded(data) == (None, None, "")
+        assert embedded(data)[:3] == (None, None, "")
     assert embedded(png(parameters="\nSteps: 20")).text is None
 
 
