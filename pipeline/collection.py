@@ -21,13 +21,15 @@ from pipeline import AigiError
 from pipeline.manifest import MANIFEST, find_release
 from pipeline.pictures.caption_table import CaptionTable, match
 from pipeline.pictures.lists import Captions, captions_of
+from pipeline.pictures.names import Caption
 from pipeline.pictures.pictures import open_pictures, packed
 from pipeline.pixels import RGB, BadPicture, decode, decode_threads, image_size
+from pipeline.progress import Progress
 from pipeline.rows.settings import USUAL, TableFormat
 from pipeline.settings import Count, Location, Settings, Split
 from pipeline.shown import public_url
 from pipeline.store import Store
-from pipeline.tables import IMAGE
+from pipeline.tables import IMAGE, REJECTS
 from pipeline.threads import ahead, workers
 
 
@@ -120,7 +122,8 @@ class Collection:
         state: hex digest of everything that decides the rows; for a folder, names and sizes.
             `digest` tells of one part, and of the content of its files.
         release: its files and its manifest; None: a folder of images.
-        notes: lines about what was found in another way than as it is.
+        notes: lines about what was found in another way than as it is, or left out.
+        refused: rows of a table of captions that fit no image; `report` writes them.
 
     Raises:
         AigiError: there are none.
@@ -134,6 +137,7 @@ class Collection:
         self._sha256: dict[str, str] = {}
         self._digests: dict[str, str] = {}
         self.notes: list[str] = []
+        self.refused: list[Caption] = []
         self.release: tuple[Store, dict[str, Any]] | None = None
         found = None if packed(place) else find_release(place)
         if found is None:
@@ -284,17 +288,21 @@ class Collection:
         return parts, [source, [(name, sizes[name]) for name in self._files], texts]
 
     def _captions(self, location: str, names: list[str]) -> dict[str, str]:
-        """Texts of the files that a table names. It must name each once, and no others."""
+        """Texts of the files that a table names. Rows that fit none are refused, each alone."""
         columns = self.pictures.file_column, self.pictures.text_column
         found = match(CaptionTable(location, *columns, form=self.pictures.table), names)
+        self.notes += found.notes
+        self.refused = found.refused
         if found.refused:
             first = found.refused[0]
-            raise AigiError(
-                f"{location}:{first.line}: {first.name}: {first.problem} in {self.pictures.place} "
-                f"({len(found.refused)} of {len(found.refused) + len(found.listed)} rows do "
-                "not fit). Correct the table."
+            place, rows = public_url(location), len(found.refused) + len(found.listed)
+            what = (
+                f"{place}:{first.line}: {first.name}: {first.problem} in {self.pictures.place} "
+                f"({len(found.refused):,} of {rows:,} rows do not fit)"
             )
-        self.notes += found.notes
+            if not found.listed:
+                raise AigiError(f"{what}. Correct the table.")
+            self.notes.append(f"{what}; they are left out")
         return {name: text or "" for name, (text, _) in found.listed.items()}
 
     def _own_texts(self) -> dict[str, str]:
@@ -336,6 +344,25 @@ class Collection:
             "watermark": "none",
             "pair_id": None,
         }
+
+
+def report(collection: Collection, store: Store, stage: str, progress: Progress) -> None:
+    """Say what was found in another way or left out, and write the rows that were refused.
+
+    Args:
+        stage: what reads the collection: the name of the shard of rejects.
+    """
+    for note in collection.notes:
+        progress.say(f"{stage}: {note}")
+    asked = collection.pictures
+    if collection.refused:
+        source = asked.name or asked.place
+        rows = [
+            {"source": public_url(source), "file": f"{public_url(asked.captions or '')}:{one.name}",
+             "line": one.line, "reason": one.problem, "text": one.text}
+            for one in collection.refused
+        ]  # fmt: skip
+        store.write("rejects", stage, pa.Table.from_pylist(rows, REJECTS), REJECTS)
 
 
 def pictures_of(collection: Collection) -> Iterator[tuple[RGB, str]]:

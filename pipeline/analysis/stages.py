@@ -5,7 +5,10 @@ from __future__ import annotations
 from pipeline.analysis import alignments, characteristics, effects
 from pipeline.analysis.alignments import Alignments
 from pipeline.analysis.characteristics import Characteristics
+from pipeline.collection import Collection, report
+from pipeline.progress import Progress
 from pipeline.stage import Compute, Stage
+from pipeline.store import Store
 
 
 def stages(
@@ -18,3 +21,13 @@ def stages(
     if scores is not None:
         found.append(alignments.stage(scores, run, compute))
     return found
+
+
+def report_places(
+    looks: Characteristics | None, scores: Alignments | None, store: Store, progress: Progress
+) -> None:
+    """Say which rows of tables of captions fit no image, and write them to the rejects."""
+    for name, section in (("characteristics", looks), ("alignments", scores)):
+        for number, pictures in enumerate(section.pictures if section is not None else ()):
+            if pictures.captions is not None:
+                report(Collection(pictures), store, f"{name}-{number:02d}", progress)

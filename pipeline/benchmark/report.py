@@ -93,6 +93,7 @@ class Report:
             "",
             escape(self._pictures()),
             "",
+            *(line for note in self.collection.notes for line in (escape(f"Note: {note}."), "")),
             *self.codecs(),
             *self.bd_rates(),
             *self._prompts(),

@@ -7,7 +7,7 @@ from pipeline.benchmark.report import Report
 from pipeline.benchmark.settings import Benchmark
 from pipeline.benchmark.versions import at_hand
 from pipeline.codecs.table import qualities
-from pipeline.collection import Collection
+from pipeline.collection import Collection, report
 from pipeline.intact import USUAL, Checks
 from pipeline.progress import Progress
 from pipeline.run import run_stages
@@ -31,8 +31,7 @@ def make(
         AigiError: as `run_stages`; there are no images, or no codec can run here.
     """
     collection = Collection(benchmark.measured)
-    for note in collection.notes:
-        progress.say(f"benchmark: {collection.pictures.place}: {note}")
+    report(collection, store, "benchmark", progress)
     for label, why in at_hand(benchmark, compute)[1].items():
         progress.say(f"benchmark: {label} is skipped: {why}")
     stages: list[Stage] = []

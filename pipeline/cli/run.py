@@ -150,6 +150,10 @@ def _make(workflow: Workflow, progress: Progress, checks: Checks) -> None:
         make(workflow, store, progress, checks)
     elif first_process():
         _record(workflow)
+    if workflow.characteristics is not None or workflow.alignments is not None:
+        from pipeline.analysis.stages import report_places
+
+        report_places(workflow.characteristics, workflow.alignments, store, progress)
     run_stages(reading, store, workflow.compute, progress, checks)
     if train is not None and train.anchors and first_process():
         from pipeline.benchmark.trained import benchmark_of

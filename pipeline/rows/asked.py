@@ -74,5 +74,5 @@ def texts_of(column: str, value: object, lists: str | None) -> list[str] | str:
     if len(value) == 1 or lists == "rows":
         return value
     if lists is None:
-        return f"{column!r} is a list of several texts (set `lists` to first, all or rows)"
+        return f"{column!r} is a list of several texts (set `table.lists` to first, all or rows)"
     return value[:1] if lists == "first" else [" ".join(value)]

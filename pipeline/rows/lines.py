@@ -123,7 +123,7 @@ def _in_utf8(path: str, chunks: Iterator[bytes], encoding: str | None) -> Iterat
         if len(head) > 16 and zeros * 5 > len(head) * 2 and encoding is None:
             raise AigiError(
                 f"{path}: not UTF-8: every second byte of it is zero, as in UTF-16 without its "
-                "mark. Set `encoding` to utf-16-le or utf-16-be."
+                "mark. Set `table.encoding` to utf-16-le or utf-16-be."
             )
         yield head
         yield from chunks

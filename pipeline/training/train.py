@@ -24,9 +24,11 @@ from pathlib import Path
 import torch
 
 from pipeline import AigiError
-from pipeline.collection import Collection
+from pipeline.collection import Collection, report
 from pipeline.progress import Progress
+from pipeline.run import first_process
 from pipeline.stage import Compute
+from pipeline.store import Store
 from pipeline.training.apart import Alone, begun_from, finished, wait
 from pipeline.training.fit import (
     accelerator_of,
@@ -83,6 +85,8 @@ def train(
             check_init(settings.init, folder)
     torch.set_num_threads(compute.threads)
     collection = Collection(to_train_on(settings, run))
+    if first_process():
+        report(collection, Store(run), "train", progress)
     # One for all codecs: its end is that of the group of processes.
     accelerator = accelerator_of(settings, compute.device, root)
     several = accelerator.num_processes > 1

@@ -26,6 +26,7 @@ from pipeline.stage import Compute
 from pipeline.store import Store
 from pipeline.training import stages as training
 from pipeline.training.settings import Train
+from tests.conftest import aigi_here
 
 NAMES = ["a.png", "b c.PNG", "deep/d.jxl", "deep/a.png", "e.jfif", "ä.webp"]
 """`e.jfif` is an image by its content, and `a.png` is the base name of two."""
@@ -46,7 +47,6 @@ TABLES = {
         "t.csv", b"file,text\na.png,one, two\n", None, "3 fields, the header has 2"
     ),
     "an open quote": Table("t.csv", b'file,text\na.png,"one\n', None, "line 2: not CSV: a quote"),
-    "listed twice": Table("t.csv", b"file,text\na.png,x\n./a.png,y\n", None, "listed twice"),
     "another spelling": Table("t.csv", b"file,text\n./b c.PNG, x \n", {"b c.PNG": "x"}),
     "a base name": Table("t.csv", b"file,text\nd.jxl,x\n", {"deep/d.jxl": "x"}),
     "a base name of none": Table("t.csv", b"file,text\nf.png,x\n", None, "no such picture"),
@@ -212,5 +212,32 @@ def test_one_bad_row_costs_an_import_one_reject_with_its_line(place: Path, tmp_p
         taken = {one.name: one.text for one in found if one.text is not None}
         assert taken == {"deep/d.jxl": "x", "b c.PNG": "y"}
         assert {one.line for one in found if one.line is not None} == lines[name]
-        with pytest.raises(AigiError, match=rf"{name}:{min(lines[name])}: line "):
-            measured(str(place), str(tmp_path / name))
+        # Who measures, analyses or trains goes on without such rows, and says so.
+        assert measured(str(place), str(tmp_path / name)) == taken
+        collection = Collection(Pictures(place=str(place), captions=str(tmp_path / name)))
+        assert {one.line for one in collection.refused} == lines[name]
+        assert f"{name}:{min(lines[name])}: " in collection.notes[-1]
+        assert f"({len(lines[name])} of " in collection.notes[-1]
+
+
+def test_a_benchmark_says_which_rows_it_left_out(place: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text('file,text\na.png,x\nno.png,y\nd.jxl,"open\nb c.PNG,z\n')
+    run = tmp_path / "run"
+    settings = {
+        "run": run, "benchmark.strips": "null", "benchmark.anchor": "jpeg",
+        "benchmark.codecs": "[{codec: jpeg, qualities: [50]}]",
+        "benchmark.pictures.place": place, "benchmark.pictures.captions": table,
+    }  # fmt: skip
+    given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    done = aigi_here("run", "workflows/benchmark.yaml", *given)
+    assert done.returncode == 0, done.stderr
+    said = f"{table}:3: no.png: no such picture in {place} (2 of 4 rows do not fit)"
+    assert f"{said}; they are left out" in done.stdout + done.stderr
+    rows = pq.read_table(run / "rejects/benchmark.parquet").to_pylist()
+    assert [(row["line"], row["reason"]) for row in rows] == [
+        (3, "no such picture"),
+        (4, "not CSV: a quote is never closed"),
+    ]
+    page = (run / "benchmark/README.md").read_text()
+    assert page.count("Note") == 1 and "2 of 4 rows do not fit" in page

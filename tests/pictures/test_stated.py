@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from pipeline.pictures.embedded import PROGRAMS, embedded
 from pipeline.pictures.stated import MOST_SEED, Made, stated
+from pipeline.release.counts import _kinds
 from tests.conftest import aigi_here, cmp
 from tests.pictures.test_embedded import JOB, commented, graph, hidden, png
 
@@ -146,6 +147,9 @@ def test_it_is_in_the_columns_of_a_release_which_is_made_again(tmp_path: Path) -
         ("4.png", None, None, None),
     ]
     assert {row["guidance_scale"] for row in rows} == {None}
+    # What is counted of a release is shared by its rows: these are of one kind, not of five.
+    table = pq.read_table(one / "release" / "mj52")
+    assert len(_kinds(table, "train")) == 1
     done = aigi_here("verify", str(one / "release"))
     assert done.returncode == 0, done.stdout + done.stderr
     manifest = str(one / "release/manifest.json")
