@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MOST_NODES = 10_000
-_SAMPLERS = ("KSampler", "SamplerCustom", "UltimateSDUpscale", "FaceDetailer", "SamplerTiled")
+SAMPLERS = ("KSampler", "SamplerCustom", "UltimateSDUpscale", "FaceDetailer", "SamplerTiled")
+LOADERS = ("CheckpointLoader", "UNETLoader", "UnetLoader", "DiffusionModelLoader")
+"""Beginnings and parts of the names of nodes that draw, and that load what draws."""
 _WANTED = ("positive", "conditioning", "guider", "cond")
 _TEXTS = (
     "text", "text_g", "text_l", "clip_l", "clip_g", "t5xxl", "bert", "mt5xl", "llama", "prompt",
@@ -109,8 +111,8 @@ class Graph:
         yield from (text for text in texts if text is not None and text.strip())
 
 
-def samplers_of(graph: str) -> list[dict[str, Any]]:
-    """Inputs of the samplers of a graph that are values and no links, a dictionary each."""
+def values_of(graph: str, kinds: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Inputs of the nodes of some kinds that are values and no links, a dictionary each."""
     try:
         nodes = json.loads(graph)
     except (ValueError, RecursionError):
@@ -121,7 +123,7 @@ def samplers_of(graph: str) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in found.inputs(name).items() if not isinstance(value, list)}
         for name in found.nodes
-        if any(word in found.kind(name) for word in _SAMPLERS)
+        if any(word in found.kind(name) for word in kinds)
     ]
 
 
@@ -145,7 +147,7 @@ def prompt_of(graph: str) -> str:
     samplers = 0
     for name in found.nodes:
         inputs = found.inputs(name)
-        if not any(word in found.kind(name) for word in _SAMPLERS):
+        if not any(word in found.kind(name) for word in SAMPLERS):
             continue
         starts = (inputs[key] for key in ("positive", "guider", "conditioning") if key in inputs)
         link = found.link(next(starts, None))

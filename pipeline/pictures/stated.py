@@ -1,4 +1,4 @@
-"""Texts that a program wrote into an image in; the seed, steps, scale and sampler it states out."""
+"""Texts that a program wrote into an image in; seed, steps, scale, sampler and model out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pipeline.pictures.comfyui import samplers_of
+from pipeline.pictures.comfyui import LOADERS, SAMPLERS, values_of
 from pipeline.pictures.texts import COMMENT, DESCRIPTION, HIDDEN, XMP
 
 Texts = Mapping[str, str]
@@ -16,6 +16,8 @@ Found = Mapping[str, Any]
 MOST_SEED, MOST_STEPS, MOST_NAME = 2**63 - 1, 10_000, 60
 
 
+_LOADED = ("ckpt_name", "unet_name")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _STEPS = re.compile(r"Steps: \d+\b")
 _PAIRS = re.compile(r'(?:^|, )([A-Za-z][\w ]*): ("(?:[^"\\]|\\.)*"|[^,]*)')
 
@@ -28,12 +30,14 @@ class Made(NamedTuple):
         steps: of the sampler, 1 to 10,000.
         guidance_scale: of classifier-free guidance.
         scheduler: the program's own name of its sampler.
+        model: a file's name or a Hub id; no path of somebody's disk.
     """
 
     seed: int | None = None
     steps: int | None = None
     guidance_scale: float | None = None
     scheduler: str | None = None
+    model: str | None = None
 
 
 def object_in(text: str | None) -> dict[str, Any]:
@@ -68,20 +72,40 @@ def _real(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _made(seed: Any = None, steps: Any = None, scale: Any = None, sampler: Any = None) -> Made:
+def _name(value: Any) -> str | None:
+    if not isinstance(value, str) or not value.isprintable():
+        return None
+    return value.strip() if 0 < len(value.strip()) <= MOST_NAME else None
+
+
+def _model(value: Any) -> str | None:
+    """The name of a model; of a path, its last part."""
+    if isinstance(value, dict):
+        value = value.get("model_name", value.get("name"))
+    if not isinstance(value, str):
+        return None
+    plain = value.strip().strip('"').replace("\\", "/")
+    if not _HUB_ID.fullmatch(plain):
+        plain = plain.rstrip("/").rpartition("/")[2]
+    return _name(plain)
+
+
+def _made(
+    seed: Any = None, steps: Any = None, scale: Any = None, sampler: Any = None, model: Any = None
+) -> Made:
     """Those of the values that make sense."""
-    named = isinstance(sampler, str) and 0 < len(sampler.strip()) <= MOST_NAME
-    named = named and sampler.isprintable()
     return Made(
         _whole(seed, 0, MOST_SEED),
         _whole(steps, 1, MOST_STEPS),
         _real(scale),
-        sampler.strip() if named else None,
+        _name(sampler),
+        _model(model),
     )
 
 
-def _under(found: Found, seed: str, steps: str, scale: str, sampler: str) -> Made:
-    return _made(found.get(seed), found.get(steps), found.get(scale), found.get(sampler))
+def _under(found: Found, seed: str, steps: str, scale: str, sampler: str, *models: str) -> Made:
+    model = next((found[name] for name in models if found.get(name)), None)
+    return _made(found.get(seed), found.get(steps), found.get(scale), found.get(sampler), model)
 
 
 def _block(texts: Texts) -> Made:
@@ -91,7 +115,7 @@ def _block(texts: Texts) -> Made:
         ]
         if lines:
             pairs = re.findall(r'(?:^|, )([A-Za-z][\w ]*): ("(?:[^"\\]|\\.)*"|[^,]*)', lines[-1])
-            return _under(dict(reversed(pairs)), "Seed", "Steps", "CFG scale", "Sampler")
+            return _under(dict(reversed(pairs)), "Seed", "Steps", "CFG scale", "Sampler", "Model")
     return Made()
 
 
@@ -99,7 +123,7 @@ def _swarm(texts: Texts) -> Made:
     for name in ("parameters", COMMENT):
         found = object_in(texts.get(name)).get("sui_image_params")
         if isinstance(found, dict):
-            return _under(found, "seed", "steps", "cfgscale", "sampler")
+            return _under(found, "seed", "steps", "cfgscale", "sampler", "model")
     return Made()
 
 
@@ -107,18 +131,20 @@ def _fooocus(texts: Texts) -> Made:
     for name in ("parameters", COMMENT):
         found = object_in(texts.get(name))
         if "Prompt" in found:
-            return _under(found, "Seed", "Steps", "CFG", "Sampler name")
+            return _under(found, "Seed", "Steps", "CFG", "Sampler name", "base_model_name")
         if found:
-            return _under(found, "seed", "steps", "guidance_scale", "sampler")
+            return _under(found, "seed", "steps", "guidance_scale", "sampler", "base_model")
     return Made()
 
 
 def _invoke(texts: Texts) -> Made:
     if found := object_in(texts.get("invokeai_metadata")):
-        return _under(found, "seed", "steps", "cfg_scale", "scheduler")
-    image = object_in(texts.get("sd-metadata")).get("image")
+        return _under(found, "seed", "steps", "cfg_scale", "scheduler", "model")
+    old = object_in(texts.get("sd-metadata"))
+    image = old.get("image")
     if isinstance(image, dict):
-        return _under(image, "seed", "steps", "cfg_scale", "sampler")
+        made = _under(image, "seed", "steps", "cfg_scale", "sampler")
+        return made._replace(model=_model(old.get("model_weights")))
     return Made()
 
 
@@ -126,39 +152,55 @@ def _novel(texts: Texts) -> Made:
     hidden = object_in(texts.get(HIDDEN))
     comment = texts.get("Comment") or hidden.get("Comment")
     found = object_in(comment if isinstance(comment, str) else None)
-    return _under(found, "seed", "steps", "scale", "sampler")
+    made = _under(found, "seed", "steps", "scale", "sampler")
+    return made._replace(model=_model(texts.get("Source") or hidden.get("Source")))
 
 
 def _easy(texts: Texts) -> Made:
     lower = {name.lower().replace(" ", "_"): value for name, value in texts.items()}
     steps = lower.get("num_inference_steps", lower.get("steps"))
     sampler = lower.get("sampler_name", lower.get("sampler"))
-    return _made(lower.get("seed"), steps, lower.get("guidance_scale"), sampler)
+    model = lower.get("use_stable_diffusion_model", lower.get("stable_diffusion_model"))
+    return _made(lower.get("seed"), steps, lower.get("guidance_scale"), sampler, model)
 
 
 def _midjourney(texts: Texts) -> Made:
     for name in ("Description", DESCRIPTION, XMP):
-        if found := re.search(r"\s--seed\s+(\d+)", texts.get(name, "")):
-            return _made(seed=found[1])
+        flags = dict(re.findall(r"\s--(seed|v|version|niji)\s+(\S+)", texts.get(name, "")))
+        version = flags.get("v", flags.get("version"))
+        model = f"niji-{flags['niji']}" if "niji" in flags else version and f"midjourney-{version}"
+        if flags:
+            return _made(seed=flags.get("seed"), model=model)
     return Made()
 
 
 def _mflux(texts: Texts) -> Made:
-    return _under(object_in(texts.get(COMMENT)), "seed", "steps", "guidance", "scheduler")
+    return _under(
+        object_in(texts.get(COMMENT)),
+        "seed",
+        "steps",
+        "guidance",
+        "scheduler",
+        "model",
+        "base_model",
+    )
 
 
 def _draw_things(texts: Texts) -> Made:
-    return _under(object_in(texts.get(COMMENT)), "seed", "steps", "scale", "sampler")
+    return _under(object_in(texts.get(COMMENT)), "seed", "steps", "scale", "sampler", "model")
 
 
 def _comfy(graph: str) -> Made:
     """Of a graph with one sampler: of several, none made the image alone."""
-    samplers = samplers_of(graph)
+    samplers = values_of(graph, SAMPLERS)
     if len(samplers) != 1:
         return Made()
     found = samplers[0]
     seed = found.get("seed", found.get("noise_seed"))
-    return _made(seed, found.get("steps"), found.get("cfg"), found.get("sampler_name"))
+    loaders = values_of(graph, LOADERS)
+    models = {value for one in loaders for name in _LOADED if (value := _model(one.get(name)))}
+    made = _made(seed, found.get("steps"), found.get("cfg"), found.get("sampler_name"))
+    return made._replace(model=models.pop() if len(models) == 1 else None)
 
 
 _PROGRAMS: dict[str, Callable[[Texts], Made]] = {

@@ -23,6 +23,7 @@ from pipeline.plan import specification
 from pipeline.plan.ids import image_id_of, pair_id_of
 from pipeline.plan.rounds import shard_name, summary_of
 from pipeline.plan.specification import (
+    OWN_MODEL,
     STATED,
     Dataset,
     DiffusersSpec,
@@ -63,6 +64,8 @@ def specified(spec: DiffusersSpec | HttpSpec | ImportSpec) -> dict[str, Any]:
     """What the specification of a source, or of one model of a zoo, states of rows, by column."""
     columns = STATED if isinstance(spec, DiffusersSpec) else ("model", "revision")
     found = {column: getattr(spec, column) for column in columns}
+    if isinstance(spec, ImportSpec) and spec.model == OWN_MODEL:
+        del found["model"]
     return {
         **found,
         OPTIONS.name: spec.row_options if isinstance(spec, DiffusersSpec | HttpSpec) else None,
@@ -85,7 +88,7 @@ def _check_row(row: Mapping[str, Any], dataset: Dataset) -> None:
         needed = isinstance(spec, DrawnSpec) or (
             column == "seed" and isinstance(spec, HttpSpec) and spec.seeds
         )
-        if not generated and column in Made._fields:
+        if not generated and column in Made._fields:  # `model` is none of _GENERATED
             continue  # as its file states it, if it does
         if (row[column] is not None) != needed:
             of = "an image of this endpoint" if generated else "an imported image"
@@ -116,8 +119,10 @@ def _check_row(row: Mapping[str, Any], dataset: Dataset) -> None:
 
 def _stated(dataset: Dataset, row: Mapping[str, Any]) -> tuple[str, ...]:
     """Columns in which all rows of a shard are equal."""
-    imported = isinstance(dataset.sources[row["source"]], ImportSpec)
-    return tuple(name for name in STATED if not imported or name not in Made._fields)
+    spec = dataset.sources[row["source"]]
+    if not isinstance(spec, ImportSpec):
+        return STATED
+    return tuple(name for name in specified(spec) if name in STATED)
 
 
 def _check_shard(

@@ -22,7 +22,7 @@ from pipeline.pictures.stated import Made
 from pipeline.pixels import BadPicture, image_size
 from pipeline.plan.ids import image_id_of, pair_id_of, plan_table, spans
 from pipeline.plan.quotas import PLANNED_BYTES_PER_PIXEL, Plan, generations_of
-from pipeline.plan.specification import ImportSpec
+from pipeline.plan.specification import OWN_MODEL, UNKNOWN_MODEL, ImportSpec
 from pipeline.prompts.text import SplitShares, normalise, prompt_id, split_of
 from pipeline.settings import SPLITS
 from pipeline.shown import public_url
@@ -142,9 +142,9 @@ def imported_shards(
                     "text": picture.text,
                     "split": split,
                     "source": name,
-                    "model": spec.model,
-                    "revision": spec.revision,
                     **picture.made._asdict(),
+                    "model": model_of(spec, picture.made),
+                    "revision": spec.revision,
                     "width": width,
                     "height": height,
                     "watermark": watermark,
@@ -157,6 +157,11 @@ def imported_shards(
             )
     if rows:
         yield rows[-1]["round"], plan_table(rows, options)
+
+
+def model_of(spec: ImportSpec, made: Made) -> str:
+    """The model of a row: of its source or, where that says so, of the image itself."""
+    return (made.model or UNKNOWN_MODEL) if spec.model == OWN_MODEL else spec.model
 
 
 def read_order(source: ImportedSource, pictures: list[Import], round_of: list[int]) -> list[int]:

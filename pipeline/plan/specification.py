@@ -307,11 +307,18 @@ _LATER = frozenset({"options", *call_options.FILES})
 """Fields of DiffusersSpec that version 1 of the stages did not have."""
 
 
+OWN_MODEL, UNKNOWN_MODEL = "stated", "unknown"
+"""The `model` of an imported source whose images name theirs; and that of one that does not."""
+
+
 class ImportSpec(_SourceSpec):
     """A source whose images come from elsewhere (closed models)."""
 
     kind: Literal["import"]
-    model: str
+    model: str = Field(
+        description="name of the model; `stated`: that which the file of each image names, or "
+        "`unknown`"
+    )
     revision: str = ""
 
 
