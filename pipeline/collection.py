@@ -9,6 +9,7 @@ import hashlib
 import json
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,7 @@ from pipeline import AigiError
 from pipeline.manifest import MANIFEST, find_release
 from pipeline.pictures.caption_table import CaptionTable, match
 from pipeline.pictures.lists import Captions, captions_of
-from pipeline.pictures.names import Caption
+from pipeline.pictures.names import NOT_AN_IMAGE, Caption
 from pipeline.pictures.pictures import open_pictures, packed
 from pipeline.pixels import RGB, BadPicture, decode, decode_threads, image_size
 from pipeline.progress import Progress
@@ -265,7 +266,7 @@ class Collection:
             self._texts = self._captions(self.pictures.captions, names)
             names = [name for name in names if name in self._texts]
         else:
-            self._texts = self._own_texts()
+            self._texts = self._own_texts(names)
         source = self.pictures.name or _source_of(store.root) or "pictures"
         if not self._wanted(source, "test"):
             return [], []
@@ -305,7 +306,7 @@ class Collection:
             self.notes.append(f"{what}; they are left out")
         return {name: text or "" for name, (text, _) in found.listed.items()}
 
-    def _own_texts(self) -> dict[str, str]:
+    def _own_texts(self, names: list[str]) -> dict[str, str]:
         """Texts that a place itself has, as an import reads them; an image need not have any."""
         asked = self.pictures
         given = Captions(
@@ -314,7 +315,14 @@ class Collection:
             form=asked.table,
             required="text_column" in asked.model_fields_set,
         )
-        found = captions_of(self._opened, given, self.notes)
+        found = list(captions_of(self._opened, given, self.notes))
+        images = set(names)
+        others = Counter(
+            one.problem for one in found if one.name not in images and one.problem != NOT_AN_IMAGE
+        )
+        if others:
+            what = ", ".join(f"{count:,} {why}" for why, count in others.most_common())
+            self.notes.append(f"{self.pictures.place}: left out: {what}")
         return {one.name: one.text for one in found if one.text is not None}
 
     def _size(self, name: str) -> int:

@@ -61,7 +61,7 @@ def test_set_makes_sections_and_reaches_into_lists(tmp_path: Path) -> None:
         ("- a\n", ["flow.yaml", "expected a mapping", "list"]),
         ("plan: {dataset: d}\n", ["flow.yaml: run", "needed, but not given"]),
         ("run: x\nsplit: {validation: 0.5, test: 0.5}\n", ["split", "leave a share for train"]),
-        ("run: x\nprompts: {sources: [{kind: cc13m, path: a}]}\n", ["prompts.sources.0", "cc12m"]),
+        ("run: x\nprompts: {sources: [{kind: cc12mm, path: a}]}\n", ["prompts.sources.0", "cc12m"]),
         ("run: x\nsources: {a: {kind: import, pth: y}}\n", ["sources.a", "pth"]),
     ],
 )

@@ -113,6 +113,8 @@ OTHERS = frozenset(
      ".parquet", ".arrow", ".zip", ".tar", ".gz", ".npy", ".npz", ".safetensors", ".mp4", ".ini"]
 )  # fmt: skip
 """Endings of files that nobody takes to be images, whatever is in them."""
+NOT_AN_IMAGE = "not an image"
+"""Why a file is left out whose name says that it is something else."""
 HEAD = 64
 """Bytes that tell what a file is."""
 
@@ -127,13 +129,13 @@ def of_image(name: str, head: Callable[[str, int], bytes]) -> str | None:
     if ending in EXTENSIONS:
         return None
     if ending in OTHERS:
-        return "not an image"
+        return NOT_AN_IMAGE
     try:
         kind_of(head(name, HEAD))
     except Escapes:
         return "a link that leads out of the folder"
     except BadPicture as error:
-        return str(error).replace("not a picture", "not an image")
+        return str(error).replace("not a picture", NOT_AN_IMAGE)
     return None
 
 

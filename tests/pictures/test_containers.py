@@ -400,6 +400,14 @@ def test_a_table_that_is_none_of_captions_is_told_and_passed_over(tmp_path: Path
     assert collected(place) == {"a.png": "a house", "x/b.png": ""}
 
 
+def test_who_measures_is_told_what_is_left_out(tmp_path: Path) -> None:
+    heic = b"\0\0\0\x18ftypheic" + b"\0" * 40
+    place = folder(tmp_path, {"a.png": image(1), "b.heic": heic, "c.heic": heic, "n.md": b""})
+    found = Collection(Pictures(place=place))
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith(f"{place}: left out: 2 ") and "HEIC" in found.notes[0]
+
+
 def test_a_pattern_of_what_is_no_archive(tmp_path: Path) -> None:
     place = folder(tmp_path, {"a.png": image(1), "b.txt": b""})
     with pytest.raises(AigiError, match=r"a\.png fits this pattern, and is none of \.zip, \.par"):
