@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import zlib
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from pipeline.pictures.names import (
+    EXTENSIONS,
     MAX_TEXT_BYTES,
+    SIDECARS,
     Absent,
+    Escapes,
     escapes,
     of_image,
     seen,
     sidecars,
 )
+
+MATTERS = EXTENSIONS | set(SIDECARS)
+"""Endings of files of an archive of which no two may differ under one name."""
+Entry = TypeVar("Entry")
 
 
 class Container:
@@ -84,3 +91,32 @@ class Container:
             except Absent:
                 continue
         return None
+
+
+class Archive(Container, Generic[Entry]):
+    """Files by name in one file, whose table of contents is read when it is opened."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self._files: list[str] = []
+        self._entries: dict[str, Entry] = {}
+        self._images: list[str] | None = None
+
+    def files(self) -> list[str]:
+        """Names of all files, images or not, in the order of the archive."""
+        return self._files
+
+    def names(self) -> list[str]:
+        """Names of all images, sorted."""
+        if self._images is None:
+            found = (name for name in self._entries if of_image(name, self.head) is None)
+            self._images = sorted(found)
+        return list(self._images)
+
+    def _entry(self, name: str) -> Entry:
+        if escapes(name):
+            raise Escapes(f"{self.location}: {name!r} escapes the folder; remove it")
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise Absent from None

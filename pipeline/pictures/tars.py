@@ -9,16 +9,12 @@ from typing import IO, Any, NamedTuple
 from pipeline import AigiError
 from pipeline.faults import MachineFault, in_short, let_through, of_a_name
 from pipeline.outside import file_system
-from pipeline.pictures.container import Container
+from pipeline.pictures.container import MATTERS, Archive
 from pipeline.pictures.names import (
-    EXTENSIONS,
-    SIDECARS,
-    Absent,
     Escapes,
     check_bytes,
     check_utf8,
     escapes,
-    of_image,
     seen,
     wanted,
 )
@@ -77,7 +73,7 @@ def _only_times(records: bytes) -> bool:
     return True
 
 
-class TarPictures(Container):
+class TarPictures(Archive[_Member]):
     """Images in a tar archive, local or at an fsspec URL. Safe to read from many threads.
 
     The archive is read once from header to header; then each file is read where it is. Nothing is
@@ -89,10 +85,7 @@ class TarPictures(Container):
     """
 
     def __init__(self, location: str) -> None:
-        self.location = location
-        self._files: list[str] = []
-        self._members: dict[str, _Member] = {}
-        self._images: list[str] | None = None
+        super().__init__(location)
         with open_file(location) as file:
             self._size = file.seek(0, os.SEEK_END)
             self._was = _identity(file)
@@ -112,7 +105,7 @@ class TarPictures(Container):
         """Find all files, and check that none was missed: `tarfile` ends at what it cannot read."""
         end = self._plain(file)
         if end is None:
-            self._files, self._members = [], {}
+            self._files, self._entries = [], {}
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 while (info := archive.next()) is not None:
@@ -173,14 +166,14 @@ class TarPictures(Container):
         name = entry
         if entry.startswith("./") or "//" in entry or "/./" in entry:
             name = "/".join(part for part in entry.split("/") if part not in ("", "."))
-        twin = self._members.get(name)
+        twin = self._entries.get(name)
         if twin is None:
             self._files.append(name)
         if not seen(name):
             return
         if twin is None:
-            self._members[check_utf8(self.location, name)] = member
-        elif wanted(name, EXTENSIONS | set(SIDECARS)):
+            self._entries[check_utf8(self.location, name)] = member
+        elif wanted(name, MATTERS):
             at, same = file.tell(), twin.size == member.size
             same = same and _part(file, twin, None) == _part(file, member, None)
             file.seek(at)
@@ -188,31 +181,12 @@ class TarPictures(Container):
                 where = self._where(entry)
                 raise AigiError(f"{where} is in it twice, and differs; pack the archive again")
 
-    def files(self) -> list[str]:
-        """Names of all files, images or not, in the order of the archive."""
-        return self._files
-
-    def names(self) -> list[str]:
-        """Names of all images, sorted."""
-        if self._images is None:
-            found = (name for name in self._members if of_image(name, self.head) is None)
-            self._images = sorted(found)
-        return list(self._images)
-
-    def _member(self, name: str) -> _Member:
-        if escapes(name):
-            raise Escapes(f"{self.location}: {name!r} escapes the folder; remove it")
-        try:
-            return self._members[name]
-        except KeyError:
-            raise Absent from None
-
     def size(self, name: str) -> int:
         """Bytes of one file. Raises BadPicture, Escapes."""
-        return self._member(name).size
+        return self._entry(name).size
 
     def _read(self, name: str, most: int | None) -> bytes:
-        member = self._member(name)
+        member = self._entry(name)
         if most is None:
             check_bytes(member.size)
         try:

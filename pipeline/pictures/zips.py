@@ -11,28 +11,23 @@ from typing import IO, Any
 
 from pipeline import AigiError
 from pipeline.faults import MachineFault, in_short, let_through
-from pipeline.pictures.container import Container
+from pipeline.pictures.container import MATTERS, Archive
 from pipeline.pictures.names import (
-    EXTENSIONS,
-    SIDECARS,
-    Absent,
     Escapes,
     check_bytes,
     check_utf8,
     escapes,
-    of_image,
     seen,
     wanted,
 )
 from pipeline.pictures.volumes import bytes_now, open_zip
 from pipeline.pixels import BadPicture
 
-_MATTER = EXTENSIONS | set(SIDECARS)
 MOST_UNPACKED = 200
 """Times the size of an archive inside another one that it may unpack to; deflate makes 1,000."""
 
 
-class ZipPictures(Container):
+class ZipPictures(Archive[zipfile.ZipInfo]):
     """Images in a zip archive, local or at an fsspec URL. Safe to read from many threads.
 
     The location of an archive in volumes (`A.z01`, …, `A.zip`) is that of its last volume.
@@ -42,13 +37,11 @@ class ZipPictures(Container):
     """
 
     def __init__(self, location: str, file: IO[bytes] | None = None) -> None:
-        self.location = location
-        self._images: list[str] | None = None
+        super().__init__(location)
         self._file = open_zip(location) if file is None else file
         self._bytes = bytes_now(self._file)
         try:
             self._zip = zipfile.ZipFile(self._file)
-            self._files: list[str] = []
             self._entries = self._checked_entries()
         except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
             self._file.close()
@@ -90,21 +83,17 @@ class ZipPictures(Container):
                 self._files.append(name)
             if not seen(name):
                 continue
-            if info.flag_bits & 1 and wanted(name, _MATTER):
+            if info.flag_bits & 1 and wanted(name, MATTERS):
                 raise AigiError(f"{self._where(info)} is encrypted; unpack it and give the folder")
             if twin is None:
                 entries[check_utf8(self.location, name)] = info
-            elif (twin.CRC, twin.file_size) != (info.CRC, info.file_size) and wanted(name, _MATTER):
+            elif (twin.CRC, twin.file_size) != (info.CRC, info.file_size) and wanted(name, MATTERS):
                 where = self._where(info)
                 raise AigiError(f"{where} is in it twice, and differs; pack the archive again")
         return entries
 
     def _where(self, info: zipfile.ZipInfo) -> str:
         return f"{self.location}: the entry {info.filename!r}"
-
-    def files(self) -> list[str]:
-        """Names of all files, images or not, in the order of the archive."""
-        return self._files
 
     def archives(self) -> list[str]:
         """Names of the archives inside, sorted."""
@@ -130,21 +119,6 @@ class ZipPictures(Container):
             raise AigiError(f"{where}: damaged in the archive: {error}") from error
         file.seek(0)
         return ZipPictures(where, file)
-
-    def names(self) -> list[str]:
-        """Names of all images, sorted."""
-        if self._images is None:
-            found = (name for name in self._entries if of_image(name, self.head) is None)
-            self._images = sorted(found)
-        return list(self._images)
-
-    def _entry(self, name: str) -> zipfile.ZipInfo:
-        if escapes(name):
-            raise Escapes(f"{self.location}: {name!r} escapes the folder; remove it")
-        try:
-            return self._entries[name]
-        except KeyError:
-            raise Absent from None
 
     def checksum(self, name: str) -> int:
         """CRC-32 of one entry, as the archive declares it. Raises BadPicture, Escapes."""
