@@ -181,7 +181,6 @@ class UrlPictures(Container):
         return self._sizes[name]
 
 
-Pictures = Container
 PACKED = (".zip", ".parquet", ".tar")
 """Endings of archives and tables of images."""
 _TAR_PACKED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
