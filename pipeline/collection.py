@@ -315,7 +315,7 @@ class Collection:
             form=asked.table,
             required="text_column" in asked.model_fields_set,
         )
-        found = list(captions_of(self._opened, given, self.notes))
+        found = list(captions_of(self._opened, names, given, self.notes))
         images = set(names)
         others = Counter(
             one.problem for one in found if one.name not in images and one.problem != NOT_AN_IMAGE

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from pipeline import AigiError
 from pipeline.hub_said import cause_of, no_such
+from pipeline.shown import public_url
 
 _S3 = ("s3", "s3a")
 ABANDONED = timedelta(days=2)
@@ -405,16 +406,11 @@ def _unpacked(raw: Any, compression: str | None) -> Any:
 
 
 @contextmanager
-def opened(
-    location: str,
-    encoding: str | None = None,
-    compression: str | None = None,
-    newline: str | None = None,
-) -> Iterator[Any]:
+def opened(location: str, encoding: str | None = None, unpack: bool = False) -> Iterator[Any]:
     """A file, open for reading: bytes, or text where an encoding is given.
 
     Args:
-        compression: `infer`: by the ending of the name (.gz, .bz2, .xz, .zst).
+        unpack: whether what its ending (.gz, .bz2, .xz, .zst) says is packed is unpacked.
 
     Raises:
         FileNotFoundError: no such file.
@@ -422,10 +418,10 @@ def opened(
     """
     fs, path = file_system(location)
     with fs.open(path, "rb") as raw:
-        packed = compression_of(path) if compression == "infer" else compression
-        file = _unpacked(raw, packed)
+        # The ending of a signed link is in front of its signature.
+        file = _unpacked(raw, compression_of(public_url(location)) if unpack else None)
         if encoding is not None:
-            file = io.TextIOWrapper(file, encoding=encoding, newline=newline)
+            file = io.TextIOWrapper(file, encoding=encoding)
         try:
             yield file
         except OSError as error:

@@ -17,6 +17,7 @@ from pipeline import AigiError
 from pipeline.pictures.names import Caption, escapes
 from pipeline.rows import rows
 from pipeline.rows.asked import Asked, texts_of
+from pipeline.rows.delimited import EMPTY_LINE
 from pipeline.rows.settings import USUAL, TableFormat
 from pipeline.rows.shards import files_of
 
@@ -158,7 +159,7 @@ def _rows(table: CaptionTable) -> Iterator[_Row]:
             empty = False
             if values is not None:
                 yield _row(line, values, table, place)
-            elif problem != rows.EMPTY_LINE:
+            elif problem != EMPTY_LINE:
                 yield _Row(line, f"line {line}", None, None, problem, place)
         if empty:
             raise AigiError(f"{path}: no row in it. Correct `captions`.")

@@ -6,9 +6,10 @@ which are values or links `[node, output]`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from pipeline.pictures.texts import json_in
 
 MOST_NODES = 10_000
 SAMPLERS = ("KSampler", "SamplerCustom", "UltimateSDUpscale", "FaceDetailer", "SamplerTiled")
@@ -111,15 +112,17 @@ class Graph:
         yield from (text for text in texts if text is not None and text.strip())
 
 
+def graph_in(text: str) -> Graph | None:
+    """The graph that a JSON text is; None: it is none."""
+    nodes = json_in(text)
+    return Graph(nodes) if isinstance(nodes, dict) and len(nodes) <= MOST_NODES else None
+
+
 def values_of(graph: str, kinds: tuple[str, ...]) -> list[dict[str, Any]]:
     """Inputs of the nodes of some kinds that are values and no links, a dictionary each."""
-    try:
-        nodes = json.loads(graph)
-    except (ValueError, RecursionError):
+    found = graph_in(graph)
+    if found is None:
         return []
-    if not isinstance(nodes, dict) or len(nodes) > MOST_NODES:
-        return []
-    found = Graph(nodes)
     return [
         {key: value for key, value in found.inputs(name).items() if not isinstance(value, list)}
         for name in found.nodes
@@ -136,13 +139,9 @@ def prompt_of(graph: str) -> str:
     Raises:
         NoText: it is no such graph, has no sampler, or none or several texts.
     """
-    try:
-        nodes = json.loads(graph)
-    except (ValueError, RecursionError):
-        raise NoText("not a graph of ComfyUI") from None
-    if not isinstance(nodes, dict) or len(nodes) > MOST_NODES:
+    found = graph_in(graph)
+    if found is None:
         raise NoText("not a graph of ComfyUI")
-    found = Graph(nodes)
     texts: dict[str, None] = {}
     samplers = 0
     for name in found.nodes:

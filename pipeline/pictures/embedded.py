@@ -5,14 +5,23 @@ Each program is a row of `PROGRAMS`. JSON is never a prompt: what is not underst
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pipeline.pictures.comfyui import NoText, prompt_of
 from pipeline.pictures.stated import Made, stated
-from pipeline.pictures.texts import COMMENT, DESCRIPTION, HIDDEN, MAKE, MODEL, XMP, texts_of
+from pipeline.pictures.texts import (
+    COMMENT,
+    DESCRIPTION,
+    HIDDEN,
+    MAKE,
+    MODEL,
+    STEPS,
+    XMP,
+    json_in,
+    texts_of,
+)
 
 Flag = Literal["lora", "midjourney"]
 _FLAGS: dict[Flag, re.Pattern[str]] = {
@@ -20,7 +29,6 @@ _FLAGS: dict[Flag, re.Pattern[str]] = {
     "midjourney": re.compile(r"\s--[A-Za-z]+(?:\s+(?!--)[^\s]+)*?(?=\s--|\s*$)"),
 }
 _JOB = re.compile(r"\s*Job ID:\s*[0-9a-f-]{36}\s*$")
-_STEPS = re.compile(r"Steps: \d+\b")
 _NEGATIVE = "Negative prompt:"
 _INVOKE = re.compile(r'^"(.*)"\s+-[A-Za-z]\s', re.DOTALL)
 
@@ -43,16 +51,6 @@ class Embedded(NamedTuple):
     made: Made = Made()
 
 
-def _json(text: str | None) -> Any:
-    """A JSON object or list; None: it is something else."""
-    if text is None or text.lstrip()[:1] not in ("{", "["):
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
 def _member(data: Any, *names: str) -> str | None:
     """The first text of an object under one of these names."""
     found = (data.get(name) for name in names) if isinstance(data, dict) else ()
@@ -64,10 +62,10 @@ def _block(text: str) -> str | None:
 
     None: it is none, but JSON.
     """
-    if _json(text) is not None:
+    if json_in(text) is not None:
         return None
     lines = text.split("\n")
-    ends = [number for number, line in enumerate(lines) if _STEPS.match(line)]
+    ends = [number for number, line in enumerate(lines) if STEPS.match(line)]
     lines = lines[: ends[-1]] if ends else lines
     begins = [number for number, line in enumerate(lines) if line.startswith(_NEGATIVE)]
     return "\n".join(lines[: begins[-1]] if begins else lines).strip()
@@ -76,7 +74,7 @@ def _block(text: str) -> str | None:
 def _swarm(texts: Texts) -> str | None:
     """SwarmUI: settings as JSON in `parameters`, or in EXIF."""
     for name in ("parameters", COMMENT):
-        data = _json(texts.get(name))
+        data = json_in(texts.get(name))
         if isinstance(data, dict) and isinstance(data.get("sui_image_params"), dict):
             return _member(data["sui_image_params"], "prompt")
     return None
@@ -85,7 +83,7 @@ def _swarm(texts: Texts) -> str | None:
 def _fooocus(texts: Texts) -> str | None:
     """Fooocus and RuinedFooocus: JSON with the prompt by name."""
     for name in ("parameters", COMMENT):
-        data = _json(texts.get(name))
+        data = json_in(texts.get(name))
         if (isinstance(data, dict) and {"base_model", "base_model_name", "fooocus_scheme"} & {
             *data, *texts
         }) or (name == "parameters" and isinstance(data, dict) and "Prompt" in data):  # fmt: skip
@@ -99,16 +97,16 @@ def _parameters(texts: Texts) -> str | None:
         return _block(texts["parameters"])
     for name in (COMMENT, DESCRIPTION, XMP, "comment", HIDDEN):
         text = texts.get(name, "")
-        if any(_STEPS.match(line) for line in text.split("\n")):
+        if any(STEPS.match(line) for line in text.split("\n")):
             return _block(text)
     return None
 
 
 def _invoke(texts: Texts) -> str | None:
     """InvokeAI, of today and its first versions."""
-    if found := _member(_json(texts.get("invokeai_metadata")), "positive_prompt"):
+    if found := _member(json_in(texts.get("invokeai_metadata")), "positive_prompt"):
         return found
-    old = _json(texts.get("sd-metadata"))
+    old = json_in(texts.get("sd-metadata"))
     image = old.get("image") if isinstance(old, dict) else None
     prompt = image.get("prompt") if isinstance(image, dict) else None
     if isinstance(prompt, list) and len(prompt) == 1:
@@ -122,19 +120,19 @@ def _invoke(texts: Texts) -> str | None:
 def _novel(texts: Texts) -> str | None:
     """NovelAI: chunks, or JSON with the same in the last bits of alpha."""
     found: Any = texts
-    if HIDDEN in texts and not isinstance(found := _json(texts[HIDDEN]), dict):
+    if HIDDEN in texts and not isinstance(found := json_in(texts[HIDDEN]), dict):
         return None
     if "NovelAI" not in str(found.get("Software", "")) and "NovelAI" not in str(found.get("Title")):
         return None
     if text := _member(found, "Description"):
         return text
-    return _member(_json(_member(found, "Comment")), "prompt")
+    return _member(json_in(_member(found, "Comment")), "prompt")
 
 
 def _easy(texts: Texts) -> str | None:
     """EasyDiffusion: a chunk for each setting."""
     for name, others in (("prompt", ("seed", "negative_prompt")), ("Prompt", ("Seed",))):
-        if name in texts and _json(texts[name]) is None and any(o in texts for o in others):
+        if name in texts and json_in(texts[name]) is None and any(o in texts for o in others):
             return texts[name]
     return None
 
@@ -150,13 +148,13 @@ def _midjourney(texts: Texts) -> str | None:
 
 def _mflux(texts: Texts) -> str | None:
     """mflux: JSON in EXIF."""
-    data = _json(texts.get(COMMENT))
+    data = json_in(texts.get(COMMENT))
     return _member(data, "prompt") if isinstance(data, dict) and "mflux_version" in data else None
 
 
 def _draw_things(texts: Texts) -> str | None:
     """Draw Things: JSON in EXIF, `c` is what is wanted and `uc` what is not."""
-    data = _json(texts.get(COMMENT))
+    data = json_in(texts.get(COMMENT))
     return _member(data, "c") if isinstance(data, dict) and {"c", "uc"} <= data.keys() else None
 
 
@@ -171,7 +169,7 @@ def _graph(texts: Texts) -> str | None:
     for name in (MAKE, MODEL):
         if graph is None and texts.get(name, "").startswith("prompt:"):
             graph = texts[name].removeprefix("prompt:")
-    return graph if isinstance(_json(graph), dict) else None
+    return graph if isinstance(json_in(graph), dict) else None
 
 
 PROGRAMS: dict[str, Callable[[Texts], str | None]] = {
@@ -213,11 +211,11 @@ def embedded(data: bytes, flags: Sequence[Flag] = ("lora", "midjourney")) -> Emb
         if text is None:
             continue
         text = without(text, flags)
-        if _json(text) is not None:
+        if json_in(text) is not None:
             return Embedded(None, f"JSON in the place of the prompt ({program})", program)
         graph = _graph(texts) if read is _comfy else None
         return Embedded(text or None, None, program, stated(program, texts, graph))
     for name in _KNOWN:
-        if _json(texts.get(name)) is not None:
+        if json_in(texts.get(name)) is not None:
             return Embedded(None, f"`{name}` has JSON of a layout that is not known")
     return Embedded(None)

@@ -159,11 +159,13 @@ def _of_rows(pictures: ParquetPictures, given: Captions) -> Iterator[Caption]:
         yield Caption(name, None, found) if isinstance(found, str) else _plain(name, found[0])
 
 
-def _of_place(pictures: Container, given: Captions, notes: list[str]) -> Iterator[Caption]:
+def _of_place(
+    pictures: Container, names: list[str], given: Captions, notes: list[str]
+) -> Iterator[Caption]:
     """Captions that a place itself has; then rows and files that are none."""
     if isinstance(pictures, Several):
         for prefix, part in pictures.parts():
-            for caption in _of_place(part, given, notes):
+            for caption in _of_place(part, part.names(), given, notes):
                 if not prefix and caption.name in pictures:
                     continue  # an archive, which is a part
                 yield caption._replace(name=prefix + caption.name)
@@ -171,7 +173,6 @@ def _of_place(pictures: Container, given: Captions, notes: list[str]) -> Iterato
     if isinstance(pictures, ParquetPictures):
         yield from _of_rows(pictures, given)
         return
-    names = pictures.names()
     listed, refused, tables, more = _metadata(pictures, names, given)
     notes += more
     for name in names:
@@ -183,9 +184,11 @@ def _of_place(pictures: Container, given: Captions, notes: list[str]) -> Iterato
             yield Caption(name, None, why)
 
 
-def _by_table(pictures: Container, given: Captions, notes: list[str]) -> Iterator[Caption]:
+def _by_table(
+    pictures: Container, names: list[str], given: Captions, notes: list[str]
+) -> Iterator[Caption]:
     """Captions by a table that somebody named; rows that fit no image; files that are none."""
-    names, table = pictures.names(), str(given.table)
+    table = str(given.table)
     columns = given.file_column, given.text_column, given.split_column
     found = match(CaptionTable(table, *columns, given.form), names)
     notes += found.notes
@@ -198,7 +201,9 @@ def _by_table(pictures: Container, given: Captions, notes: list[str]) -> Iterato
             yield Caption(name, None, why)
 
 
-def captions_of(pictures: Container, given: Captions, notes: list[str]) -> Iterator[Caption]:
+def captions_of(
+    pictures: Container, names: list[str], given: Captions, notes: list[str]
+) -> Iterator[Caption]:
     """Name, caption or problem, and stated split of every image of a place.
 
     Captions come from the table that is given; where none is, from the text column of a table of
@@ -207,13 +212,14 @@ def captions_of(pictures: Container, given: Captions, notes: list[str]) -> Itera
     rows of tables that fit none; then files that are neither images nor captions of one.
 
     Args:
+        names: of the images, as the place lists them.
         notes: gets a line for each kind of thing that was found in another way than as it is.
 
     Raises:
         AigiError: a table or column that is missing or not readable, an image or link that
             escapes the folder.
     """
-    return (_of_place if given.table is None else _by_table)(pictures, given, notes)
+    return (_of_place if given.table is None else _by_table)(pictures, names, given, notes)
 
 
 def open_import(source: ImportedSource) -> Container | OriginalPictures:
@@ -240,6 +246,7 @@ def list_captions(source: ImportedSource, notes: list[str] | None = None) -> Ite
         source.table, source.strip,
     )  # fmt: skip
     with open_pictures(source.path) as pictures:
-        if not pictures.names():
+        names = pictures.names()
+        if not names:
             raise AigiError(f"{source.path}: no images in it (.png, .jpg, .webp and so on)")
-        yield from captions_of(pictures, given, [] if notes is None else notes)
+        yield from captions_of(pictures, names, given, [] if notes is None else notes)

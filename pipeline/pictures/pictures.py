@@ -242,15 +242,11 @@ def _zip(location: str) -> Container:
     inside = outer.archives()
     if not inside:
         return outer
-    openers: dict[str, Callable[[], Container]] = {"": partial(ZipPictures, location)}
-    openers |= {name: partial(_inner, location, name) for name in inside}
-    outer.close()
-    return Several(location, openers, (open_pictures, (location,)))
-
-
-def _inner(location: str, name: str) -> ZipPictures:
-    with ZipPictures(location) as outer:
-        return outer.inner(name)
+    openers: dict[str, Callable[[], Container]] = {"": lambda: outer}
+    openers |= {name: partial(outer.inner, name) for name in inside}
+    found = Several(location, openers, (open_pictures, (location,)))
+    found.part("")  # so that it is closed with the others
+    return found
 
 
 def _open_packed(location: str, column: str | None) -> Container:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pipeline.pictures.comfyui import LOADERS, SAMPLERS, values_of
-from pipeline.pictures.texts import COMMENT, DESCRIPTION, HIDDEN, XMP
+from pipeline.pictures.texts import COMMENT, DESCRIPTION, HIDDEN, XMP, json_in
 
 Texts = Mapping[str, str]
 Found = Mapping[str, Any]
 MOST_SEED, MOST_STEPS, MOST_NAME = 2**63 - 1, 10_000, 60
-
-
 _LOADED = ("ckpt_name", "unet_name")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_STEPS = re.compile(r"Steps: \d+\b")
 _PAIRS = re.compile(r'(?:^|, )([A-Za-z][\w ]*): ("(?:[^"\\]|\\.)*"|[^,]*)')
 
 
@@ -40,14 +36,9 @@ class Made(NamedTuple):
     model: str | None = None
 
 
-def object_in(text: str | None) -> dict[str, Any]:
+def _object_in(text: str | None) -> dict[str, Any]:
     """A JSON object; empty where the text is something else."""
-    if text is None or text.lstrip()[:1] != "{":
-        return {}
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
+    found = json_in(text)
     return found if isinstance(found, dict) else {}
 
 
@@ -121,7 +112,7 @@ def _block(texts: Texts) -> Made:
 
 def _swarm(texts: Texts) -> Made:
     for name in ("parameters", COMMENT):
-        found = object_in(texts.get(name)).get("sui_image_params")
+        found = _object_in(texts.get(name)).get("sui_image_params")
         if isinstance(found, dict):
             return _under(found, "seed", "steps", "cfgscale", "sampler", "model")
     return Made()
@@ -129,7 +120,7 @@ def _swarm(texts: Texts) -> Made:
 
 def _fooocus(texts: Texts) -> Made:
     for name in ("parameters", COMMENT):
-        found = object_in(texts.get(name))
+        found = _object_in(texts.get(name))
         if "Prompt" in found:
             return _under(found, "Seed", "Steps", "CFG", "Sampler name", "base_model_name")
         if found:
@@ -138,9 +129,9 @@ def _fooocus(texts: Texts) -> Made:
 
 
 def _invoke(texts: Texts) -> Made:
-    if found := object_in(texts.get("invokeai_metadata")):
+    if found := _object_in(texts.get("invokeai_metadata")):
         return _under(found, "seed", "steps", "cfg_scale", "scheduler", "model")
-    old = object_in(texts.get("sd-metadata"))
+    old = _object_in(texts.get("sd-metadata"))
     image = old.get("image")
     if isinstance(image, dict):
         made = _under(image, "seed", "steps", "cfg_scale", "sampler")
@@ -149,9 +140,9 @@ def _invoke(texts: Texts) -> Made:
 
 
 def _novel(texts: Texts) -> Made:
-    hidden = object_in(texts.get(HIDDEN))
+    hidden = _object_in(texts.get(HIDDEN))
     comment = texts.get("Comment") or hidden.get("Comment")
-    found = object_in(comment if isinstance(comment, str) else None)
+    found = _object_in(comment if isinstance(comment, str) else None)
     made = _under(found, "seed", "steps", "scale", "sampler")
     return made._replace(model=_model(texts.get("Source") or hidden.get("Source")))
 
@@ -176,7 +167,7 @@ def _midjourney(texts: Texts) -> Made:
 
 def _mflux(texts: Texts) -> Made:
     return _under(
-        object_in(texts.get(COMMENT)),
+        _object_in(texts.get(COMMENT)),
         "seed",
         "steps",
         "guidance",
@@ -187,7 +178,7 @@ def _mflux(texts: Texts) -> Made:
 
 
 def _draw_things(texts: Texts) -> Made:
-    return _under(object_in(texts.get(COMMENT)), "seed", "steps", "scale", "sampler", "model")
+    return _under(_object_in(texts.get(COMMENT)), "seed", "steps", "scale", "sampler", "model")
 
 
 def _comfy(graph: str) -> Made:

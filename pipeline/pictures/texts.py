@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import html
 import io
+import json
 import re
 import zlib
 from collections.abc import Iterator
@@ -32,6 +33,20 @@ _STEALTH = {b"stealth_pnginfo": False, b"stealth_pngcomp": True}  # packed by gz
 _XMP_TEXT = re.compile(
     r"<(dc:description|exif:UserComment)\b[^>]*>(?:\s*<rdf:(?:Alt|Seq|Bag)>\s*<rdf:li[^>]*>)?([^<]*)<"
 )
+
+
+STEPS = re.compile(r"Steps: \d+\b")
+"""The beginning of the last line of a parameter block of AUTOMATIC1111 and its likes."""
+
+
+def json_in(text: str | None) -> Any:
+    """A JSON object or list; None: the text is something else."""
+    if text is None or text.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _inflated(data: bytes) -> bytes:

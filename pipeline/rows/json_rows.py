@@ -73,16 +73,19 @@ def json_rows(path: str, asked: Asked, form: TableFormat, ending: str) -> Iterat
     first = next(found, None)
     if first is None:
         return
+    found = chain([first], found)
     if first.problem is None and _is_document(first.text, ending):
+        held = list(found)
         try:
-            value = _loaded(whole(path, form.encoding))
+            value = _loaded(whole(path, held))
         except ValueError as error:
             if ending == ".json":
                 raise AigiError(f"{path}: not JSON: {error}") from error
         else:
             yield from _of_document(path, asked, value)
             return
-    yield from _of_lines(path, asked, chain([first], found))
+        found = iter(held)
+    yield from _of_lines(path, asked, found)
 
 
 def _of_lines(path: str, asked: Asked, found: Iterator[Line]) -> Iterator[Row]:
@@ -127,7 +130,7 @@ def coco_rows(path: str, asked: Asked, form: TableFormat) -> Iterator[Row]:
         AigiError: it is no such file.
     """
     try:
-        value = _loaded(whole(path, form.encoding))
+        value = _loaded(whole(path, lines(path, form.encoding)))
     except ValueError as error:
         raise AigiError(f"{path}: not JSON: {error}; {_COCO}") from error
     yield from _coco(path, asked, value)

@@ -7,15 +7,14 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
 
 from pipeline import AigiError
 from pipeline.files import ESCAPED, INVALID, decode_lines
-from pipeline.outside import compression_of, opened
-from pipeline.shown import public_url
+from pipeline.outside import opened
 
 BLOCK = 1 << 16  # bytes; larger is slower (measured: the lines leave the processor's cache)
 
@@ -78,8 +77,7 @@ def opened_file(path: str) -> Iterator[Any]:
         yield io.BytesIO(path.data)
         return
     try:
-        # The ending of a signed link is in front of its signature.
-        with opened(path, compression=compression_of(public_url(path))) as file:
+        with opened(path, unpack=True) as file:
             yield file
     except FileNotFoundError:
         raise AigiError(f"{path}: no such file") from None
@@ -185,26 +183,21 @@ def blocks(
 def lines(path: str, encoding: str | None = None, carriage: bool = False) -> Iterator[Line]:
     """The lines of `blocks`, one by one. Raises as it does."""
     for first, texts, problems in blocks(path, encoding, carriage):
-        if problems:
-            for number, text in enumerate(texts, first):
-                yield Line(number, text, problems.get(number))
-        else:
-            for number, text in enumerate(texts, first):
-                yield Line(number, text, None)
+        for number, text in enumerate(texts, first):
+            yield Line(number, text, problems.get(number))
 
 
-def whole(path: str, encoding: str | None = None) -> str:
-    """The whole text of a file; bytes that are not of the encoding are surrogates in it.
+def whole(path: str, found: Iterable[Line]) -> str:
+    """The text of all lines of a file; bytes that are not of the encoding are surrogates in it.
 
     Raises:
-        AigiError: no such file, one that cannot be read, or a packed one that breaks off.
+        AigiError: the file breaks off.
     """
-    texts: list[str] = []
-    for _, found, problems in blocks(path, encoding):
-        for problem in problems.values():
-            if problem != INVALID:
-                raise AigiError(f"{path}: {problem}. Fetch it again.")
-        texts += found
+    texts = []
+    for line in found:
+        if line.problem not in (None, INVALID):
+            raise AigiError(f"{path}: {line.problem}. Fetch it again.")
+        texts.append(line.text)
     return "\n".join(texts)
 
 

@@ -15,7 +15,7 @@ from pipeline import AigiError
 from pipeline.outside import compression_of
 from pipeline.rows.arrow_rows import parquet_rows
 from pipeline.rows.asked import Asked, Row
-from pipeline.rows.delimited import EMPTY_LINE, checked, delimiter_of, header_of, records
+from pipeline.rows.delimited import checked, delimiter_of, header_of, records
 from pipeline.rows.json_rows import coco_rows, json_rows
 from pipeline.rows.lines import BREAKS_OFF, lines
 from pipeline.rows.settings import USUAL, TableFormat
@@ -65,8 +65,6 @@ def _json(path: str, asked: Asked, form: TableFormat) -> Iterator[Row]:
 def _parquet(path: str, asked: Asked, _: TableFormat) -> Iterator[Row]:
     return parquet_rows(path, asked)
 
-
-__all__ = ["EMPTY_LINE", "ENDINGS", "LAYOUTS", "ending_of", "read"]
 
 LAYOUTS: dict[str, Callable[[str, Asked, TableFormat], Iterator[Row]]] = {
     "csv": _csv,
