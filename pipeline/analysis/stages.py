@@ -26,8 +26,7 @@ def stages(
 def report_places(
     looks: Characteristics | None, scores: Alignments | None, store: Store, progress: Progress
 ) -> None:
-    """Say which rows of tables of captions fit no image, and write them to the rejects."""
+    """Say which files are left out and which rows of captions fit no image; write the rows."""
     for name, section in (("characteristics", looks), ("alignments", scores)):
         for number, pictures in enumerate(section.pictures if section is not None else ()):
-            if pictures.captions is not None:
-                report(Collection(pictures), store, f"{name}-{number:02d}", progress)
+            report(Collection(pictures), store, f"{name}-{number:02d}", progress)

@@ -241,3 +241,14 @@ def test_a_benchmark_says_which_rows_it_left_out(place: Path, tmp_path: Path) ->
     ]
     page = (run / "benchmark/README.md").read_text()
     assert page.count("Note") == 1 and "2 of 4 rows do not fit" in page
+
+
+def test_an_analysis_without_a_table_says_what_it_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png_bytes(np.full((32, 32, 3), 90, np.uint8)))
+    (folder / "b.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (tmp_path / "w.yaml").write_text("run: run\ncharacteristics: {pictures: [{place: mine}]}\n")
+    done = aigi_here("run", str(tmp_path / "w.yaml"))
+    assert done.returncode == 0, done.stderr
+    assert f"characteristics-00: {folder}: left out: 1 " in done.stdout + done.stderr
