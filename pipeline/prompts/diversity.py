@@ -1,66 +1,15 @@
-"""Prompts in; near-duplicates found, and a diverse subset chosen.
-
-Two prompts are near duplicates if the sets of their character 5-grams have a Jaccard similarity
-of at least a threshold. Candidates come from MinHash LSH (`datasketch`); every one is checked
-exactly, so nothing is dropped by mistake; pairs just above the threshold may be missed.
-"""
+"""Prompts in, those of them that spread most over the vocabulary out."""
 
 from __future__ import annotations
 
 import heapq
 import math
 import re
-import zlib
 from array import array
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
-SHINGLE = 5
-PERMUTATIONS = 64
 _NOT_WORD = re.compile(r"[\W_]+")
-
-
-def shingles(text: str) -> set[str]:
-    """Character 5-grams of the lower-cased words; the whole text where it is shorter."""
-    plain = f" {_NOT_WORD.sub(' ', text.casefold()).strip()} "
-    return {plain[i : i + SHINGLE] for i in range(max(1, len(plain) - SHINGLE + 1))}
-
-
-def jaccard(a: set[str], b: set[str]) -> float:
-    """Share of common elements in all: 0 (none) to 1 (equal sets)."""
-    return len(a & b) / len(a | b) if a or b else 1.0
-
-
-class NearDuplicates:
-    """Texts added one by one; finds the earlier text that a new one is too close to.
-
-    Args:
-        threshold: Jaccard similarity, 0 to 1, from which two texts count as one.
-    """
-
-    def __init__(self, threshold: float) -> None:
-        from datasketch import MinHash, MinHashLSH
-
-        self.threshold = threshold
-        # A missed pair is worse than a candidate more: each is checked exactly.
-        self.lsh: Any = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
-        # Copies share the permutations, which take longer to draw than a text to hash.
-        # The scheme is pinned, and the hash is one that no release of the library can change.
-        self.empty: Any = MinHash(num_perm=PERMUTATIONS, scheme="affine32", hashfunc=zlib.crc32)
-        self.texts: list[str] = []
-
-    def add(self, text: str) -> str | None:
-        """Add a text, or return the earlier one that is near it."""
-        mine = shingles(text)
-        hashed = self.empty.copy()
-        hashed.update_batch([piece.encode() for piece in mine])
-        for number in sorted(self.lsh.query(hashed)):
-            if jaccard(mine, shingles(self.texts[number])) >= self.threshold:
-                return str(self.texts[number])
-        self.lsh.insert(len(self.texts), hashed, check_duplication=False)
-        self.texts.append(text)
-        return None
 
 
 def features(text: str) -> list[str]:

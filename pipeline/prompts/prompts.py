@@ -23,7 +23,8 @@ from pipeline.files import scratch, signature
 from pipeline.progress import Progress
 from pipeline.prompts.captions import BlipCaptions, CaptionSource, content_of, files_of
 from pipeline.prompts.captions import read as read_captions
-from pipeline.prompts.diversity import NearDuplicates, most_diverse
+from pipeline.prompts.diversity import most_diverse
+from pipeline.prompts.meaning import SaidBefore
 from pipeline.prompts.spool import Spool
 from pipeline.prompts.text import Filter, PromptFilters, SplitShares, prompt_id, split_of
 from pipeline.prompts.tokens import CONTEXT, Reader, count_tokens
@@ -54,8 +55,10 @@ class Prompts(Settings):
         min_length=1, description="where captions come from, one entry each"
     )
     filters: PromptFilters = PromptFilters()
-    near_duplicates: Share | None = Field(
-        0.8, description="Jaccard similarity of character 5-grams from which prompts count as one"
+    near_duplicates: bool | Share | None = Field(
+        True,
+        description="keep one of several prompts that say the same; a number, which was a "
+        "similarity of letters, is read as true",
     )
     select: PromptSelection = PromptSelection()
 
@@ -225,12 +228,12 @@ def _accepted(
     rejects: Spool,
     limit: int | None,
 ) -> tuple[int, int]:
-    """The first `limit` candidates with few enough tokens that are near no accepted one.
+    """The first `limit` candidates with few enough tokens that say what no accepted one says.
 
     Tokens and near-duplicates are checked only until enough are found: they cost far more than
     everything before. Returns how many were accepted, and how many were left unread.
     """
-    near = None if settings.near_duplicates is None else NearDuplicates(settings.near_duplicates)
+    before = SaidBefore() if settings.near_duplicates else None
     most = settings.filters.max_tokens
     kept = unread = 0
     for batch in candidates:
@@ -246,7 +249,7 @@ def _accepted(
             reason = None
             if most is not None and count > most:
                 reason = f"too many tokens: {count} > {most}"
-            elif near is not None and (twin := near.add(row["text"])) is not None:
+            elif before is not None and (twin := before.add(row["text"])) is not None:
                 reason = f"near duplicate: {twin}"
             origin = origins[row["origin"]]
             if reason is None:
@@ -383,6 +386,11 @@ def _build(
     settings: Prompts, shares: SplitShares, models: Models, store: Store, progress: Progress
 ) -> list[Shard]:
     select, before, origins = settings.select, _before(store), _origins(settings)
+    if isinstance(near := settings.near_duplicates, float) and near:
+        progress.say(
+            f"prompts: near_duplicates is {near:g}, but similar letters no longer make two prompts "
+            "one: they have to say the same. Write true"
+        )
     with scratch("prompts") as folder:
         buckets, rejects = _gather(settings, origins, before, store, folder, progress)
         limit = select.count
@@ -453,7 +461,8 @@ def stage(settings: Prompts, shares: SplitShares, models: Models | None = None) 
             **({"readers": readers} if readers else {}),
             "sources": sources,
             "filters": filters,
-            "near_duplicates": settings.near_duplicates,
+            # Not false or null, as in records of before: these had a similarity of letters.
+            "near_duplicates": "same meaning" if settings.near_duplicates else None,
             "select": settings.select.model_dump(mode="json"),
             "split": shares.model_dump(mode="json"),
         },

@@ -122,6 +122,17 @@ def _model() -> tuple[Any, Any]:
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel
 
+    entries, merges = _entries()
+    numbers = {entry: number for number, entry in enumerate(entries)}
+    # The counts themselves are remembered.
+    merging = BPE(numbers, merges, end_of_word_suffix="</w>", cache_capacity=0)
+    return ByteLevel(add_prefix_space=False, use_regex=False), merging
+
+
+def _entries() -> tuple[list[str], list[tuple[str, str]]]:
+    """The vocabulary but for its marks, and the pairs that merge into one entry."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
     package = importlib.util.find_spec("open_clip")  # its place; nothing of it runs
     assert package is not None and package.origin is not None
     file = Path(package.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
@@ -131,11 +142,7 @@ def _model() -> tuple[Any, Any]:
     # The first line is a heading, and there are more merges than CLIP's vocabulary takes.
     taken = ENTRIES - len(MARKS) - len(letters) - len(ends)
     merges = [(left, right) for left, right in map(str.split, lines[1 : 1 + taken])]
-    entries = [*letters, *ends, *(left + right for left, right in merges)]
-    numbers = {entry: number for number, entry in enumerate(entries)}
-    # The counts themselves are remembered.
-    merging = BPE(numbers, merges, end_of_word_suffix="</w>", cache_capacity=0)
-    return ByteLevel(add_prefix_space=False, use_regex=False), merging
+    return [*letters, *ends, *(left + right for left, right in merges)], merges
 
 
 @lru_cache(MEMORY)
@@ -146,6 +153,13 @@ def _length(word: str) -> int:
     spelling, merging = _model()
     ((spelled, _),) = spelling.pre_tokenize_str(word)
     return len(merging.tokenize(spelled))
+
+
+@cache
+def words() -> frozenset[str]:
+    """The whole words of CLIP's vocabulary, about 32,000 of small ASCII letters."""
+    entries = (entry.removesuffix("</w>") for entry in _entries()[0] if entry.endswith("</w>"))
+    return frozenset(word for word in entries if word.isascii() and word.isalpha())
 
 
 def _clean(text: str) -> str:

@@ -98,9 +98,7 @@ def filter_words(prompts: Prompts) -> list[tuple[str, str]]:
         ("equal texts", "one stays"),
         (
             "near duplicates",
-            "not looked for"
-            if near is None
-            else f"one stays, from a Jaccard similarity of {near:g} of character 5-grams on",
+            "one of several prompts that say the same stays" if near else "not looked for",
         ),
         (
             "choice",

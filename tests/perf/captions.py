@@ -177,7 +177,7 @@ def run_stage(captions: Path, run: Path, count: int) -> dict[str, Any]:
     settings = {
         "sources": [{"kind": "cc12m", "path": str(captions)}],
         "filters": {"blocklist": str(ROOT / "prompts" / "blocklist.txt")},
-        "near_duplicates": 0.8,
+        "near_duplicates": True,
         "select": {"count": count, "method": "random"},
     }
     workflow = check(Workflow, {"run": str(run), "prompts": settings}, str(run / "bench.yaml"))
