@@ -40,7 +40,7 @@ def stages(workflow: Workflow) -> list[Stage]:
         models = None
         if workflow.plan is not None:
             models = images.prompt_models(workflow.plan, workflow.sources)
-        found.append(prompts.stage(workflow.prompts, workflow.split, models))
+        found += prompts.stages(workflow.prompts, workflow.split, workflow.compute, models)
     if workflow.plan is not None:
         found.append(plan.stage(workflow.plan, workflow.sources, workflow.split, workflow.compute))
     if workflow.selection is not None and workflow.images is None:
@@ -115,7 +115,7 @@ def make(workflow: Workflow, store: Store, progress: Progress, checks: Checks = 
     store.write_json(public(workflow.model_dump(mode="json")), RUN_WORKFLOW)
     tables = [stage.table for stage in found]
     cut = tables.index("selection") + 1 if "selection" in tables else len(found)
-    run_stages(found[:cut], store, workflow.compute, progress, checks)
+    run_stages(found[first:cut], store, workflow.compute, progress, checks)
     rounds = workflow.selection.rounds if workflow.selection is not None else 0
     while rounds_made(store) < rounds:
         short = shortage(workflow.planned("selection"), store)
@@ -126,7 +126,7 @@ def make(workflow: Workflow, store: Store, progress: Progress, checks: Checks = 
             f"round {rounds_made(store)}: "
             + ", ".join(f"{count:,} more of {name}" for name, count in short.items())
         )
-        run_stages(found[:cut], store, workflow.compute, progress, checks)
+        run_stages(found[first:cut], store, workflow.compute, progress, checks)
     run_stages(found[cut:], store, workflow.compute, progress, checks)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import AigiError
 from pipeline import workflow as workflows
+from pipeline.files import resource
 from pipeline.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -19,19 +20,6 @@ if TYPE_CHECKING:
 TINY = Path(__file__).resolve().parent / "tiny"
 MODELS = TINY / "weights"
 """Folders `sd`, `sdxl` and `clip` of the embedded models; the model card is beside them."""
-
-
-def resource(name: str) -> Path:
-    """A file of `prompts/`, `manifests/` or `workflows/`, in a checkout or in an installed wheel.
-
-    Raises:
-        AigiError: the installation is incomplete.
-    """
-    package = Path(__file__).resolve().parent
-    for root in (package / "data", package.parent):
-        if (root / name).exists():
-            return root / name
-    raise AigiError(f"{name}: missing from this installation; install aigi again")
 
 
 def demo_workflow(out: Path, overrides: Iterable[str]) -> Workflow:

@@ -21,6 +21,19 @@ from pipeline import AigiError
 from pipeline.outside import file_system, on_this_machine, reached
 
 
+def resource(name: str) -> Path:
+    """A file of `prompts/`, `manifests/` or `workflows/`, in a checkout or in an installed wheel.
+
+    Raises:
+        AigiError: the installation is incomplete.
+    """
+    package = Path(__file__).resolve().parent
+    for root in (package / "data", package.parent):
+        if (root / name).exists():
+            return root / name
+    raise AigiError(f"{name}: missing from this installation; install aigi again")
+
+
 def file_sha256(path: str) -> str:
     """sha256 of a file, in hex."""
     with open(path, "rb") as file:

@@ -165,7 +165,7 @@ def _prepare(
 ) -> None:
     """Put beside the run what its next prompts and plan are made from."""
     prompts = stages.get("prompts")
-    for table in ("photos", "captions", *(["prompts"] if prompts is None else [])):
+    for table in ("texts", *(["prompts"] if prompts is None else [])):
         if (record := store.record(table)) is not None:
             for name in store.shards(table):
                 with store.fs.open(store.path(table, f"{name}.parquet"), "rb") as file:

@@ -9,6 +9,32 @@ import pyarrow as pa
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
+LINES = pa.schema(
+    # Captions as they were read; exactly one of text and problem is not null.
+    [("line", pa.int64()), ("text", pa.string()), ("problem", pa.string())]
+)
+TEXTS = pa.schema(
+    # Captions, normalised, with their scores; these are null where `problem` says why.
+    [
+        ("line", pa.int64()),
+        ("raw", pa.string()),  # as it was read, where that is not `text`
+        ("text", pa.string()),  # normalised
+        ("problem", pa.string()),  # why it can be no prompt, whatever the filters are
+        ("prompt_id", pa.string()),
+        ("words", pa.int32()),
+        ("ascii_letters", pa.float64()),  # share among the letters; null: there is none
+        ("noise", pa.float64()),  # share of the words
+        ("repeated", pa.float64()),  # share of the words that are there before
+        ("blocked", pa.string()),  # entry of the blocklist
+        ("named", pa.string()),  # entry of the list of names
+        ("language", pa.string()),  # ISO 639
+        ("language_probability", pa.float64()),
+        ("personal", pa.list_(pa.string())),  # kinds of personal data
+        ("unsafe", pa.map_(pa.string(), pa.float64())),  # 0 to 1, by scorer
+        ("unsafe_for", pa.string()),  # what the highest of these is for
+        ("meanings", pa.list_(pa.uint64())),  # hashes of what it says; others: a slip corrected
+    ]
+)
 PROMPTS = pa.schema(
     [
         ("prompt_id", pa.string()),  # first 32 hex digits of sha256(text)

@@ -142,6 +142,9 @@ def shared() -> Path:
     return folder
 
 
+PLANNING = ("lines", "texts", "prompts", "plan")
+"""Tables that are made before any image is."""
+
 WorkflowMaker = Callable[..., Path]
 
 

@@ -20,7 +20,7 @@ from pipeline.progress import Progress
 from pipeline.run import run_stages
 from pipeline.selection.tally import lacks
 from pipeline.store import Store
-from tests.conftest import ROOT
+from tests.conftest import PLANNING, ROOT
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -148,7 +148,7 @@ def test_the_committed_record_is_enough_for_the_same_plan(tmp_path: Path) -> Non
     ]
     workflow = workflows.load(bare, places)
     store = Store(workflow.run)
-    tables = [stage for stage in stages(workflow) if stage.table in ("prompts", "plan")]
+    tables = [stage for stage in stages(workflow) if stage.table in PLANNING]
     run_stages(tables, store, workflow.compute, Progress(quiet=True))  # refuses another plan
     recorded = json.loads(record.read_text())
     assert summary(store)["sha256"] == recorded["plan"]["sha256"]

@@ -33,7 +33,7 @@ from pipeline.run import run_stages
 from pipeline.selection.kept import FILES, digest_of, files_of
 from pipeline.store import RUN_WORKFLOW, Store
 from pipeline.training.logs import logs
-from tests.conftest import ROOT, aigi
+from tests.conftest import PLANNING, ROOT, aigi
 from tests.mutations import changed_bytes, json_bytes
 
 Verdict = Any
@@ -126,7 +126,7 @@ class Release:
         workflow = workflows.load(self.bare, overrides)
         asked(workflow)
         store = Store(f"memory://{uuid.uuid4().hex}")
-        plan = [stage for stage in stages(workflow) if stage.table in ("prompts", "plan")]
+        plan = [stage for stage in stages(workflow) if stage.table in PLANNING]
         run_stages(plan, store, workflow.compute, Progress(quiet=True))
         for table in rounds.shards(store):
             for row in table.to_pylist():

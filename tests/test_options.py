@@ -248,8 +248,10 @@ def test_prompts_are_counted_by_the_tokenizers_of_the_models(
     long = "one red boat on a calm lake at dawn " * 8
     prompts = [*PROMPTS, long.strip()]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n")
-    workflow = workflows.load(str(path), ["prompts.filters.max_words=99"])
-    run_stages([stages(workflow)[0]], store, workflow.compute, Progress(quiet=True))
+    workflow = workflows.load(
+        str(path), ["prompts.filters.max_words=99", "prompts.filters.max_repeated=null"]
+    )
+    run_stages(stages(workflow)[:3], store, workflow.compute, Progress(quiet=True))
     rows = {row["text"]: row for row in store.read_all("prompts").to_pylist()}
     assert rows.keys() == set(prompts)
     folders = {"flux": family("flux") / "tokenizer_2", "z-image": family("z-image") / "tokenizer"}
@@ -268,7 +270,7 @@ def test_prompts_are_counted_by_the_tokenizers_of_the_models(
     # Without a model of CLIP, the counts are those of the models alone.
     alone = stages(workflows.load(str(path), ["plan.sources=[z-image]", f"run={tmp_path / 'z'}"]))
     other = Store(str(tmp_path / "z"))
-    run_stages([alone[0]], other, workflow.compute, Progress(quiet=True))
+    run_stages(alone[:3], other, workflow.compute, Progress(quiet=True))
     for row in other.read_all("prompts").to_pylist():
         assert row["tokens"] == dict(row["readers"])["z-image"]["tokens"]
         assert not row["truncated"]

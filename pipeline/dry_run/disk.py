@@ -22,7 +22,7 @@ from pipeline.models.clip import Embeddings, model_config
 from pipeline.plan import plan, specification
 from pipeline.plan.quotas import chosen
 from pipeline.prompts.captions import GrammarCaptions
-from pipeline.prompts.prompts import SHARD_ROWS
+from pipeline.prompts.prompts import SHARD_ROWS, Prompts
 from pipeline.record import Record
 from pipeline.release.croissant import CROISSANT
 from pipeline.release.release import moves
@@ -210,15 +210,48 @@ def _rejects(workflow: Workflow, store: Store) -> Stored:
     there = sum(store.shards("rejects").values())
     size, counted = 0, True
     if workflow.prompts is not None and store.record("prompts") is None:
-        for source in workflow.prompts.sources:
-            place = getattr(source, "path", None)
-            if isinstance(source, GrammarCaptions):  # its sentences pass, nearly all
-                continue
-            if place is None or not Path(place).is_file():
-                counted = False
-                continue
-            size += Path(place).stat().st_size
+        size, counted = _file_bytes(workflow.prompts)
     return Stored("rejects", None, None, max(size, there), there, counted)
+
+
+def _file_bytes(prompts: Prompts) -> tuple[int, bool]:
+    """Bytes of all caption files, and whether they are all known; a grammar has none."""
+    size, counted = 0, True
+    for source in prompts.sources:
+        place = getattr(source, "path", None)
+        if isinstance(source, GrammarCaptions):  # its sentences pass, nearly all
+            continue
+        if place is None or not Path(place).is_file():
+            counted = False
+            continue
+        size += Path(place).stat().st_size
+    return size, counted
+
+
+_LINE_BYTES, _TEXT_BYTES = 40, 110
+"""Of a caption in `lines` and in `texts`, at most; measured: 23 and 75 (COCO and CC3M)."""
+_LINE_FILE, _TEXT_FILE = 3_000, 20_000
+"""Of a file of them beside its rows."""
+
+
+def _captions(workflow: Workflow, store: Store) -> list[Stored]:
+    """Captions as they are read, and their scores: of files, at most a share of their size."""
+    assert workflow.prompts is not None
+    size, counted = _file_bytes(workflow.prompts)
+    grammar = [one for one in workflow.prompts.sources if isinstance(one, GrammarCaptions)]
+    sentences = sum(one.count for one in grammar)
+    found = []
+    files = len(workflow.prompts.sources)
+    for table, each, file in (
+        ("lines", _LINE_BYTES, _LINE_FILE), ("texts", _TEXT_BYTES, _TEXT_FILE)
+    ):  # fmt: skip
+        there = sum(store.shards(table).values())
+        done = (record := store.record(table)) is not None and record.status == "done"
+        # A caption in a file has 40 bytes and more.
+        rows = size // 40 + sentences
+        most = there if done else max(there, rows * each + (files + rows // 50_000) * file)
+        found.append(Stored(table, None, None, most, there, counted or done))
+    return found
 
 
 def _vector(settings: Embeddings) -> int | None:
@@ -251,7 +284,8 @@ def disk(workflow: Workflow, lines: Sequence[Estimate]) -> list[Stored]:
     stages = []
     if workflow.prompts is not None:
         rejects = _rejects(workflow, store)
-        stages += [_prompts(workflow, lines, store, rejects.counted), rejects]
+        stages += [*_captions(workflow, store), _prompts(workflow, lines, store, rejects.counted)]
+        stages.append(rejects)
     stages.append(table("plan", with_options(PLAN, options)))
     if workflow.images is not None:
         stages.append(_images(workflow, found, store))

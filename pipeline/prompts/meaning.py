@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from array import array
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -44,6 +45,7 @@ _DIGIT = re.compile(r"\d")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SLIP = 6
 """Letters of a word from which a slip of the pen is told from another word."""
+_LONGEST = 24  # letters of a word that is looked at for a slip
 
 
 @cache
@@ -86,7 +88,7 @@ def _patterns() -> tuple[Any, ...]:
     return words, thousands, american
 
 
-def _form(word: str) -> str:
+def form_of(word: str) -> str:
     """One word, casefolded: in the singular and in American spelling; empty where it is light."""
     if word in LIGHT:
         return ""
@@ -135,10 +137,10 @@ def _part(word: str) -> str:
     word = word.casefold()
     if word.endswith("n't"):
         stem = {"ca": "can", "wo": "will", "sha": "shall"}.get(word[:-3], word[:-3])
-        return f"{_form(stem)}not"
+        return f"{form_of(stem)}not"
     if word == "cannot":
         return "cannot"
-    form = _form(word)
+    form = form_of(word)
     return f" {form} " if form[-1:].isdigit() else form
 
 
@@ -157,18 +159,18 @@ def readings(text: str) -> list[str]:
     words = _words(text)
     found = [_joined(words)]
     for place, word in enumerate(words):
-        if len(word) >= SLIP and (others := _slips(word)):
+        if len(word) >= SLIP and (others := slips_of(word)):
             found += [_joined([*words[:place], one, *words[place + 1 :]]) for one in others]
     return found
 
 
 @lru_cache(1 << 16)
-def _slips(word: str) -> tuple[str, ...]:
+def slips_of(word: str) -> tuple[str, ...]:
     """Words of which this unknown one may be a slip."""
-    if not (word.isascii() and word.islower() and word.isalpha()):
+    if len(word) > _LONGEST or not (word.isascii() and word.islower() and word.isalpha()):
         return ()
     known = known_words()
-    if word in known or _form(word) in known:
+    if word in known or form_of(word) in known:
         return ()
     found = set()
     for place in range(1, len(word) + 1):
@@ -181,32 +183,40 @@ def _slips(word: str) -> tuple[str, ...]:
     return tuple(sorted(one for one in found if len(one) >= SLIP - 1 and one in known))
 
 
+def meanings(text: str) -> list[int]:
+    """Hashes of the readings of a normalised prompt, 64 bits each; the first is of its meaning."""
+    return [_hash(reading) for reading in readings(text)]
+
+
+def _hash(reading: str) -> int:
+    digest = hashlib.blake2b(reading.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
 class SaidBefore:
     """Prompts added one by one; finds the earlier one that says the same as a new one.
 
-    A prompt takes some 170 bytes: eight of a hash in a table, and its text, for the reason.
+    A prompt takes some 170 bytes: a hash of what it says, and its text, for the reason.
     """
 
     def __init__(self) -> None:
         self._known: dict[int, int] = {}
         self._texts, self._ends = bytearray(), array("Q", [0])
 
-    def add(self, text: str) -> str | None:
-        """Add a normalised prompt, or return the earlier one that says the same."""
-        keys = list(map(_hash, readings(text)))
-        for known in keys:
-            if (place := self._known.get(known)) is not None:
+    def add(self, text: str, said: Sequence[int] | None = None) -> str | None:
+        """Add a normalised prompt, or return the earlier one that says the same.
+
+        Args:
+            said: its `meanings`, where they are at hand.
+        """
+        keys = meanings(text) if said is None else said
+        for key in keys:
+            if (place := self._known.get(key)) is not None:
                 start, end = self._ends[place], self._ends[place + 1]
                 return self._texts[start:end].decode()
         place = len(self._ends) - 1
         self._texts += text.encode()
         self._ends.append(len(self._texts))
-        for known in keys:
-            self._known[known] = place
+        for key in keys:
+            self._known[key] = place
         return None
-
-
-def _hash(key: str) -> int:
-    # 63 bits, so that the integer takes no more than it must.
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

@@ -1,4 +1,4 @@
-"""Caption sources in, the `prompts` table and its rejects out: cleaned, distinct, selected.
+"""The `texts` table in, the `prompts` table and its rejects out: distinct, selected.
 
 Memory grows with what is selected, not with the input: candidates are spread over buckets on disk
 by a hash of their text, so equal texts meet in one bucket, and the buckets, read in order, give
@@ -12,25 +12,29 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline import AigiError
-from pipeline.files import scratch, signature
+from pipeline.files import scratch
 from pipeline.progress import Progress
-from pipeline.prompts.captions import BlipCaptions, CaptionSource, content_of, files_of
-from pipeline.prompts.captions import read as read_captions
+from pipeline.prompts import filters, texts
+from pipeline.prompts.captions import CaptionSource
 from pipeline.prompts.diversity import most_diverse
+from pipeline.prompts.filters import PromptFilters
 from pipeline.prompts.meaning import SaidBefore
+from pipeline.prompts.safety import LexiconScorer, SafetyScorer
+from pipeline.prompts.scored import Scoring
 from pipeline.prompts.spool import Spool
-from pipeline.prompts.text import Filter, PromptFilters, SplitShares, prompt_id, split_of
+from pipeline.prompts.text import SplitShares, split_of
+from pipeline.prompts.texts import Origin, name_of, origins, recorded
 from pipeline.prompts.tokens import CONTEXT, Reader, count_tokens
-from pipeline.rows.shards import short_name
 from pipeline.settings import Count, Settings, Share
-from pipeline.stage import Build
+from pipeline.stage import Build, Compute, Stage
 from pipeline.store import Shard, Store
 from pipeline.tables import PROMPTS, READERS, REJECTS
 
@@ -54,6 +58,9 @@ class Prompts(Settings):
     sources: tuple[CaptionSource, ...] = Field(
         min_length=1, description="where captions come from, one entry each"
     )
+    safety: tuple[SafetyScorer, ...] = Field(
+        (LexiconScorer(),), description="what scores how unsafe a text is, one entry each"
+    )
     filters: PromptFilters = PromptFilters()
     near_duplicates: bool | Share | None = Field(
         True,
@@ -63,13 +70,27 @@ class Prompts(Settings):
     select: PromptSelection = PromptSelection()
 
 
+def as_before(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The section of a manifest: of one without scorers, nothing was scored and refused for it."""
+    given = section.get("filters") or {}
+    if "safety" in section or not isinstance(given, Mapping):
+        return dict(section)
+    return {**section, "safety": [], "filters": {**filters.OFF, **given}}
+
+
+def as_recorded(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The section for a manifest: one without scorers is written as those of before."""
+    if section["safety"]:
+        return dict(section)
+    found = {**section, "filters": filters.without_off(section["filters"])}
+    del found["safety"]
+    return found
+
+
 VERSION = 1
 BUCKETS = 64
-# Candidates held in memory before they are written to the buckets.
-HELD = 200_000
 BLOCK = 4_096
 SHARD_ROWS = 100_000
-_REPORT_EVERY = 1_000_000
 
 _CANDIDATE = pa.schema(
     [
@@ -78,8 +99,10 @@ _CANDIDATE = pa.schema(
         ("text", pa.string()),
         ("origin", pa.int32()),  # index of the caption source
         ("line", pa.int64()),
+        ("meanings", pa.list_(pa.uint64())),
     ]
 )
+_READ = ["line", "raw", "text", "prompt_id", "meanings"]
 
 CHOSEN = "_chosen.arrow"
 """Beside the prompts of a run that has grown: the ids of those that it had before, in order."""
@@ -107,52 +130,14 @@ _ACCEPTED = pa.schema(
 )
 
 
-def name_of(source: CaptionSource) -> str:
-    """The name of a caption source in the `source` column."""
-    return source.name or source.kind
-
-
-class _Origin(NamedTuple):
-    """A file of a caption source, or all of one that is no file.
-
-    Attributes:
-        number: of the source.
-        place: how `source_ref` and the rejects name it.
-    """
-
-    number: int
-    source: CaptionSource
-    file: str
-    place: str
-
-
-def _origins(settings: Prompts) -> list[_Origin]:
-    return [
-        _Origin(number, source, file, place)
-        for number, source in enumerate(settings.sources)
-        for file, place in files_of(source)
-    ]
-
-
-def _rows(origin: _Origin, store: Store) -> Iterator[tuple[int, str | None, str | None]]:
-    if not isinstance(origin.source, BlipCaptions):
-        yield from read_captions(origin.source, origin.file)
-        return
-    for shard in store.shards("captions"):
-        if shard.startswith(f"{origin.number:02d}-"):
-            for row in store.read("captions", shard).to_pylist():
-                yield row["row"], row["text"], row["error"]
-
-
 def _gather(
     settings: Prompts,
-    origins: list[_Origin],
+    origins: list[Origin],
     chosen: Mapping[str, int],
     store: Store,
     folder: str,
-    progress: Progress,
 ) -> tuple[list[Spool], Spool]:
-    """Read, clean and spread all captions over the buckets; the rejected ones apart.
+    """Spread all texts over the buckets; those that the filters refuse, apart.
 
     Args:
         chosen: prompts that were chosen before, with their places: they have the first bucket.
@@ -160,43 +145,63 @@ def _gather(
     first = Spool(f"{folder}/chosen.arrow", _CANDIDATE)
     buckets = [Spool(f"{folder}/{i:02d}.arrow", _CANDIDATE) for i in range(BUCKETS)]
     rejects = Spool(f"{folder}/rejects.arrow", REJECTS)
-    clean = Filter(settings.filters).clean
-    salt = f"{settings.select.seed}:"
-    count = held = 0
+    shards = list(store.shards("texts"))
+    columns = list(dict.fromkeys([*_READ, *filters.COLUMNS]))
     for number, origin in enumerate(origins):
-        name, place = name_of(origin.source), origin.place
-        found = False
-        for line, text, problem in _rows(origin, store):
-            found = True
-            cleaned = None
-            if text is not None:
-                cleaned, problem = clean(text)
-            if cleaned is None:
-                # A raw caption may hold half a surrogate pair, which no UTF-8 file can.
-                shown = None if text is None else text.encode(errors="replace").decode()
-                rejects.append(name, place, line, problem or "empty", shown)
-            else:
-                identity = prompt_id(cleaned)
-                key, spool = chosen.get(identity), first
-                if key is None:
-                    digest = hashlib.sha256((salt + identity).encode()).digest()
-                    key = int.from_bytes(digest[:8], "big")
-                    spool = buckets[key * BUCKETS >> 64]
-                spool.append(key, identity, cleaned, number, line)
-            count, held = count + 1, held + 1
-            if held >= HELD:
-                for spool in (first, *buckets, rejects):
-                    spool.flush()
-                held = 0
-            if count % _REPORT_EVERY == 0:
-                progress.say(f"prompts: {count:,} captions read")
-        if not found:
-            progress.say(f"prompts: {place} has no captions")
+        for shard in (name for name in shards if name.startswith(origin.prefix())):
+            rows = store.read("texts", shard, columns)
+            reasons = filters.reasons(rows, settings.filters)
+            rejects.add(_refused(rows, reasons, origin))
+            rows = rows.filter(pc.is_null(reasons))
+            _spread(rows, number, settings.select.seed, chosen, first, buckets)
     return [first, *buckets], rejects
 
 
+def _refused(rows: pa.Table, reasons: pa.Array, origin: Origin) -> pa.Table:
+    """Rows of the rejects for texts that have a reason."""
+    mask = pc.is_valid(reasons)
+    rows, reasons = rows.filter(mask), reasons.filter(mask)
+    written = pc.coalesce(rows["raw"], rows["text"])
+    same = {"source": name_of(origin.source), "file": origin.place}
+    columns = {name: pa.repeat(pa.scalar(value), len(reasons)) for name, value in same.items()}
+    columns |= {"line": rows["line"], "reason": reasons, "text": written}
+    return pa.table(columns, schema=REJECTS)
+
+
+def _spread(
+    rows: pa.Table,
+    number: int,
+    seed: int,
+    chosen: Mapping[str, int],
+    first: Spool,
+    buckets: list[Spool],
+) -> None:
+    """Put texts into the buckets, by a hash of seed and id; those chosen before into the first."""
+    salt, ids = f"{seed}:", rows["prompt_id"].to_pylist()
+    keys = np.empty(len(ids), np.uint64)
+    old = np.zeros(len(ids), np.bool_)
+    for place, identity in enumerate(ids):
+        key = chosen.get(identity)
+        if key is None:
+            digest = hashlib.sha256((salt + identity).encode()).digest()
+            key = int.from_bytes(digest[:8], "big")
+        else:
+            old[place] = True
+        keys[place] = key
+    origin = pa.repeat(pa.scalar(number, pa.int32()), len(ids))
+    found = pa.table(
+        {"key": keys, **{name: rows[name] for name in ("prompt_id", "text")}, "origin": origin,
+         **{name: rows[name] for name in ("line", "meanings")}},
+        schema=_CANDIDATE,
+    )  # fmt: skip
+    first.add(found.filter(pa.array(old)))
+    bucket = (keys >> np.uint64(64 - BUCKETS.bit_length() + 1)).astype(np.int64)
+    for one in np.unique(bucket[~old]):
+        buckets[one].add(found.filter(pa.array((bucket == one) & ~old)))
+
+
 def _distinct(
-    buckets: list[Spool], origins: list[_Origin], rejects: Spool
+    buckets: list[Spool], origins: list[Origin], rejects: Spool
 ) -> Iterator[pa.RecordBatch]:
     """Candidates in key order, in blocks; of equal texts the first by source and line."""
     for bucket in buckets:
@@ -215,18 +220,17 @@ def _distinct(
             origin = origins[row["origin"]]
             name = name_of(origin.source)
             rejects.append(name, origin.place, row["line"], "duplicate", row["text"])
-        if len(rejects) >= HELD:
-            rejects.flush()
         yield from table.filter(pc.invert(mask)).combine_chunks().to_batches(BLOCK)
 
 
 def _accepted(
     candidates: Iterator[pa.RecordBatch],
     settings: Prompts,
-    origins: list[_Origin],
+    origins: list[Origin],
     accepted: Spool,
     rejects: Spool,
     limit: int | None,
+    chosen: Mapping[str, int],
 ) -> tuple[int, int]:
     """The first `limit` candidates with few enough tokens that say what no accepted one says.
 
@@ -249,8 +253,11 @@ def _accepted(
             reason = None
             if most is not None and count > most:
                 reason = f"too many tokens: {count} > {most}"
-            elif before is not None and (twin := before.add(row["text"])) is not None:
-                reason = f"near duplicate: {twin}"
+            elif before is not None:
+                twin = before.add(row["text"], row["meanings"])
+                # Prompts that were chosen stay, whatever made two prompts one then.
+                if twin is not None and row["prompt_id"] not in chosen:
+                    reason = f"near duplicate: {twin}"
             origin = origins[row["origin"]]
             if reason is None:
                 accepted.append(row["prompt_id"], row["text"], row["origin"], row["line"], count)
@@ -258,9 +265,6 @@ def _accepted(
             else:
                 name = name_of(origin.source)
                 rejects.append(name, origin.place, row["line"], reason, row["text"])
-        for spool in (accepted, rejects):
-            if len(spool) >= HELD:
-                spool.flush()
     return kept, unread
 
 
@@ -313,7 +317,7 @@ def _with_readers(table: pa.Table, models: Models) -> pa.Table:
     return pa.table(columns, schema=_schema(models))
 
 
-def _table(rows: pa.Table, origins: list[_Origin], shares: SplitShares, models: Models) -> pa.Table:
+def _table(rows: pa.Table, origins: list[Origin], shares: SplitShares, models: Models) -> pa.Table:
     found = []
     for row in rows.to_pylist():
         origin = origins[row["origin"]]
@@ -385,20 +389,20 @@ def _write_rejects(rejects: Spool, store: Store) -> tuple[Counter[str], str | No
 def _build(
     settings: Prompts, shares: SplitShares, models: Models, store: Store, progress: Progress
 ) -> list[Shard]:
-    select, before, origins = settings.select, _before(store), _origins(settings)
+    select, before, found = settings.select, _before(store), origins(settings.sources)
     if isinstance(near := settings.near_duplicates, float) and near:
         progress.say(
             f"prompts: near_duplicates is {near:g}, but similar letters no longer make two prompts "
             "one: they have to say the same. Write true"
         )
     with scratch("prompts") as folder:
-        buckets, rejects = _gather(settings, origins, before, store, folder, progress)
+        buckets, rejects = _gather(settings, found, before, store, folder)
         limit = select.count
         if limit is not None and select.method == "diverse":
             limit = int(limit * select.pool)
-        candidates = _distinct(buckets, origins, rejects)
+        candidates = _distinct(buckets, found, rejects)
         accepted = Spool(f"{folder}/accepted.arrow", _ACCEPTED)
-        kept, unread = _accepted(candidates, settings, origins, accepted, rejects, limit)
+        kept, unread = _accepted(candidates, settings, found, accepted, rejects, limit, before)
         reasons, first = _write_rejects(rejects, store)
         refused = _few(reasons, first, store.path("rejects", "prompts.parquet"))
         if select.count is not None and kept < select.count:
@@ -420,7 +424,7 @@ def _build(
             store.write(
                 "prompts",
                 f"part-{i:05d}",
-                _table(rows, origins, shares, models),
+                _table(rows, found, shares, models),
                 _schema(models),
             )
             for i, rows in enumerate(_shards(tables))
@@ -432,6 +436,17 @@ def _build(
     return made
 
 
+def stages(
+    settings: Prompts, shares: SplitShares, compute: Compute, models: Models | None = None
+) -> list[Stage]:
+    """Captions are read, scored, and prompts chosen from them. Arguments are those of `stage`."""
+    scoring = Scoring(settings.filters, settings.safety)
+    return [
+        *texts.stages(settings.sources, scoring, compute),
+        stage(settings, shares, models),
+    ]
+
+
 def stage(settings: Prompts, shares: SplitShares, models: Models | None = None) -> Build:
     """The prompts stage.
 
@@ -441,31 +456,22 @@ def stage(settings: Prompts, shares: SplitShares, models: Models | None = None) 
     """
     models = models or {}
     readers = {name: models[name].settings for name in _reading(models)}
-    sources = []
-    for source in settings.sources:
-        # What the captions may be used for changes the card, not the prompts.
-        described = source.recorded()
-        if described.get("path") is not None:
-            # The content counts, wherever the file is stored.
-            described |= {"path": short_name(described["path"]), "content": content_of(source)}
-        sources.append(described)
-    filters = settings.filters.model_dump(mode="json")
-    if settings.filters.blocklist is not None:
-        filters["blocklist"] = signature(settings.filters.blocklist)
-    blip = any(isinstance(source, BlipCaptions) for source in settings.sources)
+    scoring = Scoring(settings.filters, settings.safety)
     return Build(
         table="prompts",
         version=VERSION,
         schema=_schema(models),
         settings={
             **({"readers": readers} if readers else {}),
-            "sources": sources,
-            "filters": filters,
+            "sources": recorded(settings.sources),
+            "filters": settings.filters.recorded(),
+            # Scores decide prompts: other ones are another choice, and not the same one remade.
+            "scores": scoring.recorded(),
             # Not false or null, as in records of before: these had a similarity of letters.
             "near_duplicates": "same meaning" if settings.near_duplicates else None,
             "select": settings.select.model_dump(mode="json"),
             "split": shares.model_dump(mode="json"),
         },
-        inputs=("captions",) if blip else (),
+        inputs=("texts",),
         build=partial(_build, settings, shares, models),
     )

@@ -7,46 +7,65 @@ from typing import Any
 
 import pyarrow as pa
 
+HELD = 4_096
+"""Rows that a spool holds in memory before it writes them."""
+
 
 class Spool:
-    """An append-only Arrow file on disk, read back batch by batch."""
+    """An append-only Arrow file on disk, read back batch by batch.
 
-    def __init__(self, path: str, schema: pa.Schema) -> None:
-        self.path, self.schema = path, schema
-        self.columns: list[list[Any]] = [[] for _ in schema]
-        self.writer: pa.ipc.RecordBatchStreamWriter | None = None
+    Args:
+        held: rows that are held in memory.
+    """
+
+    def __init__(self, path: str, schema: pa.Schema, held: int = HELD) -> None:
+        self.path, self.schema, self._most = path, schema, held
+        self._tables: list[pa.Table] = []
+        self._rows: list[tuple[Any, ...]] = []
+        self._held = 0
+        self._writer: pa.ipc.RecordBatchStreamWriter | None = None
 
     def append(self, *row: Any) -> None:
-        for column, value in zip(self.columns, row, strict=True):
-            column.append(value)
+        """Add one row."""
+        self._rows.append(row)
+        self._held += 1
+        if self._held >= self._most:
+            self._flush()
 
-    def __len__(self) -> int:
-        return len(self.columns[0])
+    def add(self, rows: pa.Table) -> None:
+        """Add the rows of a table."""
+        if rows.num_rows:
+            self._tables += [self._appended(), rows.cast(self.schema)]
+            self._held += rows.num_rows
+            if self._held >= self._most:
+                self._flush()
 
-    def flush(self) -> None:
-        if not self.columns[0]:
-            return
-        if self.writer is None:
-            self.writer = pa.ipc.new_stream(self.path, self.schema)
-        self.writer.write_batch(self._held())
-        self.columns = [[] for _ in self.schema]
+    def _appended(self) -> pa.Table:
+        columns = list(zip(*self._rows, strict=True)) or [()] * len(self.schema)
+        self._rows = []
+        arrays = [
+            pa.array(column, field.type) for column, field in zip(columns, self.schema, strict=True)
+        ]
+        return pa.table(arrays, schema=self.schema)
 
-    def _held(self) -> pa.RecordBatch:
-        return pa.record_batch(
-            [
-                pa.array(column, field.type)
-                for column, field in zip(self.columns, self.schema, strict=True)
-            ],
-            schema=self.schema,
-        )
+    def _taken(self) -> pa.Table:
+        found = pa.concat_tables([*self._tables, self._appended()])
+        self._tables, self._held = [], 0
+        return found
+
+    def _flush(self) -> None:
+        if self._writer is None:
+            self._writer = pa.ipc.new_stream(self.path, self.schema)
+        for batch in self._taken().combine_chunks().to_batches():
+            self._writer.write_batch(batch)
 
     def read(self) -> Iterator[pa.Table]:
-        """The appended rows, in order; a spool that never grew large never touches the disk."""
-        if self.writer is None:
-            yield pa.Table.from_batches([self._held()])
+        """The added rows, in order; a spool that never grew large never touches the disk."""
+        if self._writer is None:
+            yield self._taken()
             return
-        self.flush()
-        self.writer.close()
+        self._flush()
+        self._writer.close()
         with pa.OSFile(self.path) as file, pa.ipc.open_stream(file) as reader:
             for batch in reader:
                 yield pa.Table.from_batches([batch])

@@ -156,10 +156,15 @@ def _length(word: str) -> int:
 
 
 @cache
-def words() -> frozenset[str]:
-    """The whole words of CLIP's vocabulary, about 32,000 of small ASCII letters."""
-    entries = (entry.removesuffix("</w>") for entry in _entries()[0] if entry.endswith("</w>"))
-    return frozenset(word for word in entries if word.isascii() and word.isalpha())
+def words() -> Mapping[str, int]:
+    """The whole words of CLIP's vocabulary, 32,901 of small ASCII letters; rarer ones come later.
+
+    Returns:
+        The place of each in the vocabulary.
+    """
+    entries = enumerate(_entries()[0])
+    found = {entry.removesuffix("</w>"): n for n, entry in entries if entry.endswith("</w>")}
+    return {word: n for word, n in found.items() if word.isascii() and word.isalpha()}
 
 
 def _clean(text: str) -> str:

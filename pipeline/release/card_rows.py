@@ -14,7 +14,7 @@ from pipeline.manifest import MANIFEST
 from pipeline.markdown import Safe, code, escape, fence, link, number, plain, table
 from pipeline.plan.specification import Dataset, DrawnSpec, ImportSpec, SourceSpec
 from pipeline.prompts.captions import BlipCaptions, place_of
-from pipeline.prompts.prompts import name_of
+from pipeline.prompts.texts import name_of
 from pipeline.release.counts import Counts, Origin
 from pipeline.release.croissant import CROISSANT
 from pipeline.release.front_matter import NOT_STATED

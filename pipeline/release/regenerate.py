@@ -23,13 +23,15 @@ from pipeline.makers import made_by_one
 from pipeline.manifest import PLAN_FILE, REMEDY, plan_beside, read_manifest
 from pipeline.plan import specification
 from pipeline.plan.specification import Dataset, HttpSpec
+from pipeline.prompts.prompts import as_before, as_recorded
 from pipeline.release.recipe import Recipe
 from pipeline.shown import public
 from pipeline.stage import flat
 from pipeline.store import RUN_WORKFLOW, Store
 
 _PLACE = re.compile(
-    r"prompts\.sources\.\d+\.(path|photos|folder|dataset)|prompts\.filters\.blocklist"
+    r"prompts\.sources\.\d+\.(path|photos|folder|dataset)|prompts\.filters\.(blocklist|names)"
+    r"|prompts\.safety\.\d+\.(path|folder)"
     r"|sources\.[^.]+\.(folder|path|captions|vae|file|(loras|components)\.[^.]+)"
     r"|embeddings\.folder|quality\.safety_checker\.folder|selection\.review"
 )
@@ -39,7 +41,7 @@ DECIDING = tuple(name for name in Recipe.model_fields if name not in ("run", "co
 """Sections that a manifest has, beside the threads of `compute`."""
 _OPTIONAL = {
     # The specification names a model on the Hub, too; a plan that is copied has its captions.
-    False: re.compile(r"sources\.[^.]+\.(folder|components\.[^.]+)"),
+    False: re.compile(r"sources\.[^.]+\.(folder|components\.[^.]+)|prompts\.safety\.\d+\.folder"),
     True: re.compile(r"sources\.[^.]+\.(folder|captions|components\.[^.]+)"),
 }
 
@@ -105,7 +107,15 @@ def sections_of(location: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
         AigiError: in one line, with the setting that is wrong.
     """
     recipe_of(location, manifest)
-    return {name: each for name, each in manifest["workflow"].items() if each is not None}
+    return _sections(manifest)
+
+
+def _sections(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of a manifest; what is not named is as it was before there was a choice."""
+    found = {name: each for name, each in manifest["workflow"].items() if each is not None}
+    if isinstance(found.get("prompts"), dict):
+        found["prompts"] = as_before(found["prompts"])
+    return found
 
 
 def recipe_of(location: str, manifest: Mapping[str, Any]) -> Recipe:
@@ -114,7 +124,7 @@ def recipe_of(location: str, manifest: Mapping[str, Any]) -> Recipe:
     Raises:
         AigiError: as `sections_of`.
     """
-    found = {name: each for name, each in manifest["workflow"].items() if each is not None}
+    found = _sections(manifest)
     for name in found:
         if name not in (*DECIDING, "compute"):
             problem = f"no such section of a manifest; there are {', '.join(DECIDING)}, compute"
@@ -157,6 +167,8 @@ def recorded(recipe: Recipe, sources: list[str]) -> dict[str, Any]:
     for name, usual in (("format", "png"), ("fill_batches", False)):
         if data["images"] is not None and data["images"][name] == usual:
             del data["images"][name]
+    if data["prompts"] is not None:
+        data["prompts"] = as_recorded(data["prompts"])
     data["sources"] = {name: data["sources"][name] for name in sources if name in data["sources"]}
     for name, source in data["sources"].items():
         if source["kind"] == "http":  # where it is and who may ask it are matters of a machine

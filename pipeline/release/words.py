@@ -84,6 +84,23 @@ def licence_of(spec: SourceSpec, model: object, revision: object) -> Safe:
     return link(own.licence, own.licence_url)
 
 
+def _score_words(prompts: Prompts) -> list[tuple[str, str]]:
+    """The filters by scores; those that are off are not named, as there were none once."""
+    filters, found = prompts.filters, list[tuple[str, str]]()
+    if filters.max_repeated is not None:
+        found.append(("words that repeat", f"at most {filters.max_repeated:.0%}"))
+    if filters.languages:
+        found.append(("languages", ", ".join(filters.languages)))
+    if filters.personal:
+        found.append(("personal data", f"none of {', '.join(filters.personal)}"))
+    if filters.names is not None:
+        found.append(("names", f"none of {base_words(filters.names)}"))
+    if filters.max_unsafe is not None and prompts.safety:
+        scorers = ", ".join(one.name for one in prompts.safety)
+        found.append(("unsafe", f"at most {filters.max_unsafe:g} by {scorers}"))
+    return found
+
+
 def filter_words(prompts: Prompts) -> list[tuple[str, str]]:
     """What a caption had to be to become a prompt."""
     filters, select, near = prompts.filters, prompts.select, prompts.near_duplicates
@@ -93,12 +110,17 @@ def filter_words(prompts: Prompts) -> list[tuple[str, str]]:
         ("CLIP tokens", "any number" if tokens is None else f"at most {tokens}"),
         ("ASCII among the letters", f"at least {filters.min_ascii_letters:.0%}"),
         ("addresses, tags and numbers among the words", f"at most {filters.max_noise:.0%}"),
+        *_score_words(prompts),
         ("<PERSON>", f"became “{filters.person}”" if filters.person else "rejected"),
         ("blocklist", "none" if not filters.blocklist else base_words(filters.blocklist)),
         ("equal texts", "one stays"),
         (
             "near duplicates",
-            "one of several prompts that say the same stays" if near else "not looked for",
+            "not looked for"
+            if not near
+            else f"one stays (near_duplicates: {near:g})"  # of before: a similarity of letters
+            if isinstance(near, float)
+            else "one of several prompts that say the same stays",
         ),
         (
             "choice",

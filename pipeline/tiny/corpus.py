@@ -121,7 +121,7 @@ def tokens_and_captions(scenes: int) -> tuple[Any, list[list[str]]]:
 
 def vocabulary() -> Any:
     """The tokenizer of all tiny models: the words of the scenes and of the grammar's core."""
-    from pipeline.demo import resource
+    from pipeline.files import resource
     from pipeline.prompts.grammar import Grammar
 
     grammar = Grammar.load(str(resource("prompts/grammar.yaml")), start="core")

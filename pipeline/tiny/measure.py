@@ -94,7 +94,7 @@ def held_out(count: int, first: int = HELD_OUT_SEED) -> list[Case]:
 
 def demo_prompts(count: int) -> list[str]:
     """Sentences as in the demo: from the grammar's core, in its words instead of the scenes'."""
-    from pipeline.demo import resource
+    from pipeline.files import resource
     from pipeline.prompts.grammar import Grammar
 
     grammar = Grammar.load(str(resource("prompts/grammar.yaml")), start="core")

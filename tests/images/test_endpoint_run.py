@@ -163,7 +163,8 @@ def test_a_finished_run_asks_nothing_again(released: Path, server: Server) -> No
     done = aigi_here("run", str(released / "asked_workflow.yaml"))
     assert done.returncode == 0, done.stderr
     made = [line.split(":")[0] for line in done.stderr.splitlines() if "already made" in line]
-    assert made == ["prompts", "plan", "images", "selection", "release", "manifest"]
+    names = ["lines", "texts", "prompts", "plan", "images", "selection", "release", "manifest"]
+    assert made == names
     assert not server.asked
     # Where it is and how it is asked decides no row.
     done = aigi_here(

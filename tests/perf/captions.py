@@ -184,9 +184,8 @@ def run_stage(captions: Path, run: Path, count: int) -> dict[str, Any]:
     store = Store(workflow.run)
     before, started = peak_gib(), time.perf_counter()
     assert workflow.prompts is not None
-    run_stages(
-        [prompts.stage(workflow.prompts, workflow.split)], store, workflow.compute, Progress()
-    )
+    stages = prompts.stages(workflow.prompts, workflow.split, workflow.compute)
+    run_stages(stages, store, workflow.compute, Progress())
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,

@@ -26,7 +26,8 @@ import yaml
 
 from pipeline import store
 from pipeline.build import make
-from pipeline.demo import demo_workflow, resource
+from pipeline.demo import demo_workflow
+from pipeline.files import resource
 from pipeline.progress import Progress
 from pipeline.store import Store
 from tests import toy

@@ -37,7 +37,7 @@ def planned(path: Path, *overrides: str) -> tuple[list[dict[str, Any]], Store]:
     store = Store(workflow.run)
     stages: list[Stage] = []
     if workflow.prompts is not None:
-        stages.append(prompts.stage(workflow.prompts, workflow.split))
+        stages += prompts.stages(workflow.prompts, workflow.split, workflow.compute)
     stages.append(plan.stage(workflow.planned("plan"), workflow.sources, workflow.split))
     run_stages(stages, store, workflow.compute, Progress(io.StringIO()))
     rows: list[dict[str, Any]] = []

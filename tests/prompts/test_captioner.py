@@ -296,7 +296,13 @@ def test_captions_become_prompts_through_the_workflow(tmp_path: Path, model: Pat
         "run": str(tmp_path / "run"),
         "prompts": {
             "sources": [{"kind": "text", "path": str(text)}, given.model_dump(mode="json")],
-            "filters": {"min_words": 1, "max_noise": 1.0, "min_ascii_letters": 0.0},
+            "filters": {
+                "min_words": 1,
+                "max_noise": 1.0,
+                "min_ascii_letters": 0.0,
+                "languages": None,
+                "max_repeated": None,
+            },
             "near_duplicates": None,
         },
     }

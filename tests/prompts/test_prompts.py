@@ -15,6 +15,7 @@ from pipeline import AigiError
 from pipeline.progress import Progress
 from pipeline.prompts import prompts
 from pipeline.prompts.diversity import features, most_diverse
+from pipeline.prompts.spool import Spool
 from pipeline.prompts.text import prompt_id, split_of
 from pipeline.run import run_stages
 from pipeline.settings import check
@@ -28,9 +29,8 @@ def make(folder: Path, name: str = "run", **sections: Any) -> tuple[Store, str]:
     workflow = check(Workflow, data, str(folder / "flow.yaml"))
     store, said = Store(workflow.run), io.StringIO()
     assert workflow.prompts is not None
-    run_stages(
-        [prompts.stage(workflow.prompts, workflow.split)], store, workflow.compute, Progress(said)
-    )
+    stages = prompts.stages(workflow.prompts, workflow.split, workflow.compute)
+    run_stages(stages, store, workflow.compute, Progress(said))
     return store, said.getvalue()
 
 
@@ -99,7 +99,7 @@ def test_duplicates_keep_the_first_of_the_first_source(tmp_path: Path) -> None:
 def test_spilling_to_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = captions(tmp_path, LINES + LINES[:50] + ["no"] * 30)
     plain, _ = make(tmp_path, "plain", sources=[source])
-    monkeypatch.setattr(prompts, "HELD", 7)
+    monkeypatch.setattr(Spool.__init__, "__defaults__", (7,))
     spilled, _ = make(tmp_path, "spilled", sources=[source])
     assert rows(plain) == rows(spilled)
     assert sorted(map(str, rejects(plain))) == sorted(map(str, rejects(spilled)))
@@ -175,9 +175,10 @@ def test_a_similarity_of_letters_is_read_as_true_and_that_is_said(tmp_path: Path
 def test_too_many_tokens_and_truncation(tmp_path: Path) -> None:
     long = " ".join(f"lighthouse{i % 7} harbour" for i in range(30))
     source = captions(tmp_path, [long, "a red boat on a lake"])
-    marked, _ = make(tmp_path, "marked", sources=[source])
+    many = {"max_repeated": None}
+    marked, _ = make(tmp_path, "marked", sources=[source], filters=many)
     assert {row["truncated"] for row in rows(marked) if row["tokens"] > 77} == {True}
-    refused, _ = make(tmp_path, "refused", sources=[source], filters={"max_tokens": 77})
+    refused, _ = make(tmp_path, "refused", sources=[source], filters={"max_tokens": 77, **many})
     assert [row["text"] for row in rows(refused)] == ["a red boat on a lake"]
     assert rejects(refused)[0]["reason"].startswith("too many tokens: ")
 

@@ -16,8 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import AigiError
+from pipeline.prompts.filters import PromptFilters
 from pipeline.prompts.joiners import SEEN, bare
-from pipeline.prompts.text import Filter, PromptFilters, SplitShares, normalise, prompt_id, split_of
+from pipeline.prompts.scored import MOST_CHARACTERS, Filter
+from pipeline.prompts.text import SplitShares, normalise, prompt_id, split_of
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "prompts"
 PIECES = ["&", "amp", ";", "&amp;", "&lt", "#", "39", "&#x", "\u037e", "\u200b", "\u200d", "\ufe0f"]
@@ -29,7 +31,9 @@ messy = st.lists(st.sampled_from(PIECES) | st.characters(), max_size=15).map("".
 
 
 def filter_of(**options: Any) -> Filter:
-    return Filter(PromptFilters(**options))
+    """A filter with these options; what is not about the form of a text is off."""
+    off = {"languages": None, "max_repeated": None, "personal": (), "max_unsafe": None}
+    return Filter(PromptFilters.model_validate(off | options), safety=())
 
 
 # Normal form.
@@ -266,6 +270,19 @@ def test_a_long_caption_takes_no_long_time() -> None:
         filter_of().clean("x" + unit * (100_000 // len(unit)) + " b c d")
 
 
+UNITS = (
+    "a|@|a@|a@b.|a.com/|1|1 |1.|12:|www.|n u d e |naked |blood |é|img_1|aaab|the |(1) 23-|+1 (2) "
+)
+
+
+@pytest.mark.parametrize("unit", UNITS.split("|"))
+def test_the_longest_text_is_scored_in_no_long_time(unit: str) -> None:
+    chosen = Filter(PromptFilters(max_words=10_000))
+    chosen.clean((unit * 10_000)[: MOST_CHARACTERS - 6] + " b c d")
+    text, reason = chosen.clean("a" * 10_001)
+    assert (text, reason) == (None, "too long: 10,001 characters")
+
+
 # Blocklist.
 
 
@@ -372,6 +389,6 @@ def test_real_captions() -> None:
         coco = [row["prompt"] for row in csv.DictReader(file)]
     for texts, refused in (([line.split("\t")[1] for line in lines], 5), (coco, 0)):
         chosen = filter_of()
-        found = [chosen.clean(text) for text in texts]
+        found = chosen.clean_all(texts)
         assert Counter(r.partition(":")[0] for _, r in found if r) == Counter(noise=refused)
         assert all(p is None or (normalise(p) == p and "<PERSON>" not in p) for p, _ in found)

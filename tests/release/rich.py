@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.demo import TINY, resource
+from pipeline.demo import TINY
+from pipeline.files import resource
 
 HOSTILE = "too short\n" + "".join(
     line.format(thing) + "\n"
@@ -85,7 +86,10 @@ def workflow(folder: Path, **sections: Any) -> Path:
                     "start": "core", "count": 40, "seed": 1,
                 },
             ],
-            "filters": {"max_noise": 1.0, "min_ascii_letters": 0.0, "min_words": 5},
+            "filters": {
+                "max_noise": 1.0, "min_ascii_letters": 0.0, "min_words": 5, "max_repeated": None,
+                "languages": None, "personal": [], "max_unsafe": None,
+            },
             "near_duplicates": None,
         },
         "plan": {

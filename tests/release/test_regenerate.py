@@ -23,7 +23,7 @@ from pipeline.run import run_stages
 from pipeline.settings import Location
 from pipeline.store import Store
 from pipeline.workflow import Workflow
-from tests.conftest import aigi_here, cmp
+from tests.conftest import PLANNING, aigi_here, cmp
 
 REGENERATE = "workflows/regenerate.yaml"
 RELEASE = ["release.record=null"]
@@ -38,7 +38,7 @@ def places(models: Path) -> list[str]:
 
 def planned(workflow: Workflow) -> Store:
     store = Store(workflow.run)
-    tables = [stage for stage in stages(workflow) if stage.table in ("prompts", "plan")]
+    tables = [stage for stage in stages(workflow) if stage.table in PLANNING]
     run_stages(tables, store, workflow.compute, Progress(quiet=True))
     return store
 

@@ -516,8 +516,8 @@ def test_through_a_workflow(
     )
     flow = workflows.load(path)
     made = stages(flow)
-    names = ["prompts", "plan", "images", "embeddings", "quality", "selection"]
-    assert [stage.table for stage in made[:6]] == names
+    names = ["lines", "texts", "prompts", "plan", "images", "embeddings", "quality", "selection"]
+    assert [stage.table for stage in made[:8]] == names
     store = Store(flow.run)
     run_stages(made, store, flow.compute, Progress(quiet=True))
 
@@ -554,7 +554,7 @@ def test_through_a_workflow(
     moved = f"quality.safety_checker.folder={tmp_path / 'copy'}"
     for override in (moved, "quality.decode_threads=1"):
         again = workflows.load(path, [override])
-        run_stages(stages(again)[:6], store, again.compute, Progress(quiet=True))
+        run_stages(stages(again)[:8], store, again.compute, Progress(quiet=True))
     for override, reason in (
         ("quality.concepts.boat.texts=[a ship]", r"concepts\.boat\.texts: "),
         ("quality.safety_checker=null", "safety_checker"),
@@ -563,4 +563,4 @@ def test_through_a_workflow(
     ):
         changed = workflows.load(path, [override])
         with pytest.raises(AigiError, match=reason):
-            run_stages(stages(changed)[3:5], store, changed.compute, Progress(quiet=True))
+            run_stages(stages(changed)[5:7], store, changed.compute, Progress(quiet=True))
