@@ -20,7 +20,9 @@ from pipeline.progress import Progress
 if TYPE_CHECKING:
     from pipeline.intact import Checks
     from pipeline.logbook import Book
+    from pipeline.prompts.prompts import Prompts
     from pipeline.selection.tally import Lack
+    from pipeline.store import Store
     from pipeline.workflow import Workflow
 
 
@@ -293,7 +295,7 @@ def sweep(
         Path | None, typer.Option(help="Write a contact sheet of the examples (.jpg, .png).")
     ] = None,
 ) -> None:
-    """Show how many images each threshold of the selection would drop, with examples."""
+    """Show what each threshold of prompts and selection would drop, with examples."""
     with explained():
         from rich.table import Table
 
@@ -302,12 +304,17 @@ def sweep(
         from pipeline.store import Store
 
         loaded = workflows.load(workflow_file, overrides or ())
+        store = Store(loaded.run)
+        if loaded.prompts is not None and store.shards("texts"):
+            _sweep_prompts(loaded.prompts, store, examples)
+            if not store.shards("images") and sheet is None:
+                return
         table = Table("setting", title=f"Images that thresholds would drop in {loaded.run}")
         table.add_column("threshold", justify="right")
         table.add_column("dropped", justify="right")
         for heading in ("by source", "nearest to the threshold"):
             table.add_column(heading)
-        lines = list(sweep_run(loaded.rules, Store(loaded.run), examples))
+        lines = list(sweep_run(loaded.rules, store, examples))
         for line in lines:
             table.add_row(
                 line.setting,
@@ -320,8 +327,31 @@ def sweep(
         if sheet is not None:
             from pipeline.selection.sweep_sheet import draw
 
-            draw(Store(loaded.run), lines, sheet)
+            draw(store, lines, sheet)
             tell(f"sheet: {sheet}")
+
+
+def _sweep_prompts(prompts: Prompts, store: Store, examples: int) -> None:
+    from rich.table import Table
+
+    from pipeline.prompts.sweep import sweep as sweep_texts
+    from pipeline.prompts.texts import name_of, origins
+
+    table = Table("setting", title=f"Captions that thresholds would refuse in {store.url}")
+    table.add_column("threshold", justify="right")
+    table.add_column("refused", justify="right")
+    for heading in ("by source", "refused from this threshold on"):
+        table.add_column(heading)
+    sources = {one.prefix(): name_of(one.source) for one in origins(prompts.sources)}
+    for line in sweep_texts(prompts.filters, store, examples, sources):
+        table.add_row(
+            f"prompts.filters.{line.setting}",
+            f"{line.threshold:.4g}" + (" (now)" if line.current else ""),
+            f"{line.refused:,} of {line.scored:,}",
+            ", ".join(f"{name} {count:,}" for name, count in line.sources.items()),
+            " | ".join(line.examples),
+        )
+    show(table)
 
 
 def schema() -> None:

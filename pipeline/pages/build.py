@@ -25,6 +25,7 @@ from pipeline.pages.section import (
     share_of,
 )
 from pipeline.pages.thumbnails import Place, pictures
+from pipeline.prompts.sweep import limits_of, sweep
 from pipeline.release.counts import reject_reasons
 from pipeline.selection.rules import PAIRS, RULES
 from pipeline.selection.sweep import SWEPT
@@ -83,6 +84,24 @@ def flow_section(store: Store, stages: Sequence[Status], images: pa.Table) -> Se
     )
 
 
+def _thresholds(store: Store) -> Table:
+    """What other thresholds of the filters would refuse."""
+    return Table(
+        "Captions that thresholds refuse, each alone",
+        ("setting", "refused from this threshold on", "threshold", "refused"),
+        [
+            (
+                f"prompts.filters.{line.setting}",
+                one_line(" | ".join(line.examples)),
+                f"{line.threshold:g}" + " (now)" * line.current,
+                counted(line.refused),
+            )
+            for line in sweep(limits_of(store), store, 2)
+        ],
+        2,
+    )
+
+
 def prompts_section(store: Store, images: pa.Table) -> Section:
     """Lengths and sources of prompts; captions that were refused."""
     tables, charts, text = [], [], []
@@ -106,6 +125,8 @@ def prompts_section(store: Store, images: pa.Table) -> Section:
                 1,
             )
         )
+        if store.shards("texts"):
+            tables.append(_thresholds(store))
         tokens = floats_of(prompts["tokens"])
         charts.append(
             histogram("Tokens of a prompt", tokens, "CLIP tokens", up="prompts", whole=True)
