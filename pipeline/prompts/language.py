@@ -54,7 +54,8 @@ class _Model:
         self.moves = np.asarray(model.tk_nextmove)
         self.rows = np.asarray(model.tk_row).astype(np.int64) << 8
         self.found = np.asarray(model.tk_output).astype(np.int64)
-        self.weights = np.asarray(model.nb_ptc).astype(np.float32)
+        # In rows: anything else is copied whole for every product.
+        self.weights = np.ascontiguousarray(model.nb_ptc, dtype=np.float32)
         self.prior = np.asarray(model.nb_pc)
         self.codes = list(map(str, model.nb_classes))
         self.english = self.codes.index("en")

@@ -17,7 +17,6 @@ from pipeline.files import signature
 from pipeline.prompts import safety
 from pipeline.prompts.filters import PromptFilters, reasons
 from pipeline.prompts.language import languages_of
-from pipeline.prompts.lexicon import NOTHING
 from pipeline.prompts.meaning import meanings
 from pipeline.prompts.personal import personal
 from pipeline.prompts.phrases import Phrases
@@ -121,14 +120,13 @@ class _Safety:
                 self.loaded[f"prompts.safety.{one.name}"] = sha256
 
     def __call__(self, texts: Sequence[str]) -> list[Column]:
-        hits = {name: scorer(texts) for name, scorer in self._scorers.items()}
-        scores: Column = []
-        why: Column = []
-        for place in range(len(texts)):
-            row = [(name, found[place]) for name, found in hits.items()]
-            scores.append([(name, hit.score) for name, hit in row])
-            why.append(max((hit for _, hit in row), default=NOTHING).why or None)
-        return [scores, why]
+        names = tuple(self._scorers)
+        hits = [scorer(texts) for scorer in self._scorers.values()]
+        if not hits:
+            return [[[] for _ in texts], [None] * len(texts)]
+        rows = list(zip(*hits, strict=True))
+        scores = [list(zip(names, (hit.score for hit in row), strict=True)) for row in rows]
+        return [scores, [max(row).why or None for row in rows]]
 
 
 SCORERS = (

@@ -216,3 +216,31 @@ def test_a_sweep_counts_what_each_threshold_alone_refuses(folder: Path) -> None:
     assert not [line for line in sweep(off, store, 0) if line.current and "unsafe" in line.setting]
     shown = aigi_here("sweep", str(folder / "w.yaml"))
     assert shown.returncode == 0 and "a naked lady on a bed" in shown.stdout
+
+
+def test_a_manifest_of_before_scored_and_refused_nothing() -> None:
+    """What it does not name is off, and is not named when its release is made again."""
+    old = {
+        "sources": [{"kind": "text", "path": "a.txt", "name": None, "licence": None}],
+        "filters": {"min_words": 4, "max_words": 77, "max_tokens": None, "min_ascii_letters": 0.9,
+                    "max_noise": 0.2, "person": "person", "blocklist": None},
+        "near_duplicates": 0.8,
+        "select": {"count": 5, "method": "random", "seed": 0, "pool": 4.0},
+    }  # fmt: skip
+    read = prompts.Prompts.model_validate(prompts.as_before(old))
+    assert read.safety == () and read.filters.languages is None and read.filters.personal == ()
+    assert read.filters.max_unsafe is None and read.filters.max_repeated is None
+    again = prompts.as_recorded(read.model_dump(mode="json"))
+    del again["sources"][0]["table"]
+    assert again["filters"] == old["filters"] and again.keys() == old.keys()
+    # Of now: whatever is on or off stays so.
+    for given in (
+        {},
+        {"filters": {"languages": None, "max_unsafe": 0.9}},
+        {"safety": []},
+        {"safety": [], "filters": {"max_repeated": None, "personal": ["ip"]}},
+    ):
+        now = prompts.Prompts.model_validate({"sources": old["sources"], **given})
+        written = prompts.as_recorded(now.model_dump(mode="json"))
+        assert prompts.Prompts.model_validate(prompts.as_before(written)) == now, given
+    assert prompts.as_before({"filters": ["odd"]}) == {"filters": ["odd"]}
