@@ -13,11 +13,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import AigiError
 from pipeline.progress import Progress
 from pipeline.prompts import prompts, texts
 from pipeline.prompts.filters import COLUMNS, RULES, PromptFilters, reasons
 from pipeline.prompts.grammar import Grammar
-from pipeline.prompts.scored import SCORERS
+from pipeline.prompts.scored import SCORERS, Filter
 from pipeline.prompts.sweep import limits_of, sweep
 from pipeline.prompts.texts import name_of, origins
 from pipeline.run import run_stages
@@ -244,3 +245,27 @@ def test_a_manifest_of_before_scored_and_refused_nothing() -> None:
         written = prompts.as_recorded(now.model_dump(mode="json"))
         assert prompts.Prompts.model_validate(prompts.as_before(written)) == now, given
     assert prompts.as_before({"filters": ["odd"]}) == {"filters": ["odd"]}
+
+
+def test_names_and_blocklist_are_lists_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("# people\nAda Example\nÅsa Prøve\n", encoding="utf-8")
+    (tmp_path / "block.txt").write_text("glue gun\n")
+    limits = PromptFilters(
+        names=str(tmp_path / "names.txt"), blocklist=str(tmp_path / "block.txt"),
+        min_ascii_letters=0,
+    )  # fmt: skip
+    chosen = Filter(limits, safety=())
+    found = {
+        "a portrait of Ada Example by a lake": "name: ada example",
+        "ADA EXAMPLE's garden in the morning": "name: ada example",
+        "a painting of åsa prøve with a hat": "name: åsa prøve",
+        "Ada Example with a glue gun": "blocklist: glue gun",
+        "an example by Ada on the wall": None,
+    }
+    assert {text: chosen.clean(text)[1] for text in found} == found
+    for name in ("names", "blocklist"):
+        with pytest.raises(AigiError, match=rf"no such file; correct `prompts\.filters\.{name}`"):
+            Filter(PromptFilters.model_validate({name: str(tmp_path / "absent.txt")}))
+    (tmp_path / "names.txt").write_bytes(b"Ada \xff\n")
+    with pytest.raises(AigiError, match="save it as UTF-8"):
+        Filter(limits)
