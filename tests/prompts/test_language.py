@@ -64,6 +64,16 @@ def test_words_that_say_nothing_are_refused() -> None:
     assert chosen.clean("the the the the the the the the")[1] == "repeats: 0.88 > 0.6"
 
 
+def test_a_short_caption_is_rather_english() -> None:
+    """Which the model alone takes for Frisian, Dutch and French."""
+    texts = [
+        "a wild boar in tall grass",
+        "a roe deer in deep snow",
+        "two quinces on a turquoise plate",
+    ]
+    assert {one.code for one in languages_of(texts)} == {"en"}
+
+
 def test_a_text_without_letters_has_no_language() -> None:
     (found,) = languages_of(["3 + 4"])
     assert found == (None, 0.0)

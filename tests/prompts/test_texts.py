@@ -235,12 +235,13 @@ def test_a_manifest_of_before_scored_and_refused_nothing() -> None:
     del again["sources"][0]["table"]
     assert again["filters"] == old["filters"] and again.keys() == old.keys()
     # Of now: whatever is on or off stays so.
-    for given in (
+    cases: tuple[dict[str, Any], ...] = (
         {},
         {"filters": {"languages": None, "max_unsafe": 0.9}},
         {"safety": []},
         {"safety": [], "filters": {"max_repeated": None, "personal": ["ip"]}},
-    ):
+    )
+    for given in cases:
         now = prompts.Prompts.model_validate({"sources": old["sources"], **given})
         written = prompts.as_recorded(now.model_dump(mode="json"))
         assert prompts.Prompts.model_validate(prompts.as_before(written)) == now, given
