@@ -68,7 +68,7 @@ def test_a_short_caption_is_rather_english() -> None:
     """Which the model alone takes for Frisian, Dutch and French."""
     texts = [
         "a wild boar in tall grass",
-        "a roe deer in deep snow",
+        "a green scooter in midsummer",
         "two quinces on a turquoise plate",
     ]
     assert {one.code for one in languages_of(texts)} == {"en"}
