@@ -21,6 +21,7 @@ from pipeline.manifest import CARD, MANIFEST, PLAN_FILE
 from pipeline.models.clip import Embeddings, model_config
 from pipeline.plan import plan, specification
 from pipeline.plan.quotas import chosen
+from pipeline.prompts import texts
 from pipeline.prompts.captions import GrammarCaptions
 from pipeline.prompts.prompts import SHARD_ROWS, Prompts
 from pipeline.record import Record
@@ -249,7 +250,9 @@ def _captions(workflow: Workflow, store: Store) -> list[Stored]:
         done = (record := store.record(table)) is not None and record.status == "done"
         # A caption in a file has 40 bytes and more.
         rows = size // 40 + sentences
-        most = there if done else max(there, rows * each + (files + rows // 50_000) * file)
+        most = (
+            there if done else max(there, rows * each + (files + rows // texts.SHARD_ROWS) * file)
+        )
         found.append(Stored(table, None, None, most, there, counted or done))
     return found
 

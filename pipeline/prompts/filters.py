@@ -67,11 +67,12 @@ class PromptFilters(Settings):
 
     def recorded(self) -> dict[str, Any]:
         """As JSON values; filters that older records do not have only where they are on."""
-        found = without_off(self.model_dump(mode="json"))
-        for name in ("blocklist", "names"):
-            if (path := getattr(self, name)) is not None:
-                found[name] = signature(path)  # its content, wherever it is
-        return found
+        return without_off(self.model_dump(mode="json")) | self.lists()
+
+    def lists(self) -> dict[str, Any]:
+        """What stands for the content of the lists that are given, wherever they are."""
+        given = {"blocklist": self.blocklist, "names": self.names}
+        return {name: signature(path) for name, path in given.items() if path is not None}
 
 
 OFF: dict[str, Any] = {
@@ -89,7 +90,7 @@ def without_off(filters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 Mask = Any
-"""Arrow: bool, one value a row; null counts as false."""
+"""Arrow: bool, one value a row, or one for all; null counts as false."""
 
 
 class Rule(NamedTuple):
@@ -110,6 +111,15 @@ class Rule(NamedTuple):
     refuses: Callable[[pa.Table, PromptFilters], Mask]
     says: Callable[[Mapping[str, Any], PromptFilters], str]
     swept: tuple[str, tuple[float, ...]] = ("", ())
+
+    def mask(self, rows: pa.Table, limits: PromptFilters) -> pa.Array:
+        """The rows that it refuses with these filters: bool, no nulls; none where it is off."""
+        refused = self.refuses(rows, limits)
+        if isinstance(refused, pa.Scalar):
+            return pa.repeat(refused, rows.num_rows)
+        if isinstance(refused, pa.ChunkedArray):
+            refused = refused.combine_chunks()
+        return pc.fill_null(refused, False)
 
 
 def _down(share: float) -> float:
@@ -219,12 +229,7 @@ def reasons(rows: pa.Table, limits: PromptFilters) -> pa.Array:
     found: list[str | None] = [None] * count
     left = pa.array([True] * count, pa.bool_())
     for rule in RULES:
-        refused = rule.refuses(rows, limits)
-        if isinstance(refused, pa.Scalar):
-            continue
-        if isinstance(refused, pa.ChunkedArray):
-            refused = refused.combine_chunks()
-        refused = pc.and_(left, pc.fill_null(refused, False))
+        refused = pc.and_(left, rule.mask(rows, limits))
         places = pc.indices_nonzero(refused)
         if not len(places):
             continue

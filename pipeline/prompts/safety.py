@@ -73,13 +73,18 @@ def opened(scorer: LexiconScorer | ClassifierScorer, device: str) -> tuple[Score
     return found, found.loaded
 
 
-def check(scorers: Sequence[LexiconScorer | ClassifierScorer]) -> None:
-    """Check that files and models are there and complete, before any work. Raises as `opened`."""
+def check_names(scorers: Sequence[LexiconScorer | ClassifierScorer]) -> None:
+    """Raises AigiError: two scorers have one name, under which their scores are stored."""
     names = [scorer.name for scorer in scorers]
     if twice := {name for name in names if names.count(name) > 1}:
         raise AigiError(
             f"prompts.safety: two scorers have the name {min(twice)}. Give each its own `name`."
         )
+
+
+def check(scorers: Sequence[LexiconScorer | ClassifierScorer]) -> None:
+    """Check that files and models are there and complete, before any work. Raises as `opened`."""
+    check_names(scorers)
     for scorer in scorers:
         if isinstance(scorer, LexiconScorer):
             Lexicon(_path(scorer))

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.files import signature
 from pipeline.prompts import safety
 from pipeline.prompts.filters import PromptFilters, reasons
 from pipeline.prompts.language import languages_of
@@ -46,14 +45,9 @@ class Scoring(NamedTuple):
 
     def recorded(self) -> dict[str, Any]:
         """As JSON values: equal ones give equal scores."""
-        lists = {
-            name: signature(path)
-            for name in ("blocklist", "names")
-            if (path := getattr(self.filters, name)) is not None
-        }
         return {
             "person": self.filters.person,
-            **lists,
+            **self.filters.lists(),
             "language": f"py3langid {version('py3langid')}",
             "safety": [safety.recorded(scorer) for scorer in self.safety],
         }
@@ -107,7 +101,7 @@ class _Safety:
     """All scorers of safety; `loaded` has the digests of the weights of those that have some."""
 
     def __init__(self, scoring: Scoring) -> None:
-        safety.check(scoring.safety)
+        safety.check_names(scoring.safety)
         if any(isinstance(one, safety.ClassifierScorer) for one in scoring.safety):
             import torch
 

@@ -85,10 +85,7 @@ def _count(
     before = pa.array([False] * rows.num_rows, pa.bool_())
     for line in lines:
         asked = limits.model_copy(update={line.setting: line.threshold})
-        mask = rule.refuses(rows, asked)
-        if isinstance(mask, pa.Scalar):  # the rule is off
-            mask = pa.array([False] * rows.num_rows, pa.bool_())
-        mask = pc.fill_null(mask, False)
+        mask = rule.mask(rows, asked)
         count = pc.sum(mask).as_py() or 0
         line.refused += count
         line.scored += rows.num_rows
