@@ -40,7 +40,9 @@ def stages(workflow: Workflow) -> list[Stage]:
         models = None
         if workflow.plan is not None:
             models = images.prompt_models(workflow.plan, workflow.sources)
-        found += prompts.stages(workflow.prompts, workflow.split, workflow.compute, models)
+        found += prompts.stages(
+            workflow.prompts, workflow.split, workflow.compute, models, workflow.embeddings
+        )
     if workflow.plan is not None:
         found.append(plan.stage(workflow.plan, workflow.sources, workflow.split, workflow.compute))
     if workflow.selection is not None and workflow.images is None:

@@ -23,6 +23,7 @@ from pipeline.plan.plan import PATHS_BEFORE, SPLITS_BEFORE, changed_lists, keep_
 from pipeline.plan.quotas import quotas
 from pipeline.plan.rounds import ROUNDS, extra_of
 from pipeline.progress import Progress
+from pipeline.prompts.choice import SPREAD
 from pipeline.prompts.prompts import CHOSEN, chosen_before
 from pipeline.run import put_back, run_stages
 from pipeline.stage import Build, Map, Stage, differences, only_settings
@@ -315,7 +316,7 @@ def _swap(beside: Store, store: Store, table: str, remedy: str) -> None:
         raise AigiError(f"{path}: missing, and {beside.path(READY)} names the table. {remedy}")
     paths = [f"{table}/{name}.parquet" for name in record.shards]
     paths += [path for path in record.beside if path not in paths]
-    notes = (CHOSEN, SPLITS_BEFORE, PATHS_BEFORE)
+    notes = (CHOSEN, SPREAD, SPLITS_BEFORE, PATHS_BEFORE)
     paths += [f"{table}/{name}" for name in notes if beside.size(table, name)]
     for path in dict.fromkeys(paths):
         if beside.size(path) is None:

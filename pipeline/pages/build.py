@@ -25,6 +25,7 @@ from pipeline.pages.section import (
     share_of,
 )
 from pipeline.pages.thumbnails import Place, pictures
+from pipeline.prompts.choice import spread_of
 from pipeline.prompts.sweep import limits_of, sweep
 from pipeline.release.counts import reject_reasons
 from pipeline.selection.rules import PAIRS, RULES
@@ -102,6 +103,28 @@ def _thresholds(store: Store) -> Table:
     )
 
 
+def _spread(spread: pa.Table) -> Table:
+    """How far the chosen prompts spread, beside as many at random."""
+    return Table(
+        "How far the prompts spread",
+        (
+            *("choice", "words and pairs", "topics"),
+            *("cosine to the nearest", "different ones (Vendi)"),
+        ),
+        [
+            (
+                row["choice"],
+                counted(row["words"]),
+                f"{row['topics']:,} of {row['clusters']:,}",
+                f"{row['nearest']:.3f}",
+                f"{row['vendi']:.1f}",
+            )
+            for row in spread.to_pylist()
+        ],
+        1,
+    )
+
+
 def prompts_section(store: Store, images: pa.Table) -> Section:
     """Lengths and sources of prompts; captions that were refused."""
     tables, charts, text = [], [], []
@@ -125,6 +148,8 @@ def prompts_section(store: Store, images: pa.Table) -> Section:
                 1,
             )
         )
+        if (spread := spread_of(store)) is not None:
+            tables.append(_spread(spread))
         if store.shards("texts"):
             tables.append(_thresholds(store))
         tokens = floats_of(prompts["tokens"])

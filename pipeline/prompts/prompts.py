@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,35 +21,24 @@ from pydantic import Field
 
 from pipeline import AigiError
 from pipeline.files import scratch
+from pipeline.models.clip import Embeddings
 from pipeline.progress import Progress
 from pipeline.prompts import filters, texts
 from pipeline.prompts.captions import CaptionSource
-from pipeline.prompts.diversity import most_diverse
+from pipeline.prompts.choice import SPREAD, Chooser, PromptSelection
 from pipeline.prompts.filters import PromptFilters
 from pipeline.prompts.meaning import SaidBefore
 from pipeline.prompts.safety import LexiconScorer, SafetyScorer
 from pipeline.prompts.scored import Scoring
 from pipeline.prompts.spool import Spool
+from pipeline.prompts.spread import SPREADS
 from pipeline.prompts.text import SplitShares, split_of
 from pipeline.prompts.texts import Origin, name_of, origins, recorded
 from pipeline.prompts.tokens import CONTEXT, Reader, count_tokens
-from pipeline.settings import Count, Settings, Share
+from pipeline.settings import Settings, Share
 from pipeline.stage import Build, Compute, Stage
 from pipeline.store import Shard, Store
 from pipeline.tables import PROMPTS, READERS, REJECTS
-
-
-class PromptSelection(Settings):
-    """How many prompts to keep, and which."""
-
-    count: Count | None = Field(None, description="null: all that pass")
-    method: Literal["random", "diverse"] = Field(
-        "random", description="diverse: those that differ most in their words"
-    )
-    seed: int = Field(0, description="of the random choice")
-    pool: float = Field(
-        4.0, ge=1, description="diverse: candidates to choose from, as a multiple of count"
-    )
 
 
 class Prompts(Settings):
@@ -113,11 +102,11 @@ def chosen_before(store: Store, old: Mapping[str, Any], new: Mapping[str, Any]) 
     """The prompts that a run has, which stay chosen; None: it is asked to choose anew.
 
     Args:
-        old, new: settings of the stage, then and now; with another seed or method of
+        old, new: settings of the stage, then and now; with another seed, method or embedder of
             `prompts.select`, other prompts are wanted.
     """
-    for name in ("seed", "method"):
-        if old.get("select", {}).get(name) != new["select"][name]:
+    for name in ("seed", "method", "embedder"):
+        if old.get("select", {}).get(name) != new["select"].get(name):
             return None
     return store.read_all("prompts", ["prompt_id"]).cast(_CHOSEN)
 
@@ -347,11 +336,20 @@ def _shards(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield held
 
 
-def _chosen(accepted: Spool, chosen: Mapping[str, int], count: int) -> Iterator[pa.Table]:
-    """The most diverse of the accepted beside those chosen before, in their own order."""
+def _chosen(
+    accepted: Spool,
+    before: Mapping[str, int],
+    count: int,
+    chooser: Chooser,
+    store: Store,
+    progress: Progress,
+) -> Iterator[pa.Table]:
+    """Those of the accepted that spread most beside those chosen before, in their own order."""
     table = pa.concat_tables(accepted.read())
-    first = sum(identity in chosen for identity in table["prompt_id"].to_pylist())
-    yield table.take(pa.array(sorted(most_diverse(table["text"].to_pylist(), count, first))))
+    first = sum(identity in before for identity in table["prompt_id"].to_pylist())
+    chosen, spread = chooser.choose(table["text"].to_pylist(), count, first, progress)
+    store.write_arrow([spread], SPREADS, "prompts", SPREAD)
+    yield table.take(pa.array(sorted(chosen)))
 
 
 def _before(store: Store) -> dict[str, int]:
@@ -387,7 +385,12 @@ def _write_rejects(rejects: Spool, store: Store) -> tuple[Counter[str], str | No
 
 
 def _build(
-    settings: Prompts, shares: SplitShares, models: Models, store: Store, progress: Progress
+    settings: Prompts,
+    shares: SplitShares,
+    models: Models,
+    chooser: Chooser,
+    store: Store,
+    progress: Progress,
 ) -> list[Shard]:
     select, before, found = settings.select, _before(store), origins(settings.sources)
     if isinstance(near := settings.near_duplicates, float) and near:
@@ -395,11 +398,12 @@ def _build(
             f"prompts: near_duplicates is {near:g}, but similar letters no longer make two prompts "
             "one: they have to say the same. Write true"
         )
+    store.remove("prompts", SPREAD)  # of a choice of before
     with scratch("prompts") as folder:
         buckets, rejects = _gather(settings, found, before, store, folder)
         limit = select.count
-        if limit is not None and select.method == "diverse":
-            limit = int(limit * select.pool)
+        if select.spread is not None:
+            limit = int(select.spread * select.pool)
         candidates = _distinct(buckets, found, rejects)
         accepted = Spool(f"{folder}/accepted.arrow", _ACCEPTED)
         kept, unread = _accepted(candidates, settings, found, accepted, rejects, limit, before)
@@ -416,10 +420,10 @@ def _build(
                 f"prompts: no caption passes.{refused} Check the filters and the sources."
             )
         tables = accepted.read()
-        if select.count is not None and select.method == "diverse":
-            unread += kept - select.count
-            kept = select.count
-            tables = _chosen(accepted, before, select.count)
+        if select.spread is not None:
+            unread += kept - select.spread
+            kept = select.spread
+            tables = _chosen(accepted, before, kept, chooser, store, progress)
         made = [
             store.write(
                 "prompts",
@@ -437,24 +441,40 @@ def _build(
 
 
 def stages(
-    settings: Prompts, shares: SplitShares, compute: Compute, models: Models | None = None
+    settings: Prompts,
+    shares: SplitShares,
+    compute: Compute,
+    models: Models | None = None,
+    clip: Embeddings | None = None,
 ) -> list[Stage]:
     """Captions are read, scored, and prompts chosen from them. Arguments are those of `stage`."""
     scoring = Scoring(settings.filters, settings.safety)
     return [
         *texts.stages(settings.sources, scoring, compute),
-        stage(settings, shares, models),
+        stage(settings, shares, models, clip, compute.device),
     ]
 
 
-def stage(settings: Prompts, shares: SplitShares, models: Models | None = None) -> Build:
+def stage(
+    settings: Prompts,
+    shares: SplitShares,
+    models: Models | None = None,
+    clip: Embeddings | None = None,
+    device: str = "auto",
+) -> Build:
     """The prompts stage.
 
     Args:
         shares: of the splits.
         models: which read the prompts, by source.
+        clip: whose text model may choose prompts.
+        device: for it.
+
+    Raises:
+        AigiError: a CLIP model is asked for, and there is none.
     """
     models = models or {}
+    chooser = Chooser(settings.select, clip, device)
     readers = {name: models[name].settings for name in _reading(models)}
     scoring = Scoring(settings.filters, settings.safety)
     return Build(
@@ -469,9 +489,9 @@ def stage(settings: Prompts, shares: SplitShares, models: Models | None = None) 
             "scores": scoring.recorded(),
             # Not false or null, as in records of before: these had a similarity of letters.
             "near_duplicates": "same meaning" if settings.near_duplicates else None,
-            "select": settings.select.model_dump(mode="json"),
+            "select": chooser.recorded(),
             "split": shares.model_dump(mode="json"),
         },
         inputs=("texts",),
-        build=partial(_build, settings, shares, models),
+        build=partial(_build, settings, shares, models, chooser),
     )
