@@ -12,11 +12,12 @@ from tests.conftest import ROOT
 
 ORDER = [
     "shown", "complaints", "gate", "versions", "faults", "hub_said", "outside", "settings",
-    "files", "threads", "columns", "digests", "pixels", "metadata", "markdown", "progress",
-    "charts", "tables", "parquet", "record", "folder", "lent", "store", "held", "intact", "freed",
-    "retry", "loaded", "logbook", "alive", "parts", "software", "stage", "joining", "cluster",
-    "shards", "run", "status", "makers", "manifest", "rows", "pictures", "collection", "models",
-    "marks", "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
+    "files", "decisions", "threads", "columns", "digests", "pixels", "metadata", "markdown",
+    "progress", "charts", "tables", "parquet", "record", "folder", "lent", "store", "held",
+    "intact", "freed", "retry", "loaded", "logbook", "alive", "parts", "software", "stage",
+    "joining", "cluster", "shards", "run", "status", "makers", "manifest", "rows", "pictures",
+    "collection", "models", "marks",
+    "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist
     "learned", "codecs", "analysis", "training", "benchmark",  # what reads a release
     "pages", "workflow", "growth", "build", "partial", "audit", "dry_run", "demo", "tiny", "cli",

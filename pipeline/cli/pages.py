@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -39,31 +40,56 @@ def report(
             tell(f"{figures}: {len(files):,} charts")
 
 
+class Reviewed(StrEnum):
+    """What a page of review is about."""
+
+    images = "images"
+    prompts = "prompts"
+
+
+_USUAL = {
+    Reviewed.images: "nsfw,concept,clip_score,duplicate",
+    Reviewed.prompts: "unsafe,language,personal,near duplicate,kept",
+}
+
+
 def review(
     run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL.")],
+    of: Annotated[
+        Reviewed, typer.Option(help="What to review: the images of a run, or its prompts.")
+    ] = Reviewed.images,
     reason: Annotated[
-        str, typer.Option(help="Reasons of the selection, or `kept`, separated by commas.")
-    ] = "nsfw,concept,clip_score,duplicate",
-    sample: Annotated[int, typer.Option(min=1, help="Most images to show.")] = 500,
-    seed: Annotated[int, typer.Option(help="Seed that draws the images.")] = 0,
+        str | None,
+        typer.Option(
+            help="Reasons why they were left out, or `kept`, separated by commas; by default those "
+            "that people see better than scores."
+        ),
+    ] = None,
+    sample: Annotated[int, typer.Option(min=1, help="Most images or prompts to show.")] = 500,
+    seed: Annotated[int, typer.Option(help="Seed that draws them.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file.")] = Path("review.html"),
 ) -> None:
-    """Write a page on which a person decides which images to keep; it needs no server.
+    """Write a page on which a person decides what to keep; it needs no server.
 
-    The page exports a CSV file for selection.review.
+    The page exports a CSV file for selection.review, or prompts.review.
     """
     with explained():
+        from pipeline.decisions import SETTINGS
         from pipeline.pages.page import write
-        from pipeline.pages.review import review as build
+        from pipeline.pages.prompt_review import prompt_review
+        from pipeline.pages.review import review as image_review
         from pipeline.store import Store
 
-        reasons = [name.strip() for name in reason.split(",") if name.strip()]
-        page, images = build(Store(run_folder), reasons, sample, seed)
+        asked = _USUAL[of] if reason is None else reason
+        reasons = [name.strip() for name in asked.split(",") if name.strip()]
+        build = prompt_review if of is Reviewed.prompts else image_review
+        page, shown = build(Store(run_folder), reasons, sample, seed)
         write(page, out)
-        tell(f"{out}: {images:,} images, {out.stat().st_size / 1e6:.1f} MB")
+        tell(f"{out}: {shown:,} {of.value}, {out.stat().st_size / 1e6:.1f} MB")
+        setting = SETTINGS["prompt_id" if of is Reviewed.prompts else "image_id"]
         talk(
             "next: open it in a browser, export decisions.csv, then "
-            "aigi run WORKFLOW --set selection.review=decisions.csv"
+            f"aigi run WORKFLOW --set {setting}=decisions.csv"
         )
 
 
@@ -78,15 +104,23 @@ def merge_reviews(
     Where people disagree, the decision is `unsure`, so that the scores decide.
     """
     with explained():
+        from pipeline.decisions import read_decisions, subject_of
         from pipeline.selection.agreement import as_csv, merge
-        from pipeline.selection.review import read_review
 
         if len(set(files)) < 2:
             raise AigiError("merge-reviews: give the files of at least two people")
-        found = merge({name: read_review(name) for name in files})
+        subjects = {name: subject_of(name) for name in files}
+        subject = subjects[files[0]]
+        for name, other in subjects.items():
+            if other != subject:
+                raise AigiError(
+                    f"merge-reviews: {name} has decisions about {other}, and {files[0]} about "
+                    f"{subject}: merge files of one kind"
+                )
+        found = merge({name: read_decisions(name, subject) for name in files})
         for image, said in found.disagreements.items():
             tell(image + "".join(f"  {name}: {what}" for name, what in said.items() if what))
-        write_file(out, as_csv(found.decisions).encode())
+        write_file(out, as_csv(found.decisions, subject).encode())
         for pair in found.pairs:
             kappa = "undefined" if pair.kappa is None else f"{pair.kappa:.3f}"
             tell(
@@ -94,6 +128,6 @@ def merge_reviews(
                 f"Cohen's kappa {kappa}"
             )
         tell(
-            f"{out}: {len(found.decisions):,} images, {len(found.disagreements):,} unsure "
-            "because people disagree"
+            f"{out}: {len(found.decisions):,} {subject.removesuffix('_id')}s, "
+            f"{len(found.disagreements):,} unsure because people disagree"
         )

@@ -1,6 +1,7 @@
 "use strict";
-// Decisions of one person, an image at a time or in a grid; kept in the browser, exported as CSV.
-const { digest, items } = JSON.parse(document.getElementById("data").textContent);
+// Decisions of one person, an image or prompt at a time or in a grid; kept in the browser, exported
+// as CSV.
+const { digest, items, subject, noun } = JSON.parse(document.getElementById("data").textContent);
 const place = `aigi-review-${digest}`;
 const part = (id) => document.getElementById(id);
 const WORDS = { keep: "Kept", drop: "Dropped", unsure: "Unsure" };
@@ -32,7 +33,19 @@ function save() {
   }
 }
 
+function written(item, large) {
+  // What is hidden is not in the page: no reader of screens says it.
+  const veiled = item.veil && !unveiled;
+  const box = document.createElement(large ? "p" : "div");
+  const text = document.createElement("bdi");
+  text.textContent = veiled ? "Hidden: may be unsafe" : item.text;
+  box.className = `${large ? "prompt" : "words"} ${veiled ? "veil" : ""}`;
+  box.append(text);
+  return box;
+}
+
 function picture(item, large) {
+  if (item.picture === null) return written(item, large);
   const image = document.createElement("img");
   image.src = item.picture;
   image.width = item.shown_width;
@@ -51,11 +64,14 @@ function drawOne() {
   if (item.twin !== null) {
     const box = picture(items[item.twin], true);
     const caption = document.createElement("figcaption");
-    caption.textContent = `The image that stays, similarity ${item.similarity}`;
+    caption.textContent =
+      item.similarity === null
+        ? `The ${noun} that stays`
+        : `The ${noun} that stays, similarity ${item.similarity}`;
     box.append(caption);
     part("pictures").append(box);
   }
-  part("text").textContent = item.text;
+  part("text").textContent = item.picture === null ? "" : item.text;
   const rows = [];
   for (const [name, value] of item.facts) {
     const term = document.createElement("dt");
@@ -66,7 +82,7 @@ function drawOne() {
   }
   const term = document.createElement("dt");
   const mine = document.createElement("dd");
-  const decision = state.decisions[item.image_id];
+  const decision = state.decisions[item.id];
   term.textContent = "your decision";
   mine.textContent = decision ? WORDS[decision] : "none yet";
   mine.className = decision || "";
@@ -85,7 +101,7 @@ function cell(item, number) {
 
 function mark(number) {
   const button = part("grid").children[number].firstChild;
-  const decision = state.decisions[items[number].image_id];
+  const decision = state.decisions[items[number].id];
   button.className = `${decision || ""} ${number === state.at ? "here" : ""}`;
   button.tabIndex = number === state.at ? 0 : -1;
   button.lastChild.textContent = decision ? WORDS[decision] : `now: ${items[number].reason}`;
@@ -99,11 +115,11 @@ function drawGrid() {
 }
 
 function say() {
-  const done = items.filter((item) => state.decisions[item.image_id]).length;
+  const done = items.filter((item) => state.decisions[item.id]).length;
   part("bar").max = items.length;
   part("bar").value = done;
   part("said").textContent =
-    `Image ${state.at + 1} of ${items.length}; ${done} decided` +
+    `${noun[0].toUpperCase()}${noun.slice(1)} ${state.at + 1} of ${items.length}; ${done} decided` +
     (done === items.length ? ": all done, export them now" : "");
 }
 
@@ -132,14 +148,14 @@ function move(to) {
 }
 
 function decide(decision) {
-  const { image_id: id } = items[state.at];
+  const { id } = items[state.at];
   state.history.push([state.at, state.decisions[id] || null]);
   state.decisions[id] = decision;
   // On to the next one without a decision; where there is none, stay.
   let to = state.at;
   for (let step = 1; step < items.length; step += 1) {
     const next = (state.at + step) % items.length;
-    if (!state.decisions[items[next].image_id]) {
+    if (!state.decisions[items[next].id]) {
       to = next;
       break;
     }
@@ -151,14 +167,14 @@ function undo() {
   const last = state.history.pop();
   if (!last) return;
   const [number, before] = last;
-  if (before === null) delete state.decisions[items[number].image_id];
-  else state.decisions[items[number].image_id] = before;
+  if (before === null) delete state.decisions[items[number].id];
+  else state.decisions[items[number].id] = before;
   move(number);
 }
 
 function exported() {
-  const lines = ["image_id,decision"];
-  for (const { image_id: id } of items) {
+  const lines = [`${subject},decision`];
+  for (const { id } of items) {
     if (state.decisions[id]) lines.push(`${id},${state.decisions[id]}`);
   }
   const link = document.createElement("a");

@@ -9,6 +9,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from pipeline import AigiError
+from pipeline.decisions import SETTINGS, Subject
 from pipeline.pages.page import render
 from pipeline.pages.thumbnails import Place, Thumbnail, thumbnails
 from pipeline.selection.rules import REASONS, columns_of
@@ -171,21 +172,39 @@ def review(
         item = _item(image, known[image.image_id], settings, small[image.place])
         twin = image.duplicate_of
         items.append(item | {"twin": None if twin is None else number[twin]})
-    digest = hashlib.sha256("\n".join(shown).encode()).hexdigest()[:32]
     said = f"This page shows {len(shown):,} images: {drawn:,} of {total:,} that are "
     said += ", ".join(reasons)
     extra = len(shown) - drawn
     said += f", and {extra:,} that stayed in place of duplicates." if extra else "."
-    data = {"digest": digest, "items": items}
-    page = render("review.html", "review.js", run=store.url, sampled=said, data=data)
-    return page, len(items)
+    return page_of(store, "image_id", items, said), len(items)
+
+
+def page_of(store: Store, subject: Subject, items: Sequence[Mapping[str, Any]], said: str) -> str:
+    """The page of these items.
+
+    Args:
+        subject: what its decisions are about.
+        items: values that `review.js` shows.
+        said: how they were drawn.
+    """
+    digest = hashlib.sha256("\n".join(item["id"] for item in items).encode()).hexdigest()[:32]
+    data = {
+        "digest": digest,
+        "items": items,
+        "subject": subject,
+        "noun": subject.removesuffix("_id"),
+    }
+    return render(
+        "review.html", "review.js",
+        run=store.url, sampled=said, data=data, setting=SETTINGS[subject],
+    )  # fmt: skip
 
 
 def _item(
     image: _Judged, known: dict[str, Any], rules: dict[str, Any], picture: Thumbnail
 ) -> dict[str, Any]:
     return {
-        "image_id": image.image_id,
+        "id": image.image_id,
         "reason": image.reason,
         "text": one_line(known["text"]),
         "facts": _facts(image, known, rules),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from pipeline import AigiError
+from pipeline.decisions import read_decisions
 from pipeline.files import scratch
 from pipeline.models.clip import Embeddings
 from pipeline.progress import Progress
 from pipeline.prompts import filters, texts
 from pipeline.prompts.captions import CaptionSource
 from pipeline.prompts.choice import SPREAD, Chooser, PromptSelection
+from pipeline.prompts.decided import Decided
 from pipeline.prompts.filters import PromptFilters
 from pipeline.prompts.meaning import SaidBefore
 from pipeline.prompts.safety import LexiconScorer, SafetyScorer
@@ -35,7 +37,7 @@ from pipeline.prompts.spread import SPREADS
 from pipeline.prompts.text import SplitShares, split_of
 from pipeline.prompts.texts import Origin, name_of, origins, recorded
 from pipeline.prompts.tokens import CONTEXT, Reader, count_tokens
-from pipeline.settings import Settings, Share
+from pipeline.settings import Location, Settings, Share
 from pipeline.stage import Build, Compute, Stage
 from pipeline.store import Shard, Store
 from pipeline.tables import PROMPTS, READERS, REJECTS
@@ -57,6 +59,17 @@ class Prompts(Settings):
         "similarity of letters, is read as true",
     )
     select: PromptSelection = PromptSelection()
+    review: Location | None = Field(
+        None, description="CSV or parquet: prompt_id, decision (keep, drop, unsure)"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without decisions where nobody was asked, as in records of before."""
+        found: dict[str, Any] = dump(self)
+        if self.review is None:
+            del found["review"]
+        return found
 
 
 def as_before(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,13 +136,14 @@ def _gather(
     settings: Prompts,
     origins: list[Origin],
     chosen: Mapping[str, int],
+    decided: Decided,
     store: Store,
     folder: str,
 ) -> tuple[list[Spool], Spool]:
     """Spread all texts over the buckets; those that the filters refuse, apart.
 
     Args:
-        chosen: prompts that were chosen before, with their places: they have the first bucket.
+        chosen: prompts that come before all others, with their places: they have the first bucket.
     """
     first = Spool(f"{folder}/chosen.arrow", _CANDIDATE)
     buckets = [Spool(f"{folder}/{i:02d}.arrow", _CANDIDATE) for i in range(BUCKETS)]
@@ -139,7 +153,7 @@ def _gather(
     for number, origin in enumerate(origins):
         for shard in (name for name in shards if name.startswith(origin.prefix())):
             rows = store.read("texts", shard, columns)
-            reasons = filters.reasons(rows, settings.filters)
+            reasons = decided.over(rows, filters.reasons(rows, settings.filters))
             rejects.add(_refused(rows, reasons, origin))
             rows = rows.filter(pc.is_null(reasons))
             _spread(rows, number, settings.select.seed, chosen, first, buckets)
@@ -220,6 +234,7 @@ def _accepted(
     rejects: Spool,
     limit: int | None,
     chosen: Mapping[str, int],
+    kept_by_people: Collection[str],
 ) -> tuple[int, int]:
     """The first `limit` candidates with few enough tokens that say what no accepted one says.
 
@@ -240,11 +255,11 @@ def _accepted(
                 unread += 1
                 continue
             reason = None
-            if most is not None and count > most:
+            if most is not None and count > most and row["prompt_id"] not in kept_by_people:
                 reason = f"too many tokens: {count} > {most}"
             elif before is not None:
                 twin = before.add(row["text"], row["meanings"])
-                # Prompts that were chosen stay, whatever made two prompts one then.
+                # Those that were chosen, or that people keep, stay, whatever makes two one.
                 if twin is not None and row["prompt_id"] not in chosen:
                     reason = f"near duplicate: {twin}"
             origin = origins[row["origin"]]
@@ -344,7 +359,11 @@ def _chosen(
     store: Store,
     progress: Progress,
 ) -> Iterator[pa.Table]:
-    """Those of the accepted that spread most beside those chosen before, in their own order."""
+    """Those of the accepted that spread most beside the first ones, in their own order.
+
+    Args:
+        before: prompts that are chosen already.
+    """
     table = pa.concat_tables(accepted.read())
     first = sum(identity in before for identity in table["prompt_id"].to_pylist())
     chosen, spread = chooser.choose(table["text"].to_pylist(), count, first, progress)
@@ -352,11 +371,14 @@ def _chosen(
     yield table.take(pa.array(sorted(chosen)))
 
 
-def _before(store: Store) -> dict[str, int]:
-    """Prompts that were chosen before the run grew, with their places."""
+def _before(store: Store) -> list[str]:
+    """Prompts that were chosen before the run grew, in order."""
     table = store.read_arrow("prompts", CHOSEN)
-    ids = [] if table is None else table["prompt_id"].to_pylist()
-    return {identity: place for place, identity in enumerate(ids)}
+    return [] if table is None else list(table["prompt_id"].to_pylist())
+
+
+def _decisions(settings: Prompts) -> dict[str, str]:
+    return {} if settings.review is None else read_decisions(settings.review, "prompt_id")
 
 
 def _few(reasons: Mapping[str, int], first: str | None, path: str) -> str:
@@ -392,7 +414,11 @@ def _build(
     store: Store,
     progress: Progress,
 ) -> list[Shard]:
-    select, before, found = settings.select, _before(store), origins(settings.sources)
+    select, found = settings.select, origins(settings.sources)
+    decided = Decided(_decisions(settings))
+    before = {name: place for place, name in enumerate(dict.fromkeys(
+        [*decided.keep, *_before(store)]
+    ))}  # fmt: skip
     if isinstance(near := settings.near_duplicates, float) and near:
         progress.say(
             f"prompts: near_duplicates is {near:g}, but similar letters no longer make two prompts "
@@ -400,13 +426,16 @@ def _build(
         )
     store.remove("prompts", SPREAD)  # of a choice of before
     with scratch("prompts") as folder:
-        buckets, rejects = _gather(settings, found, before, store, folder)
+        buckets, rejects = _gather(settings, found, before, decided, store, folder)
+        decided.say(select.count, progress)
         limit = select.count
         if select.spread is not None:
             limit = int(select.spread * select.pool)
         candidates = _distinct(buckets, found, rejects)
         accepted = Spool(f"{folder}/accepted.arrow", _ACCEPTED)
-        kept, unread = _accepted(candidates, settings, found, accepted, rejects, limit, before)
+        kept, unread = _accepted(
+            candidates, settings, found, accepted, rejects, limit, before, set(decided.keep)
+        )
         reasons, first = _write_rejects(rejects, store)
         refused = _few(reasons, first, store.path("rejects", "prompts.parquet"))
         if select.count is not None and kept < select.count:
@@ -483,6 +512,7 @@ def stage(
         schema=_schema(models),
         settings={
             **({"readers": readers} if readers else {}),
+            **({} if settings.review is None else {"review": _decisions(settings)}),
             "sources": recorded(settings.sources),
             "filters": settings.filters.recorded(),
             # Scores decide prompts: other ones are another choice, and not the same one remade.

@@ -33,7 +33,7 @@ _PLACE = re.compile(
     r"prompts\.sources\.\d+\.(path|photos|folder|dataset)|prompts\.filters\.(blocklist|names)"
     r"|prompts\.safety\.\d+\.(path|folder)"
     r"|sources\.[^.]+\.(folder|path|captions|vae|file|(loras|components)\.[^.]+)"
-    r"|embeddings\.folder|quality\.safety_checker\.folder|selection\.review"
+    r"|embeddings\.folder|quality\.safety_checker\.folder|(selection|prompts)\.review"
 )
 """Settings that name a place on a machine; the manifest decides what must be there."""
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")

@@ -101,6 +101,13 @@ def _score_words(prompts: Prompts) -> list[tuple[str, str]]:
     return found
 
 
+_CHOICES = {
+    "random": "at random",
+    "diverse": "spread over the vocabulary",
+    "facility_location": "those that stand best for what all are about",
+}
+
+
 def filter_words(prompts: Prompts) -> list[tuple[str, str]]:
     """What a caption had to be to become a prompt."""
     filters, select, near = prompts.filters, prompts.select, prompts.near_duplicates
@@ -113,6 +120,7 @@ def filter_words(prompts: Prompts) -> list[tuple[str, str]]:
         *_score_words(prompts),
         ("<PERSON>", f"became “{filters.person}”" if filters.person else "rejected"),
         ("blocklist", "none" if not filters.blocklist else base_words(filters.blocklist)),
+        *([] if prompts.review is None else [("review", "people kept and dropped some")]),
         ("equal texts", "one stays"),
         (
             "near duplicates",
@@ -126,8 +134,7 @@ def filter_words(prompts: Prompts) -> list[tuple[str, str]]:
             "choice",
             "all that pass"
             if select.count is None
-            else f"{select.count:,} of those that pass, "
-            + ("at random" if select.method == "random" else "spread over the vocabulary"),
+            else f"{select.count:,} of those that pass, " + _CHOICES[select.method],
         ),
     ]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from pipeline.selection.review import DECISIONS
+from pipeline.decisions import DECISIONS, Subject
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def merge(reviews: Mapping[str, Mapping[str, str]]) -> Merged:
     return Merged(decisions, disagreements, pairs)
 
 
-def as_csv(decisions: Mapping[str, str]) -> str:
-    """The file that `selection.review` takes."""
+def as_csv(decisions: Mapping[str, str], subject: Subject = "image_id") -> str:
+    """The file that `selection.review` or `prompts.review` takes."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["image_id", "decision"])
+    writer.writerow([subject, "decision"])
     writer.writerows(decisions.items())
     return out.getvalue()

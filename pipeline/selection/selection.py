@@ -32,6 +32,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import AigiError
+from pipeline.decisions import read_decisions
 from pipeline.manifest import read_manifest
 from pipeline.plan import specification
 from pipeline.plan.quotas import Plan
@@ -40,7 +41,6 @@ from pipeline.plan.specification import PromptedSpec
 from pipeline.progress import Progress
 from pipeline.selection.candidates import Candidates, candidates
 from pipeline.selection.kept import record, release_names
-from pipeline.selection.review import read_review
 from pipeline.selection.rules import PAIRS, REASONS, Scored, Selection, check_rules, flags
 from pipeline.selection.tally import Counting, as_json, wanted
 from pipeline.stage import Build, Compute
@@ -379,7 +379,7 @@ def _build(
 ) -> list[Shard]:
     dataset = specification.load(plan.dataset)
     needed = wanted(plan)
-    review = {} if rules.review is None else read_review(rules.review)
+    review = {} if rules.review is None else read_decisions(rules.review, "image_id")
     pairs = near_pairs_of(store)
     known = candidates(store, asked_ids(pairs, review), compute)
     errors = _write_failures(store, known)
@@ -427,7 +427,7 @@ def stage(rules: Selection, plan: Plan, scored: Scored, compute: Compute | None 
     scores = [name for name, section in scored._asdict().items() if section is not None]
     settings = rules.model_dump(mode="json", exclude={"rounds"})
     if rules.review is not None:
-        settings["review"] = read_review(rules.review)
+        settings["review"] = read_decisions(rules.review, "image_id")
     return Build(
         table="selection",
         version=VERSION,

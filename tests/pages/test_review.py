@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from pipeline import AigiError
 from pipeline import workflow as workflows
 from pipeline.build import make
+from pipeline.decisions import DECISIONS, read_decisions
 from pipeline.pages.review import review
 from pipeline.progress import Progress
 from pipeline.selection.agreement import as_csv, cohens_kappa, merge
-from pipeline.selection.review import DECISIONS, read_review
 from pipeline.shown import visible
 from pipeline.store import Store
 from tests.conftest import aigi_here
@@ -64,7 +64,7 @@ def test_thirty_images_by_keyboard(
         assert download.value.suggested_filename == "decisions.csv"
         download.value.save_as(tmp_path / "decisions.csv")
         assert not visit.said and not visit.strangers()
-    decisions = read_review(str(tmp_path / "decisions.csv"))
+    decisions = read_decisions(str(tmp_path / "decisions.csv"), "image_id")
     assert [list(decisions.values()).count(name) for name in DECISIONS] == [10, 11, 9]
     shutil.copytree(hostile[1], tmp_path / "run")
     review_set = f"selection.review={tmp_path}/decisions.csv"
@@ -163,7 +163,7 @@ def test_two_people_are_merged(tmp_path: Path) -> None:
     assert f"b  {one}: drop  {other}: keep" in done.stdout
     # 3 of 4 the same; by chance (2 * 3 + 1 * 0 + 1 * 1) / 16.
     assert f"3 of 4 decisions agree, Cohen's kappa {(3 / 4 - 7 / 16) / (9 / 16):.3f}" in done.stdout
-    assert read_review(str(tmp_path / "both.csv")) == {
+    assert read_decisions(str(tmp_path / "both.csv"), "image_id") == {
         "a": "keep", "b": "unsure", "c": "keep", "d": "unsure", "e": "drop", "f": "drop"
     }  # fmt: skip
     alone = aigi_here("merge-reviews", str(one), "--out", str(tmp_path / "both.csv"))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pipeline import AigiError
 from pipeline import workflow as workflows
+from pipeline.decisions import read_decisions
 from pipeline.selection.candidates import Asked, Candidates
-from pipeline.selection.review import read_review
 from pipeline.selection.rules import REASONS, Selection, columns_of, flags
 from pipeline.selection.selection import Selected, select, stage
 from pipeline.tables import DUPLICATES
@@ -255,15 +255,15 @@ def test_people_overrule_duplicates_within_a_split() -> None:
 def test_review_files(tmp_path: Path) -> None:
     path = tmp_path / "decisions.csv"
     path.write_text("image_id,decision,note\na,keep,\nb,drop,blurred\n", encoding="utf-8-sig")
-    assert read_review(str(path)) == {"a": "keep", "b": "drop"}
+    assert read_decisions(str(path), "image_id") == {"a": "keep", "b": "drop"}
     path.write_text("image_id,decision\na,keep\nb,maybe\n")
     with pytest.raises(AigiError, match=r"decisions\.csv: row 3: .*'maybe'"):
-        read_review(str(path))
+        read_decisions(str(path), "image_id")
     path.write_text("image_id,decision\na,keep\na,drop\n")
     with pytest.raises(AigiError, match="row 3: a is drop here and keep further up"):
-        read_review(str(path))
+        read_decisions(str(path), "image_id")
     with pytest.raises(AigiError, match="no such file"):
-        read_review(str(tmp_path / "missing.csv"))
+        read_decisions(str(tmp_path / "missing.csv"), "image_id")
 
 
 ROWS = st.lists(
