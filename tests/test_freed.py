@@ -214,8 +214,13 @@ def test_without_one_they_are_made_again(copy: Path, made: Path) -> None:
 
 @pytest.mark.parametrize(
     ("moment", "count", "released"),
-    [("move", 1, True), ("move", 4, True), ("_moving", 2, True), ("release", 2, True),
-     ("images", 9, True), ("write_record", 12, False), ("write_record", 17, False)],
+    [
+        *(("move", 1, True), ("release", 2, True), ("write_record", 12, False)),
+        pytest.param("move", 4, True, marks=pytest.mark.slow),
+        pytest.param("_moving", 2, True, marks=pytest.mark.slow),
+        pytest.param("images", 9, True, marks=pytest.mark.slow),
+        pytest.param("write_record", 17, False, marks=pytest.mark.slow),
+    ],
 )  # fmt: skip
 def test_a_move_that_is_killed_loses_nothing(
     make_workflow: WorkflowMaker,

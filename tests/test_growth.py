@@ -470,8 +470,12 @@ def test_other_weights_beside_those_of_taken_images_are_refused(
 
 @pytest.mark.parametrize(
     ("moment", "count"),
-    [("copy", 1), ("copy", 3), ("move", 1), ("images", 1), ("images", 2), ("write_record", 3),
-     ("write_record", 6)],
+    [
+        *(("copy", 1), ("move", 1), ("images", 1), ("write_record", 3)),
+        pytest.param("copy", 3, marks=pytest.mark.slow),
+        pytest.param("images", 2, marks=pytest.mark.slow),
+        pytest.param("write_record", 6, marks=pytest.mark.slow),
+    ],
 )  # fmt: skip
 def test_a_growth_that_is_killed_ends_as_if_it_had_not_been(
     make_workflow: WorkflowMaker, whole: Path, tmp_path: Path, moment: str, count: int

@@ -223,6 +223,7 @@ def test_a_damaged_image_is_not_published(at_work: Path, tmp_path: Path) -> None
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.slow
 def test_on_the_hub_partial_versions_are_counted_and_superseded(
     at_work: Path, stopped: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -288,6 +289,7 @@ def test_a_partial_release_is_one_by_itself(verified: Path, tmp_path: Path) -> N
         assert manifest["workflow"]["plan"]["sources"] == ["sd"]
 
 
+@pytest.mark.slow
 def test_a_grown_run_whose_images_are_in_its_release_is_published_in_part(
     make_workflow: WorkflowMaker, finished: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -363,7 +363,7 @@ def flow(folder: Path, **changes: Any) -> Path:
     return folder / "flow.yaml"
 
 
-@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("variant", [None, pytest.param("fp16", marks=pytest.mark.slow)])
 def test_the_bytes_to_download_are_those_that_are_then_downloaded(
     repository: Path, tmp_path: Path, variant: str | None
 ) -> None:

@@ -114,6 +114,7 @@ def test_finished_batches_of_a_killed_shard_are_kept(
     assert not (paths[1] / "_parts").exists()
 
 
+@pytest.mark.slow
 def test_batches_that_were_halved_stay_halved_and_say_so(
     make_workflow: WorkflowMaker, tmp_path: Path
 ) -> None:

@@ -137,6 +137,7 @@ def test_table_says_what_is_met() -> None:
     assert machine_line(machine()).startswith("Machine: ")
 
 
+@pytest.mark.slow
 def test_codecs_exchange_pictures(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     said = run(
@@ -181,6 +182,7 @@ def test_crops_reports_both_sides_and_how_many_workers_a_gpu_wants() -> None:
         assert found.detail["workers_wanted"] >= 1
 
 
+@pytest.mark.slow
 def test_gpu_train_works_without_a_gpu(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     small = ("--tiny", "--no-compile", "--network", "catc-small", "--steps", "2")

@@ -116,6 +116,7 @@ def test_the_recipe_on_the_card_makes_every_file_again(run: Path, places: Path) 
     assert cmp(release, places / "twice" / "again" / "release") == []
 
 
+@pytest.mark.slow
 def test_a_release_whose_models_are_on_the_hub_needs_nothing_else(tmp_path: Path) -> None:
     """From an empty folder, and from the published release; commits are pinned on the way."""
     (tmp_path / "prompts.txt").write_text(rich.HOSTILE)

@@ -123,7 +123,7 @@ def test_vae_reconstructs(cases: list[measure.Case]) -> None:
     assert measure.vae_psnr(pipe.vae, cases[:16], 128) >= 26
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl"])
+@pytest.mark.parametrize("name", ["sd", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_pipelines_draw_what_is_said(name: str, clip: Clip, cases: list[measure.Case]) -> None:
     """Far above chance; the full measurement is `python -m pipeline.tiny.measure`."""
     pipe = measure.load_pipeline(MODELS / name)

@@ -143,6 +143,7 @@ def _workers() -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_ray_trains_the_same_though_a_worker_is_killed(
     launched: Path, release: Path, tmp_path: Path
 ) -> None:

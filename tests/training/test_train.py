@@ -106,6 +106,7 @@ def test_status_and_report_show_what_was_trained(undisturbed: Path) -> None:
     assert row[6] == ""
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_the_weights_are_the_same_bits(
     undisturbed: Path, release: Path, tmp_path: Path
 ) -> None:
