@@ -11,10 +11,12 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.prompts.parts import Split, Table, Vocabulary
 
 _SURE_WORDS = "the with and from their while his which through this"
 _SURE = frozenset(_SURE_WORDS.split(" "))
@@ -32,18 +34,7 @@ takes all to be as frequent, and `a kraken in deep blue water` for Dutch."""
 _LEFT_OUT = frozenset(["pcm"])
 """Nigerian Pidgin: nearly all English captions that are not taken for English are taken for it."""
 _AT_ONCE = 1_024
-
-
-class Language(NamedTuple):
-    """The language of a text.
-
-    Attributes:
-        code: ISO 639; None: there is no letter in the text.
-        probability: 0 to 1; 1 where the commonest words settled it.
-    """
-
-    code: str | None
-    probability: float
+_SURE_BIT, _A_BIT, _BESIDE_BIT = 1, 2, 4
 
 
 class _Model:
@@ -130,33 +121,53 @@ LANGUAGES = frozenset(_CODES.split(" "))
 """Codes of all languages that are told apart; `zxx` is no language, as a file's name."""
 
 
-def _settled(text: str) -> Language | None:
-    """The language of a text whose commonest words settle it."""
-    words = _WORD.findall(text.casefold())
-    if not words:
-        return Language(None, 0.0)
-    if not _SURE.isdisjoint(words) or ("a" in words and not _BESIDE_A.isdisjoint(words)):
-        common = sum(map(_COMMON.__contains__, words))
-        if common >= max(2, ENOUGH * len(words)):
-            return Language("en", 1.0)
-    return None
+def _counts(part: str) -> tuple[int, int, int]:
+    """Of a part of a prompt: its words, those that are common in English, and what they settle."""
+    words = _WORD.findall(part.casefold())
+    told = _SURE_BIT * (not _SURE.isdisjoint(words)) + _BESIDE_BIT * (
+        not _BESIDE_A.isdisjoint(words)
+    )
+    return len(words), sum(map(_COMMON.__contains__, words)), told + _A_BIT * ("a" in words)
 
 
 def _bytes(text: str) -> bytes:
     return unicodedata.normalize("NFC", text.lower() if text.isupper() else text).encode()
 
 
-def languages_of(texts: Sequence[str]) -> list[Language]:
-    """The languages of normalised prompts, each by its most probable one."""
-    found = [_settled(text) for text in texts]
-    open_ones = [place for place, language in enumerate(found) if language is None]
-    for start in range(0, len(open_ones), _AT_ONCE):
-        places = open_ones[start : start + _AT_ONCE]
-        shares = _model().probabilities([_bytes(texts[place]) for place in places])
-        shares[:, _model().english] *= PRIOR
-        shares /= shares.sum(axis=1, keepdims=True)
-        best = shares.argmax(axis=1)
-        sure = np.minimum(1.0, shares[np.arange(len(places)), best])
-        for place, code, probability in zip(places, best.tolist(), sure.tolist(), strict=True):
-            found[place] = Language(_model().codes[code], probability)
-    return [language for language in found if language is not None]
+class Languages:
+    """Tells the languages of normalised prompts, each by its most probable one.
+
+    Args:
+        vocabulary: of their parts.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._table = Table(vocabulary, _counts, 3)
+
+    def __call__(self, split: Split) -> tuple[list[str | None], NDArray[np.float64]]:
+        """Codes, ISO 639, and their probabilities, 0 to 1.
+
+        The code is None where there is no letter, and the probability 1 where the commonest words
+        settled it.
+        """
+        words, common, told = self._table.of(split)
+        words, common, told = split.sums(words), split.sums(common), split.ored(told)
+        both = _A_BIT | _BESIDE_BIT
+        sure = ((told & _SURE_BIT) > 0) | ((told & both) == both)
+        settled = sure & (common >= np.maximum(2, ENOUGH * words))
+        codes: list[str | None] = ["en"] * len(split.texts)
+        probabilities = np.ones(len(split.texts))
+        for place in np.flatnonzero(words == 0).tolist():
+            codes[place] = None
+        probabilities[words == 0] = 0.0
+        left = np.flatnonzero(~settled & (words > 0))
+        for start in range(0, len(left), _AT_ONCE):
+            places = left[start : start + _AT_ONCE]
+            shares = _model().probabilities([_bytes(split.texts[place]) for place in places])
+            shares[:, _model().english] *= PRIOR
+            shares /= shares.sum(axis=1, keepdims=True)
+            best = shares.argmax(axis=1)
+            probabilities[places] = np.minimum(1.0, shares[np.arange(len(places)), best])
+            for place, code in zip(places.tolist(), best.tolist(), strict=True):
+                codes[place] = _model().codes[code]
+        return codes, probabilities

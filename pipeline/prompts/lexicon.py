@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 from pydantic import Field
 
 from pipeline import AigiError
 from pipeline.prompts.joiners import bare
 from pipeline.prompts.meaning import form_of, slips_of
+from pipeline.prompts.parts import Split, Table, Vocabulary, all_of
 from pipeline.prompts.tokens import words as known_words
 from pipeline.settings import Settings, Share, check, read_yaml
 
@@ -56,6 +59,8 @@ _FIGURES = str.maketrans("013457@$!|", "oieastasil")
 _MANY = re.compile(r"(.)\1{2,}")
 _DOUBLE = re.compile(r"(.)\1+")
 _REMEMBERED = 1 << 17
+_BITS = 60
+_ANY = 1 << _BITS
 V = TypeVar("V")
 
 
@@ -89,6 +94,12 @@ class _Entry(NamedTuple):
     set: str
     words: tuple[str, ...]
     found_by: int
+
+
+def _places(entry: _Entry, place: int) -> range:
+    """Where the words of an entry are, if it is found here."""
+    first = place - entry.found_by
+    return range(first, first + len(entry.words))
 
 
 class _Word(NamedTuple):
@@ -126,12 +137,13 @@ class Lexicon:
 
     Args:
         path: a lexicon file, local or at an fsspec URL.
+        vocabulary: of the parts of prompts, for `scores`.
 
     Raises:
         AigiError: it is missing, not such a file, or a rule names a set that it does not have.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, vocabulary: Vocabulary | None = None) -> None:
         file = check(_File, read_yaml(path), path)
         for number, rule in enumerate(file.rules):
             for name in (*rule.all, *((rule.unless,) if rule.unless else ())):
@@ -153,7 +165,13 @@ class Lexicon:
                 self._undoubled.setdefault(_squeezed(word.removesuffix("*")), []).append(found)
         self._starts = tuple(self._prefixes)
         self._remembered = _Remembered(self._look_up)
-        self._worth = _Remembered(self._may_lead)
+        # Where several sets share a bit, more prompts are looked at. Harmless words have none.
+        self._bits = {name: 1 << n % _BITS for n, name in enumerate(sorted(file.sets))} | {"": 0}
+        self._needed = {
+            reduce(or_, (self._bits[name] for name in rule.all)) for rule in self._rules
+        }
+        self._parts = _Remembered(self._tokens)
+        self._table = Table(vocabulary or Vocabulary(), self._sets_of, 1)
 
     @staticmethod
     def _part(word: str) -> str:
@@ -173,17 +191,41 @@ class Lexicon:
         leads = any(entry.set in self._leads for entry in entries)
         return _Word(forms, tuple(dict.fromkeys(entries)), leads)
 
-    def _may_lead(self, part: str) -> bool:
-        """Whether a run without spaces may be part of what a rule looks for."""
-        if len(part) == 1 and part not in "aAI":
-            return part.isalpha()  # letters set apart
-        words = _TOKEN.findall(bare(part).casefold())
-        return _APART.search(part) is not None or any(self._remembered[w].leads for w in words)
+    def _tokens(self, part: str) -> tuple[_Word, ...]:
+        """The words of a part of a prompt."""
+        words = _TOKEN.findall(bare(part))
+        return tuple(self._remembered[word.casefold()] for word in words)
+
+    def _sets_of(self, part: str) -> tuple[int]:
+        """The sets of which a part may have a word or a phrase, a bit each; or `_ANY`."""
+        if (len(part) == 1 and part not in "aAI" and part.isalpha()) or _APART.search(part):
+            return (_ANY,)  # letters set apart
+        entries = (entry for word in self._parts[part] for entry in word.entries)
+        return (reduce(or_, (self._bits[entry.set] for entry in entries), 0),)
+
+    def scores(self, split: Split) -> list[Hit]:
+        """The highest score of a rule that each of some normalised prompts fulfils."""
+        (sets,) = self._table.of(split)
+        sets = split.ored(sets)
+        worth = (sets & _ANY) > 0
+        for needed in self._needed:
+            worth |= (sets & needed) == needed
+        for place in np.flatnonzero(worth & (sets < _ANY)).tolist():
+            worth[place] = self._may_hold(split.texts[place])
+        return all_of(self.score, split, worth, NOTHING)
+
+    def _may_hold(self, text: str) -> bool:
+        """Whether a prompt has the words of a rule, and whole phrases of it."""
+        known = [word for part in text.split(" ") for word in self._parts[part]]
+        sets = 0
+        for place, word in enumerate(known):
+            for entry in word.entries:
+                if self._fits(entry, known, _places(entry, place)):
+                    sets |= self._bits[entry.set]
+        return any(sets & needed == needed for needed in self._needed)
 
     def score(self, text: str) -> Hit:
         """The highest score of a rule that a normalised prompt fulfils."""
-        if not any(map(self._worth.__getitem__, text.split(" "))):
-            return NOTHING
         text = bare(text)
         if _APART.search(text):
             text = _APART.sub(lambda found: re.sub(r"[ .*_-]", "", found[0]), text)
@@ -211,8 +253,7 @@ class Lexicon:
         every = []
         for place, word in enumerate(known):
             for entry in word.entries:
-                first = place - entry.found_by
-                places = range(first, first + len(entry.words))
+                places = _places(entry, place)
                 if self._fits(entry, known, places):
                     every.append((entry.set, places))
         titled = sum(map(str.istitle, written)) > len(written) / 2

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
 
+import numpy as np
+
+from pipeline.prompts.parts import Split, Table, Vocabulary, Words
 from pipeline.prompts.tokens import words as known_words
 
 _LIGHT = "a an the and is are was were be been being am there that which who"
@@ -59,35 +62,36 @@ def _patterns() -> tuple[Any, ...]:
         r"|[%#]|[^\s\p{P}\p{L}\p{N}`|~^_]"
     )
     thousands = regex.compile(r"(?<=\d),(?=\d{3}(?:\D|$))")
-    american = tuple(
-        (regex.compile(pattern), form)
-        for pattern, form in (
-            (r"^((?:dis|un|multi|water|tri)?(?:col|flav|harb|neighb|fav|lab|hon|hum|arm|behavi|rum"
-             r"|vap|od|sav|parl|endeav|vig|tum|splend|clam|glam|cand|ferv|ranc|val))our", r"\1or"),
-            (r"^(theat|cent|met|kilomet|lit|fib|sab|calib|lust|spect|mit|somb)re(s?)$", r"\1er\2"),
-            (r"^(.{3,}[iy])s(e|ed|es|ing|er|ers|ation|ations)$", r"\1z\2"),
-            (r"^(catal|dial|anal|monol|epil|prol|travel)ogue(s?)$", r"\1og\2"),
-            (r"^jewellery", "jewelry"),
-            (r"^(.{2,}(?:v|nc|b|d|w|g|u|n|r)el)l(ed|er|ers|ing|ery)$", r"\1\2"),
-            (r"^(def|off|pret|lic)ence", r"\1ense"),
-            (r"^grey", "gray"), (r"^plough", "plow"), (r"^mould", "mold"),
-            (r"^smoulder", "smolder"), (r"^moustache", "mustache"), (r"^pyjama", "pajama"),
-            (r"^aluminium", "aluminum"), (r"^aeroplane", "airplane"), (r"^doughnut", "donut"),
-            (r"^programme", "program"), (r"^tyre", "tire"), (r"^kerb", "curb"),
-            (r"^whisky", "whiskey"), (r"^yoghurt", "yogurt"), (r"^cosy$", "cozy"),
-            (r"^cosier", "cozier"), (r"^storey", "story"), (r"^omelette", "omelet"),
-            (r"^artefact", "artifact"), (r"^manoeuvr", "maneuver"), (r"^archaeo", "archeo"),
-            (r"^mediaeval", "medieval"), (r"^judgement", "judgment"), (r"^ageing$", "aging"),
-            (r"^draught", "draft"), (r"^skilful", "skillful"), (r"^fulfil(?!l)", "fulfill"),
-            (r"^sceptic", "skeptic"), (r"^encyclopaedi", "encyclopedi"),
-            (r"^orthopaed", "orthoped"), (r"^waggon", "wagon"), (r"^chequer", "checker"),
-            (r"^towards$", "toward"), (r"^amongst$", "among"), (r"^whilst$", "while"),
-            (r"^okay$", "ok"), (r"^axe$", "ax"),
-        )
+    british = (
+        (r"^((?:dis|un|multi|water|tri)?(?:col|flav|harb|neighb|fav|lab|hon|hum|arm|behavi|rum"
+         r"|vap|od|sav|parl|endeav|vig|tum|splend|clam|glam|cand|ferv|ranc|val))our", r"\1or"),
+        (r"^(theat|cent|met|kilomet|lit|fib|sab|calib|lust|spect|mit|somb)re(s?)$", r"\1er\2"),
+        (r"^(.{3,}[iy])s(e|ed|es|ing|er|ers|ation|ations)$", r"\1z\2"),
+        (r"^(catal|dial|anal|monol|epil|prol|travel)ogue(s?)$", r"\1og\2"),
+        (r"^jewellery", "jewelry"),
+        (r"^(.{2,}(?:v|nc|b|d|w|g|u|n|r)el)l(ed|er|ers|ing|ery)$", r"\1\2"),
+        (r"^(def|off|pret|lic)ence", r"\1ense"),
+        (r"^grey", "gray"), (r"^plough", "plow"), (r"^mould", "mold"),
+        (r"^smoulder", "smolder"), (r"^moustache", "mustache"), (r"^pyjama", "pajama"),
+        (r"^aluminium", "aluminum"), (r"^aeroplane", "airplane"), (r"^doughnut", "donut"),
+        (r"^programme", "program"), (r"^tyre", "tire"), (r"^kerb", "curb"),
+        (r"^whisky", "whiskey"), (r"^yoghurt", "yogurt"), (r"^cosy$", "cozy"),
+        (r"^cosier", "cozier"), (r"^storey", "story"), (r"^omelette", "omelet"),
+        (r"^artefact", "artifact"), (r"^manoeuvr", "maneuver"), (r"^archaeo", "archeo"),
+        (r"^mediaeval", "medieval"), (r"^judgement", "judgment"), (r"^ageing$", "aging"),
+        (r"^draught", "draft"), (r"^skilful", "skillful"), (r"^fulfil(?!l)", "fulfill"),
+        (r"^sceptic", "skeptic"), (r"^encyclopaedi", "encyclopedi"),
+        (r"^orthopaed", "orthoped"), (r"^waggon", "wagon"), (r"^chequer", "checker"),
+        (r"^towards$", "toward"), (r"^amongst$", "among"), (r"^whilst$", "while"),
+        (r"^okay$", "ok"), (r"^axe$", "ax"),
     )  # fmt: skip
-    return words, thousands, american
+    american = tuple((re.compile(pattern), form) for pattern, form in british)
+    # Few words are any of these, and one look is cheaper than thirty.
+    any_of_them = re.compile("|".join(f"(?:{pattern})" for pattern, _ in british))
+    return words, thousands, american, any_of_them
 
 
+@lru_cache(1 << 16)
 def form_of(word: str) -> str:
     """One word, casefolded: in the singular and in American spelling; empty where it is light."""
     if word in LIGHT:
@@ -99,7 +103,8 @@ def form_of(word: str) -> str:
     if not word.isascii() or not word.isalpha():
         return word
     word = _PLURALS.get(word, word)
-    for pattern, form in _patterns()[2]:
+    _, _, american, any_of_them = _patterns()
+    for pattern, form in american if any_of_them.search(word) else ():
         changed = pattern.sub(form, word)
         if changed != word:
             word = str(changed)
@@ -119,7 +124,7 @@ def _singular(word: str) -> str:
 
 def _words(text: str) -> list[str]:
     """The words, numbers and signs of a text, as written but for the kind of their apostrophes."""
-    words, thousands, _ = _patterns()
+    words, thousands, *_ = _patterns()
     if text.isascii() and _DIGIT.search(text) is None:
         return _PLAIN.findall(text)  # the same, three times faster
     plain = thousands.sub("", text.replace("’", "'")).replace("−", "-")  # noqa: RUF001
@@ -181,6 +186,32 @@ def slips_of(word: str) -> tuple[str, ...]:
         found.update(before + letter + after for letter in _LETTERS)
     found.discard(word)
     return tuple(sorted(one for one in found if len(one) >= SLIP - 1 and one in known))
+
+
+class Meanings:
+    """Finds what normalised prompts say; see `meanings`.
+
+    Args:
+        vocabulary: of their parts.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._table = Table(vocabulary, _may_slip, 1)
+        self._words = Words(vocabulary, meaning)
+
+    def __call__(self, split: Split) -> list[list[int]]:
+        """The `meanings` of each of some prompts."""
+        # A prompt says what its parts say, one after the other.
+        found = [[_hash(said)] for said in self._words.joined(split)]
+        (slips,) = self._table.of(split)
+        for place in np.flatnonzero(split.ored(slips)).tolist():
+            found[place] = meanings(split.texts[place])
+        return found
+
+
+def _may_slip(part: str) -> tuple[int]:
+    """Whether a part has a word that may be a slip of the pen."""
+    return (int(any(len(word) >= SLIP and slips_of(word) for word in _words(part))),)
 
 
 def meanings(text: str) -> list[int]:

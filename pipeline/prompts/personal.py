@@ -9,6 +9,8 @@ import ipaddress
 import re
 from typing import Literal
 
+from pipeline.prompts.parts import Split, Table, Vocabulary, all_of
+
 Kind = Literal["email", "url", "ip", "phone", "ssn", "card", "iban"]
 KINDS: tuple[Kind, ...] = ("email", "url", "ip", "phone", "ssn", "card", "iban")
 
@@ -120,3 +122,24 @@ def personal(text: str) -> list[Kind]:
     if any(_is_phone(one[0]) for one in _PHONE.finditer(text)):
         numbers.append("phone")
     return [kind for kind in KINDS if kind in found or kind in numbers]
+
+
+class Personal:
+    """Finds the kinds of personal data in normalised prompts; see `personal`.
+
+    Args:
+        vocabulary: of their parts.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._table = Table(vocabulary, _worth, 1)
+
+    def __call__(self, split: Split) -> list[list[Kind]]:
+        """The kinds in each of some prompts."""
+        (worth,) = self._table.of(split)
+        return all_of(personal, split, split.ored(worth) > 0, [])
+
+
+def _worth(part: str) -> tuple[int]:
+    """Whether a part has a sign of personal data; "( at" is one in two parts."""
+    return (int(_SIGNS.search(part) is not None or part.endswith(("(", "["))),)

@@ -1,4 +1,4 @@
-"""A list of words and phrases in (one a line); the first one that a prompt has, out."""
+"""A list of words and phrases in (one a line); the first one that each prompt has, out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from pipeline import AigiError
 from pipeline.outside import opened
 from pipeline.prompts.joiners import bare
+from pipeline.prompts.parts import Split, Table, Vocabulary, all_of
 from pipeline.prompts.text import normalise
 
 _WORD = re.compile(r"\w+")
@@ -18,12 +19,14 @@ class Phrases:
     Args:
         path: a text file, local or at an fsspec URL; `#` begins a comment.
         setting: that names it, for errors.
+        vocabulary: of the parts of prompts.
 
     Raises:
         AigiError: it is missing or not UTF-8.
     """
 
-    def __init__(self, path: str, setting: str) -> None:
+    def __init__(self, path: str, setting: str, vocabulary: Vocabulary) -> None:
+        self._table = Table(vocabulary, self._worth, 1)
         self._entries: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
         try:
             with opened(path) as file:
@@ -52,3 +55,12 @@ class Phrases:
                 if pattern.search(text):
                     return entry
         return None
+
+    def __call__(self, split: Split) -> list[str | None]:
+        """The first phrase that each of some normalised prompts has; None: it has none."""
+        (worth,) = self._table.of(split)
+        return all_of(self.first_in, split, split.ored(worth) > 0, None)
+
+    def _worth(self, part: str) -> tuple[int]:
+        words = _WORD.findall(bare(part.casefold()))
+        return (int("" in self._entries or not self._entries.keys().isdisjoint(words)),)

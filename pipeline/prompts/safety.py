@@ -14,6 +14,7 @@ from pipeline.models.device import pick_device
 from pipeline.models.hub import Place, loading
 from pipeline.models.weights import Part, check_transformers, digest
 from pipeline.prompts.lexicon import NOTHING, Hit, Lexicon
+from pipeline.prompts.parts import Split, Vocabulary
 from pipeline.settings import Count, Location, Settings
 
 SHIPPED = "prompts/unsafe.yaml"
@@ -46,7 +47,7 @@ class ClassifierScorer(Settings):
 
 SafetyScorer = Annotated[LexiconScorer | ClassifierScorer, Field(discriminator="kind")]
 
-Score = Callable[[Sequence[str]], list[Hit]]
+Score = Callable[[Split], list[Hit]]
 
 
 def recorded(scorer: LexiconScorer | ClassifierScorer) -> dict[str, Any]:
@@ -60,17 +61,22 @@ def _path(scorer: LexiconScorer) -> str:
     return scorer.path or str(resource(SHIPPED))
 
 
-def opened(scorer: LexiconScorer | ClassifierScorer, device: str) -> tuple[Score, str | None]:
+def opened(
+    scorer: LexiconScorer | ClassifierScorer, device: str, vocabulary: Vocabulary
+) -> tuple[Score, str | None]:
     """A scorer ready to work, and the digest of its weights, if it has some.
+
+    Args:
+        device: of a model.
+        vocabulary: of the parts of prompts.
 
     Raises:
         AigiError: its file or model is missing, damaged, or has no such labels.
     """
     if isinstance(scorer, LexiconScorer):
-        lexicon = Lexicon(_path(scorer))
-        return lambda texts: list(map(lexicon.score, texts)), None
+        return Lexicon(_path(scorer), vocabulary).scores, None
     found = Classifier(scorer, device)
-    return found, found.loaded
+    return lambda split: found(split.texts), found.loaded
 
 
 def check_names(scorers: Sequence[LexiconScorer | ClassifierScorer]) -> None:

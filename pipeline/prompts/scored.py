@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.prompts import safety
 from pipeline.prompts.filters import PromptFilters, reasons
-from pipeline.prompts.language import languages_of
-from pipeline.prompts.meaning import meanings
-from pipeline.prompts.personal import personal
+from pipeline.prompts.language import Languages
+from pipeline.prompts.meaning import Meanings
+from pipeline.prompts.parts import Split, Vocabulary
+from pipeline.prompts.personal import Personal
 from pipeline.prompts.phrases import Phrases
 from pipeline.prompts.safety import SafetyScorer
-from pipeline.prompts.text import names_person, normalise, prompt_id, with_person
-from pipeline.prompts.wording import wording_of
+from pipeline.prompts.text import id_of, names_person, normalise, with_person
+from pipeline.prompts.wording import Wordings
 from pipeline.tables import LINES, TEXTS
 
 BLOCK = 4_096
@@ -53,8 +56,7 @@ class Scoring(NamedTuple):
         }
 
 
-Column = list[Any]
-Score = Callable[[Sequence[str]], Sequence[Column]]
+Score = Callable[[Split], Sequence[pa.Array]]
 """Normalised texts in; for each column of the scorer, one value a text, out."""
 
 
@@ -67,40 +69,64 @@ class Scorer(NamedTuple):
     """
 
     columns: tuple[str, ...]
-    opened: Callable[[Scoring], Score]
+    opened: Callable[[Scoring, Vocabulary], Score]
 
 
-def _each(function: Callable[[str], Any], texts: Sequence[str]) -> list[Column]:
-    return [list(map(function, texts))]
+def _lists(values: Sequence[Sequence[Any]], kind: pa.DataType) -> pa.Array:
+    """A column of lists; most are alike, and Arrow takes them one by one."""
+    ends = np.cumsum([0, *map(len, values)])
+    return pa.ListArray.from_arrays(
+        pa.array(ends, pa.int32()), pa.array(chain.from_iterable(values), kind)
+    )
 
 
-def _several(function: Callable[[str], tuple[Any, ...]], width: int) -> Score:
-    """A scorer whose function gives the values of several columns at once."""
+def _ids(scoring: Scoring, vocabulary: Vocabulary) -> Score:
+    return lambda split: [pa.array(map(id_of, split.texts), pa.string())]
 
-    def score(texts: Sequence[str]) -> list[Column]:
-        return [list(column) for column in zip(*map(function, texts), strict=True)] or [
-            [] for _ in range(width)
-        ]
+
+def _wording(scoring: Scoring, vocabulary: Vocabulary) -> Score:
+    count = Wordings(vocabulary)
+
+    def score(split: Split) -> list[pa.Array]:
+        found = count(split)
+        letters = pa.array(found.ascii_letters, mask=np.isnan(found.ascii_letters))
+        return [pa.array(found.words), letters, pa.array(found.noise), pa.array(found.repeated)]
 
     return score
 
 
-def _languages(texts: Sequence[str]) -> list[Column]:
-    found = languages_of(texts)
-    return [[one.code for one in found], [one.probability for one in found]]
-
-
-def _phrases(setting: str, scoring: Scoring) -> Score:
+def _phrases(setting: str, scoring: Scoring, vocabulary: Vocabulary) -> Score:
     path = getattr(scoring.filters, setting)
     if path is None:
-        return lambda texts: [[None] * len(texts)]
-    return partial(_each, Phrases(path, f"prompts.filters.{setting}").first_in)
+        return lambda split: [pa.nulls(len(split.texts), pa.string())]
+    find = Phrases(path, f"prompts.filters.{setting}", vocabulary)
+    return lambda split: [pa.array(find(split), pa.string())]
+
+
+def _language(scoring: Scoring, vocabulary: Vocabulary) -> Score:
+    tell = Languages(vocabulary)
+
+    def score(split: Split) -> list[pa.Array]:
+        codes, probabilities = tell(split)
+        return [pa.array(codes, pa.string()), pa.array(probabilities)]
+
+    return score
+
+
+def _personal(scoring: Scoring, vocabulary: Vocabulary) -> Score:
+    find = Personal(vocabulary)
+    return lambda split: [_lists(find(split), pa.string())]
+
+
+def _meanings(scoring: Scoring, vocabulary: Vocabulary) -> Score:
+    find = Meanings(vocabulary)
+    return lambda split: [_lists(find(split), pa.uint64())]
 
 
 class _Safety:
     """All scorers of safety; `loaded` has the digests of the weights of those that have some."""
 
-    def __init__(self, scoring: Scoring) -> None:
+    def __init__(self, scoring: Scoring, vocabulary: Vocabulary) -> None:
         safety.check_names(scoring.safety)
         if any(isinstance(one, safety.ClassifierScorer) for one in scoring.safety):
             import torch
@@ -109,31 +135,32 @@ class _Safety:
         self._scorers: dict[str, safety.Score] = {}
         self.loaded: dict[str, str] = {}
         for one in scoring.safety:
-            self._scorers[one.name], sha256 = safety.opened(one, scoring.device)
+            self._scorers[one.name], sha256 = safety.opened(one, scoring.device, vocabulary)
             if sha256 is not None:
                 self.loaded[f"prompts.safety.{one.name}"] = sha256
 
-    def __call__(self, texts: Sequence[str]) -> list[Column]:
-        names = tuple(self._scorers)
-        hits = [scorer(texts) for scorer in self._scorers.values()]
-        if not hits:
-            return [[[] for _ in texts], [None] * len(texts)]
-        rows = list(zip(*hits, strict=True))
-        scores = [list(zip(names, (hit.score for hit in row), strict=True)) for row in rows]
-        return [scores, [max(row).why or None for row in rows]]
+    def __call__(self, split: Split) -> list[pa.Array]:
+        count, names = len(split.texts), tuple(self._scorers)
+        hits = [scorer(split) for scorer in self._scorers.values()]
+        rows = list(zip(*hits, strict=True)) or [()] * count
+        scores = pa.MapArray.from_arrays(
+            pa.array(np.arange(count + 1) * len(names), pa.int32()),
+            pa.array(names * count, pa.string()),
+            pa.array([hit.score for row in rows for hit in row], pa.float64()),
+        )
+        return [scores, pa.array([max(row).why or None if row else None for row in rows])]
 
 
 SCORERS = (
-    Scorer(("prompt_id",), lambda scoring: partial(_each, prompt_id)),
-    Scorer(("words", "ascii_letters", "noise", "repeated"),
-           lambda scoring: _several(wording_of, 4)),
+    Scorer(("prompt_id",), _ids),
+    Scorer(("words", "ascii_letters", "noise", "repeated"), _wording),
     Scorer(("blocked",), partial(_phrases, "blocklist")),
     Scorer(("named",), partial(_phrases, "names")),
-    Scorer(("language", "language_probability"), lambda scoring: _languages),
-    Scorer(("personal",), lambda scoring: partial(_each, personal)),
+    Scorer(("language", "language_probability"), _language),
+    Scorer(("personal",), _personal),
     Scorer(("unsafe", "unsafe_for"), _Safety),
-    Scorer(("meanings",), lambda scoring: partial(_each, meanings)),
-)  # fmt: skip
+    Scorer(("meanings",), _meanings),
+)
 """All scorers, by the columns that they make."""
 
 
@@ -151,8 +178,10 @@ class Scored:
     """
 
     def __init__(self, scoring: Scoring) -> None:
-        self._person = scoring.filters.person
-        self._scorers = [(scorer.columns, scorer.opened(scoring)) for scorer in SCORERS]
+        self._person, self._vocabulary = scoring.filters.person, Vocabulary()
+        self._scorers = [
+            (scorer.columns, scorer.opened(scoring, self._vocabulary)) for scorer in SCORERS
+        ]
         self.loaded: dict[str, str] = {}
         for _, score in self._scorers:
             self.loaded |= getattr(score, "loaded", {})
@@ -184,7 +213,6 @@ class Scored:
             if text is not None:
                 text, problems[place] = self._usable(text)
             texts.append(text)
-        good = [place for place, text in enumerate(texts) if text is not None]
         some = [text for text in texts if text is not None]
         columns: dict[str, Any] = {
             "line": rows["line"],
@@ -193,12 +221,13 @@ class Scored:
             "text": texts,
             "problem": problems,
         }  # fmt: skip
+        split = self._vocabulary.split(some)
+        there = np.array([text is not None for text in texts], np.bool_)
+        places = pa.array(np.cumsum(there) - 1, mask=~there)
         for names, score in self._scorers:
-            for name, values in zip(names, score(some), strict=True):
-                column: Column = [None] * len(texts)
-                for place, value in zip(good, values, strict=True):
-                    column[place] = value
-                columns[name] = column
+            for name, values in zip(names, score(split), strict=True):
+                values = values.cast(TEXTS.field(name).type)
+                columns[name] = values if len(some) == len(texts) else values.take(places)
         return pa.table(columns, schema=TEXTS)
 
 

@@ -108,7 +108,12 @@ def with_person(text: str, person: str) -> str:
 
 def prompt_id(text: str) -> str:
     """Return the id of a prompt: 32 hex digits of SHA-256 over the normalised text in UTF-8."""
-    return hashlib.sha256(normalise(text).encode()).hexdigest()[:32]
+    return id_of(normalise(text))
+
+
+def id_of(text: str) -> str:
+    """The same of a text that is normalised."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def split_of(prompt_id: str, shares: SplitShares) -> str:

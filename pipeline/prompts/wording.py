@@ -1,9 +1,14 @@
-"""A normalised prompt in; how many words it has, of what kind they are, and repeats, out."""
+"""Normalised prompts in; how many words each has, of what kind they are, and repeats, out."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.prompts.parts import Split, Table, Vocabulary
 
 # A sign set apart (CC3M: "a cat , a dog .") is neither a word nor noise.
 _PUNCTUATION = "\"'`()[]{}<>.,:;!?*|~&/\\-–—…•·‘’“”«»"  # noqa: RUF001 (quotes and dashes are meant)
@@ -27,41 +32,51 @@ _NUMBER = re.compile(
 
 
 class Wording(NamedTuple):
-    """The words of a prompt, in numbers; shares are from 0 to 1.
+    """The words of prompts, in numbers: a value each; shares are float64 from 0 to 1.
 
     Attributes:
-        words: runs without spaces that are not punctuation alone; where a language writes no
+        words: int64: runs without spaces that are not punctuation alone; where a language writes no
             spaces, those of ICU's dictionaries.
-        ascii_letters: share of ASCII among the letters; None: there is no letter.
+        ascii_letters: share of ASCII among the letters; NaN: there is no letter.
         noise: share of words that are URLs, hashtags, handles, signs or long numbers.
         repeated: share of words that are there before: 0.5 for `a dog a dog`.
     """
 
-    words: int
-    ascii_letters: float | None
-    noise: float
-    repeated: float
+    words: NDArray[np.int64]
+    ascii_letters: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    repeated: NDArray[np.float64]
 
 
-def wording_of(text: str) -> Wording:
-    """Count the words of a normalised prompt."""
-    parts = text.split(" ")
-    # Nearly every word is letters alone; only the others need a closer look.
-    odd = [word for word in parts if not word.isalpha()]
-    real = [word for word in odd if word.strip(_PUNCTUATION)]
-    count = len(parts) - len(odd) + len(real)
-    plain = text.isascii()
-    if not plain and _UNSPACED.search(text):
-        count += sum(max(0, _words(part) - 1) for part in parts if _UNSPACED.search(part))
-    letters: float | None = 1.0
-    if len(odd) == len(parts) and not any(map(str.isalpha, text)):
-        letters = None
-    elif not plain:
-        each = [char for char in text if char.isalpha()]
-        letters = sum(map(str.isascii, each)) / len(each)
-    noise = sum(map(_is_noise, real)) / count if count else 0.0
-    repeated = 1 - len(set(parts)) / len(parts)
-    return Wording(count, letters, noise, repeated)
+class Wordings:
+    """Counts the words of normalised prompts.
+
+    Args:
+        vocabulary: of their parts.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._table = Table(vocabulary, _counts, 4)
+
+    def __call__(self, split: Split) -> Wording:
+        """The words of some prompts, in numbers."""
+        words, noise, letters, plain = map(split.sums, self._table.of(split))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = np.where(words > 0, noise / words, 0.0)
+            known = plain / letters
+        return Wording(words, known, shares, 1 - split.distinct() / split.lengths)
+
+
+def _counts(part: str) -> tuple[int, int, int, int]:
+    """Of a part: words, those that are noise, letters, and letters of ASCII."""
+    if part.isascii() and part.isalpha():
+        return 1, 0, len(part), len(part)
+    words = int(bool(part.strip(_PUNCTUATION)))
+    noise = int(bool(words) and not part.isalpha() and _is_noise(part))
+    if _UNSPACED.search(part):
+        words += max(0, _words(part) - 1)
+    letters = [char for char in part if char.isalpha()]
+    return words, noise, len(letters), sum(map(str.isascii, letters))
 
 
 def _is_noise(word: str) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 
 from pipeline.prompts.filters import PromptFilters
 from pipeline.prompts.grammar import Grammar
-from pipeline.prompts.language import LANGUAGES, _bytes, _model, identifier, languages_of
+from pipeline.prompts.language import LANGUAGES, Languages, _bytes, _model, identifier
+from pipeline.prompts.parts import Vocabulary
 from pipeline.prompts.scored import Filter
 from tests.conftest import ROOT
 
@@ -39,6 +42,17 @@ OTHERS = {
     "pl": ["kobieta by a chciała czytać książkę w parku na ławce"],
     "ru": ["мальчик с собакой идёт по снегу"],  # noqa: RUF001
 }
+
+
+class Told(NamedTuple):
+    code: str | None
+    probability: float
+
+
+def languages_of(texts: Sequence[str]) -> list[Told]:
+    vocabulary = Vocabulary()
+    codes, probabilities = Languages(vocabulary)(vocabulary.split(texts))
+    return list(map(Told, codes, probabilities.tolist()))
 
 
 def test_english_captions_are_english() -> None:
