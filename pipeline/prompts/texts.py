@@ -101,11 +101,15 @@ def _read(sources: Sequence[CaptionSource], store: Store, progress: Progress) ->
 
         def write(held: list[tuple[int, str | None, str | None]], name: str) -> None:
             lines, texts, problems = zip(*held, strict=True)
-            table = pa.table([pa.array(lines, pa.int64()), texts, problems], schema=LINES)
+            try:
+                written = pa.array(texts, pa.string())
+            except UnicodeEncodeError:  # halves of surrogate pairs: few files have one
+                written = pa.array([text and in_unicode(text) for text in texts], pa.string())
+            table = pa.table([pa.array(lines, pa.int64()), written, problems], schema=LINES)
             made.append(store.write("lines", name, table, LINES))
 
         for line, text, problem in _rows(origin, store):
-            held.append((line, None if text is None else in_unicode(text), problem))
+            held.append((line, text, problem))
             count += 1
             if len(held) == SHARD_ROWS:
                 write(held, f"{prefix}{len(made) - first:05d}")

@@ -5,7 +5,7 @@ whose peak resident memory the kernel counts (VmHWM); the time includes the load
 inside the stage, not the start of Python.
 
     python -m tests.perf.captions write FILE ROWS     makes the file alone
-    python -m tests.perf.captions stage FILE RUN COUNT
+    python -m tests.perf.captions stage FILE RUN COUNT [WORKERS]
     python -m tests.perf.captions read FILE
 """
 
@@ -31,6 +31,8 @@ from tests.perf.report import GIB, Measurement, peak_gib
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, QUICK_ROWS = 12_000_000, 300_000
 PROMPTS = 112_000
+FEW, WORKERS = 2_000_000, (1, 2, 4)
+"""Rows, and processes that score them, for the figures of several workers."""
 MEMORY_GIB = 2.0
 # Measured: 210 bytes a row in the file, 180 in the buckets of the stage, 30 in its rejects.
 DISK_BYTES_A_ROW = 600
@@ -165,8 +167,12 @@ def write_captions(path: Path, rows: int) -> None:
             file.write(memoryview(lines.buffers()[2])[: ends[-1]])
 
 
-def run_stage(captions: Path, run: Path, count: int) -> dict[str, Any]:
-    """Run the prompts stage as a workflow would, in this process."""
+def run_stage(captions: Path, run: Path, count: int, workers: int = 0) -> dict[str, Any]:
+    """Run the stages of prompts as a workflow would; seconds of each, and of all.
+
+    Args:
+        workers: processes of Ray that score; 0: this process does.
+    """
     from pipeline.progress import Progress
     from pipeline.prompts import prompts
     from pipeline.run import run_stages
@@ -180,15 +186,24 @@ def run_stage(captions: Path, run: Path, count: int) -> dict[str, Any]:
         "near_duplicates": True,
         "select": {"count": count, "method": "random"},
     }
-    workflow = check(Workflow, {"run": str(run), "prompts": settings}, str(run / "bench.yaml"))
+    compute = {"ray": "local", "workers": workers} if workers else {}
+    workflow = check(
+        Workflow,
+        {"run": str(run), "prompts": settings, "compute": compute},
+        str(run / "bench.yaml"),
+    )
     store = Store(workflow.run)
     before, started = peak_gib(), time.perf_counter()
     assert workflow.prompts is not None
     stages = prompts.stages(workflow.prompts, workflow.split, workflow.compute)
-    run_stages(stages, store, workflow.compute, Progress())
-    seconds = time.perf_counter() - started
+    seconds, tables = 0.0, {}
+    for number, stage in enumerate(stages, 1):
+        run_stages(stages[:number], store, workflow.compute, Progress())
+        seconds, before_it = time.perf_counter() - started, seconds
+        tables[stage.table] = seconds - before_it
     return {
         "seconds": seconds,
+        "tables": tables,
         "peak_gib": peak_gib(),
         "peak_before_gib": before,
         "kept": sum(store.rows("prompts", shard) or 0 for shard in store.shards("prompts")),
@@ -228,7 +243,7 @@ def run(quick: bool = False, rows: int | None = None) -> list[Measurement]:
     Raises:
         OSError: too little space in the folder for temporary files (TMPDIR).
     """
-    rows = rows or (QUICK_ROWS if quick else ROWS)
+    rows, workers = rows or (QUICK_ROWS if quick else ROWS), () if quick else WORKERS
     # Below full size, a quarter is asked for at most, so that enough captions pass.
     count = min(PROMPTS, rows // 4)
     need, free = rows * DISK_BYTES_A_ROW, shutil.disk_usage(tempfile.gettempdir()).free
@@ -246,9 +261,26 @@ def run(quick: bool = False, rows: int | None = None) -> list[Measurement]:
         peers = [_alone("read", str(file))]
         ours = _alone("stage", str(file), str(Path(folder) / "run"), str(count))
         peers.append(_alone("read", str(file)))
+        few = min(rows, FEW)
+        write_captions(file, few)
+        side = [
+            _alone("stage", str(file), str(Path(folder) / f"run{n}"), str(few // 4), str(n))
+            for n in workers
+        ]
     peer = min(peers, key=lambda side: float(side["seconds"]))
     detail = {"rows": rows, "wanted": count, "file": made, "ours": ours, "peers": peers}
+    scoring = [one["tables"]["texts"] for one in side]
     return [
+        *(
+            Measurement(
+                what=f"scoring {few:,} captions with {n} workers of Ray over one",
+                unit="rows/s",
+                ours=few / seconds,
+                peer=few / scoring[0],
+                detail={"seconds": seconds},
+            )
+            for n, seconds in zip(workers, scoring, strict=True)
+        ),
         Measurement(
             what="prompts stage over a bare loop that reads and splits",
             unit="rows/s",
@@ -272,8 +304,8 @@ def _main(action: str, *arguments: str) -> None:
         case "write", (file, rows):
             write_captions(Path(file), int(rows))
             print(json.dumps({"bytes": os.path.getsize(file)}))
-        case "stage", (file, folder, count):
-            print(json.dumps(run_stage(Path(file), Path(folder), int(count))))
+        case "stage", (file, folder, count, *workers):
+            print(json.dumps(run_stage(Path(file), Path(folder), int(count), *map(int, workers))))
         case "read", (file,):
             print(json.dumps(read_only(Path(file))))
         case _:

@@ -270,3 +270,15 @@ def test_names_and_blocklist_are_lists_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_bytes(b"Ada \xff\n")
     with pytest.raises(AigiError, match="save it as UTF-8"):
         Filter(limits)
+
+
+def test_half_a_surrogate_pair_costs_nothing_but_itself(tmp_path: Path) -> None:
+    lines = [r'{"text": "a red \ud83d boat on a lake"}', '{"text": "a dog in the snow"}']
+    (tmp_path / "in.jsonl").write_text("\n".join([*lines, '{"text": null}', ""]))
+    given = {"kind": "jsonl", "path": str(tmp_path / "in.jsonl"), "column": "text"}
+    store, _ = make(tmp_path, sources=[given])
+    assert store.read_all("lines", ["text"])["text"].to_pylist()[:2] == [
+        "a red  boat on a lake", "a dog in the snow"
+    ]  # fmt: skip
+    made = sorted(store.read_all("prompts", ["text"])["text"].to_pylist())
+    assert made == ["a dog in the snow", "a red boat on a lake"]
