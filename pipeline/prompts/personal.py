@@ -15,7 +15,7 @@ Kind = Literal["email", "url", "ip", "phone", "ssn", "card", "iban"]
 KINDS: tuple[Kind, ...] = ("email", "url", "ip", "phone", "ssn", "card", "iban")
 
 _MAYBE = re.compile(
-    r"@|://|www\.|\d{3}|\.[a-z]{2}|:[0-9a-f]*:|\(at\)|\[at\]|\d[ .)-]+\d", re.IGNORECASE
+    r"@|://|www\.|\d{3}|\.[a-z]{2}|:[0-9a-f]*:|[(\[]\s?at\s?[)\]]|\d[ .)-]+\d", re.IGNORECASE
 )
 """Nothing personal is in a text without this."""
 _SIGNS = re.compile(r"[\d@:]|\.\w|[(\[]\s?at", re.IGNORECASE)  # nor without this, which is faster

@@ -424,7 +424,6 @@ def _build(
             f"prompts: near_duplicates is {near:g}, but similar letters no longer make two prompts "
             "one: they have to say the same. Write true"
         )
-    store.remove("prompts", SPREAD)  # of a choice of before
     with scratch("prompts") as folder:
         buckets, rejects = _gather(settings, found, before, decided, store, folder)
         decided.say(select.count, progress)

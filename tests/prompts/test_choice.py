@@ -262,6 +262,11 @@ def test_clip_of_the_workflow_chooses(tmp_path: Path) -> None:
     assert (found == np.rint(found)).all()
 
 
+def test_the_content_of_the_model_is_recorded() -> None:
+    files = vectors.recorded("wordllama", None)["wordllama"]
+    assert [len(sha256) for sha256 in files] == [64, 64] and files[0] != files[1]
+
+
 def test_choices_without_vectors_are_recorded_as_ever() -> None:
     assert "embedder" not in PromptSelection(method="diverse").model_dump(mode="json")
     assert "embedder" in PromptSelection(method="facility_location").model_dump(mode="json")

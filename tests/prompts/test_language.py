@@ -88,6 +88,12 @@ def test_a_short_caption_is_rather_english() -> None:
     assert {one.code for one in languages_of(texts)} == {"en"}
 
 
+def test_two_of_the_commonest_words_settle_it() -> None:
+    found = languages_of(["the cat with", "the cat", "a of", "a of one two three four five six"])
+    assert [one.probability == 1.0 for one in found] == [True, False, True, True]
+    assert languages_of(["a of one two three four five six seven"])[0].probability < 1.0
+
+
 def test_a_text_without_letters_has_no_language() -> None:
     (found,) = languages_of(["3 + 4"])
     assert found == (None, 0.0)

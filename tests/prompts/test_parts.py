@@ -82,6 +82,12 @@ def test_scores_of_parts_are_those_of_prompts(phrases: str, some: list[str]) -> 
     assert Meanings(vocabulary)(split) == list(map(meanings, some))
 
 
+def test_an_address_may_be_in_several_parts() -> None:
+    vocabulary = Vocabulary()
+    split = vocabulary.split(["write to me ( at ) example ( dot ) com", "[ at ] the sea"])
+    assert Personal(vocabulary)(split) == [["email"], []]
+
+
 def test_words_are_counted() -> None:
     vocabulary = Vocabulary()
     some = [
