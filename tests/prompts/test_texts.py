@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from pipeline import AigiError
 from pipeline.progress import Progress
@@ -282,3 +283,34 @@ def test_half_a_surrogate_pair_costs_nothing_but_itself(tmp_path: Path) -> None:
     ]  # fmt: skip
     made = sorted(store.read_all("prompts", ["text"])["text"].to_pylist())
     assert made == ["a dog in the snow", "a red boat on a lake"]
+
+
+def test_captions_that_lie_elsewhere_are_not_scored_anew(tmp_path: Path) -> None:
+    given = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "in.txt").write_text("\n".join(SENTENCES[:40]) + "\n")
+        given.append({"kind": "text", "path": str(tmp_path / name / "in.txt")})
+    store, said = make(tmp_path, sources=given[:1])
+    assert "texts: 1/1 shards, 40 rows" in said
+    before = list(store.shards("texts"))
+    _, said = make(tmp_path, sources=given[1:])
+    assert "texts: 1 shards, already made" in said and list(store.shards("texts")) == before
+
+
+def test_prompts_that_were_chosen_stay_though_they_say_the_same(tmp_path: Path) -> None:
+    twins = ["a red boat on a lake", "A red boat on the lake."]
+    path = tmp_path / "flow.yaml"
+    (tmp_path / "in.txt").write_text("\n".join([*twins, *SENTENCES[:5]]) + "\n")
+    sources = [{"kind": "text", "path": "in.txt"}]
+    for near, more in ((False, {}), (True, {"max_words": 70})):
+        given = {"sources": sources, "near_duplicates": near, "filters": more}
+        path.write_text(yaml.safe_dump({"run": "run", "prompts": given}))
+        done = aigi_here("run", str(path))
+        assert done.returncode == 0, done.stderr
+        found = pq.read_table(tmp_path / "run" / "prompts")["text"].to_pylist()
+        assert set(found) == {*twins, *SENTENCES[:5]}
+    # Those of a new run say different things.
+    done = aigi_here("run", str(path), "--set", f"run={tmp_path}/new")
+    found = pq.read_table(tmp_path / "new" / "prompts")["text"].to_pylist()
+    assert len(set(twins) & set(found)) == 1
