@@ -286,16 +286,23 @@ def test_half_a_surrogate_pair_costs_nothing_but_itself(tmp_path: Path) -> None:
 
 
 def test_captions_that_lie_elsewhere_are_not_scored_anew(tmp_path: Path) -> None:
-    given = []
-    for name in ("one", "other"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "in.txt").write_text("\n".join(SENTENCES[:40]) + "\n")
-        given.append({"kind": "text", "path": str(tmp_path / name / "in.txt")})
-    store, said = make(tmp_path, sources=given[:1])
-    assert "texts: 1/1 shards, 40 rows" in said
-    before = list(store.shards("texts"))
-    _, said = make(tmp_path, sources=given[1:])
-    assert "texts: 1 shards, already made" in said and list(store.shards("texts")) == before
+    """Nor are they where another file is beside them."""
+    made = []
+    for name, files in (("one", "ab"), ("other", "abc")):
+        folder = tmp_path / name / "in"
+        folder.mkdir(parents=True)
+        for number, file in enumerate(files):
+            some = SENTENCES[20 * number : 20 * number + 20]
+            (folder / f"{file}.txt").write_text("\n".join(some) + "\n")
+        given = [{"kind": "text", "path": str(folder)}]
+        workflow, store = stages_of(tmp_path, sources=given)
+        assert workflow.prompts is not None
+        found = prompts.stages(workflow.prompts, workflow.split, workflow.compute)
+        run_stages(found[:-1], store, workflow.compute, Progress(io.StringIO()))
+        there = (tmp_path / "run" / "texts").iterdir()
+        made.append({path.name: path.stat().st_mtime_ns for path in there})
+    assert len(made[0]) == 2 and len(made[1]) == 3
+    assert made[0].items() < made[1].items()
 
 
 def test_prompts_that_were_chosen_stay_though_they_say_the_same(tmp_path: Path) -> None:
