@@ -140,6 +140,18 @@ def check(model: type[M], data: Mapping[str, Any], path: str) -> M:
         raise AigiError("\n".join(lines)) from None
 
 
+def _from_command_line(value: Any) -> Any:
+    """A `--set` value whose texts, also those in lists and mappings, are known to be from there."""
+    match value:
+        case str():
+            return _FromCommandLine(value)
+        case list():
+            return [_from_command_line(item) for item in value]
+        case dict():
+            return {key: _from_command_line(item) for key, item in value.items()}
+    return value
+
+
 def _with_override(data: Any, override: str) -> Any:
     """Return `data` with one `a.b=value` (value in YAML) replaced; missing sections are made."""
     dotted, equals, text = override.partition("=")
@@ -149,8 +161,7 @@ def _with_override(data: Any, override: str) -> Any:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise AigiError(f"--set {override}: the value is not YAML: {error}") from error
-    if isinstance(value, str):
-        value = _FromCommandLine(value)
+    value = _from_command_line(value)
 
     def replaced(node: Any, keys: list[str]) -> Any:
         if not keys:

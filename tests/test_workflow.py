@@ -118,3 +118,20 @@ def test_every_workflow_file_is_right(path: Path) -> None:
         return
     dataset = specification.load(loaded.plan.dataset)
     assert set(loaded.sources) <= set(dataset.sources)
+
+
+def test_paths_in_lists_and_mappings_start_at_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "flow.yaml").write_text("run: run\n")
+    monkeypatch.chdir(tmp_path / "here")
+    loaded = workflows.load(
+        tmp_path / "flow.yaml",
+        ["prompts={sources: [{kind: text, path: a.txt}], filters: {blocklist: b.txt}}"],
+    )
+    assert loaded.prompts is not None
+    (source,) = loaded.prompts.sources
+    assert source.path == str(tmp_path / "here" / "a.txt")  # type: ignore[union-attr]
+    assert loaded.prompts.filters.blocklist == str(tmp_path / "here" / "b.txt")
+    assert loaded.run == str(tmp_path / "run"), "that of the file starts where the file is"
