@@ -169,7 +169,7 @@ def estimate(workflow: Workflow, costs: Costs | None = None) -> list[Estimate]:
     guidance) over `compute.gpu_tflops`; and bytes are usual ones of the run's container.
 
     Raises:
-        AigiError: the workflow has no plan.
+        AigiError: the workflow has no plan, or settings of a source that is not specified.
     """
     from pipeline.images import images
     from pipeline.plan import quotas, specification
@@ -178,6 +178,7 @@ def estimate(workflow: Workflow, costs: Costs | None = None) -> list[Estimate]:
     if workflow.plan is None:
         raise AigiError("plan: the workflow has no plan section, so there is nothing to estimate")
     dataset = specification.load(workflow.plan.dataset)
+    specification.check_known(dataset, workflow.plan.dataset, workflow.sources)
     known = {} if costs is None else costs.found
     stored = images.begun(workflow.images or images.Images(), Store(workflow.run)).format or "webp"
     found = []

@@ -397,8 +397,12 @@ def stage(
         sources: how the workflow makes or imports the sources of the specification.
         shares: shares of the prompts for each split.
         compute: where its rows are made; None: here.
+
+    Raises:
+        AigiError: the specification cannot be read, or `sources` names one that it does not have.
     """
     dataset = specification.load(plan.dataset)
+    specification.check_known(dataset, plan.dataset, sources)
     names = chosen(dataset, plan)
     generated = any(isinstance(dataset.sources[name], PromptedSpec) for name in names)
     schema = with_options(PLAN, some_options(dataset, names))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline import gate
+from pipeline import AigiError, gate
 from pipeline.complaints import lines, near
 from pipeline.gate import Sha256, matching
 from pipeline.manifest import REMEDY, read_manifest
@@ -550,3 +550,18 @@ def load(path: str) -> Dataset:
     context = {"base": base, "recorded": True}
     recorded = read_manifest(path)["specification"]
     return gate.check(Dataset, recorded, path, REMEDY, "specification", context)
+
+
+def check_known(dataset: Dataset, path: str, sources: Iterable[str]) -> None:
+    """Refuse settings of sources that a specification does not have: they would decide nothing.
+
+    Args:
+        path: of the specification, for errors.
+        sources: names that a workflow has settings for.
+
+    Raises:
+        AigiError: names the first one, and the nearest name that there is.
+    """
+    for name in sources:
+        if name not in dataset.sources:
+            raise AigiError(f"sources.{name}: no source of {path}; {near(name, dataset.sources)}")

@@ -27,7 +27,7 @@ from pipeline.prompts import prompts
 from pipeline.run import run_stages
 from pipeline.stage import Stage
 from pipeline.store import Store
-from tests.conftest import ROOT, WorkflowMaker
+from tests.conftest import ROOT, WorkflowMaker, aigi_here
 
 PKU = ROOT / "manifests" / "pku-aigi-500k.yaml"
 
@@ -318,3 +318,16 @@ def test_open_sizes_of_damaged_pictures(tmp_path: Path) -> None:
     source = ImportSource(kind="import", path=str(path))
     sizes = imports._pixels(source, ["a.png", "b.png"], None, None)
     assert sizes == [imports.UNKNOWN_PIXELS, 32 * 16]
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"]])
+def test_a_source_that_the_specification_does_not_have_is_an_error(
+    make_workflow: WorkflowMaker, tmp_path: Path, models: Path, command: list[str]
+) -> None:
+    """Its settings would decide nothing, without a word."""
+    folder = {"folder": str(models / "sd"), "batch_size": 3}
+    path = make_workflow(sources={"sdd": folder, "sdxl": {"folder": str(models / "sdxl")}})
+    done = aigi_here(command[0], str(path), *command[1:])
+    assert done.returncode == 1
+    assert f'sources.sdd: no source of {tmp_path}/dataset.yaml; did you mean "sd"?' in done.stderr
+    assert not (tmp_path / "run" / "plan").exists()
