@@ -20,16 +20,16 @@ SETTINGS: dict[Subject, str] = {"image_id": "selection.review", "prompt_id": "pr
 """Where a workflow takes decisions about it."""
 
 
-def subject_of(path: str) -> Subject:
-    """What a file of decisions is about, by its columns.
+def read_any(path: str) -> tuple[Subject, dict[str, str]]:
+    """What the decisions of a file are about, by its columns, and these decisions.
 
     Raises:
-        AigiError: no such file, not readable, or neither column.
+        AigiError: as `read_decisions`; or it has neither column.
     """
-    columns, _ = _table(path, "")
+    columns, rows = _table(path, "")
     for subject in SETTINGS:
         if subject in columns:
-            return subject
+            return subject, _checked(rows, path, subject)
     raise AigiError(
         f"{path}: expected a column {' or '.join(SETTINGS)}, found {', '.join(columns) or 'none'}"
     )
@@ -42,9 +42,14 @@ def read_decisions(path: str, subject: Subject) -> dict[str, str]:
         AigiError: no such file, a missing column, an unknown decision, or one image twice with
             different decisions; names setting, file and row.
     """
+    _, rows = _table(path, f"{SETTINGS[subject]}: ")
+    return _checked(rows, path, subject)
+
+
+def _checked(rows: Iterable[Mapping[str, Any]], path: str, subject: Subject) -> dict[str, str]:
     where = f"{SETTINGS[subject]}: "
     found: dict[str, str] = {}
-    for line, row in enumerate(_table(path, where)[1], start=2):
+    for line, row in enumerate(rows, start=2):
         name, decision = row.get(subject), row.get("decision")
         if not name or decision not in DECISIONS:
             raise AigiError(

@@ -104,20 +104,20 @@ def merge_reviews(
     Where people disagree, the decision is `unsure`, so that the scores decide.
     """
     with explained():
-        from pipeline.decisions import read_decisions, subject_of
+        from pipeline.decisions import read_any
         from pipeline.selection.agreement import as_csv, merge
 
         if len(set(files)) < 2:
             raise AigiError("merge-reviews: give the files of at least two people")
-        subjects = {name: subject_of(name) for name in files}
-        subject = subjects[files[0]]
-        for name, other in subjects.items():
+        reviews = {name: read_any(name) for name in files}
+        subject, _ = reviews[files[0]]
+        for name, (other, _) in reviews.items():
             if other != subject:
                 raise AigiError(
                     f"merge-reviews: {name} has decisions about {other}, and {files[0]} about "
                     f"{subject}: merge files of one kind"
                 )
-        found = merge({name: read_decisions(name, subject) for name in files})
+        found = merge({name: decisions for name, (_, decisions) in reviews.items()})
         for image, said in found.disagreements.items():
             tell(image + "".join(f"  {name}: {what}" for name, what in said.items() if what))
         write_file(out, as_csv(found.decisions, subject).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -116,7 +117,7 @@ def _spread(spread: pa.Table) -> Table:
                 row["choice"],
                 counted(row["words"]),
                 f"{row['topics']:,} of {row['clusters']:,}",
-                f"{row['nearest']:.3f}",
+                "" if math.isnan(row["nearest"]) else f"{row['nearest']:.3f}",
                 f"{row['vendi']:.1f}",
             )
             for row in spread.to_pylist()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import sha256
-from itertools import zip_longest
+from itertools import islice
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import AigiError
-from pipeline.pages.review import KEPT, page_of
+from pipeline.pages.review import KEPT, Drawn, check_reasons, in_turn, order_of, page_of
 from pipeline.prompts import filters
 from pipeline.prompts.filters import RULES, PromptFilters
 from pipeline.prompts.sweep import limits_of
@@ -25,7 +23,6 @@ _LATER = (NEAR, "too many tokens")
 """Reasons that are found when prompts are compared and chosen."""
 REASONS = (KEPT, *(rule.reason for rule in RULES if rule.reason), *_LATER)
 """What a caption on the page may be; a caption without text cannot be brought back."""
-_SHOWN = ("language", "language_probability", "noise", "repeated", "unsafe", "personal")
 
 
 class _Caption(NamedTuple):
@@ -41,10 +38,9 @@ class _Caption(NamedTuple):
 
 def _refused(store: Store, limits: PromptFilters, wanted: set[str]) -> Iterator[_Caption]:
     """Captions that the filters refuse, with their scores; without those that people keep."""
-    columns = list(dict.fromkeys(["text", "prompt_id", "line", *_SHOWN, *filters.COLUMNS]))
-    asked = [rule for rule in RULES if rule.reason in wanted]
-    if not asked:
+    if wanted.isdisjoint(rule.reason for rule in RULES):
         return
+    columns = ["text", "prompt_id", *filters.COLUMNS]
     stay = pa.concat_arrays(store.read_all("prompts", ["prompt_id"])["prompt_id"].chunks)
     for shard in store.shards("texts"):
         rows = store.read("texts", shard, columns)
@@ -84,21 +80,17 @@ def _sample(
     captions: Iterator[_Caption], reasons: Sequence[str], most: int, seed: int
 ) -> tuple[list[_Caption], int]:
     """At most `most` captions, drawn by a hash, and of how many; each reason gets as many."""
-    queues: dict[str, list[tuple[int, str, _Caption]]] = {reason: [] for reason in reasons}
+    queues: dict[str, list[Drawn]] = {reason: [] for reason in reasons}
     there: dict[str, set[str]] = {reason: set() for reason in reasons}
     for caption in captions:
         seen, queue = there[caption.reason], queues[caption.reason]
         if caption.prompt_id in seen:
             continue
         seen.add(caption.prompt_id)
-        order = int.from_bytes(sha256(f"{seed}:{caption.prompt_id}".encode()).digest()[:8], "big")
-        entry = (-order, caption.prompt_id, caption)
-        if len(queue) < most:
-            heapq.heappush(queue, entry)
-        elif entry > queue[0]:
-            heapq.heapreplace(queue, entry)
-    layers = zip_longest(*(sorted(queue, reverse=True) for queue in queues.values()))
-    drawn = [entry[2] for layer in layers for entry in layer if entry is not None][:most]
+        queue.append((order_of(seed, caption.prompt_id), caption.prompt_id, caption))
+        if len(queue) >= 2 * most:  # no more texts are held than may be shown
+            queue[:] = sorted(queue)[:most]
+    drawn: list[_Caption] = [entry[2] for entry in islice(in_turn(queues.values()), most)]
     drawn.sort(key=lambda caption: reasons.index(caption.reason))
     return drawn, sum(map(len, there.values()))
 
@@ -141,9 +133,7 @@ def prompt_review(
     Raises:
         AigiError: an unknown reason, no prompts, or no such caption.
     """
-    for reason in reasons:
-        if reason not in REASONS:
-            raise AigiError(f"--reason {reason}: expected one of {', '.join(REASONS)}")
+    check_reasons(reasons, REASONS)
     if not store.shards("prompts"):
         raise AigiError(f"{store.url}: no prompts table; run the workflow first")
     reasons, wanted, limits = list(dict.fromkeys(reasons)), set(reasons), limits_of(store)
@@ -168,8 +158,5 @@ def prompt_review(
                 place[stays.prompt_id] = len(items)
                 items.append(_item(stays, limits))
             item["twin"] = place[stays.prompt_id]
-    said = f"This page shows {len(items):,} prompts: {len(drawn):,} of {total:,} that are "
-    said += ", ".join(reasons)
-    extra = len(items) - len(drawn)
-    said += f", and {extra:,} that stay in place of near duplicates." if extra else "."
-    return page_of(store, "prompt_id", items, said), len(items)
+    beside = "that stay in place of near duplicates"
+    return page_of(store, "prompt_id", items, reasons, len(drawn), total, beside)

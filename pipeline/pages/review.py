@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -54,6 +54,21 @@ def _judged(store: Store) -> dict[str, _Judged]:
     return found
 
 
+Drawn = tuple[Any, ...]
+"""Its `order_of`, its id, and whatever else belongs to it."""
+
+
+def order_of(seed: int, name: str) -> str:
+    """Where a hash puts an image or a prompt among those of its reason."""
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+
+
+def in_turn(queues: Iterable[Iterable[Drawn]]) -> Iterator[Drawn]:
+    """The entries of all queues, in their order, one of each queue in turn."""
+    layers = zip_longest(*map(sorted, queues))
+    return (entry for layer in layers for entry in layer if entry is not None)
+
+
 def _sample(
     judged: Mapping[str, _Judged], reasons: Sequence[str], most: int, seed: int
 ) -> tuple[list[str], int]:
@@ -62,15 +77,13 @@ def _sample(
     Each reason gets the same number, until the rare ones run out. A duplicate is followed by the
     image that stays in its place, which was not drawn.
     """
-    queues: dict[str, list[tuple[str, str]]] = {reason: [] for reason in reasons}
+    queues: dict[str, list[Drawn]] = {reason: [] for reason in reasons}
     for image in judged.values():
         if image.reason in queues:
-            order = hashlib.sha256(f"{seed}:{image.image_id}".encode()).hexdigest()
-            queues[image.reason].append((order, image.image_id))
-    layers = zip_longest(*(sorted(queue) for queue in queues.values()))
+            queues[image.reason].append((order_of(seed, image.image_id), image.image_id))
     groups: list[list[str]] = []
     taken: set[str] = set()
-    for entry in (entry for layer in layers for entry in layer if entry is not None):
+    for entry in in_turn(queues.values()):
         twin = judged[entry[1]].duplicate_of
         group = [name for name in (entry[1], twin) if name is not None and name not in taken]
         if len(taken) + len(group) > most:
@@ -147,9 +160,7 @@ def review(
         AigiError: an unknown reason, no selection, or no such image.
     """
     allowed = [KEPT, *(reason for reason in REASONS if reason != "failed")]
-    for reason in reasons:
-        if reason not in allowed:
-            raise AigiError(f"--reason {reason}: expected one of {', '.join(allowed)}")
+    check_reasons(reasons, allowed)
     judged = _judged(store)
     total = sum(image.reason in reasons for image in judged.values())
     shown, drawn = _sample(judged, list(dict.fromkeys(reasons)), sample, seed)
@@ -172,32 +183,53 @@ def review(
         item = _item(image, known[image.image_id], settings, small[image.place])
         twin = image.duplicate_of
         items.append(item | {"twin": None if twin is None else number[twin]})
-    said = f"This page shows {len(shown):,} images: {drawn:,} of {total:,} that are "
-    said += ", ".join(reasons)
-    extra = len(shown) - drawn
-    said += f", and {extra:,} that stayed in place of duplicates." if extra else "."
-    return page_of(store, "image_id", items, said), len(items)
+    return page_of(
+        store, "image_id", items, reasons, drawn, total, "that stayed in place of duplicates"
+    )
 
 
-def page_of(store: Store, subject: Subject, items: Sequence[Mapping[str, Any]], said: str) -> str:
-    """The page of these items.
+def check_reasons(reasons: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raises AigiError: a reason is none of those that there are."""
+    for reason in reasons:
+        if reason not in allowed:
+            raise AigiError(f"--reason {reason}: expected one of {', '.join(allowed)}")
+
+
+def page_of(
+    store: Store,
+    subject: Subject,
+    items: Sequence[Mapping[str, Any]],
+    reasons: Sequence[str],
+    drawn: int,
+    total: int,
+    beside: str,
+) -> tuple[str, int]:
+    """The page of these items, and how many they are.
 
     Args:
         subject: what its decisions are about.
         items: values that `review.js` shows.
-        said: how they were drawn.
+        reasons: for which they were drawn.
+        drawn, total: how many of them were drawn, of how many.
+        beside: what the others are.
     """
+    noun = subject.removesuffix("_id")
+    said = f"This page shows {len(items):,} {noun}s: {drawn:,} of {total:,} that are "
+    said += ", ".join(reasons)
+    extra = len(items) - drawn
+    said += f", and {extra:,} {beside}." if extra else "."
     digest = hashlib.sha256("\n".join(item["id"] for item in items).encode()).hexdigest()[:32]
     data = {
         "digest": digest,
         "items": items,
         "subject": subject,
-        "noun": subject.removesuffix("_id"),
+        "noun": noun,
     }
-    return render(
+    page = render(
         "review.html", "review.js",
         run=store.url, sampled=said, data=data, setting=SETTINGS[subject],
     )  # fmt: skip
+    return page, len(items)
 
 
 def _item(

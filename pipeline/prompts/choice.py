@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from pipeline import AigiError
 from pipeline.models.clip import Embeddings
 from pipeline.progress import Progress
 from pipeline.prompts import vectors
 from pipeline.prompts.coverage import most_covering
 from pipeline.prompts.diversity import most_diverse
 from pipeline.prompts.spread import SPREADS, spreads
-from pipeline.prompts.vectors import Embedder, vectors_of
+from pipeline.prompts.vectors import vectors_of
 from pipeline.settings import Count, Settings
 from pipeline.store import Store
 
@@ -47,7 +48,7 @@ class PromptSelection(Settings):
     pool: float = Field(
         4.0, ge=1, description="not random: candidates to choose from, as a multiple of count"
     )
-    embedder: Embedder = Field(
+    embedder: Literal["wordllama", "clip"] = Field(
         "wordllama",
         description="facility_location: what makes vectors of prompts; clip: the text model of the "
         "embeddings section",
@@ -67,28 +68,39 @@ class PromptSelection(Settings):
         return None if self.method == "random" else self.count
 
 
-class Chooser(NamedTuple):
-    """What chooses prompts among more.
+class Chooser:
+    """Chooses prompts among more.
 
-    Attributes:
+    Args:
         select: how.
-        clip: a CLIP model, if the workflow has one.
+        embeddings: section of the workflow whose text model may make vectors.
         device: for it.
+
+    Raises:
+        AigiError: a CLIP model is asked for, and there is none.
     """
 
-    select: PromptSelection
-    clip: Embeddings | None = None
-    device: str = "auto"
+    def __init__(
+        self, select: PromptSelection, embeddings: Embeddings | None = None, device: str = "auto"
+    ) -> None:
+        by_clip = select.method == "facility_location" and select.embedder == "clip"
+        if by_clip and embeddings is None:
+            raise AigiError(
+                "prompts.select.embedder: clip is the text model of the embeddings section, and "
+                "this workflow has none. Add the section, or set wordllama."
+            )
+        self._select, self._device = select, device
+        self._clip = embeddings if by_clip else None
 
     def recorded(self) -> dict[str, Any]:
-        """As JSON values.
+        """What decides the choice, as JSON values.
 
         Raises:
-            AigiError: a CLIP model is asked for, and there is none.
+            AigiError: files of the model are missing.
         """
-        found = self.select.model_dump(mode="json")
+        found = self._select.model_dump(mode="json")
         if "embedder" in found:
-            found["embedder"] = vectors.recorded(self.select.embedder, self.clip)
+            found["embedder"] = vectors.recorded(self._clip)
         return found
 
     def choose(
@@ -100,13 +112,13 @@ class Chooser(NamedTuple):
             texts: all that may be chosen, in random order.
             first: those at the beginning that are chosen already.
         """
-        select = self.select
-        progress.say(f"prompts: choosing {count:,} of {len(texts):,} by {select.method}")
-        embedded = vectors_of(texts, select.embedder, self.clip, self.device)
-        if select.method == "diverse":
+        method = self._select.method
+        progress.say(f"prompts: choosing {count:,} of {len(texts):,} by {method}")
+        embedded = vectors_of(texts, self._clip, self._device)
+        if method == "diverse":
             chosen = most_diverse(texts, count, first)
         else:
             chosen = most_covering(embedded, count, first)
-        found = spreads(texts, embedded, {select.method: chosen, "random": range(count)})
+        found = spreads(texts, embedded, {method: chosen, "random": range(count)})
         rows = [{"choice": name, **spread._asdict()} for name, spread in found.items()]
         return chosen, pa.Table.from_pylist(rows, schema=SPREADS)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.prompts.parts import Split, Table, Vocabulary, Words
+from pipeline.prompts.parts import Split, Table, Vocabulary
 from pipeline.prompts.tokens import words as known_words
 
 _LIGHT = "a an the and is are was were be been being am there that which who"
@@ -197,12 +197,13 @@ class Meanings:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._table = Table(vocabulary, _may_slip, 1)
-        self._words = Words(vocabulary, meaning)
+        self._said = Table(vocabulary, lambda part: (meaning(part),), 1, object)
 
     def __call__(self, split: Split) -> list[list[int]]:
         """The `meanings` of each of some prompts."""
         # A prompt says what its parts say, one after the other.
-        found = [[_hash(said)] for said in self._words.joined(split)]
+        (said,) = self._said.of(split)
+        found = [[_hash(whole)] for whole in split.joined(said)]
         (slips,) = self._table.of(split)
         for place in np.flatnonzero(split.ored(slips)).tolist():
             found[place] = meanings(split.texts[place])

@@ -42,6 +42,12 @@ class Split(NamedTuple):
         """The bits that any part has, by prompt."""
         return self._by_text(np.bitwise_or, values)
 
+    def joined(self, values: NDArray[Any]) -> list[str]:
+        """The texts that stand for the parts of each prompt, one behind the other."""
+        flat, starts = values.tolist(), self.starts.tolist()
+        ends = (self.starts + self.lengths).tolist()
+        return ["".join(flat[start:end]) for start, end in zip(starts, ends, strict=True)]
+
     def _by_text(self, operation: np.ufunc, values: NDArray[Any]) -> NDArray[Any]:
         if not len(self.starts):
             return values[:0]
@@ -94,48 +100,35 @@ class Vocabulary:
 
 
 class Table:
-    """Numbers that depend on a part alone.
+    """Values that depend on a part alone.
 
     Args:
         vocabulary: of the parts.
-        look: a part in, its numbers out, always as many.
+        look: a part in, its values out, always as many.
         width: how many.
+        dtype: of the values; object: they are texts.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, look: Callable[[str], Sequence[int]], width: int
+        self,
+        vocabulary: Vocabulary,
+        look: Callable[[str], Sequence[Any]],
+        width: int,
+        dtype: type = np.int64,
     ) -> None:
         self._vocabulary, self._look, self._width = vocabulary, look, width
-        self._turn, self._values = -1, np.empty((0, width), np.int64)
+        self._turn = -1
+        self._values: NDArray[Any] = np.empty((0, width), dtype)
 
-    def of(self, split: Split) -> list[NDArray[np.int64]]:
-        """Each of the numbers, of all parts: int64, shape (parts,)."""
+    def of(self, split: Split) -> list[NDArray[Any]]:
+        """Each of the values, of all parts: shape (parts,)."""
         if self._turn != self._vocabulary.turn:
             self._turn, self._values = self._vocabulary.turn, self._values[:0]
         if new := self._vocabulary.parts[len(self._values) :]:
-            found = np.array([self._look(part) for part in new], np.int64)
+            found = np.array([self._look(part) for part in new], self._values.dtype)
             self._values = np.concatenate([self._values, found.reshape(-1, self._width)])
         rows = self._values[split.ids]
         return [rows[:, number] for number in range(self._width)]
-
-
-class Words:
-    """A text that depends on a part alone, as a `Table` has numbers."""
-
-    def __init__(self, vocabulary: Vocabulary, look: Callable[[str], str]) -> None:
-        self._vocabulary, self._look = vocabulary, look
-        self._turn, self._values = -1, list[str]()
-
-    def joined(self, split: Split) -> list[str]:
-        """The texts of the parts of each prompt, one behind the other."""
-        if self._turn != self._vocabulary.turn:
-            self._turn, self._values = self._vocabulary.turn, []
-        self._values += map(self._look, self._vocabulary.parts[len(self._values) :])
-        flat = list(map(self._values.__getitem__, split.ids.tolist()))
-        ends = (split.starts + split.lengths).tolist()
-        return [
-            "".join(flat[start:end]) for start, end in zip(split.starts.tolist(), ends, strict=True)
-        ]
 
 
 def all_of(

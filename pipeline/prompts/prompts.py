@@ -377,10 +377,6 @@ def _before(store: Store) -> list[str]:
     return [] if table is None else list(table["prompt_id"].to_pylist())
 
 
-def _decisions(settings: Prompts) -> dict[str, str]:
-    return {} if settings.review is None else read_decisions(settings.review, "prompt_id")
-
-
 def _few(reasons: Mapping[str, int], first: str | None, path: str) -> str:
     """What is known of captions that were refused, for an error: a sentence, or nothing."""
     if not reasons:
@@ -411,11 +407,12 @@ def _build(
     shares: SplitShares,
     models: Models,
     chooser: Chooser,
+    decisions: Mapping[str, str],
     store: Store,
     progress: Progress,
 ) -> list[Shard]:
     select, found = settings.select, origins(settings.sources)
-    decided = Decided(_decisions(settings))
+    decided = Decided(decisions)
     before = {name: place for place, name in enumerate(dict.fromkeys(
         [*decided.keep, *_before(store)]
     ))}  # fmt: skip
@@ -503,6 +500,7 @@ def stage(
     """
     models = models or {}
     chooser = Chooser(settings.select, clip, device)
+    decisions = {} if settings.review is None else read_decisions(settings.review, "prompt_id")
     readers = {name: models[name].settings for name in _reading(models)}
     scoring = Scoring(settings.filters, settings.safety)
     return Build(
@@ -511,7 +509,7 @@ def stage(
         schema=_schema(models),
         settings={
             **({"readers": readers} if readers else {}),
-            **({} if settings.review is None else {"review": _decisions(settings)}),
+            **({} if settings.review is None else {"review": decisions}),
             "sources": recorded(settings.sources),
             "filters": settings.filters.recorded(),
             # Scores decide prompts: other ones are another choice, and not the same one remade.
@@ -522,5 +520,5 @@ def stage(
             "split": shares.model_dump(mode="json"),
         },
         inputs=("texts",),
-        build=partial(_build, settings, shares, models, chooser),
+        build=partial(_build, settings, shares, models, chooser, decisions),
     )

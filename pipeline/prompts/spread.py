@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.prompts.diversity import features
-from pipeline.prompts.vectors import LENGTH, Vectors
+from pipeline.prompts.vectors import LENGTH, Vectors, rounded
 
 MOST_TOPICS = 4_096
 _FITTED = 65_536  # prompts from which topics are found
@@ -25,7 +26,7 @@ class Spread(NamedTuple):
     Attributes:
         words: distinct words and pairs of words.
         topics: clusters of the pool with a prompt among them, of `clusters`.
-        nearest: mean cosine of a prompt and the one nearest to it, -1 to 1.
+        nearest: mean cosine of a prompt and the one nearest to it, -1 to 1; NaN: it is alone.
         vendi: effective number of different prompts, at least 1 (Friedman & Dieng 2023, The Vendi
             Score), by the cosines of their vectors.
     """
@@ -56,8 +57,6 @@ def topics_of(vectors: Vectors, clusters: int) -> NDArray[np.int64]:
     Args:
         vectors: of all prompts, in random order.
     """
-    from pipeline.prompts.vectors import rounded
-
     some = vectors[-_FITTED:]
     centres = some[-clusters:]  # not the first ones: these are a random choice
     for _ in range(_ROUNDS):
@@ -82,6 +81,8 @@ def _assigned(vectors: Vectors, centres: Vectors) -> NDArray[np.int64]:
 
 
 def _nearest(vectors: Vectors) -> float:
+    if len(vectors) < 2:
+        return math.nan
     found = []
     asked = min(_ASKED, len(vectors))
     for start in range(0, asked, _BLOCK):
@@ -108,7 +109,7 @@ def spreads(
 
     Args:
         texts, vectors: the pool, in random order.
-        choices: indices of at least two prompts each, by name.
+        choices: indices of prompts, by name.
     """
     size = max(map(len, choices.values()))
     clusters = max(2, min(size // 2, MOST_TOPICS))

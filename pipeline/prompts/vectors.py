@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,6 @@ from pipeline import AigiError
 from pipeline.files import file_sha256
 from pipeline.models.clip import Clip, Embeddings, identity
 
-Embedder = Literal["wordllama", "clip"]
 LENGTH = 2_048
 """Of a vector, but for rounding: its square, the largest product of two, is below 2**24."""
 _BLOCK = 4_096
@@ -29,43 +28,33 @@ Vectors = npt.NDArray[np.float32]
 """float32, N x D, integers; rows of length LENGTH, or 0 where a text has nothing known in it."""
 
 
-def recorded(embedder: Embedder, clip: Embeddings | None) -> Any:
-    """What decides the vectors, as a JSON value.
+def recorded(clip: Embeddings | None) -> dict[str, Any]:
+    """What decides the vectors, as JSON values; arguments are those of `vectors_of`.
 
     Raises:
-        AigiError: a CLIP model is asked for, and there is none; or files of wordllama are missing.
+        AigiError: files of the model are missing.
     """
-    if embedder == "clip":
-        return identity(_asked(clip))
+    if clip is not None:
+        return identity(clip)
     # Another version of the package may have the same vectors, or others.
     return {"wordllama": [file_sha256(path) for path in _files()]}
 
 
-def _asked(clip: Embeddings | None) -> Embeddings:
-    if clip is None:
-        raise AigiError(
-            "prompts.select.embedder: clip is the text model of the embeddings section, and this "
-            "workflow has none. Add the section, or set wordllama."
-        )
-    return clip
-
-
 def vectors_of(
-    texts: Sequence[str], embedder: Embedder, clip: Embeddings | None = None, device: str = "auto"
+    texts: Sequence[str], clip: Embeddings | None = None, device: str = "auto"
 ) -> Vectors:
     """Vectors of normalised prompts.
 
     Args:
-        embedder: wordllama: the mean of vectors of their pieces of words, which the wordllama
-            package has (256 numbers, English); clip: the text model of CLIP.
-        clip: its settings.
+        clip: a CLIP model, whose text model makes them; None: they are the means of the vectors of
+            their pieces of words, which the wordllama package has (256 numbers, English).
         device: for CLIP.
 
     Raises:
         AigiError: the model is missing or damaged, or does not fit into memory.
     """
-    if embedder == "clip":
-        return rounded(Clip(_asked(clip), device).text_vectors(texts))
+    if clip is not None:
+        return rounded(Clip(clip, device).text_vectors(texts))
     weights, tokenizer = _wordllama()
     found = np.zeros((len(texts), weights.shape[1]), np.float32)
     for start in range(0, len(texts), _BLOCK):

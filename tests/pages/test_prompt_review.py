@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import AigiError
-from pipeline.decisions import read_decisions, subject_of
+from pipeline.decisions import read_any, read_decisions
 from pipeline.pages.prompt_review import prompt_review
 from pipeline.prompts.text import prompt_id
 from pipeline.store import Store
@@ -175,9 +175,9 @@ def test_reviews_of_prompts_are_merged_and_not_with_those_of_images(tmp_path: Pa
     out = tmp_path / "both.csv"
     done = aigi_here("merge-reviews", *files[:2], "--out", str(out))
     assert done.returncode == 0 and "2 prompts, 0 unsure" in done.stdout
-    assert subject_of(str(out)) == "prompt_id"
+    assert read_any(str(out))[0] == "prompt_id"
     mixed = aigi_here("merge-reviews", *files, "--out", str(out))
     assert mixed.returncode == 1 and "merge files of one kind" in mixed.stderr
     (tmp_path / "none.csv").write_text("name,decision\na,keep\n")
     with pytest.raises(AigiError, match="expected a column image_id or prompt_id, found name"):
-        subject_of(str(tmp_path / "none.csv"))
+        read_any(str(tmp_path / "none.csv"))

@@ -40,19 +40,18 @@ def cosine(vectors: Vectors, one: int, other: int) -> float:
 
 def test_vectors_tell_what_prompts_are_about() -> None:
     texts = ["a dog runs on the beach", "a puppy playing by the sea", "a report on tax law", "狗"]
-    found = vectors_of(texts, "wordllama")
+    found = vectors_of(texts)
     assert found.shape == (4, 256) and (found == np.rint(found)).all()
     assert np.abs(np.linalg.norm(found, axis=1) - LENGTH).max() < 8
     assert cosine(found, 0, 1) > 0.3 > 0.15 > cosine(found, 0, 2)
-    one_by_one = np.concatenate([vectors_of([text], "wordllama") for text in texts])
+    one_by_one = np.concatenate([vectors_of([text]) for text in texts])
     assert (one_by_one == found).all(), "a vector does not depend on the texts beside it"
-    assert (vectors_of(["", "a dog"], "wordllama")[0] == 0).all()
+    assert (vectors_of(["", "a dog"])[0] == 0).all()
 
 
 def test_products_of_vectors_are_exact() -> None:
     """So no order of summation, and no number of threads, makes another choice."""
-    found = vectors_of([f"a {word} boat on a lake" for word in ["red", "blue", "old"]],
-                       "wordllama")  # fmt: skip
+    found = vectors_of([f"a {word} boat on a lake" for word in ["red", "blue", "old"]])  # fmt: skip
     exact = found.astype(np.int64) @ found.astype(np.int64).T
     assert (exact == (found @ found.T).astype(np.int64)).all()
     assert (exact == (found[:, ::-1] @ found[:, ::-1].T).astype(np.int64)).all()
@@ -63,9 +62,9 @@ def test_a_damaged_or_absent_model_is_an_error(monkeypatch: pytest.MonkeyPatch) 
     vectors._wordllama.cache_clear()
     monkeypatch.setattr(vectors, "find_spec", lambda name: None)
     with pytest.raises(AigiError, match="Install the package anew"):
-        vectors_of(["a dog"], "wordllama")
+        vectors_of(["a dog"])
     monkeypatch.undo()
-    assert vectors_of(["a dog"], "wordllama").any()
+    assert vectors_of(["a dog"]).any()
 
 
 def plain_greedy(vectors: Vectors, count: int, first: int) -> list[int]:
@@ -139,7 +138,7 @@ def test_rare_topics_are_not_lost() -> None:
         for place in ("lawn", "beach", "fence")
     ]
     texts = [(rare + dogs)[i] for i in np.random.default_rng(0).permutation(len(rare + dogs))]
-    chosen = {texts[i] for i in most_covering(vectors_of(texts, "wordllama"), 42)}
+    chosen = {texts[i] for i in most_covering(vectors_of(texts), 42)}
     assert chosen.issuperset(rare)
     assert len(set(texts[:42]).intersection(rare)) < 5, "at random they are lost"
 
@@ -183,7 +182,7 @@ def test_vectors_choose_more_topics_than_chance_on_real_captions(name: str, shar
         texts = [line.split("\t")[1] for line in lines]
     texts = list(dict.fromkeys(texts))
     texts = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:4_000]]
-    found = vectors_of(texts, "wordllama")
+    found = vectors_of(texts)
     choices = {
         "random": range(1_000),
         "diverse": most_diverse(texts, 1_000),
@@ -237,6 +236,22 @@ def test_a_run_says_how_far_its_prompts_spread(tmp_path: Path) -> None:
     assert not any("spread" in one.caption for one in prompts_section(store, images).tables)
 
 
+def test_one_prompt_has_none_beside_it(tmp_path: Path) -> None:
+    select = {"count": 1, "method": "diverse"}
+    store, _ = make(tmp_path, sources=[captions(tmp_path, TEXTS)], select=select)
+    table = spread_of(store)
+    assert table is not None and np.isnan(table["nearest"].to_pylist()).all()
+    shown = prompts_section(store, store.read_all("prompts", ["text"])).tables
+    (mine,) = [one for one in shown if one.caption == "How far the prompts spread"]
+    assert [row[3] for row in mine.rows] == ["", ""]
+
+
+def test_a_choice_by_words_needs_no_section_of_embeddings(tmp_path: Path) -> None:
+    select = {"count": 5, "method": "diverse", "embedder": "clip"}
+    store, _ = make(tmp_path, sources=[captions(tmp_path, TEXTS)], select=select)
+    assert store.read_all("prompts").num_rows == 5 and spread_of(store) is not None
+
+
 def test_clip_of_the_workflow_chooses(tmp_path: Path) -> None:
     folder = clip_folder(tmp_path / "clip")
     captions(tmp_path, TEXTS)
@@ -256,14 +271,14 @@ def test_clip_of_the_workflow_chooses(tmp_path: Path) -> None:
     settings = Embeddings(folder=str(folder))
     chooser = Chooser(workflow.prompts.select, settings)
     assert set(chooser.recorded()["embedder"]) == {"folder"}
-    found = vectors_of(TEXTS, "clip", settings)
+    found = vectors_of(TEXTS, settings)
     expected = Clip(settings, "cpu").text_vectors(TEXTS)
     assert np.abs(found / LENGTH - expected).max() < 1e-3
     assert (found == np.rint(found)).all()
 
 
 def test_the_content_of_the_model_is_recorded() -> None:
-    files = vectors.recorded("wordllama", None)["wordllama"]
+    files = vectors.recorded(None)["wordllama"]
     assert [len(sha256) for sha256 in files] == [64, 64] and files[0] != files[1]
 
 

@@ -16,7 +16,7 @@ from pipeline.prompts import parts
 from pipeline.prompts.filters import PromptFilters
 from pipeline.prompts.lexicon import Lexicon
 from pipeline.prompts.meaning import Meanings, meanings
-from pipeline.prompts.parts import Table, Vocabulary, Words
+from pipeline.prompts.parts import Table, Vocabulary
 from pipeline.prompts.personal import Personal, personal
 from pipeline.prompts.phrases import Phrases
 from pipeline.prompts.safety import LexiconScorer
@@ -49,7 +49,7 @@ LEXICON = str(ROOT / "prompts" / "unsafe.yaml")
 def test_arithmetic_over_parts_is_that_over_each_prompt(some: list[str]) -> None:
     vocabulary = Vocabulary()
     table = Table(vocabulary, lambda part: (len(part), 1 << len(part) % 5), 2)
-    words = Words(vocabulary, str.upper)
+    words = Table(vocabulary, lambda part: (part.upper(),), 1, object)
     for given_texts in (some[:3], some):
         split = vocabulary.split(given_texts)
         length, bits = table.of(split)
@@ -61,7 +61,7 @@ def test_arithmetic_over_parts_is_that_over_each_prompt(some: list[str]) -> None
         ]
         assert split.ored(bits).tolist() == expected
         assert split.distinct().tolist() == [len(set(each)) for each in every]
-        assert words.joined(split) == ["".join(each).upper() for each in every]
+        assert split.joined(words.of(split)[0]) == ["".join(each).upper() for each in every]
 
 
 @pytest.fixture(scope="module")
