@@ -178,7 +178,7 @@ def estimate(workflow: Workflow, costs: Costs | None = None) -> list[Estimate]:
     if workflow.plan is None:
         raise AigiError("plan: the workflow has no plan section, so there is nothing to estimate")
     dataset = specification.load(workflow.plan.dataset)
-    specification.check_known(dataset, workflow.plan.dataset, workflow.sources)
+    specification.check_known(workflow.plan.dataset, workflow.sources)
     known = {} if costs is None else costs.found
     stored = images.begun(workflow.images or images.Images(), Store(workflow.run)).format or "webp"
     found = []

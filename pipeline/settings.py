@@ -7,7 +7,9 @@ current folder, as a shell user expects.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -44,7 +46,36 @@ class _FromCommandLine(str):
     """A `--set` value: relative paths in it start at the current folder."""
 
 
-def located(value: str, base: Path | None) -> str:
+@dataclass(frozen=True)
+class Shipped:
+    """In place of the folder of a workflow that came with aigi and was given by its name.
+
+    Files that came with it are found there. All else, such as run directories and captions, is
+    looked for from the current folder, as if that was the root of a checkout.
+
+    Attributes:
+        root: folder that contains `workflows/`, `manifests/` and `prompts/`.
+    """
+
+    root: Path
+
+    def __fspath__(self) -> str:
+        return str(self.root / "workflows")
+
+    def __truediv__(self, path: Path) -> Path:
+        if path.is_absolute():
+            return path
+        inside = Path(os.path.normpath(Path("workflows") / path))
+        if (self.root / inside).is_file():
+            return self.root / inside
+        return Path.cwd().joinpath(*(part for part in inside.parts if part != ".."))
+
+
+Base = Path | Shipped
+"""Where relative paths of a file of settings start."""
+
+
+def located(value: str, base: Base | None) -> str:
     """The location that `value` means in a workflow file in the folder `base`."""
     if "://" in value:
         return value
@@ -63,7 +94,7 @@ Location = Annotated[str, BeforeValidator(_locate)]
 """A local path (made absolute) or an fsspec URL (`s3://…`, kept as written)."""
 
 
-def folder_or_hub(value: str, base: Path | None) -> str:
+def folder_or_hub(value: str, base: Base | None) -> str:
     """A folder where there is one or a path is written as one; else a Hub id as it stands."""
     place = located(value, base)
     local = value.startswith((".", "/", "~")) or "*" in value or Path(place).exists()
@@ -126,13 +157,21 @@ def read_yaml(path: str) -> Mapping[str, Any]:
     return data
 
 
-def check(model: type[M], data: Mapping[str, Any], path: str) -> M:
+def folder_of(path: str) -> Path | None:
+    """Where relative paths in a file start; None: it is at a URL."""
+    return None if "://" in path else Path(path).resolve().parent
+
+
+def check(model: type[M], data: Mapping[str, Any], path: str, base: Base | None = None) -> M:
     """Check `data`, read from `path`, against a pydantic model.
+
+    Args:
+        base: where relative paths start; None: at the file.
 
     Raises:
         AigiError: names the file and every wrong field.
     """
-    base = None if "://" in path else Path(path).resolve().parent
+    base = base or folder_of(path)
     try:
         return model.model_validate(data, context={"base": base})
     except ValidationError as error:

@@ -5,7 +5,9 @@ A stage runs if its section is present. Each section's class is beside the stage
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 
 from pipeline import AigiError
@@ -13,9 +15,11 @@ from pipeline.analysis.alignments import Alignments
 from pipeline.analysis.characteristics import Characteristics
 from pipeline.benchmark.settings import Benchmark
 from pipeline.collection import asked_or_own
+from pipeline.complaints import near
+from pipeline.files import resource
 from pipeline.manifest import is_manifest
 from pipeline.release.recipe import Recipe
-from pipeline.settings import check, located, overridden, read_yaml
+from pipeline.settings import Base, Shipped, check, folder_of, located, overridden, read_yaml
 from pipeline.training.settings import Train
 
 
@@ -40,19 +44,72 @@ READERS = Workflow.model_fields.keys() - Recipe.model_fields.keys()
 """Sections that read a release; no setting of theirs decides a byte of it."""
 
 
+ELSEWHERE = {
+    "demo": "`aigi demo` runs it",
+    "ray-cluster": "it describes a cluster: `ray up` takes it, by its path",
+}
+"""Files beside the workflows that came with aigi which `aigi run` does not take by name."""
+
+
+def shipped() -> dict[str, str]:
+    """What each workflow that came with aigi does, by its name: the first sentence of its file."""
+    found = {}
+    for file in sorted(resource("workflows").glob("*.yaml")):
+        lines = takewhile(lambda line: line.startswith("# "), file.read_text().splitlines())
+        text = " ".join(line.removeprefix("# ").strip() for line in lines)
+        if file.stem not in ELSEWHERE:
+            found[file.stem] = re.split(r"(?<=[.?])\s", text, maxsplit=1)[0]
+    return found
+
+
+def _found(given: str) -> tuple[str, Base | None]:
+    """The file that a user means, and where its relative paths start; None: at the file.
+
+    Raises:
+        AigiError: there is none, with the nearest name.
+    """
+    path = Path(given)
+    if "://" in given or path.is_file():
+        return given, None
+    if re.fullmatch(r"[\w-]+", given):
+        known = shipped()
+        if given in known:
+            file = resource(f"workflows/{given}.yaml")
+            return str(file), Shipped(file.parent.parent)
+        if given in ELSEWHERE:
+            raise AigiError(f"{given}: no workflow to run; {ELSEWHERE[given]}")
+        raise AigiError(
+            f"{given}: no such file, and no workflow of this name came with aigi; "
+            f"{near(given, known)} A file of your own has an ending: {given}.yaml"
+        )
+    if path.is_dir():
+        raise AigiError(f"{given}: a folder, and no workflow file")
+    if path.stem in shipped() and path.parts[-2:-1] == ("workflows",):
+        raise AigiError(
+            f"{given}: no such file. One of this name came with aigi: `aigi run {path.stem}`"
+        )
+    beside = [str(one) for one in path.parent.glob(f"*{path.suffix}")] if path.suffix else []
+    nearest = near(given, beside) if beside else ""
+    raise AigiError(f"{given}: no such file" + (f"; {nearest}" if "did you" in nearest else ""))
+
+
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Workflow:
     """Read a workflow file, apply `KEY=VALUE` overrides, and check it.
 
     With `plan.manifest`, the settings are those of the manifest: see `regenerate.merged`. A
     manifest in place of a workflow file is one that only says so, and asks for its release.
 
+    Args:
+        path: a file, or the name of a workflow that came with aigi.
+
     Raises:
         AigiError: the file cannot be read, or a setting is wrong; names file and setting.
     """
-    found = read_yaml(str(path))
+    file, base = _found(str(path))
+    found = read_yaml(file)
     again = is_manifest(found)
     if again:
-        found = {"plan": {"manifest": located(str(path), None)}, "release": {}}
+        found = {"plan": {"manifest": located(file, None)}, "release": {}}
     data = overridden(found, overrides)
     if again and data.get("run") is None:
         raise AigiError(
@@ -60,9 +117,8 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Workflow:
             "--set run=FOLDER"
         )
     plan = data.get("plan")
-    if isinstance(plan, dict) and plan.get("manifest") is not None:
+    if isinstance(plan, dict) and isinstance(plan.get("manifest"), str):
         from pipeline.release import regenerate
 
-        base = None if "://" in str(path) else Path(path).resolve().parent
-        data = regenerate.merged(located(plan["manifest"], base), data)
-    return check(Workflow, data, str(path))
+        data = regenerate.merged(located(plan["manifest"], base or folder_of(file)), data)
+    return check(Workflow, data, file, base)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline import AigiError
+from pipeline import AigiError, build
 from pipeline import workflow as workflows
-from tests.conftest import ROOT
+from pipeline.plan import specification
+from pipeline.settings import read_yaml
+from tests.conftest import ROOT, aigi_here
 
 
 def write(folder: Path, text: str) -> Path:
@@ -106,8 +110,6 @@ def test_a_workflow_cannot_be_changed(tmp_path: Path) -> None:
 def test_every_workflow_file_is_right(path: Path) -> None:
     if path.name.startswith("ray-"):
         pytest.skip("a file for Ray, not a workflow")
-    from pipeline.plan import specification
-
     loaded = workflows.load(path)
     if loaded.benchmark is not None:
         from pipeline.codecs.table import row_of
@@ -135,3 +137,94 @@ def test_paths_in_lists_and_mappings_start_at_the_current_folder(
     assert source.path == str(tmp_path / "here" / "a.txt")  # type: ignore[union-attr]
     assert loaded.prompts.filters.blocklist == str(tmp_path / "here" / "b.txt")
     assert loaded.run == str(tmp_path / "run"), "that of the file starts where the file is"
+
+
+def test_a_specification_may_be_in_the_workflow(
+    make_workflow: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The same plan as from a file, and paths in it start at the workflow."""
+    path = make_workflow()
+    loaded = workflows.load(path)
+    assert loaded.plan is not None
+    inside = read_yaml(str(tmp_path / "dataset.yaml"))
+    inline = make_workflow("inline", plan={"dataset": inside, "shard_mb": 0.05})
+    found = workflows.load(inline).plan
+    assert found is not None
+    assert specification.load(found.dataset) == specification.load(loaded.plan.dataset)
+    with pytest.raises(AigiError, match=r"inline.yaml: plan.dataset.sources.sd.steps: .*found 0"):
+        workflows.load(inline, ["plan.dataset.sources.sd.steps=0"])
+    with pytest.raises(AigiError, match=r'plan.dataset.sourcs: no such setting.*"sources"'):
+        workflows.load(inline, ["plan.dataset.sourcs={}"])
+    with pytest.raises(AigiError, match=r"sources.sdx: no source of plan.dataset; .*sdxl"):
+        build.stages(workflows.load(inline, ["sources.sdx.batch_size=1"]))
+    for wrong in ("3", "[]"):
+        with pytest.raises(AigiError, match=r"plan.dataset: expected a mapping"):
+            workflows.load(path, [f"plan.dataset={wrong}"])
+
+
+def test_lists_of_a_specification_in_a_workflow_start_at_the_workflow(tmp_path: Path) -> None:
+    (tmp_path / "zoo.csv").write_text("model,steps\nORG/A,4\nORG/B,5\n")
+    size = {"train": {"width": 64, "height": 64}}
+    zoo = {"kind": "zoo", "title": "Zoo", "licence": "MIT", "models": "zoo.csv", "splits": size,
+           "each": {"pipeline": "sd", "guidance_scale": 1.0},
+           "images_per_model": {"train": 3}}  # fmt: skip
+    dataset = {"name": "mine", "title": "Mine", "licence": "MIT", "sources": {"zoo": zoo}}
+    path = write(tmp_path, json.dumps({"run": "x", "plan": {"dataset": dataset}}))
+    plan = workflows.load(path).plan
+    assert plan is not None
+    assert specification.load(plan.dataset).sources["zoo"].splits["train"].count == 6
+
+
+def test_workflows_run_by_name_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came with aigi is found there, all else is of the current folder."""
+    monkeypatch.chdir(tmp_path)
+    loaded = workflows.load("regenerate")
+    assert loaded.run == str(tmp_path / "runs" / "pku-aigi-500k")
+    assert loaded.prompts is not None and loaded.plan is not None and loaded.release is not None
+    assert loaded.prompts.sources[0].path == str(tmp_path / "data" / "cc12m.tsv")  # type: ignore[union-attr]
+    assert loaded.plan.dataset == str(ROOT / "manifests" / "pku-aigi-500k.yaml")
+    assert loaded.prompts.filters.blocklist == str(ROOT / "prompts" / "blocklist.txt")
+    assert loaded.release.record == str(tmp_path / "manifests" / "releases")
+    assert workflows.load("regenerate", ["run=here"]).run == str(tmp_path / "here")
+    by_path = workflows.load(ROOT / "workflows" / "regenerate.yaml")
+    assert by_path.run == str(ROOT / "runs" / "pku-aigi-500k")
+
+
+@pytest.mark.parametrize("name", workflows.shipped())
+def test_every_listed_workflow_loads_and_says_what_it_does(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert workflows.load(name).run.startswith(str(tmp_path))
+    assert len(workflows.shipped()[name]) > 10
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("regenrate", r'came with aigi; did you mean "regenerate"\?.*regenrate.yaml'),
+        ("demo", "`aigi demo` runs it"),
+        ("workflows/regenerate.yaml", "no such file. One of this name .*`aigi run regenerate`"),
+        ("mine.yml", 'mine.yml: no such file; did you mean "mien.yml"'),
+        ("other.yaml", "other.yaml: no such file$"),
+        ("folder", "no such file, and no workflow"),
+        ("./folder", "a folder, and no workflow file"),
+    ],
+)
+def test_a_workflow_that_is_not_there_is_said_with_the_nearest(
+    given: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mien.yml").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(AigiError, match=said):
+        workflows.load(given)
+
+
+def test_listed_workflows_are_for_programs_too() -> None:
+    done = aigi_here("workflows", "--json")
+    assert done.returncode == 0
+    assert {"name": "regenerate", "does": "Regenerate PKU-AIGI-500K."} in json.loads(done.stdout)
+    assert "quickstart" in aigi_here("workflows").stdout

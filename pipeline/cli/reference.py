@@ -115,7 +115,7 @@ class _Tables:
         if node["type"] == "array":
             return f"list of {self._kind(key, node['items'])}"
         if node["type"] == "object":
-            values = node["additionalProperties"]
+            values = _values(node)
             return "settings" if values is True else f"by name: {self._kind(key, values)}"
         limits = [text.format(node[limit]) for limit, text in LIMITS.items() if limit in node]
         return f"{PLAIN.get(node['type'], node['type'])} {', '.join(limits)}".strip()
@@ -129,7 +129,7 @@ class _Tables:
             value = {key: own for key, own in value.items() if own != usual[key].get("default")}
             if not value:
                 return ""  # those of the settings in it
-        return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+        return f"`{value if isinstance(value, str) and value else json.dumps(value)}`"
 
     def _meaning(self, name: str) -> str:
         """The first paragraph that documents a class."""
@@ -139,6 +139,12 @@ class _Tables:
     def _elsewhere(self, key: str, name: str) -> bool:
         """Whether a class is explained in a section of its own."""
         return self.sections.get(name, key.split(".")[0]) != key.split(".")[0]
+
+
+def _values(node: Node) -> Any:
+    """What the values of a mapping must be, whatever its names must be."""
+    by_name = node.get("patternProperties")
+    return next(iter(by_name.values())) if by_name else node.get("additionalProperties")
 
 
 def _choice(node: Node) -> str:
@@ -151,8 +157,8 @@ def _within(key: str, node: Node) -> tuple[str, list[str]]:
         return key, [node["$ref"].rpartition("/")[2]]
     if node.get("type") == "array":
         return _within(f"{key}.N", node["items"])
-    if isinstance(node.get("additionalProperties"), dict):
-        return _within(f"{key}.NAME", node["additionalProperties"])
+    if isinstance(values := _values(node), dict):
+        return _within(f"{key}.NAME", values)
     inner = [_within(key, one) for one in node.get("anyOf") or node.get("oneOf") or ()]
     names = [name for _, found in inner for name in found]
     return next((place for place, found in inner if found), key), names

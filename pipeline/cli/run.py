@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import AigiError
-from pipeline.cli.show import Override, Quiet, Stopped, Trust, dump, explained, show, talk, tell
+from pipeline.cli.show import (
+    Json,
+    Override,
+    Quiet,
+    Stopped,
+    Trust,
+    dump,
+    explained,
+    show,
+    talk,
+    tell,
+)
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -352,6 +363,23 @@ def _sweep_prompts(prompts: Prompts, store: Store, examples: int) -> None:
             " | ".join(line.examples),
         )
     show(table)
+
+
+def workflows(as_json: Json = False) -> None:
+    """List the workflows that came with aigi, which `aigi run NAME` runs from any folder."""
+    with explained():
+        from pipeline.workflow import shipped
+
+        if as_json:
+            dump([{"name": name, "does": does} for name, does in shipped().items()])
+            return
+        from rich.table import Table
+
+        table = Table("workflow", "what it does")
+        for name, does in shipped().items():
+            table.add_row(name, does)
+        show(table)
+        talk("See what one would take: aigi run NAME --dry-run; write one of your own: aigi new")
 
 
 def schema() -> None:

@@ -37,6 +37,9 @@ Override = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")]
 
 
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
 class Stopped(KeyboardInterrupt):
     """A signal asks this process to end; `number` says which."""
 

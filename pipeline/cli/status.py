@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.show import Stopped, clear, dump, explained, show, talk, tell
+from pipeline.cli.show import Json, Stopped, clear, dump, explained, show, talk, tell
 
 if TYPE_CHECKING:
     from pipeline.alive import Seen
@@ -24,7 +24,7 @@ between two looks at the files of a run elsewhere."""
 
 def status(
     run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
     watch: Annotated[
         bool,
         typer.Option(

@@ -321,7 +321,7 @@ def probe(
         wanted.setdefault(name, []).append((width, height, rows))
     if not wanted:
         raise AigiError(
-            f"probe: {plan.dataset} has no generated source among "
+            f"probe: {specification.place_of(plan.dataset)} has no generated source among "
             f"{', '.join(chosen(dataset, plan))}; imports need no device"
         )
     device, found = device_of(compute), []

@@ -402,7 +402,7 @@ def stage(
         AigiError: the specification cannot be read, or `sources` names one that it does not have.
     """
     dataset = specification.load(plan.dataset)
-    specification.check_known(dataset, plan.dataset, sources)
+    specification.check_known(plan.dataset, sources)
     names = chosen(dataset, plan)
     generated = any(isinstance(dataset.sources[name], PromptedSpec) for name in names)
     schema = with_options(PLAN, some_options(dataset, names))

@@ -5,19 +5,36 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from pipeline import AigiError
 from pipeline.pixels import Format
-from pipeline.plan.specification import Dataset, PromptedSpec, SourceSpec, SplitSpec, ZooSpec
+from pipeline.plan.specification import (
+    Dataset,
+    PromptedSpec,
+    SourceSpec,
+    SplitSpec,
+    ZooSpec,
+    place_of,
+)
 from pipeline.settings import SPLITS, Count, Location, Settings
+
+Specified = Annotated[
+    Annotated[Location, Tag("str")] | Annotated[Dataset, Tag("Dataset")],
+    Discriminator(lambda given: "str" if isinstance(given, str) else "Dataset"),
+]
+"""A file with a dataset specification, or the specification itself."""
 
 
 class Plan(Settings):
     """Dataset specification and prompts in, the `plan` table out: one row per image."""
 
-    dataset: Location = Field(description="dataset specification (manifests/), or a manifest")
+    dataset: Specified = Field(
+        description="dataset specification (manifests/): a file, a manifest, or the specification "
+        "itself, in place"
+    )
     manifest: Location | None = Field(
         None,
         description="manifest of a release, to make the same plan again; then only the locations "
@@ -86,7 +103,7 @@ def chosen(dataset: Dataset, plan: Plan) -> list[str]:
     for name in plan.sources or ():
         if name not in dataset.sources:
             raise AigiError(
-                f"plan.sources: {name!r} is not in {plan.dataset}, which has "
+                f"plan.sources: {name!r} is not in {place_of(plan.dataset)}, which has "
                 + ", ".join(dataset.sources)
             )
     return [name for name in dataset.sources if plan.sources is None or name in plan.sources]

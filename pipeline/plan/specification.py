@@ -34,7 +34,7 @@ from pipeline.plan import options as call_options
 from pipeline.plan import zoo
 from pipeline.plan.families import AUTO, FAMILIES, Family
 from pipeline.plan.schedulers import OWN, scheduler_of
-from pipeline.settings import Settings, Split, check, located, read_yaml
+from pipeline.settings import Settings, Split, check, folder_of, located, read_yaml
 from pipeline.shown import public_url
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
@@ -80,8 +80,8 @@ class SplitSpec(Settings):
     count: int | None = Field(
         None, ge=0, le=2**31 - 1, description="null: as many as there are (imports)"
     )
-    width: Side | None = None
-    height: Side | None = None
+    width: Side | None = Field(None, description="pixels; null: as they are (imports)")
+    height: Side | None = Field(None, description="pixels; null: as they are (imports)")
     watermarks: tuple[Watermark, ...] = Field(
         ("none",), min_length=1, description="none, dwt-dct, dwt-dct-svd, visible:…"
     )
@@ -114,8 +114,8 @@ def _any(captions: Any) -> Any:
 
 
 class _SourceSpec(Settings):
-    title: str
-    licence: str
+    title: str = Field(description="for readers, of the card and of tables")
+    licence: str = Field(description="of its images")
     licence_url: Url | None = Field(None, description="where its text is published")
     captions: Annotated[tuple[str, ...] | None, BeforeValidator(_any)] = Field(
         None, description="prompt sources that it may use; any, or null: all"
@@ -166,11 +166,15 @@ class DiffusersSpec(_SourceSpec):
         description="own: what the model came with; a name or class of diffusers; with options: "
         "{name: dpm-solver++, use_karras_sigmas: true}",
     )
-    steps: Number
-    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    negative_prompt: str = ""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    images_per_prompt: Number = 1
+    steps: Number = Field(description="evaluations of the scheduler, num_inference_steps")
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        description="of classifier-free guidance; a distilled model takes 0 or 1"
+    )
+    negative_prompt: str = Field("", description="what images must not show")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="of the weights while they run"
+    )
+    images_per_prompt: Number = Field(1, description="each with a seed of its own")
     options: Options = Field(
         default_factory=dict,
         description="further arguments of the pipeline's call, as its class in diffusers has them: "
@@ -274,7 +278,7 @@ class HttpSpec(_SourceSpec):
         description="further fields of each request, as JSON: quality, style, response_format, "
         "num_inference_steps; part of image_id",
     )
-    images_per_prompt: Number = 1
+    images_per_prompt: Number = Field(1, description="each with a seed of its own")
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> HttpSpec:
@@ -351,7 +355,7 @@ class ZooSpec(_SourceSpec):
     each: dict[str, Any] = Field(
         default_factory=dict, description="fields that all models have which have none of their own"
     )
-    images_per_prompt: Number = 1
+    images_per_prompt: Number = Field(1, description="each with a seed of its own")
     _members: tuple[DiffusersSpec, ...] = PrivateAttr(())
     _turns: dict[str, list[int]] = PrivateAttr(default_factory=dict)
     _numbers: dict[tuple[Any, ...], int] = PrivateAttr(default_factory=dict)
@@ -519,16 +523,18 @@ def of_row(
 class Dataset(Settings):
     """What a dataset is: name, licence, citation and its sources."""
 
-    name: Name
-    title: str
-    licence: str
+    name: Name = Field(description="of the dataset, in names of files and folders")
+    title: str = Field(description="for readers, on its card")
+    licence: str = Field(description="of the whole; sources have their own")
     licence_url: Url | None = Field(None, description="where its text is published")
     language: tuple[Language, ...] = Field(
         (), description="languages of the prompts; none: not stated"
     )
-    description: str = ""
+    description: str = Field("", description="what it is, on its card")
     citation: str = Field("", description="BibTeX")
-    sources: dict[Name, SourceSpec] = Field(min_length=1)
+    sources: dict[Name, SourceSpec] = Field(
+        min_length=1, description="where its images come from; each is a config of the release"
+    )
 
 
 def some_options(dataset: Dataset, names: Collection[str]) -> bool:
@@ -537,31 +543,42 @@ def some_options(dataset: Dataset, names: Collection[str]) -> bool:
     return any(isinstance(spec, PromptedSpec) and spec.row_options for spec in found)
 
 
-def load(path: str) -> Dataset:
+def place_of(given: str | Dataset) -> str:
+    """Where a specification is, for messages."""
+    return given if isinstance(given, str) else "plan.dataset"
+
+
+def load(given: str | Dataset) -> Dataset:
     """Read and check a dataset specification, or the one that a manifest contains.
+
+    Args:
+        given: its file; or itself, where the workflow contains it.
 
     Raises:
         AigiError: names the file and every wrong field; of a manifest, the first one.
     """
+    if isinstance(given, Dataset):
+        return given
+    path = given
     data = read_yaml(path)
     if not public_url(path).endswith(".json") or "specification" not in data:
         return check(Dataset, data, path)
-    base = None if "://" in path else Path(path).resolve().parent
-    context = {"base": base, "recorded": True}
+    context = {"base": folder_of(path), "recorded": True}
     recorded = read_manifest(path)["specification"]
     return gate.check(Dataset, recorded, path, REMEDY, "specification", context)
 
 
-def check_known(dataset: Dataset, path: str, sources: Iterable[str]) -> None:
+def check_known(given: str | Dataset, sources: Iterable[str]) -> None:
     """Refuse settings of sources that a specification does not have: they would decide nothing.
 
     Args:
-        path: of the specification, for errors.
+        given: the specification, or its file.
         sources: names that a workflow has settings for.
 
     Raises:
         AigiError: names the first one, and the nearest name that there is.
     """
+    known = load(given).sources
     for name in sources:
-        if name not in dataset.sources:
-            raise AigiError(f"sources.{name}: no source of {path}; {near(name, dataset.sources)}")
+        if name not in known:
+            raise AigiError(f"sources.{name}: no source of {place_of(given)}; {near(name, known)}")
