@@ -11,8 +11,9 @@ from pipeline.cli.codec import decode, encode
 from pipeline.cli.pages import merge_reviews, report, review
 from pipeline.cli.probe import probe
 from pipeline.cli.release import diff, publish, verify
-from pipeline.cli.run import demo, run, schema, sweep, workflows
+from pipeline.cli.run import demo, run, schema, sweep
 from pipeline.cli.show import guard, tell
+from pipeline.cli.start import generate, new, workflows
 from pipeline.cli.status import status
 from pipeline.cli.watermark import watermarks
 
@@ -24,8 +25,8 @@ app = typer.Typer(
 )
 # In this order the help lists them.
 VERBS = (
-    run, workflows, probe, demo, status, verify, publish, diff, sweep, report, review,
-    merge_reviews, encode, decode, schema,
+    generate, new, run, workflows, probe, demo, status, verify, publish, diff, sweep, report,
+    review, merge_reviews, encode, decode, schema,
 )  # fmt: skip
 for verb in VERBS:
     app.command()(verb)

@@ -14,18 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import AigiError
-from pipeline.cli.show import (
-    Json,
-    Override,
-    Quiet,
-    Stopped,
-    Trust,
-    dump,
-    explained,
-    show,
-    talk,
-    tell,
-)
+from pipeline.cli.show import Override, Quiet, Stopped, Trust, dump, explained, show, talk, tell
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -266,12 +255,21 @@ def run(
                 tell(f"--trust would be needed for: {line}")
             return
         confirm(workflow, trust)
-        found = _execute(workflow, quiet, allow_fewer, Checks(rehash, adopt, retry, replace))
-        if workflow.release is not None:
-            folder = workflow.run.rstrip("/") + "/release"
-            tell(f"release: {folder}")
-            talk(f"next: aigi verify {folder}")
-        _report_lacks(workflow, found, allow_fewer)
+        execute(workflow, quiet, allow_fewer, Checks(rehash, adopt, retry, replace))
+
+
+def execute(workflow: Workflow, quiet: bool, allow_fewer: bool, checks: Checks) -> None:
+    """Make what a workflow asks for, and say where its release is.
+
+    Raises:
+        typer.Exit: with FEWER, if there are fewer images than wanted.
+    """
+    found = _execute(workflow, quiet, allow_fewer, checks)
+    if workflow.release is not None:
+        folder = workflow.run.rstrip("/") + "/release"
+        tell(f"release: {folder}")
+        talk(f"next: aigi verify {folder}")
+    _report_lacks(workflow, found, allow_fewer)
 
 
 def demo(
@@ -363,23 +361,6 @@ def _sweep_prompts(prompts: Prompts, store: Store, examples: int) -> None:
             " | ".join(line.examples),
         )
     show(table)
-
-
-def workflows(as_json: Json = False) -> None:
-    """List the workflows that came with aigi, which `aigi run NAME` runs from any folder."""
-    with explained():
-        from pipeline.workflow import shipped
-
-        if as_json:
-            dump([{"name": name, "does": does} for name, does in shipped().items()])
-            return
-        from rich.table import Table
-
-        table = Table("workflow", "what it does")
-        for name, does in shipped().items():
-            table.add_row(name, does)
-        show(table)
-        talk("See what one would take: aigi run NAME --dry-run; write one of your own: aigi new")
 
 
 def schema() -> None:

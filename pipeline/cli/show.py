@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import select
 import signal
 import sys
 import threading
@@ -91,8 +92,8 @@ def explained() -> Iterator[None]:
         print(f"error: {lines(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            sys.stdout.flush()  # raises it again if our own reader has gone, which typer knows
+        if isinstance(error, BrokenPipeError) and _unread():
+            raise  # typer knows what that is
         # The outside again: disks and networks have more ways to fail than any list.
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -112,6 +113,15 @@ def explained() -> Iterator[None]:
         # A defect, whose traceback may quote a location.
         print(lines(traceback.format_exc()), end="", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+def _unread() -> bool:
+    """Whether whoever reads standard output has gone: `aigi … | head`."""
+    with suppress(OSError, ValueError):
+        looks = select.poll()
+        looks.register(sys.stdout, 0)
+        return any(event & select.POLLERR for _, event in looks.poll(0))
+    return False
 
 
 def _end(number: int) -> typer.Exit:

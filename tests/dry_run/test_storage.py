@@ -303,7 +303,7 @@ from pipeline.plan import specification
 spec = specification.load(sys.argv[1]).sources["art"]
 place = place_of("art", spec, DiffusersSource())
 index = read_index(place, place.fetch(INDEX))
-run = runner(place, index, spec)
+run = runner(place, index, spec.pipeline)
 folder = place.repository and str(run.kind.download(
     place.repository, revision=place.revision, use_safetensors=True, variant=spec.variant,
     **given_of(run, spec, DiffusersSource())))

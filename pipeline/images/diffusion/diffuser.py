@@ -179,7 +179,7 @@ class Diffuser:
         dtype = getattr(torch, spec.dtype)
         place = place_of(name, spec, local)
         index = read_index(place, place.fetch(INDEX))
-        self.run = runner(place, index, spec)
+        self.run = runner(place, index, spec.pipeline)
         self.family = self.run.family
         memory.check_memory(name, local, self.device.type)
         options = {"dtype": dtype, "use_safetensors": True, **self.family.options}

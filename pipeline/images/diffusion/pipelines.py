@@ -60,11 +60,12 @@ def _refused(place: Place, why: str, remedy: str) -> AigiError:
     return AigiError(f"{place.where}: {place}: {why}. {remedy}")
 
 
-def runner(place: Place, index: Mapping[str, Any], spec: DiffusersSpec) -> Runner:
+def runner(place: Place, index: Mapping[str, Any], pipeline: str) -> Runner:
     """How a model is run.
 
     Args:
         index: content of its `model_index.json`.
+        pipeline: the family that it is said to be of, or auto.
 
     Raises:
         AigiError: in one line, why it cannot be run.
@@ -76,16 +77,16 @@ def runner(place: Place, index: Mapping[str, Any], spec: DiffusersSpec) -> Runne
             f"its pipeline is code of its own ({str(named)[:100]}), which is never run",
             "Take a model whose class is in diffusers.",
         )
-    if spec.family is not None and (named == spec.family.pipeline or _alike(named, spec.family)):
-        return _of(_class(place, spec.family.pipeline, index), spec.family)
+    family = FAMILIES.get(pipeline)
+    if family is not None and (named == family.pipeline or _alike(named, family)):
+        return _of(_class(place, family.pipeline, index), family)
     kind = _class(place, named, index)
     found = _of(kind, next((f for f in FAMILIES.values() if f.pipeline == named), None))
-    if spec.pipeline != AUTO:
+    if family is not None:
         mine = next((name for name, f in FAMILIES.items() if f.pipeline == named), AUTO)
         raise _refused(
             place,
-            f"a model of {named}, not of pipeline: {spec.pipeline} (that is "
-            f"{FAMILIES[spec.pipeline].pipeline})",
+            f"a model of {named}, not of pipeline: {pipeline} (that is {family.pipeline})",
             f"Set pipeline: {mine} in the specification, or take the model of this family.",
         )
     return found

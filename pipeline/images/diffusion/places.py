@@ -61,7 +61,7 @@ def prompt_reader(name: str, spec: DiffusersSpec, local: DiffusersSource) -> Rea
     place = place_of(name, spec, local)
     folder = place.fetch(INDEX, beside=_TOKENIZERS)
     index = read_index(place, folder)
-    run = runner(place, index, spec)
+    run = runner(place, index, spec.pipeline)
     stated = run.takes.get("max_sequence_length")
     most = spec.options.get("max_sequence_length", None if stated is None else stated.default)
     templated = run.family.templated
@@ -123,7 +123,7 @@ def wanted_files(
     def of_pipeline(found: Collection[str]) -> Collection[str]:
         place = place_of(name, spec, local)
         index = read_index(place, place.fetch(INDEX))
-        run = runner(place, index, spec)
+        run = runner(place, index, spec.pipeline)
         given = given_of(run, spec, local)
         if spec.file is not None:  # it has the denoiser, or all; of the rest, this is the least
             given |= dict.fromkeys([run.family.denoiser])
@@ -195,7 +195,7 @@ def check_weights(
         check_sha256(place.where, f"{place}: {file}", found[file], expected)
     folder = place.fetch(INDEX, beside=CONFIGS)
     index = read_index(place, folder)
-    run = runner(place, index, spec)
+    run = runner(place, index, spec.pipeline)
     given = given_of(run, spec, local)
     problems = [f"sources.{name}.{line}" for line in call_problems(run, spec)]
     if local.vae is not None and "vae" in spec.components:
