@@ -215,7 +215,9 @@ def test_without_one_they_are_made_again(copy: Path, made: Path) -> None:
 @pytest.mark.parametrize(
     ("moment", "count", "released"),
     [
-        *(("move", 1, True), ("release", 2, True), ("write_record", 12, False)),
+        ("move", 1, True),
+        pytest.param("release", 2, True, marks=pytest.mark.slow),
+        pytest.param("write_record", 12, False, marks=pytest.mark.slow),
         pytest.param("move", 4, True, marks=pytest.mark.slow),
         pytest.param("_moving", 2, True, marks=pytest.mark.slow),
         pytest.param("images", 9, True, marks=pytest.mark.slow),

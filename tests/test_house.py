@@ -20,7 +20,8 @@ ORDER = [
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist
     "learned", "codecs", "analysis", "training", "benchmark",  # what reads a release
-    "pages", "workflow", "growth", "build", "partial", "audit", "dry_run", "demo", "tiny", "starts", "cli",
+    "pages", "workflow", "growth", "build", "partial", "audit", "dry_run", "demo", "tiny",
+    "starts", "cli",
 ]  # fmt: skip
 """Rooms and single modules in the order of the data: an import may only point to the left."""
 BUILDING = ORDER[ORDER.index("prompts") : ORDER.index("release")]

@@ -110,6 +110,7 @@ def test_the_commands_of_the_front_door_make_the_demo(front: Path) -> None:
     assert len(WITH_BLOCKS) >= 12
 
 
+@pytest.mark.slow
 def test_the_demo_again_makes_nothing_anew(front: Path) -> None:
     images = front / "runs" / "demo" / "images"
     before = {path: path.stat().st_mtime_ns for path in images.glob("*.parquet")}

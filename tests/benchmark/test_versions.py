@@ -102,6 +102,7 @@ def test_names_are_those_of_older_runs(tmp_path: Path, pictures: Path) -> None:
     assert said == "measurements: 3 shards, already made\n" and made(store) == first
 
 
+@pytest.mark.slow
 def test_an_upgraded_library_remakes_its_codec_alone(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -299,6 +299,7 @@ def test_arguments_are_refused(options: dict[str, Any], words: str) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.slow
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """Stated: the file itself, 250 bytes a row and 128 MiB; a float32 copy alone is more."""
     rows, d = 60_000, 640

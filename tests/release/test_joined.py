@@ -340,6 +340,7 @@ def test_each_source_is_made_again_by_the_settings_of_its_own_run(
     assert mine["captions"] == first["captions"]
 
 
+@pytest.mark.slow
 def test_the_recipe_on_the_card_makes_the_sources_of_each_run_again(
     teams: dict[str, Path], target: Path, tmp_path: Path, models: Path
 ) -> None:

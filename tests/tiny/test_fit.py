@@ -46,6 +46,7 @@ def _toy(tmp_path: Path, folder: Path, pause: float) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on_and_ends_as_if_it_never_stopped(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert _toy(tmp_path, whole, 0).wait() == 0
