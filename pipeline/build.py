@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline import AigiError
@@ -13,7 +15,7 @@ from pipeline.run import run_stages
 from pipeline.shown import public
 from pipeline.stage import Stage
 from pipeline.store import RUN_WORKFLOW, Store
-from pipeline.workflow import Workflow
+from pipeline.workflow import READERS, Workflow
 
 if TYPE_CHECKING:
     from pipeline.images.costs import Costs
@@ -104,17 +106,13 @@ def make(workflow: Workflow, store: Store, progress: Progress, checks: Checks = 
     Raises:
         AigiError: as `run_stages`.
     """
-    from pipeline import growth
     from pipeline.images import images
     from pipeline.selection.tally import shortage
 
     if workflow.images is not None:
         images.check_format(workflow.images, store)
-    found = stages(workflow)
-    first = next((n for n, stage in enumerate(found) if stage.table in growth.TABLES), 0)
-    run_stages(found[:first], store, workflow.compute, progress, checks)
-    growth.grow(workflow, store, found, progress, checks)
-    store.write_json(public(workflow.model_dump(mode="json")), RUN_WORKFLOW)
+    found = stages(with_preview(workflow))
+    first = _begin(workflow, found, store, progress, checks)
     tables = [stage.table for stage in found]
     cut = tables.index("selection") + 1 if "selection" in tables else len(found)
     run_stages(found[first:cut], store, workflow.compute, progress, checks)
@@ -130,6 +128,83 @@ def make(workflow: Workflow, store: Store, progress: Progress, checks: Checks = 
         )
         run_stages(found[first:cut], store, workflow.compute, progress, checks)
     run_stages(found[cut:], store, workflow.compute, progress, checks)
+
+
+def _begin(
+    workflow: Workflow,
+    found: Sequence[Stage],
+    store: Store,
+    progress: Progress,
+    checks: Checks,
+) -> int:
+    """Make prompts, let the plan grow, and record the workflow; the place of the next stage."""
+    from pipeline import growth
+
+    first = next((n for n, stage in enumerate(found) if stage.table in growth.TABLES), 0)
+    run_stages(found[:first], store, workflow.compute, progress, checks)
+    growth.grow(workflow, store, found, progress, checks)
+    store.write_json(public(workflow.model_dump(mode="json")), RUN_WORKFLOW)
+    return first
+
+
+def with_preview(workflow: Workflow) -> Workflow:
+    """The workflow, which takes images of its preview where it can."""
+    from pipeline.images.preview import place_of
+
+    place = place_of(workflow.run)
+    if workflow.plan is None or workflow.images is None or not Store(place).shards("images"):
+        return workflow
+    plan = workflow.plan.model_copy(update={"reuse": (*workflow.plan.reuse, place)})
+    return workflow.model_copy(update={"plan": plan})
+
+
+def preview_of(workflow: Workflow, count: int) -> Workflow:
+    """The workflow of a preview: the first images of each source, one process, no release.
+
+    Args:
+        count: images of each source, over its splits.
+    """
+    from pipeline.images import images
+    from pipeline.images.preview import place_of
+    from pipeline.plan import specification
+    from pipeline.plan.quotas import chosen
+
+    plan = workflow.planned("preview")
+    dataset = specification.load(plan.dataset)
+    splits = max(len(dataset.sources[name].splits) for name in chosen(dataset, plan))
+    limit = min(plan.limit or count, -(-count // splits))
+    begun = images.begun(workflow.images or images.Images(), Store(workflow.run))
+    return workflow.model_copy(
+        update={
+            "run": place_of(workflow.run),
+            "compute": workflow.compute.model_copy(update={"ray": None}),
+            "plan": plan.model_copy(update={"limit": limit, "margin": 0.0}),
+            "images": begun,
+            **dict.fromkeys(
+                ("embeddings", "quality", "duplicates", "selection", "release", *READERS)
+            ),
+        }
+    )
+
+
+def preview(few: Workflow, progress: Progress) -> None:
+    """Make the images of a preview, and note what they cost. What settings changed is replaced.
+
+    Args:
+        few: what `preview_of` made of a workflow.
+    """
+    from pipeline.images import images
+    from pipeline.images.preview import Watched, note
+
+    store, plan = Store(few.run), few.planned("preview")
+    found = stages(few)
+    cut = [stage.table for stage in found].index("images")
+    maker = partial(Watched, partial(note, store))
+    settings = few.images or images.Images()
+    stage = images.stage(settings, plan, few.sources, few.compute, maker)
+    checks = Checks(replace=True)
+    first = _begin(few, found, store, progress, checks)
+    run_stages([*found[first:cut], stage], store, few.compute, progress, checks)
 
 
 @dataclass(frozen=True)

@@ -279,9 +279,9 @@ def test_fewer_images_than_wanted_are_the_last_word(
 def test_a_signal_is_the_last_word(tmp_path: Path, number: signal.Signals, code: int) -> None:
     script = (
         "import os\n"
-        "from pipeline.cli.run import _at_work\n"
+        "from pipeline.cli.run import at_work\n"
         "from pipeline.cli.show import explained\n"
-        "with explained(), _at_work(os.sys.argv[1], True):\n"
+        "with explained(), at_work(os.sys.argv[1], True):\n"
         f"    os.kill(os.getpid(), {int(number)})\n"
         "    import time; time.sleep(60)\n"
     )

@@ -9,6 +9,7 @@ import typer
 from pipeline import __version__
 from pipeline.cli.codec import decode, encode
 from pipeline.cli.pages import merge_reviews, report, review
+from pipeline.cli.preview import preview
 from pipeline.cli.probe import probe
 from pipeline.cli.release import diff, publish, verify
 from pipeline.cli.run import demo, run, schema, sweep
@@ -25,8 +26,8 @@ app = typer.Typer(
 )
 # In this order the help lists them.
 VERBS = (
-    generate, new, run, workflows, probe, demo, status, verify, publish, diff, sweep, report,
-    review, merge_reviews, encode, decode, schema,
+    generate, new, preview, run, workflows, probe, demo, status, verify, publish, diff, sweep,
+    report, review, merge_reviews, encode, decode, schema,
 )  # fmt: skip
 for verb in VERBS:
     app.command()(verb)

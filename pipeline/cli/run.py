@@ -57,7 +57,7 @@ def _execute(
             _tidy(workflow.run)
             raise
         return []
-    with _at_work(workflow.run, quiet) as (progress, book):
+    with at_work(workflow.run, quiet) as (progress, book):
         _make(workflow, progress, checks or USUAL)
         found = _lacking(workflow)
         for lack in found:
@@ -67,7 +67,7 @@ def _execute(
 
 
 @contextmanager
-def _at_work(run: str, quiet: bool) -> Iterator[tuple[Progress, Book]]:
+def at_work(run: str, quiet: bool) -> Iterator[tuple[Progress, Book]]:
     """Hold a run for a command; however that ends, put things in order and leave a last word."""
     import shlex
     import socket

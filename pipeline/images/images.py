@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -405,12 +405,17 @@ def _replaces(
 
 
 def stage(
-    settings: Images, plan: Plan, sources: Mapping[str, LocalSource], compute: Compute
+    settings: Images,
+    plan: Plan,
+    sources: Mapping[str, LocalSource],
+    compute: Compute,
+    maker: Callable[..., ImageMaker] = ImageMaker,
 ) -> Map:
     """The images stage, over the sources that the plan has.
 
     Args:
         settings: with the format of the run, see `begun`; null is WebP.
+        maker: what makes its workers; arguments as those of ImageMaker.
     """
     dataset = specification.load(plan.dataset)
     recorded: dict[str, Any] = {}
@@ -450,7 +455,7 @@ def stage(
         inputs=("plan",),
         names=_names,
         read=_read,
-        make_worker=partial(ImageMaker, settings, sources, dataset, compute),
+        make_worker=partial(maker, settings, sources, dataset, compute),
         check=partial(check_sources, plan, sources, compute),
         outside=partial(_outside, keeps),
         outdated=partial(_outdated, keeps),

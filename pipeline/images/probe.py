@@ -56,7 +56,7 @@ def _until(pipe: Any, deadline: float) -> Iterator[None]:
         del pipe.scheduler.step  # what hides the method of its class
 
 
-class _Memory:
+class Memory:
     """How much memory the device of a model, or on a CPU this process, needs at most."""
 
     def __init__(self, device: Any) -> None:
@@ -160,7 +160,7 @@ class _Prober:
         self.name, self.spec, self.diffuser, self.progress = name, spec, diffuser, progress
         self.width, self.height = size
         self.local = diffuser.local
-        self.memory = _Memory(diffuser.device)
+        self.memory = Memory(diffuser.device)
         self.held = self.memory.now()
         self.seconds, self.started = seconds, time.monotonic()
         self.trials: list[Trial] = []
