@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline.shown import redacted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from datasets import Dataset, IterableDataset
+
+    from pipeline.handle import Run
 
 __version__ = "0.1.0"
 
@@ -74,6 +79,38 @@ def load(
             raise
         at = "" if revision is None else f"@{revision}"
         raise AigiError(f"{name}{at}: {cause}") from error
+
+
+def run(
+    workflow: str | Path | Mapping[str, Any],
+    /,
+    *,
+    quiet: bool = False,
+    replace: bool = False,
+    retry_failed: bool = False,
+    trust: bool = False,
+    **overrides: Any,
+) -> Run:
+    """Run a workflow, as `aigi run` does; see `pipeline.handle.run`.
+
+    Args:
+        workflow: a file, the name of one that came with aigi (`regenerate`), or its sections.
+        quiet: no lines about the work.
+        replace: remove images and tables that changed settings cannot keep.
+        retry_failed: make rows that have an error again.
+        trust: load the models, datasets and logos that a manifest asks for.
+        overrides: settings to replace: `plan={"limit": 8}`, or `**{"plan.limit": 8}`.
+
+    Returns: a handle: `status()`, `table(NAME)` as Arrow, `load(CONFIG, SPLIT)`, `sheet()`.
+
+    Raises:
+        AigiError: what is wrong, and what to do; finished shards are kept.
+    """
+    from pipeline.handle import run as handle
+
+    return handle(
+        workflow, quiet=quiet, replace=replace, retry_failed=retry_failed, trust=trust, **overrides
+    )
 
 
 def _own_cache(folder: str) -> dict[str, str]:

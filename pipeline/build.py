@@ -11,7 +11,7 @@ from pipeline import AigiError
 from pipeline.intact import USUAL, Checks
 from pipeline.plan.rounds import rounds_made, top_up
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.shown import public
 from pipeline.stage import Stage
 from pipeline.store import RUN_WORKFLOW, Store

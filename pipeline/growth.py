@@ -25,7 +25,7 @@ from pipeline.plan.rounds import ROUNDS, extra_of
 from pipeline.progress import Progress
 from pipeline.prompts.choice import SPREAD
 from pipeline.prompts.prompts import CHOSEN, chosen_before
-from pipeline.run import put_back, run_stages
+from pipeline.running import put_back, run_stages
 from pipeline.stage import Build, Map, Stage, differences, only_settings
 from pipeline.store import RECORDS, Store
 from pipeline.workflow import Workflow

@@ -24,7 +24,7 @@ from pipeline.progress import Progress
 from pipeline.record import Record, Written
 from pipeline.release.recipe import Recipe, Release
 from pipeline.release.release import manifest_stage
-from pipeline.run import alone, run_stages
+from pipeline.running import alone, run_stages
 from pipeline.selection.tally import lacks
 from pipeline.store import RUN_WORKFLOW, Store
 from pipeline.workflow import Workflow

@@ -6,9 +6,10 @@ A stage runs if its section is present. Each section's class is beside the stage
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from pipeline import AigiError
 from pipeline.analysis.alignments import Alignments
@@ -106,14 +107,31 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Workflow:
         AigiError: the file cannot be read, or a setting is wrong; names file and setting.
     """
     file, base = _found(str(path))
-    found = read_yaml(file)
+    return _checked(read_yaml(file), file, base, overrides)
+
+
+def of(sections: Mapping[str, Any], name: str, overrides: Iterable[str] = ()) -> Workflow:
+    """Check a workflow that is in no file; relative paths start at the current folder.
+
+    Args:
+        name: of it, for messages.
+
+    Raises:
+        AigiError: a setting is wrong; names it.
+    """
+    return _checked(sections, name, Path.cwd(), overrides)
+
+
+def _checked(
+    found: Mapping[str, Any], file: str, base: Base | None, overrides: Iterable[str]
+) -> Workflow:
     again = is_manifest(found)
     if again:
         found = {"plan": {"manifest": located(file, None)}, "release": {}}
     data = overridden(found, overrides)
     if again and data.get("run") is None:
         raise AigiError(
-            f"{path}: the manifest of a release. Name a folder for the run that makes it again: "
+            f"{file}: the manifest of a release. Name a folder for the run that makes it again: "
             "--set run=FOLDER"
         )
     plan = data.get("plan")

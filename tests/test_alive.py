@@ -295,7 +295,7 @@ RUN = """
 import sys
 from pipeline import alive
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import Compute
 from pipeline.store import Store
 from tests import toy

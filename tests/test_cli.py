@@ -87,7 +87,7 @@ def test_schema_describes_the_workflow() -> None:
 
 
 def test_a_second_run_in_one_directory_is_refused(tmp_path: Path) -> None:
-    from pipeline.run import alone
+    from pipeline.running import alone
 
     path = tmp_path / "only.yaml"
     path.write_text(f"run: {tmp_path / 'run'}\n")

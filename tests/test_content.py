@@ -27,7 +27,7 @@ from pipeline import store as store_module
 from pipeline.intact import Checks
 from pipeline.pixels import decode, pixels_sha256, webp_bytes
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import Build, Compute
 from pipeline.status import damage
 from pipeline.store import Damaged, Store
@@ -193,7 +193,7 @@ EARLIER: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 def as_before(root: Path) -> None:
-    from pipeline.run import _seen
+    from pipeline.running import _seen
 
     (numbers, _) = toy.stages()
     for table, earlier in EARLIER.items():

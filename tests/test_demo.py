@@ -17,7 +17,7 @@ from pipeline.demo import code_at_hand, code_pictures, demo_workflow, findings
 from pipeline.plan import specification
 from pipeline.plan.rounds import rounds_made, summary
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.selection.tally import lacks
 from pipeline.store import Store
 from tests.conftest import PLANNING, ROOT

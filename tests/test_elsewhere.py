@@ -11,7 +11,7 @@ from pipeline import AigiError, alive, parts
 from pipeline.alive import ALIVE, Watcher
 from pipeline.logbook import LOGS, last_word, logbook
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import Compute
 from pipeline.status import status, verdict
 from pipeline.store import Store

@@ -29,7 +29,7 @@ from pipeline.release.diff import diff
 from pipeline.release.publish import publish
 from pipeline.release.trust import asked
 from pipeline.release.verify import compare
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.selection.kept import FILES, digest_of, files_of
 from pipeline.store import RUN_WORKFLOW, Store
 from pipeline.training.logs import logs

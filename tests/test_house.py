@@ -15,13 +15,13 @@ ORDER = [
     "files", "decisions", "threads", "columns", "digests", "pixels", "metadata", "markdown",
     "progress", "charts", "tables", "parquet", "record", "folder", "lent", "store", "held",
     "intact", "freed", "retry", "loaded", "logbook", "alive", "parts", "software", "stage",
-    "joining", "cluster", "shards", "run", "status", "makers", "manifest", "rows", "pictures",
+    "joining", "cluster", "shards", "running", "status", "makers", "manifest", "rows", "pictures",
     "collection", "models", "marks",
     "prompts", "plan", "images", "scores", "duplicates", "selection",  # the building side
     "release",  # the waist
     "learned", "codecs", "analysis", "training", "benchmark",  # what reads a release
-    "pages", "workflow", "growth", "build", "partial", "audit", "dry_run", "demo", "tiny",
-    "starts", "cli",
+    "pages", "workflow", "growth", "build", "execute", "handle", "partial", "audit",
+    "dry_run", "demo", "tiny", "starts", "cli",
 ]  # fmt: skip
 """Rooms and single modules in the order of the data: an import may only point to the left."""
 BUILDING = ORDER[ORDER.index("prompts") : ORDER.index("release")]

@@ -279,9 +279,9 @@ def test_fewer_images_than_wanted_are_the_last_word(
 def test_a_signal_is_the_last_word(tmp_path: Path, number: signal.Signals, code: int) -> None:
     script = (
         "import os\n"
-        "from pipeline.cli.run import at_work\n"
+        "from pipeline.execute import at_work; from pipeline.progress import Progress\n"
         "from pipeline.cli.show import explained\n"
-        "with explained(), at_work(os.sys.argv[1], True):\n"
+        "with explained(), at_work(os.sys.argv[1], Progress(quiet=True)):\n"
         f"    os.kill(os.getpid(), {int(number)})\n"
         "    import time; time.sleep(60)\n"
     )
@@ -305,7 +305,7 @@ def test_lines_of_workers_of_ray_are_in_the_log(tmp_path: Path) -> None:
         "from dataclasses import replace\n"
         "from pipeline.logbook import logbook\n"
         "from pipeline.progress import Progress\n"
-        "from pipeline.run import run_stages\n"
+        "from pipeline.running import run_stages\n"
         "from pipeline.stage import Compute\n"
         "from pipeline.store import Store\n"
         "from tests import toy\n"

@@ -25,7 +25,7 @@ from pipeline.plan.ids import image_id_of
 from pipeline.plan.options import FILES, checked, options_of, parsed, text_of
 from pipeline.progress import Progress
 from pipeline.prompts.tokens import count_tokens
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import fingerprint
 from pipeline.store import Store
 from tests.conftest import PROMPTS, ROOT, SPECIFICATION, WorkflowMaker, aigi_here, listed

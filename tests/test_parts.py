@@ -25,7 +25,7 @@ from pipeline.folder import DiskFull
 from pipeline.intact import Checks
 from pipeline.pixels import png_bytes
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import Compute, Map
 from pipeline.status import damage, status
 from pipeline.store import Store

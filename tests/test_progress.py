@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.progress import Bar, Doing, Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import Compute, Map
 from pipeline.store import Store
 from tests import toy

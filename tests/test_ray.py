@@ -95,7 +95,7 @@ def scripted(path: Path, text: str) -> subprocess.CompletedProcess[str]:
         "from pipeline import AigiError\n"
         "from pipeline.cluster import connect\n"
         "from pipeline.progress import Progress\n"
-        "from pipeline.run import run_stages\n"
+        "from pipeline.running import run_stages\n"
         "from pipeline.stage import Compute\n"
         "from pipeline.store import Store\n"
         "from tests import toy\n"

@@ -14,7 +14,7 @@ from pipeline import AigiError
 from pipeline.intact import Checks
 from pipeline.progress import Progress
 from pipeline.retry import in_place, made_again
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import Build, Compute, Map
 from pipeline.store import Shard, Store
 from tests import toy

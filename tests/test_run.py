@@ -23,7 +23,7 @@ from pipeline import AigiError, parquet
 from pipeline.cli import app
 from pipeline.progress import Progress
 from pipeline.record import Driver
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import Build, Compute, Files, Map, fingerprint
 from pipeline.status import damage, status
 from pipeline.store import Shard, Store

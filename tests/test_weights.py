@@ -20,7 +20,7 @@ from pipeline.build import make
 from pipeline.loaded import WEIGHTS, of_shard
 from pipeline.progress import Progress
 from pipeline.release.words import library_words
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import Build, Compute, Map
 from pipeline.store import Store
 from pipeline.workflow import load

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline import AigiError, alive, parts
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import Build, Compute, Map, Stage, Worker
 from pipeline.store import Shard, Store
 

@@ -10,7 +10,7 @@ from pipeline.codecs.table import qualities
 from pipeline.collection import Collection, report
 from pipeline.intact import USUAL, Checks
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import Compute, Stage
 from pipeline.store import Store
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.run import at_work
 from pipeline.cli.show import Override, Quiet, Trust, explained, show, talk, tell
 
 if TYPE_CHECKING:
@@ -33,10 +32,12 @@ def preview(
 
         from pipeline import build
         from pipeline import workflow as workflows
+        from pipeline.execute import at_work
         from pipeline.files import write_file
         from pipeline.images.preview import read_costs
         from pipeline.outside import on_this_machine, reached
         from pipeline.pages import preview as pages
+        from pipeline.progress import Progress
         from pipeline.release.trust import confirm
         from pipeline.store import Store
 
@@ -44,7 +45,8 @@ def preview(
         workflow = workflows.load(workflow_file, overrides or ())
         confirm(workflow, trust)
         few = build.preview_of(workflow, count)
-        with at_work(few.run, quiet) as (progress, book):
+        progress = Progress(quiet=quiet)
+        with at_work(few.run, progress) as book:
             build.preview(few, progress)
             book.end(0)
         store = Store(few.run)

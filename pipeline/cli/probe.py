@@ -37,7 +37,7 @@ def probe(
         from pipeline.images.probe import probe as measure
         from pipeline.progress import Progress
         from pipeline.release.trust import confirm
-        from pipeline.run import alone
+        from pipeline.running import alone
         from pipeline.store import Store
 
         workflow = workflows.load(workflow_file, overrides or ())

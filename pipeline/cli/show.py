@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline import AigiError
+from pipeline.execute import Stopped
 from pipeline.faults import in_short, of_machine
 from pipeline.progress import LOG
 from pipeline.shown import lines, one_line
@@ -39,13 +40,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal asks this process to end; `number` says which."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
 
 
 REPEATED = 10.0

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.run import AllowFewer, execute
+from pipeline.cli.run import AllowFewer, carry_out
 from pipeline.cli.show import Json, Quiet, dump, explained, show, talk, tell
 
 
@@ -107,7 +107,7 @@ def generate(
             return
         write(made.file, made.text, over=True)
         talk(f"workflow: {made.file}")
-        execute(load(made.file), quiet, allow_fewer, Checks(replace=replace_images))
+        carry_out(load(made.file), quiet, allow_fewer, Checks(replace=replace_images))
         talk(f"other settings: edit {made.file}, and aigi run {made.file}")
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.show import Json, Stopped, clear, dump, explained, show, talk, tell
+from pipeline.cli.show import Json, clear, dump, explained, show, talk, tell
+from pipeline.execute import Stopped
 
 if TYPE_CHECKING:
     from pipeline.alive import Seen

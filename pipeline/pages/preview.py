@@ -24,6 +24,7 @@ _SIDE, _QUALITY = 384, 80
 """Most pixels of a side of an image on the page; its quality as WebP."""
 _CELL, _GAP, _HEAD, _LINES, _COLUMNS = 224, 10, 26, 3, 6
 """Of the sheet: pixels of a cell, between cells and of a heading; lines of a prompt; columns."""
+_FAILED = Image.new("RGB", (_CELL, _CELL), "#eee")
 MOST = 600
 """Images of a page or sheet."""
 
@@ -111,7 +112,7 @@ def page(store: Store, rows: Sequence[Sequence[str]], said: str) -> str:
     return render(
         "report.html",
         run=store.url,
-        summary=f"Preview: {counted(count)} images of {len(sources)} sources, at full settings."
+        summary=f"Preview, at full settings: images {counted(count)}, sources {len(sources)}."
         + (f" {len(failed)} failed." if failed else ""),
         sections=sections,
         pictures=thumbnails(store, places, _SIDE, _QUALITY),
@@ -143,13 +144,11 @@ def sheet(store: Store) -> bytes:
         for number, row in enumerate(rows):
             x = _GAP + number % _COLUMNS * (_CELL + _GAP)
             y = top + _HEAD + number // _COLUMNS * high
-            if (image := small.get(Place(row["shard"], row["row"]))) is None:
-                pen.rectangle((x, y, x + _CELL, y + _CELL), "#eee")
-            else:
-                whole.paste(image, (x, y))
+            image = small.get(Place(row["shard"], row["row"])) or _FAILED
+            whole.paste(image, (x, y))
             text = one_line(row["text"] or "")
             lines = textwrap.wrap(text, 40, max_lines=_LINES, placeholder=" …")
-            pen.text((x, y + _CELL + 2), "\n".join(lines), "black", font)
+            pen.text((x, y + image.height + 2), "\n".join(lines), "black", font)
         top += _HEAD + rows_of[name] * high
     file = io.BytesIO()
     whole.save(file, "WEBP", quality=_QUALITY, method=4)

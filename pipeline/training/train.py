@@ -26,7 +26,7 @@ import torch
 from pipeline import AigiError
 from pipeline.collection import Collection, report
 from pipeline.progress import Progress
-from pipeline.run import first_process
+from pipeline.running import first_process
 from pipeline.stage import Compute
 from pipeline.store import Store
 from pipeline.training.apart import Alone, begun_from, finished, wait

@@ -23,7 +23,7 @@ from pipeline.demo import MODELS, TINY
 from pipeline.pages.report import report
 from pipeline.pixels import RGB, png_bytes
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.store import Store
 from tests.conftest import ROOT
 

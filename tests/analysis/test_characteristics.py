@@ -22,7 +22,7 @@ from pipeline.analysis.plots import densities, figures
 from pipeline.analysis.stages import stages
 from pipeline.pixels import png_bytes
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.store import Store
 from tests.conftest import ROOT, aigi_here
 

@@ -25,7 +25,7 @@ from pipeline.marks.names import embed
 from pipeline.models.clip import Clip, Embeddings
 from pipeline.pixels import RGB, decode, png_bytes
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import Compute
 from pipeline.store import Store
 from pipeline.workflow import load

@@ -22,7 +22,7 @@ from pipeline.codecs.command import Missing
 from pipeline.codecs.table import CODECS
 from pipeline.collection import Collection
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import Compute
 from pipeline.store import Store
 from pipeline.workflow import load

@@ -26,7 +26,7 @@ from pipeline.pictures.names import Absent
 from pipeline.pictures.pictures import open_pictures
 from pipeline.pixels import png_bytes
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.store import Store
 from tests.conftest import ROOT, aigi_here
 

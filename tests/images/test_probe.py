@@ -23,7 +23,7 @@ from pipeline.images.diffusion.diffuser import Diffuser
 from pipeline.images.images import Images
 from pipeline.images.probe import probe
 from pipeline.progress import Progress
-from pipeline.run import alone
+from pipeline.running import alone
 from pipeline.store import Store
 from pipeline.workflow import Workflow
 from tests.conftest import WorkflowMaker, aigi_here
@@ -209,12 +209,12 @@ def test_memory_that_the_next_batch_would_exceed_is_not_asked_for(
 ) -> None:
     """On a CPU the kernel would end the process: nothing could be caught."""
     monkeypatch.setattr(probes, "GAIN", 0.0)
-    monkeypatch.setattr(probes._Memory, "room", lambda self: 0)
-    monkeypatch.setattr(probes._Memory, "now", lambda self: 1000)
+    monkeypatch.setattr(probes.Memory, "room", lambda self: 0)
+    monkeypatch.setattr(probes.Memory, "now", lambda self: 1000)
     (one,) = measure(workflows.load(flow, [*SD, "plan.limit=2"])).sources[:1]
     assert len(one.trials) == 2, "no more memory than before: nothing forbids the second batch"
     seen = iter(range(1000, 10**9, 1000))
-    monkeypatch.setattr(probes._Memory, "now", lambda self: next(seen))
+    monkeypatch.setattr(probes.Memory, "now", lambda self: next(seen))
     (one,) = measure(workflows.load(flow, [*SD, "plan.limit=2"])).sources[:1]
     assert len(one.trials) == 1 and one.stopped == "memory"
 

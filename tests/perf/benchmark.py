@@ -21,7 +21,7 @@ from pipeline.codecs.codec import CodecSettings
 from pipeline.collection import Collection, Pictures
 from pipeline.pixels import png_bytes
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import Compute
 from pipeline.store import Store
 from tests.perf.report import Measurement

@@ -175,7 +175,7 @@ def run_stage(captions: Path, run: Path, count: int, workers: int = 0) -> dict[s
     """
     from pipeline.progress import Progress
     from pipeline.prompts import prompts
-    from pipeline.run import run_stages
+    from pipeline.running import run_stages
     from pipeline.settings import check
     from pipeline.store import Store
     from pipeline.workflow import Workflow

@@ -175,7 +175,7 @@ def _measured(folder: Path, size: Size, threads: int, each: int, parameters: int
     from pipeline.images import images
     from pipeline.plan import plan
     from pipeline.progress import Progress
-    from pipeline.run import run_stages
+    from pipeline.running import run_stages
     from pipeline.stage import no_check
     from pipeline.store import Store
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from pipeline import parts
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import Compute, Map
 from pipeline.store import Store
 from pipeline.tables import IMAGES

@@ -89,7 +89,7 @@ def release(run: Path) -> dict[str, Any]:
     from pipeline.progress import Progress
     from pipeline.release import release as releases
     from pipeline.release.recipe import Release
-    from pipeline.run import run_stages
+    from pipeline.running import run_stages
     from pipeline.selection import selection
     from pipeline.settings import check
     from pipeline.stage import Stage

@@ -19,7 +19,7 @@ from pipeline.manifest import MANIFEST, PLAN_FILE
 from pipeline.plan.copied import SCHEMA
 from pipeline.plan.ids import image_id_of
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.store import Store
 
 Row = dict[str, Any]

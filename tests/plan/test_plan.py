@@ -24,7 +24,7 @@ from pipeline.pictures.sources import ImportSource
 from pipeline.plan import imports, plan, quotas, specification
 from pipeline.progress import Progress
 from pipeline.prompts import prompts
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import Stage
 from pipeline.store import Store
 from tests.conftest import ROOT, WorkflowMaker, aigi_here

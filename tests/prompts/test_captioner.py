@@ -286,7 +286,7 @@ def test_captions_become_prompts_through_the_workflow(tmp_path: Path, model: Pat
     from pipeline import workflow as workflows
     from pipeline.build import stages
     from pipeline.progress import Progress
-    from pipeline.run import run_stages
+    from pipeline.running import run_stages
     from pipeline.store import Store
 
     given = source(model, photos=folder_of(tmp_path, FILES), shard_rows=3)

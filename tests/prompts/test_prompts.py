@@ -17,7 +17,7 @@ from pipeline.prompts import prompts
 from pipeline.prompts.diversity import features, most_diverse
 from pipeline.prompts.spool import Spool
 from pipeline.prompts.text import prompt_id, split_of
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.settings import check
 from pipeline.store import Store
 from pipeline.workflow import Workflow

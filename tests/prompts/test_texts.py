@@ -22,7 +22,7 @@ from pipeline.prompts.grammar import Grammar
 from pipeline.prompts.scored import SCORERS, Filter
 from pipeline.prompts.sweep import limits_of, sweep
 from pipeline.prompts.texts import name_of, origins
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.settings import check
 from pipeline.store import Store
 from pipeline.tables import TEXTS

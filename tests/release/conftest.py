@@ -21,7 +21,7 @@ from pipeline.plan import specification
 from pipeline.progress import Progress
 from pipeline.release import release
 from pipeline.release.recipe import Release
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.selection import selection
 from pipeline.settings import check
 from pipeline.stage import Compute, Stage

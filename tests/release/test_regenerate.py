@@ -19,7 +19,7 @@ from pipeline.manifest import MANIFEST, PLAN_FILE
 from pipeline.plan import rounds
 from pipeline.progress import Progress
 from pipeline.release import regenerate
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.settings import Location
 from pipeline.store import Store
 from pipeline.workflow import Workflow

@@ -21,7 +21,7 @@ from pipeline.files import file_sha256
 from pipeline.models.clip import Clip, Embeddings, find_weights
 from pipeline.pixels import RGB, png_bytes
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.scores import embeddings
 from pipeline.scores.embeddings import Embedder, column_vectors
 from pipeline.settings import check

@@ -21,7 +21,7 @@ from pipeline.build import stages
 from pipeline.models.clip import Embeddings
 from pipeline.pixels import RGB, png_bytes
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.scores import quality
 from pipeline.scores.embeddings import column_vectors
 from pipeline.scores.measures import blockiness, luminance, measures, perceptual_hash

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pipeline import AigiError
-from pipeline.cli.run import _make
+from pipeline.execute import _make
 from pipeline.intact import USUAL
 from pipeline.progress import Progress
 from pipeline.store import Store

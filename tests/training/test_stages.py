@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import AigiError
 from pipeline.progress import Progress
-from pipeline.run import run_stages
+from pipeline.running import run_stages
 from pipeline.stage import Compute
 from pipeline.status import status
 from pipeline.store import Store
@@ -99,7 +99,7 @@ def test_finished_training_needs_no_torch(release: Path, tmp_path: Path) -> None
     code = (
         "import sys\n"
         "from pipeline.progress import Progress\n"
-        "from pipeline.run import run_stages\n"
+        "from pipeline.running import run_stages\n"
         "from pipeline.stage import Compute\n"
         "from pipeline.store import Store\n"
         "from pipeline.training import stages\n"
