@@ -59,7 +59,10 @@ def run(
     overrides: Override = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print counts, disk, downloads and GPU-hours, then stop."),
+        typer.Option(
+            "--dry-run",
+            help="Look at the inputs, print counts, disk, downloads and GPU-hours, then stop.",
+        ),
     ] = False,
     rehash: Annotated[
         bool,
@@ -85,19 +88,34 @@ def run(
     with explained():
         from pipeline import workflow as workflows
         from pipeline.intact import Checks
-        from pipeline.release.trust import asked, confirm
+        from pipeline.release.trust import confirm
 
         workflow = workflows.load(workflow_file, overrides or ())
         if dry_run:
-            from pipeline.dry_run.tables import parts
-
-            for part in parts(workflow):
-                show(part)
-            for line in asked(workflow):
-                tell(f"--trust would be needed for: {line}")
+            what_it_takes(workflow)
             return
         confirm(workflow, trust)
         carry_out(workflow, quiet, allow_fewer, Checks(rehash, adopt, retry, replace))
+
+
+def what_it_takes(workflow: Workflow) -> None:
+    """Show what a workflow would make, and all that will certainly fail.
+
+    Raises:
+        typer.Exit: with 1, if something will.
+    """
+    from pipeline.dry_run.tables import parts
+    from pipeline.release.trust import asked
+
+    wrong: list[str] = []
+    for part in parts(workflow, wrong):
+        show(part)
+    for line in asked(workflow):
+        tell(f"--trust would be needed for: {line}")
+    for line in wrong:
+        talk(f"error: {line}")
+    if wrong:
+        raise typer.Exit(1)
 
 
 def carry_out(workflow: Workflow, quiet: bool, allow_fewer: bool, checks: Checks) -> None:

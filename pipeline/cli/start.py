@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.run import AllowFewer, carry_out
+from pipeline.cli.run import AllowFewer, carry_out, what_it_takes
 from pipeline.cli.show import Json, Quiet, dump, explained, show, talk, tell
 
 
@@ -100,10 +100,7 @@ def generate(
         for line in made.said:
             talk(line)
         if dry_run:
-            from pipeline.dry_run.tables import parts
-
-            for part in parts(workflow):
-                show(part)
+            what_it_takes(workflow)
             return
         write(made.file, made.text, over=True)
         talk(f"workflow: {made.file}")

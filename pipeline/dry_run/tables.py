@@ -21,22 +21,33 @@ if TYPE_CHECKING:
     from pipeline.images.costs import Costs
 
 
-def parts(workflow: Workflow) -> Iterator[Table | str]:
+def parts(workflow: Workflow, wrong: list[str] | None = None) -> Iterator[Table | str]:
     """Tables and lines to print, in order.
+
+    Args:
+        wrong: gets a line for all that will certainly fail; None: the first such thing is raised,
+            and inputs are not looked at.
 
     Raises:
         AigiError: images that it reads are missing, or it has neither plan nor reader.
     """
     from pipeline.build import estimate
+    from pipeline.dry_run.inputs import problems
     from pipeline.dry_run.storage import storage
 
-    if (reading := _reading_table(workflow)).row_count:
-        yield reading
-    if workflow.train is not None:
-        yield _training_table(workflow.train, workflow)
-    if (benchmark := workflow.benchmark_here()) is not None:
-        yield _benchmark_table(benchmark, workflow)
-    if workflow.plan is None and any(getattr(workflow, name) is not None for name in READERS):
+    def told(shown: Iterator[Table | str]) -> Iterator[Table | str]:
+        try:
+            yield from shown
+        except AigiError as error:
+            if wrong is None:
+                raise
+            wrong.extend(str(error).split("\n"))
+
+    yield from told(_readers(workflow))
+    read_only = any(getattr(workflow, name) is not None for name in READERS)
+    if workflow.plan is None and read_only:
+        if wrong is not None:
+            wrong.extend(line for line in problems(workflow, []) if line not in wrong)
         return
     costs = _costs(workflow)
     lines = estimate(workflow, costs)
@@ -46,8 +57,19 @@ def parts(workflow: Workflow) -> Iterator[Table | str]:
         images = sum(line.images for line in mine)
         open_ended = "" if all(line.counted for line in mine) else "at least "
         yield f"{split}: {open_ended}{images:,} images"
-    yield from storage(workflow, lines)
+    yield from told(storage(workflow, lines))
     yield from _cost_lines(lines, workflow, costs)
+    if wrong is not None:
+        wrong.extend(line for line in problems(workflow, lines) if line not in wrong)
+
+
+def _readers(workflow: Workflow) -> Iterator[Table | str]:
+    if (reading := _reading_table(workflow)).row_count:
+        yield reading
+    if workflow.train is not None:
+        yield _training_table(workflow.train, workflow)
+    if (benchmark := workflow.benchmark_here()) is not None:
+        yield _benchmark_table(benchmark, workflow)
 
 
 def _costs(workflow: Workflow) -> Costs:

@@ -121,10 +121,19 @@ def _cause(
     elsewhere = sum(there.values()) - of.total()
     if not of.total() and elsewhere:
         return (
-            f"All {elsewhere:,} prompts are in other splits: raise split.{split}, or raise "
+            f"All {elsewhere:,} prompts are in other splits: {more_in(split)}, or raise "
             "prompts.select.count, so that some fall into it by chance."
         )
-    return f"Raise prompts.select.count or split.{split}, add caption sources, or lower plan.limit."
+    return (
+        f"Raise prompts.select.count, {more_in(split)}, add caption sources, or lower plan.limit."
+    )
+
+
+def more_in(split: str) -> str:
+    """How a larger share of the prompts comes into a split, in words."""
+    if split == "train":
+        return "lower split.validation or split.test"
+    return f"raise split.{split}"
 
 
 class _Lists(RootModel[dict[str, dict[str, dict[str, Any]]]]):

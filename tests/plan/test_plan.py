@@ -80,7 +80,7 @@ def test_dry_run_prints_the_table_without_torch() -> None:
     code = (
         "import sys\nfrom pipeline.cli import app\n"
         "try:\n    app(['run', 'workflows/regenerate.yaml', '--dry-run'])\n"
-        "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "except SystemExit as stop:\n    assert stop.code == 1, stop.code\n"
         "assert not {'torch', 'diffusers', 'ray', 'datasets', 'transformers'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -89,6 +89,7 @@ def test_dry_run_prints_the_table_without_torch() -> None:
         assert part in done.stdout
     assert "train: 527,971 images" in done.stdout
     assert "test: 210 images" in done.stdout
+    assert "cc12m.tsv: no such file" in done.stderr, "none of its inputs is here"
 
 
 def test_dry_run_and_plan_agree(make_workflow: WorkflowMaker) -> None:
