@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import types
 from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -52,6 +55,31 @@ def near(name: object, names: Iterable[object]) -> str:
     return (
         f'did you mean "{known[found[0]]}"?' if found else f"there are {', '.join(known.values())}"
     )
+
+
+_ENTRIES = 10_000
+"""Names of a folder that are compared with a wrong one."""
+
+
+def near_path(path: str) -> str | None:
+    """The path that may be meant where there is none on this machine; None: none is near."""
+    where = Path(path)
+    while where != where.parent and not where.parent.is_dir():
+        where = where.parent
+    try:
+        names = [one.name for one in islice(os.scandir(where.parent), _ENTRIES)]
+    except OSError:
+        return None
+    suffix = where.suffix
+    # By what is before equal endings, which would make every name alike.
+    stems = {Path(name).stem: name for name in names if Path(name).suffix == suffix}
+    found = difflib.get_close_matches(where.stem, stems, n=1, cutoff=0.7)
+    other = found or difflib.get_close_matches(where.name, names, n=1, cutoff=0.8)
+    if not other:
+        return None
+    meant = where.with_name(stems[found[0]] if found else other[0])
+    rest = Path(path).relative_to(where) if Path(path) != where else Path()
+    return str(meant / rest) if (meant / rest).exists() else str(meant)
 
 
 def lines(model: type[BaseModel], error: ValidationError, noun: str = "setting") -> list[str]:

@@ -89,9 +89,7 @@ def _found(given: str) -> tuple[str, Base | None]:
         raise AigiError(
             f"{given}: no such file. One of this name came with aigi: `aigi run {path.stem}`"
         )
-    beside = [str(one) for one in path.parent.glob(f"*{path.suffix}")] if path.suffix else []
-    nearest = near(given, beside) if beside else ""
-    raise AigiError(f"{given}: no such file" + (f"; {nearest}" if "did you" in nearest else ""))
+    raise AigiError(f"{given}: no such file")
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Workflow:

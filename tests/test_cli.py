@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.conftest import ROOT, aigi
@@ -67,7 +68,7 @@ def test_a_dry_run_says_what_readers_would_read(tmp_path: Path) -> None:
     assert "Benchmark in" in done.stdout
     assert not (tmp_path / "run").exists(), "nothing is made"
     # What the run has yet to make is no error; what lies nowhere is one.
-    plan = {"dataset": str(ROOT / "manifests/demo.yaml")}
+    plan = {"dataset": str(ROOT / "manifests/demo.yaml"), "sources": ["sdxl"]}
     whole = {"run": str(tmp_path / "run"), "plan": plan, "train": readers["train"]}
     workflow.write_text(yaml.safe_dump(whole))
     done = python("-m", "pipeline.cli", "run", str(workflow), "--dry-run")
@@ -98,3 +99,64 @@ def test_a_second_run_in_one_directory_is_refused(tmp_path: Path) -> None:
     with alone(str(tmp_path / "run")), alone(str(tmp_path / "another")), alone("memory://run"):
         pass
     assert "another run" not in aigi("run", str(path)).stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("decode missing.aigi", "missing.aigi: no such file"),
+        ("decode README.md", "README.md: bitstream: not an aigi file"),
+        ("encode missing.png", "missing.png: no such file"),
+        ("encode README.md", "README.md: not a picture"),
+        ("encode --recipe nowhere#x -o x.aigi", "nowhere: no manifest.json"),
+        ("run missing.yaml", "missing.yaml: no such file"),
+        ("preview missing.yaml", "missing.yaml: no such file"),
+        ("probe missing.yaml", "missing.yaml: no such file"),
+        ("sweep missing.yaml", "missing.yaml: no such file"),
+        ("verify nowhere", "nowhere: no manifest.json"),
+        ("publish nowhere --to elsewhere", "nowhere: no manifest.json"),
+        ("diff nowhere elsewhere", "nowhere: no manifest.json"),
+        ("status nowhere", "nowhere: no run here"),
+        ("report nowhere", "nowhere: no run here"),
+        ("merge-reviews a.csv b.csv", "a.csv: no such file"),
+        ("generate --model sdxl --prompts missing.txt", "missing.txt: no such file"),
+        ("generate --model missing --prompts README.md", "README.md: expected .txt"),
+    ],
+)
+def test_files_and_arguments_are_looked_at_before_heavy_libraries(command: str, said: str) -> None:
+    code = (
+        "import sys\nfrom pipeline.cli import app\n"
+        f"try:\n    app({command.split()!r})\n"
+        "except SystemExit as stop:\n    assert stop.code == 1, stop.code\n"
+        "assert not {'torch', 'diffusers', 'ray', 'transformers'} & set(sys.modules)\n"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_missing_file_is_said_with_the_nearest(tmp_path: Path) -> None:
+    from pipeline.cli.show import hinted
+
+    (tmp_path / "captions").mkdir()
+    for name in ("train.csv", "test.csv", "zebra.yaml"):
+        (tmp_path / "captions" / name).touch()
+    there = f"{tmp_path}/captions"
+    for missing, meant in (
+        ("captions/trian.csv", f"{there}/train.csv"),
+        ("capitons/train.csv", f"{there}/train.csv"),
+        ("captoins", there),
+        ("captions/other.csv", None),
+        ("captions/nothing.yaml", None),
+    ):
+        for said in (f"{tmp_path}/{missing}: no such file", f"x.y: {tmp_path}/{missing}: no such "
+                     "file or folder. Correct the path."):  # fmt: skip
+            hint = "" if meant is None else f'. Did you mean "{meant}"?'
+            assert hinted(said) == said.rstrip(".") + hint or (not hint and hinted(said) == said)
+    two = f"a: {there}/trian.csv: no such file\nb: {there}/tets.csv: no such file"
+    assert hinted(two).count("Did you mean") == 2
+    assert hinted("s3://bucket/x: no such file") == "s3://bucket/x: no such file"
+    done = python("-m", "pipeline.cli", "verify", f"{there}/zebro.yaml")
+    assert "Traceback" not in done.stderr
+    done = python("-m", "pipeline.cli", "run", f"{there}/zebar.yaml")
+    assert f'zebar.yaml: no such file. Did you mean "{there}/zebra.yaml"?' in done.stderr

@@ -40,7 +40,10 @@ def encode(
         Path | None, typer.Argument(help="PNG, JPEG, WebP or similar; alpha is blended over white.")
     ] = None,
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="File to write.", show_default="IMAGE.aigi"),
+    ] = None,
     model: Codec = None,
     prompt: Annotated[
         str, typer.Option(help="What the image shows; it is stored in the file.")
@@ -77,6 +80,10 @@ def encode(
 ) -> None:
     """Code an image to an .aigi file with a learned codec, or as what made it."""
     with explained():
+        if out is None:
+            if image is None:
+                raise AigiError("encode: --out FILE is needed beside --recipe without an image")
+            out = image.with_suffix(".aigi")
         if recipe is not None:
             asked: dict[str, object] = {"--prompt": prompt, "--quality": quality, "--bpp": bpp}
             asked |= {"--psnr": psnr, "--effort": effort}
@@ -87,9 +94,6 @@ def encode(
         if image is None:
             raise AigiError("encode: give an image, or what made one: --recipe RELEASE#IMAGE_ID")
         from pipeline.learned.bitstream import MOST_PIXELS, is_lossless, rates
-        from pipeline.learned.codec import load
-        from pipeline.learned.shipped import DEFAULT, shipped
-        from pipeline.learned.targets import coded, meet
         from pipeline.pixels import BadPicture
         from pipeline.pixels import decode as decode_picture
         from pipeline.progress import Progress
@@ -100,6 +104,11 @@ def encode(
             picture = decode_picture(read_file(image), MOST_PIXELS)
         except BadPicture as error:
             raise AigiError(f"{image}: {error}") from None
+        # Only now what takes seconds to import.
+        from pipeline.learned.codec import load
+        from pipeline.learned.shipped import DEFAULT, shipped
+        from pipeline.learned.targets import coded, meet
+
         codec = load(DEFAULT if model is None else model, revision, device, text_folder)
         progress = Progress()
         with progress.steps(f"{image.name}: search") as told:
@@ -132,9 +141,7 @@ def encode(
         elif prompt and codec.text is None:
             talk(f"{codec.name} does not use prompts, so the prompt is not stored")
         which = "" if model is None or model in shipped() else f" --model {model}"
-        # Not the name of the picture itself, which may lie beside the file.
-        decoded = out.with_name(f"{out.stem}-decoded.png")
-        talk(f"next: aigi decode {out}{which} -o {decoded}")
+        talk(f"next: aigi decode {out}{which}")
 
 
 def _decibels(met: Met) -> str:
@@ -157,7 +164,10 @@ def _gain(gain: Gain | None) -> str:
 
 def decode(
     file: Annotated[Path, typer.Argument(help="An .aigi file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file to write.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="PNG file to write.", show_default="FILE-decoded.png"),
+    ] = None,
     model: Codec = None,
     revision: Revision = None,
     text_folder: TextFolder = None,
@@ -172,6 +182,8 @@ def decode(
         from pipeline.learned.shipped import shipped
         from pipeline.pixels import png_bytes
 
+        # Not the name of the image itself, which may be beside the file.
+        out = out or file.with_name(f"{file.stem}-decoded.png")
         data = read_file(file)
         if is_recipe(data):
             refuse({"--revision": revision, "--text": text_folder}, "a recipe")
@@ -184,7 +196,10 @@ def decode(
             if model is not None:
                 talk("a lossless file needs no model")
             return
-        header, _ = unpack(data)
+        try:
+            header, _ = unpack(data)
+        except AigiError as error:
+            raise AigiError(f"{file}: {error}") from None
         if model is None and header.model in shipped():
             model = header.model
         if model is None:

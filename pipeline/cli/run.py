@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.show import Override, Quiet, Trust, dump, explained, show, talk, tell
+from pipeline.cli.show import Override, Quiet, Trust, dump, explained, hinted, show, talk, tell
 from pipeline.execute import FEWER
 from pipeline.progress import Progress
 
@@ -113,7 +113,7 @@ def what_it_takes(workflow: Workflow) -> None:
     for line in asked(workflow):
         tell(f"--trust would be needed for: {line}")
     for line in wrong:
-        talk(f"error: {line}")
+        talk(f"error: {hinted(line)}")
     if wrong:
         raise typer.Exit(1)
 

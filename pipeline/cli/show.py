@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import select
 import signal
 import sys
@@ -83,7 +84,7 @@ def explained() -> Iterator[None]:
         with stoppable():
             yield
     except AigiError as error:
-        print(f"error: {lines(error)}", file=sys.stderr)
+        print(f"error: {lines(hinted(str(error)))}", file=sys.stderr)
         raise typer.Exit(1) from None
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _unread():
@@ -107,6 +108,23 @@ def explained() -> Iterator[None]:
         # A defect, whose traceback may quote a location.
         print(lines(traceback.format_exc()), end="", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+_MISSING = re.compile(r"(?:^|: )(?P<path>[^:\n]+): no such (?:file|folder)[^\n]*")
+
+
+def hinted(text: str) -> str:
+    """A message that also says which file may be meant in place of each that is missing."""
+    if "no such f" not in text:
+        return text
+    from pipeline.complaints import near_path
+
+    def line(found: re.Match[str]) -> str:
+        said = found[0]
+        meant = None if "did you mean" in said else near_path(found["path"].strip())
+        return said if meant is None else f'{said.rstrip(".")}. Did you mean "{meant}"?'
+
+    return _MISSING.sub(line, text)
 
 
 def _unread() -> bool:

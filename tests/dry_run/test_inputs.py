@@ -108,7 +108,7 @@ def test_models_that_cannot_be_loaded(
 
 
 def imported(tmp_path: Path, **source: object) -> Path:
-    size = {"train": {}, "test": {}}
+    size: dict[str, Any] = {"train": {}, "test": {}}
     dataset = {"name": "mine", "title": "Mine", "licence": "MIT", "sources": {
         "own": {"kind": "import", "title": "Own", "licence": "MIT", "model": "x", "splits": size}
     }}  # fmt: skip
