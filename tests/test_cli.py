@@ -63,7 +63,7 @@ def test_a_dry_run_says_what_readers_would_read(tmp_path: Path) -> None:
     done = python("-m", "pipeline.cli", "run", str(workflow), "--dry-run")
     assert done.returncode == 0, done.stderr
     for name, work in (("characteristics", "4 GLCM, colours, png"), ("alignments", "scores: clip")):
-        line = rf"{name} +│ .*mj52 +│ \[drawn\] +│ +3 │ {work}"
+        line = rf"{name} +\| .*mj52 +\| \[drawn\] +\| +3 \| {work}"
         assert re.search(line, done.stdout), done.stdout
     assert "Benchmark in" in done.stdout
     assert not (tmp_path / "run").exists(), "nothing is made"

@@ -8,6 +8,7 @@ import typer
 
 from pipeline import __version__
 from pipeline.cli.codec import decode, encode
+from pipeline.cli.options import scripted
 from pipeline.cli.pages import merge_reviews, report, review
 from pipeline.cli.preview import preview
 from pipeline.cli.probe import probe
@@ -30,7 +31,7 @@ VERBS = (
     report, review, merge_reviews, encode, decode, schema,
 )  # fmt: skip
 for verb in VERBS:
-    app.command()(verb)
+    app.command()(scripted(verb))
 app.add_typer(watermarks, name="watermark")
 
 

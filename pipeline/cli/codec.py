@@ -130,11 +130,17 @@ def encode(
                 found = coded(codec, picture.rgb, prompt, quality, effort, told)
         data = found.data
         write_file(out, data)
-        note = f" ({picture.note})" if picture.note else ""
+        said = f" ({picture.note})" if picture.note else ""
         tell(
             f"{out}: {len(data):,} bytes, {found.bpp:.4f} bpp, "
             f"{rates(data).bpp_without_prompt:.4f} without the prompt, "
-            f"{_decibels(found)}, quality {found.quality:g}{_gain(found.gain)}{note}"
+            f"{_decibels(found)}, quality {found.quality:g}{_gain(found.gain)}{said}",
+            file=str(out),
+            bytes=len(data),
+            bpp=found.bpp,
+            bpp_without_prompt=rates(data).bpp_without_prompt,
+            psnr=None if is_lossless(data) else found.psnr,
+            quality=found.quality,
         )
         if prompt and is_lossless(data):
             talk("a lossless file has no prompt")
@@ -211,4 +217,5 @@ def decode(
 
         picture = load(model, revision, device, text_folder).decode(data)
         write_file(out, png_bytes(picture))
-        tell(f"{out}: {header.width}x{header.height}")
+        size = {"width": header.width, "height": header.height}
+        tell(f"{out}: {header.width}x{header.height}", file=str(out), **size)

@@ -30,7 +30,7 @@ def report(
 
         page, sections = build(Store(run_folder))
         write(page, out)
-        tell(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+        tell(f"{out}: {out.stat().st_size / 1e6:.1f} MB", page=str(out))
         if figures is not None:
             files = charts(sections)
             with reached(on_this_machine(figures)):
@@ -85,7 +85,8 @@ def review(
         build = prompt_review if of is Reviewed.prompts else image_review
         page, shown = build(Store(run_folder), reasons, sample, seed)
         write(page, out)
-        tell(f"{out}: {shown:,} {of.value}, {out.stat().st_size / 1e6:.1f} MB")
+        size = f"{out.stat().st_size / 1e6:.1f} MB"
+        tell(f"{out}: {shown:,} {of.value}, {size}", page=str(out), shown=shown)
         setting = SETTINGS["prompt_id" if of is Reviewed.prompts else "image_id"]
         talk(
             "next: open it in a browser, export decisions.csv, then "
@@ -129,5 +130,9 @@ def merge_reviews(
             )
         tell(
             f"{out}: {len(found.decisions):,} {subject.removesuffix('_id')}s, "
-            f"{len(found.disagreements):,} unsure because people disagree"
-        )
+            f"{len(found.disagreements):,} unsure because people disagree",
+            decisions=len(found.decisions),
+            disagreements=len(found.disagreements),
+            pairs=[{"one": pair.one, "other": pair.other, "both": pair.both, "same": pair.same,
+                    "kappa": pair.kappa} for pair in found.pairs],
+        )  # fmt: skip

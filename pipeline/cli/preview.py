@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.show import Override, Quiet, Trust, explained, show, talk, tell
+from pipeline.cli.show import Override, Quiet, Trust, explained, note, show, talk, tell
 
 if TYPE_CHECKING:
     from pipeline.workflow import Workflow
@@ -66,8 +66,9 @@ def preview(
             out.parent.mkdir(parents=True, exist_ok=True)
             write_file(out, pages.page(store, rows, said).encode())
             write_file(picture, pages.sheet(store))
-        tell(f"page: {out}")
-        tell(f"sheet: {picture}")
+        note(run=few.run, costs=[cost.model_dump(mode="json") for cost in costs])
+        tell(f"page: {out}", page=str(out))
+        tell(f"sheet: {picture}", sheet=str(picture))
         talk(f"next: aigi run {workflow_file}, which takes over what is still the same")
 
 

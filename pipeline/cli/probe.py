@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.show import Override, Quiet, Trust, explained, show, tell
+from pipeline.cli.show import Override, Quiet, Trust, explained, note, show, tell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,6 +58,7 @@ def probe(
             )
             store = Store(workflow.run)
             store.write_json(found.model_dump(mode="json"), PROBE)
+        note(sources=[one.model_dump(mode="json") for one in found.sources])
         show(_table(found))
         for part in parts(workflow):
             show(part)

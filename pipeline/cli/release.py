@@ -13,6 +13,7 @@ from pipeline.cli.show import (
     Target,
     Trust,
     explained,
+    note,
     rows_out,
     show,
     talk,
@@ -81,7 +82,8 @@ def verify(
         wrong = wrong_claims(store, manifest, progress, deep)
         _refuse(wrong, "statements of the release are wrong", "Make the release again.")
         tell("ids, splits, models and licences are what the rows give" + ", pixels too" * deep)
-        tell(f"digest: {digest(store, manifest)}")
+        found = digest(store, manifest)
+        tell(f"digest: {found}", digest=found, name=manifest["name"], version=manifest["version"])
         if pixels:
             from pipeline import settings
             from pipeline import workflow as workflows
@@ -216,12 +218,14 @@ def publish(
             size = sum(change.bytes for change in mine) / 1e6
             table.add_row(what, f"{len(mine):,}", f"{size:,.1f}", mine[0].path if mine else "")
         show(table)
+        note(changes=[{"what": change.what, "path": change.path, "bytes": change.bytes}
+                      for change in changes])  # fmt: skip
         if published is None:
             talk("nothing was sent")
             return
         for (config, split), rows in published.rows.items():
             tell(f"{config}/{split}: {rows:,} rows loaded")
-        tell(published.page or published.url)
+        tell(published.page or published.url, url=published.url, pull_request=published.page)
         if published.page is not None:
             talk(
                 "next: merge it, then run the same command without --pull-request and --revision: "
@@ -269,6 +273,8 @@ def diff(
                 if named[found.what] <= limit:
                     what = f": {found.columns}" if found.columns else ""
                     tell(f"{found.what} {found.config}/{found.split} {found.image_id}{what}")
+        note(counts=[{"what": what, "config": config, "split": split, "rows": count}
+                     for (what, config, split), count in sorted(counts.items())])  # fmt: skip
         for (what, config, split), count in sorted(counts.items()):
             talk(f"{config}/{split}: {count:,} {what}")
         if counts:

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.show import Override, Quiet, Trust, dump, explained, hinted, show, talk, tell
+from pipeline.cli.show import (
+    Override,
+    Quiet,
+    Trust,
+    complain,
+    dump,
+    explained,
+    hinted,
+    note,
+    show,
+    talk,
+    tell,
+)  # fmt: skip
 from pipeline.execute import FEWER
 from pipeline.progress import Progress
 
@@ -112,8 +124,14 @@ def what_it_takes(workflow: Workflow) -> None:
         show(part)
     for line in asked(workflow):
         tell(f"--trust would be needed for: {line}")
+    if workflow.plan is not None:
+        from dataclasses import asdict
+
+        from pipeline.build import estimate
+
+        note(plan=[asdict(line) for line in estimate(workflow)])
     for line in wrong:
-        talk(f"error: {hinted(line)}")
+        complain(hinted(line))
     if wrong:
         raise typer.Exit(1)
 
@@ -127,11 +145,12 @@ def carry_out(workflow: Workflow, quiet: bool, allow_fewer: bool, checks: Checks
     from pipeline.execute import execute
 
     done = execute(workflow, Progress(quiet=quiet), checks, allow_fewer)
+    note(run=workflow.run, lacks=[str(lack) for lack in done.lacks])
     if done.benchmark is not None:
-        tell(f"benchmark: {done.benchmark}")
+        tell(f"benchmark: {done.benchmark}", benchmark=done.benchmark)
     if workflow.release is not None:
         folder = workflow.run.rstrip("/") + "/release"
-        tell(f"release: {folder}")
+        tell(f"release: {folder}", release=folder)
         talk(f"next: aigi verify {folder}")
     _report_lacks(workflow, done.lacks, allow_fewer)
 

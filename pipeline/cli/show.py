@@ -15,6 +15,8 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
@@ -41,6 +43,54 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@dataclass
+class Document:
+    """What a command prints on standard output, for a program.
+
+    Attributes:
+        values: results by name.
+        tables: rows of tables by their titles; each row has its cells by the headings.
+        lines: further lines.
+        errors: what went wrong.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+_document: ContextVar[Document | None] = ContextVar("document", default=None)
+verbose: ContextVar[bool] = ContextVar("verbose", default=False)
+"""Whether an error is shown with what led to it."""
+
+
+@contextmanager
+def documented() -> Iterator[Document]:
+    """Collect what is printed, in place of printing it."""
+    before = _document.set(found := Document())
+    try:
+        yield found
+    finally:
+        _document.reset(before)
+
+
+def note(**values: Any) -> None:
+    """Results by name, as JSON values, for a program that asks for JSON."""
+    if (document := _document.get()) is not None:
+        document.values |= values
+
+
+def complain(text: str) -> None:
+    """Print an error."""
+    if (document := _document.get()) is not None:
+        document.errors.append(lines(text))
+    LOG.info("error: %s", lines(text))  # as an error, logging itself would print it
+    if verbose.get():
+        print(lines(traceback.format_exc()), end="", file=sys.stderr)
+    print(f"error: {lines(text)}", file=sys.stderr)
 
 
 REPEATED = 10.0
@@ -84,13 +134,13 @@ def explained() -> Iterator[None]:
         with stoppable():
             yield
     except AigiError as error:
-        print(f"error: {lines(hinted(str(error)))}", file=sys.stderr)
+        complain(hinted(str(error)))
         raise typer.Exit(1) from None
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _unread():
             raise  # typer knows what that is
         # The outside again: disks and networks have more ways to fail than any list.
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        complain(one_line(error))
         raise typer.Exit(1) from None
     except KeyboardInterrupt as error:
         raise _end(error.number if isinstance(error, Stopped) else signal.SIGINT) from None
@@ -103,13 +153,14 @@ def explained() -> Iterator[None]:
         raise _end(signal.SIGTERM) from None
     except Exception as error:
         if of_machine(error):
-            print(f"error: {one_line(in_short(error))}", file=sys.stderr)
+            complain(one_line(in_short(error)))
             raise typer.Exit(1) from None
         # A defect, whose traceback may quote a location.
         print(lines(traceback.format_exc()), end="", file=sys.stderr)
         raise typer.Exit(1) from None
 
 
+_WIDE = 1 << 16
 _MISSING = re.compile(r"(?:^|: )(?P<path>[^:\n]+): no such (?:file|folder)[^\n]*")
 
 
@@ -169,6 +220,13 @@ def show(part: Table | str) -> None:
     if isinstance(part, str):
         tell(part)
         return
+    if (document := _document.get()) is not None:
+        headings = [str(column.header) or "note" for column in part.columns]
+        cells = zip(*(map(str, column.cells) for column in part.columns), strict=True)
+        rows = [dict(zip(headings, row, strict=True)) for row in cells]
+        document.tables[str(part.title or "table")] = rows
+        return
+    from rich import box
     from rich.console import Console
     from rich.text import Text
 
@@ -181,8 +239,10 @@ def show(part: Table | str) -> None:
 
     for column in part.columns:
         column.overflow = "fold"  # a long name goes on below, and loses nothing
-    # A pipe has no width of its own; never cut a number there.
-    Plain(width=None if sys.stdout.isatty() else 160, soft_wrap=True).print(part)
+    if not sys.stdout.isatty():
+        part.box, part.show_edge = box.MARKDOWN, True  # plain signs, one line a row
+    # A pipe has no width of its own; there, a row is a line, whatever it holds.
+    Plain(width=None if sys.stdout.isatty() else _WIDE, soft_wrap=True).print(part)
 
 
 Trust = Annotated[
@@ -200,10 +260,18 @@ Target = Annotated[
 ]
 
 
-def tell(text: str) -> None:
-    """Print one line of the result, on standard output."""
+def tell(text: str, **values: Any) -> None:
+    """Print one line of the result, on standard output.
+
+    Args:
+        values: as of `note`.
+    """
     LOG.info(one_line(text))
-    print(one_line(text), flush=True)
+    note(**values)
+    if (document := _document.get()) is not None:
+        document.lines.append(one_line(text))
+    else:
+        print(one_line(text), flush=True)
 
 
 def talk(text: str) -> None:

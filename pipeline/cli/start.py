@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.run import AllowFewer, carry_out, what_it_takes
-from pipeline.cli.show import Json, Quiet, dump, explained, show, talk, tell
+from pipeline.cli.show import Json, Quiet, dump, explained, note, show, talk, tell
 
 
 def generate(
@@ -103,6 +103,7 @@ def generate(
             what_it_takes(workflow)
             return
         write(made.file, made.text, over=True)
+        note(workflow=str(made.file))
         talk(f"workflow: {made.file}")
         carry_out(load(made.file), quiet, allow_fewer, Checks(replace=replace_images))
         talk(f"other settings: edit {made.file}, and aigi run {made.file}")
@@ -119,7 +120,7 @@ def new(
         from pipeline.starts.new import new as write_new
 
         file = write_new(name, kind)
-        tell(f"workflow: {file}")
+        tell(f"workflow: {file}", workflow=str(file))
         talk(f"next: edit it, then aigi run {file} --dry-run")
 
 

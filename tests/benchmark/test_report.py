@@ -141,7 +141,7 @@ def test_command_runs_and_plans(tmp_path: Path, pictures: Path) -> None:
     )
     plan = aigi_here("run", str(workflow), "--dry-run")
     assert plan.returncode == 0, plan.stderr
-    assert re.search(r"jpeg\s+│\s+7\s+│\s+4\s+│\s+28", plan.stdout)
+    assert re.search(r"jpeg\s+\|\s+7\s+\|\s+4\s+\|\s+28", plan.stdout)
     assert not (tmp_path / "run").exists()
     done = aigi_here("run", str(workflow))
     assert done.returncode == 0, done.stderr

@@ -179,7 +179,7 @@ def test_the_dry_run_counts_no_gpu_hours(released: Path, server: Server) -> None
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("endpoint") >= 2 and not server.asked
     (line,) = [line for line in done.stdout.splitlines() if "64x64" in line]
-    assert line.rstrip(" │").endswith("endpoint")
+    assert line.rstrip(" |").endswith("endpoint")
 
 
 def test_an_id_is_of_all_that_was_asked_for(released: Path) -> None:

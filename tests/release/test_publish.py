@@ -81,7 +81,7 @@ def test_published_private_tagged_and_loaded_back(
 ) -> None:
     dry = aigi("publish", str(release), "--to", TO, "--dry-run", **hub.environment())
     assert dry.returncode == 0, dry.stderr
-    assert re.search(r"new +│ +\d+ ", dry.stdout) and "nothing was sent" in dry.stderr
+    assert re.search(r"new +\| +\d+ ", dry.stdout) and "nothing was sent" in dry.stderr
     assert not [request for request in hub.requests if request.method in WRITES]
     done = aigi("publish", str(release), "--to", TO, **hub.environment())
     assert done.returncode == 0, done.stderr
@@ -226,7 +226,7 @@ def test_a_version_is_published_once_and_a_new_one_replaces_its_files(
     assert "raise release.version" in done.stderr
     version(release, "1.3.0")
     dry = aigi("publish", str(release), "--to", TO, "--dry-run", **hub.environment())
-    assert re.search(rf"removed +│ +1 .*{re.escape(gone['path'])}", dry.stdout), dry.stdout
+    assert re.search(rf"removed +\| +1 .*{re.escape(gone['path'])}", dry.stdout), dry.stdout
     done = aigi("publish", str(release), "--to", TO, **hub.environment())
     assert done.returncode == 0, done.stderr
     assert whole(hub, release) and whole(hub, release, "v1.3.0")

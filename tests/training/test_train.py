@@ -91,7 +91,7 @@ def test_status_and_report_show_what_was_trained(undisturbed: Path) -> None:
     assert log.validation[-1]["psnr"] == float(rows_of(undisturbed / "validation.csv")[-1]["psnr"])
     done = aigi("status", store.url)
     assert done.returncode == 0, done.stderr
-    assert re.search(rf"{log.name} +│ +60 │ .* {log.curve[-1]['bpp']:.4f} ", done.stdout)
+    assert re.search(rf"{log.name} +\| +60 \| .* {log.curve[-1]['bpp']:.4f} ", done.stdout)
     (told,) = json.loads(aigi("status", store.url, "--json").stdout)
     assert (told["table"], told["step"]) == (f"train/{log.name}", 60)
     page, sections = report(store)
