@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +102,48 @@ def test_exit_codes_are_documented() -> None:
     text = (ROOT / "pipeline" / "cli" / "README.md").read_text()
     rows = dict(re.findall(r"^\| `?(\d+)`? \| (.+?) \|$", text, re.MULTILINE))
     assert {"0", "1", "2", str(FEWER), "4", "130", "143"} <= rows.keys()
+
+
+def completed(folder: Path, words: str) -> list[str]:
+    """What bash completes the last of these words to."""
+    code = "from pipeline.cli import app; app(prog_name='aigi')"
+    environment = {**os.environ, "_AIGI_COMPLETE": "complete_bash", "COMP_WORDS": words,
+                   "COMP_CWORD": str(words.count(" ")), "PYTHONPATH": str(ROOT)}  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment,
+                          capture_output=True, text=True)  # fmt: skip
+    assert not done.stderr, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("aigi gen", ["generate"]),
+        ("aigi run rege", ["regenerate"]),
+        ("aigi run mi", ["mine.yaml"]),
+        ("aigi run sub", ["sub/"]),
+        ("aigi status sub/ru", ["sub/run/"]),
+        ("aigi preview quick", ["quickstart"]),
+        ("aigi generate --model flux", ["flux-schnell"]),
+        ("aigi generate --prompts pro", ["prompts.txt"]),
+        ("aigi new x --kind tr", ["train"]),
+        ("aigi encode --model catc-l", ["catc-light"]),
+        ("aigi run x --set plan.li", ["plan.limit="]),
+        ("aigi run x --set prompts.filt", ["prompts.filters."]),
+        ("aigi run x --set prompts.filters.max_u", ["prompts.filters.max_unsafe="]),
+        ("aigi run x --set plan.sources=[sdxl,flux", ["plan.sources=[sdxl,flux-schnell"]),
+        ("aigi run x --set benchmark.anchor=vv", ["benchmark.anchor=vvc"]),
+        ("aigi run x --set train.network=hyper", ["train.network=hyperprior"]),
+        ("aigi run x --set nothing.here", []),
+    ],
+)
+def test_the_shell_completes(words: str, found: list[str], tmp_path: Path) -> None:
+    (tmp_path / "sub" / "run").mkdir(parents=True)
+    for name in ("mine.yaml", "prompts.txt", ".hidden"):
+        (tmp_path / name).touch()
+    assert completed(tmp_path, words) == found
+
+
+def test_the_shell_completes_sources_of_a_release(finished: tuple[Path, Path]) -> None:
+    words = f"aigi publish {finished[1]} --source s"
+    assert completed(ROOT, words) == ["sd", "sdxl"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import AigiError
+from pipeline.cli import completion
 from pipeline.cli.recipe import Recipe, Trust, decode_recipe, encode_recipe, refuse
 from pipeline.cli.show import explained, read_file, talk, tell
 from pipeline.files import write_file
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 Codec = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", help="Name, folder or Hub id of a codec.", show_default="catc-small"
+        "--model",
+        "-m",
+        help="Name, folder or Hub id of a codec.",
+        show_default="catc-small",
+        autocompletion=completion.codecs,
     ),
 ]
 

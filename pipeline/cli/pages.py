@@ -9,13 +9,19 @@ from typing import Annotated
 import typer
 
 from pipeline import AigiError
+from pipeline.cli import completion
 from pipeline.cli.show import explained, talk, tell
 from pipeline.files import write_file
 from pipeline.outside import on_this_machine, reached
 
 
 def report(
-    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL.")],
+    run_folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Run directory or URL.", autocompletion=completion.places
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file.")] = Path("report.html"),
     figures: Annotated[
         Path | None, typer.Option(help="Also write the charts to this folder, as SVG files.")
@@ -54,7 +60,12 @@ _USUAL = {
 
 
 def review(
-    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL.")],
+    run_folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Run directory or URL.", autocompletion=completion.places
+        ),
+    ],
     of: Annotated[
         Reviewed, typer.Option(help="What to review: the images of a run, or its prompts.")
     ] = Reviewed.images,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli import completion
 from pipeline.cli.show import Override, Quiet, Trust, explained, note, show, talk, tell
 
 if TYPE_CHECKING:
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def preview(
-    workflow_file: Annotated[str, typer.Argument(help="Workflow with a plan: a file, or a name.")],
+    workflow_file: Annotated[
+        str,
+        typer.Argument(
+            help="Workflow with a plan: a file, or a name.", autocompletion=completion.workflows
+        ),
+    ],
     count: Annotated[int, typer.Option(min=1, help="Images of each source, over its splits.")] = 8,
     overrides: Override = None,
     out: Annotated[

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli import completion
 from pipeline.cli.show import Override, Quiet, Trust, explained, note, show, tell
 
 if TYPE_CHECKING:
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def probe(
-    workflow_file: Annotated[str, typer.Argument(help="Workflow with a plan; see workflows/.")],
+    workflow_file: Annotated[
+        str,
+        typer.Argument(
+            help="Workflow with a plan; see workflows/.", autocompletion=completion.workflows
+        ),
+    ],
     overrides: Override = None,
     seconds: Annotated[
         float, typer.Option(min=1, help="Time for each source and size, beside loading.")

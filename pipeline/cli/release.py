@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli import completion
 from pipeline.cli.show import (
     Override,
     Quiet,
@@ -138,7 +139,12 @@ def _print_remade(rows: list[Remade], min_psnr: float | None) -> None:
 
 
 def publish(
-    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run or release folder.")],
+    run_folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Run or release folder.", autocompletion=completion.places
+        ),
+    ],
     to: Annotated[str, typer.Option(help="hf://datasets/ORG/NAME, a folder, or an fsspec URL.")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would change there, then stop.")
@@ -165,6 +171,7 @@ def publish(
             "--source",
             metavar="NAME",
             help="Add or replace this config alone; the others there stay. May be repeated.",
+            autocompletion=completion.sources,
         ),
     ] = None,
     version: Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli import completion
 from pipeline.cli.show import (
     Override,
     Quiet,
@@ -67,7 +68,10 @@ def _report_lacks(workflow: Workflow, found: Sequence[Lack], allowed: bool) -> N
 
 
 def run(
-    workflow_file: Annotated[str, typer.Argument(help="Workflow file; see workflows/.")],
+    workflow_file: Annotated[
+        str,
+        typer.Argument(help="Workflow file; see workflows/.", autocompletion=completion.workflows),
+    ],
     overrides: Override = None,
     dry_run: Annotated[
         bool,
@@ -180,7 +184,10 @@ def demo(
 
 
 def sweep(
-    workflow_file: Annotated[str, typer.Argument(help="Workflow of a run with scores.")],
+    workflow_file: Annotated[
+        str,
+        typer.Argument(help="Workflow of a run with scores.", autocompletion=completion.workflows),
+    ],
     overrides: Override = None,
     examples: Annotated[
         int, typer.Option(min=0, help="Example images to show for each threshold.")

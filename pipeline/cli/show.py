@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline import AigiError
+from pipeline.cli import completion
 from pipeline.execute import Stopped
 from pipeline.faults import in_short, of_machine
 from pipeline.progress import LOG
@@ -35,7 +36,12 @@ if TYPE_CHECKING:
 
 Override = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace one value, e.g. plan.limit=8."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace one value, e.g. plan.limit=8.",
+        autocompletion=completion.settings,
+    ),
 ]
 
 
@@ -255,6 +261,7 @@ Target = Annotated[
     str,
     typer.Argument(
         metavar="TARGET",
+        autocompletion=completion.places,
         help="Release folder, run, or hf://datasets/ORG/NAME@REVISION.",
     ),
 ]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli import completion
 from pipeline.cli.run import AllowFewer, carry_out, what_it_takes
 from pipeline.cli.show import Json, Quiet, dump, explained, note, show, talk, tell
 
@@ -18,11 +19,16 @@ def generate(
             metavar="ID|FOLDER|FILE",
             help="Hub id (ORG/NAME, and @REVISION behind it), a folder, one .safetensors file, or "
             "the name of a source of aigi's specifications, such as sdxl.",
+            autocompletion=completion.models,
         ),
     ],
     prompts: Annotated[
         str,
-        typer.Option(metavar="FILE", help="A .txt with a prompt a line, or a table of prompts."),
+        typer.Option(
+            metavar="FILE",
+            help="A .txt with a prompt a line, or a table of prompts.",
+            autocompletion=completion.places,
+        ),
     ],
     count: Annotated[
         int | None, typer.Option(min=1, help="Images to make; default: one of each prompt.")
@@ -112,7 +118,12 @@ def generate(
 def new(
     name: Annotated[str, typer.Argument(help="Of the workflow file to write: NAME.yaml.")],
     kind: Annotated[
-        str, typer.Option(metavar="KIND", help="generate, import, train or benchmark.")
+        str,
+        typer.Option(
+            metavar="KIND",
+            help="generate, import, train or benchmark.",
+            autocompletion=completion.kinds,
+        ),
     ],
 ) -> None:
     """Write a commented workflow, with its specification in it, ready to be edited."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli import completion
 from pipeline.cli.show import Json, clear, dump, explained, show, talk, tell
 from pipeline.execute import Stopped
 
@@ -24,7 +25,12 @@ between two looks at the files of a run elsewhere."""
 
 
 def status(
-    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Run directory or URL.")],
+    run_folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Run directory or URL.", autocompletion=completion.places
+        ),
+    ],
     as_json: Json = False,
     watch: Annotated[
         bool,
