@@ -171,6 +171,17 @@ def test_every_section_of_a_workflow_is_explained() -> None:
         assert f"| `{name}` |" in WORKFLOWS.read_text()
 
 
+def test_a_wheel_has_types_and_templates_and_no_pictures_of_readmes(site: Path) -> None:
+    package = site / "pipeline"
+    assert (package / "py.typed").is_file() and (package / "data" / "workflows").is_dir()
+    kinds = {file.stem for file in (package / "starts" / "templates").glob("*.yaml")}
+    assert kinds == {"generate", "import", "train", "benchmark"}
+    shown = [file.name for readme in READMES for file in readme.parent.glob("*.*")
+             if file.suffix in (".jpg", ".png", ".webp")]  # fmt: skip
+    assert "sheet-sdxl.jpg" in shown
+    assert not [file for file in package.rglob("*") if file.name in shown]
+
+
 def test_the_settings_reference_is_that_of_the_schema() -> None:
     text = WORKFLOWS.read_text()
     assert text == filled(text, reference(Workflow.model_json_schema())), (
