@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline import AigiError
@@ -26,7 +26,10 @@ _CELL, _GAP, _HEAD, _LINES, _COLUMNS = 224, 10, 26, 3, 6
 """Of the sheet: pixels of a cell, between cells and of a heading; lines of a prompt; columns."""
 _FAILED = Image.new("RGB", (_CELL, _CELL), "#eee")
 MOST = 600
-"""Images of a page or sheet."""
+"""Images of a page or sheet; of each source as many."""
+_COLUMNS_SHOWN = (
+    "source", "split", "shard", "row", "text", "width", "height", "error", "watermark",
+)  # fmt: skip
 
 HEADINGS = ("source", "size", "images", "batch", "s an image", "s to load", "GiB at most", "hours")
 
@@ -64,14 +67,18 @@ def said_of(costs: Sequence[Cost]) -> str:
     return f"On {devices}; memory {memory}; hours of one such device for the whole plan."
 
 
-def _by_source(store: Store) -> dict[str, list[dict[str, Any]]]:
-    table = planned(store).to_pylist()
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in table[:MOST]:
-        found[row["source"]].append(row)
-    if not found:
+def _by_source(store: Store) -> tuple[dict[str, list[dict[str, Any]]], int]:
+    """The first images of each source, as rows, and how many there are in all."""
+    table = planned(store).select(_COLUMNS_SHOWN)
+    names = pc.unique(table["source"]).to_pylist()
+    if not names:
         raise AigiError(f"{store.url}: no images to show")
-    return found
+    each = max(1, MOST // len(names))
+    found = {
+        name: table.filter(pc.equal(table["source"], name)).slice(0, each).to_pylist()
+        for name in names[:MOST]
+    }
+    return found, table.num_rows
 
 
 def _facts(row: Mapping[str, Any]) -> str:
@@ -90,7 +97,7 @@ def page(store: Store, rows: Sequence[Sequence[str]], said: str) -> str:
     Raises:
         AigiError: there are no images, or one is damaged.
     """
-    sources = _by_source(store)
+    sources, whole = _by_source(store)
     galleries, failed = [], []
     for name, images in sources.items():
         shown = [
@@ -109,11 +116,13 @@ def page(store: Store, rows: Sequence[Sequence[str]], said: str) -> str:
         table = Table("Failed images", ("source", "prompt", "error"), failed)
         sections.insert(0, Section("failed", "Failed images", tables=[table]))
     count = sum(len(gallery.pictures) for gallery in galleries)
+    left = whole - sum(map(len, sources.values()))
     return render(
         "report.html",
         run=store.url,
         summary=f"Preview, at full settings: images {counted(count)}, sources {len(sources)}."
-        + (f" {len(failed)} failed." if failed else ""),
+        + (f" {len(failed)} failed." if failed else "")
+        + (f" {counted(left)} more are not shown." if left else ""),
         sections=sections,
         pictures=thumbnails(store, places, _SIDE, _QUALITY),
     )
@@ -127,7 +136,7 @@ def sheet(store: Store) -> bytes:
     Raises:
         AigiError: there are no images, or one is damaged.
     """
-    sources = _by_source(store)
+    sources, _ = _by_source(store)
     every = [row for rows in sources.values() for row in rows if row["width"]]
     small = {
         place: _thumbnail(rgb)

@@ -213,10 +213,10 @@ def captions_of(place: str, column: str | None) -> TextCaptions | TableCaptions:
 
 def _distinct(captions: CaptionSource, most: float) -> int:
     """How many different prompts there are, but not more than are needed."""
-    seen: set[str] = set()
+    seen: set[int] = set()  # a list may have millions
     for _, text, _ in read(captions):
         if text is not None and (prompt := normalise(text)):
-            seen.add(prompt)
+            seen.add(hash(prompt))
             if len(seen) >= most:
                 break
     return len(seen)

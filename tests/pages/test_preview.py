@@ -158,3 +158,14 @@ def test_where_the_page_cannot_be(make_workflow: WorkflowMaker, tmp_path: Path) 
     done = preview(make_workflow(), Path("s3://bucket/p.html"))
     assert done.returncode == 1 and "only a path on this machine" in done.stderr
     assert not os.path.exists(tmp_path / "run-preview")
+
+
+def test_what_a_page_does_not_show_is_said(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MOST", 8)
+    store = Store(str(finished[1]))
+    page = pages.page(store, [], "")
+    assert "images 8, sources 2" in page and "28 more are not shown" in page
+    monkeypatch.undo()
+    assert "not shown" not in pages.page(store, [], "")
