@@ -57,6 +57,12 @@ def near(name: object, names: Iterable[object]) -> str:
     )
 
 
+def hint(name: object, names: Iterable[object]) -> str:
+    """The nearest name, for a message that lists all; empty: none is near."""
+    found = near(name, names)
+    return f"; {found}" if found.startswith("did") else ""
+
+
 _ENTRIES = 10_000
 """Names of a folder that are compared with a wrong one."""
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import AigiError
+from pipeline.complaints import hint
 from pipeline.faults import let_through
 from pipeline.pictures.container import Container
 from pipeline.pictures.names import Absent, check_bytes
@@ -194,7 +195,7 @@ class ParquetPictures(Container):
         if column not in schema.names:
             raise AigiError(
                 f"{self.location}: {column}: no such column. Set text_column to one of: "
-                f"{', '.join(schema.names)}"
+                f"{', '.join(schema.names)}{hint(column, schema.names)}"
             )
         kind = schema.field(column).type
         if not is_text(getattr(kind, "value_type", kind) if is_list(kind) else kind):

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Discriminator, Field, Tag
 
 from pipeline import AigiError
+from pipeline.complaints import hint
 from pipeline.pixels import Format
 from pipeline.plan.specification import (
     Dataset,
@@ -105,6 +106,7 @@ def chosen(dataset: Dataset, plan: Plan) -> list[str]:
             raise AigiError(
                 f"plan.sources: {name!r} is not in {place_of(plan.dataset)}, which has "
                 + ", ".join(dataset.sources)
+                + hint(name, dataset.sources)
             )
     return [name for name in dataset.sources if plan.sources is None or name in plan.sources]
 

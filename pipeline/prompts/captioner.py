@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import AigiError
+from pipeline.complaints import hint
 from pipeline.faults import MachineFault, of_a_name
 from pipeline.models.device import pick_device
 from pipeline.models.hub import Place, loading
@@ -55,7 +56,7 @@ class DatasetPhotos:
         if column not in rows.column_names:
             raise AigiError(
                 f"dataset: {dataset}: {column}: no such column. Set column to one of: "
-                f"{', '.join(rows.column_names)}"
+                f"{', '.join(rows.column_names)}{hint(column, rows.column_names)}"
             )
         if not isinstance(rows.features[column], datasets.Image):
             raise AigiError(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from pipeline import AigiError
+from pipeline.complaints import hint
 
 Row = tuple[int, tuple[Any, ...] | None, str | None]
 """Line (or row, from 1) of a file; the values of the asked columns, or the problem of the row."""
@@ -47,7 +48,10 @@ class Asked(NamedTuple):
         setting = {self.file: "file_column", self.split: "split_column"}.get(column, self.setting)
         what = "more than one column of this name" if column in have else "no such column"
         found = ", ".join(have) or "none"
-        return NoColumn(f"{path}: {column}: {what}. Set {setting} to one of: {found}", column)
+        meant = "" if column in have else hint(column, have)
+        return NoColumn(
+            f"{path}: {column}: {what}. Set {setting} to one of: {found}{meant}", column
+        )
 
     def places(self, path: str, columns: list[str]) -> list[int]:
         """Indices of the columns. Raises AigiError: one is missing, or is there twice."""
