@@ -19,7 +19,7 @@ COPY manifests manifests
 COPY workflows workflows
 RUN python3 -m venv /opt/aigi \
     && /opt/aigi/bin/pip install --no-cache-dir --constraint constraints.txt \
-        '.[codecs,jxl,lora,metrics,s3,train]' \
+        '.[all,codecs,jxl,lora,metrics,s3,train]' \
     && rm -rf /src
 
 # Files in mounted folders belong to whoever is named with --user; models are in the cache.

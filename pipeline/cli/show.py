@@ -152,6 +152,11 @@ def explained() -> Iterator[None]:
         raise _end(error.number if isinstance(error, Stopped) else signal.SIGINT) from None
     except (typer.Exit, typer.Abort):
         raise
+    except ModuleNotFoundError as error:
+        if (name := (error.name or "").partition(".")[0]) in ("", "pipeline"):
+            raise
+        complain(f"this needs the package {name}, which is not installed: pip install 'aigi[all]'")
+        raise typer.Exit(1) from None
     except SystemExit as error:
         # Ray's handler, while Ray starts.
         if error.code != signal.SIGTERM:
