@@ -260,6 +260,18 @@ def test_a_licence_is_that_of_the_models_card(tmp_path: Path, family: Folder) ->
     assert spec.licence == "MIT" and not any("--licence" in line for line in said)
 
 
+@pytest.mark.parametrize(
+    "card", ["", "# No front matter\n", "---\n- a list\n---\n", "---\nlicense"]
+)
+def test_a_card_that_states_no_licence_is_no_error(
+    card: str, tmp_path: Path, family: Folder
+) -> None:
+    folder = shutil.copytree(family("sd"), tmp_path / "model")
+    (folder / "README.md").write_text(card)
+    spec, _, said = made(tmp_path, model=str(folder))
+    assert spec.licence == "not stated" and any("--licence" in line for line in said)
+
+
 def test_distilled_models_are_asked_about(tmp_path: Path, family: Folder) -> None:
     for name in ("sdxl-turbo", "SDXL-Lightning-4step", "Hyper-SD", "some-LCM"):
         folder = shutil.copytree(family("sd"), tmp_path / name)

@@ -106,8 +106,9 @@ def _licence(folder: str) -> str | None:
         with open(os.path.join(folder, "README.md"), encoding="utf-8") as file:
             _, _, rest = file.read(100_000).partition("---\n")
         stated = yaml.safe_load(rest.partition("\n---")[0])
-        found = stated.get("license_name") or stated.get("license")
-        return found if isinstance(found, str) and found.strip() else None
+        if isinstance(stated, dict):
+            found = stated.get("license_name") or stated.get("license")
+            return found if isinstance(found, str) and found.strip() else None
     return None
 
 
