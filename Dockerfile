@@ -1,8 +1,8 @@
 # aigi with all that it needs. For a GPU, name an image that has CUDA's libraries:
 #   docker build -t aigi .
 #   docker build -t aigi:cuda --build-arg BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04 .
-#   docker run --rm -v "$PWD/runs:/work/runs" aigi demo
-#   docker run --rm --gpus all -v "$PWD/runs:/work/runs" -v ~/.cache/huggingface:/cache aigi:cuda run quickstart
+#   docker run --rm -v "$PWD/runs:/data/runs" aigi demo
+#   docker run --rm --gpus all -v "$PWD/runs:/data/runs" -v "$HOME/hub:/cache" aigi:cuda run quickstart
 ARG BASE=debian:bookworm-slim
 FROM ${BASE}
 
@@ -23,9 +23,9 @@ RUN python3 -m venv /opt/aigi \
     && rm -rf /src
 
 # Files in mounted folders belong to whoever is named with --user; models are in the cache.
-ENV PATH=/opt/aigi/bin:$PATH HF_HOME=/cache HOME=/work
-WORKDIR /work
-RUN mkdir -p /cache && chmod 1777 /work /cache
+ENV PATH=/opt/aigi/bin:$PATH HF_HOME=/cache HOME=/data
+WORKDIR /data
+RUN mkdir -p /cache && chmod 1777 /data /cache
 USER 1000:1000
 ENTRYPOINT ["aigi"]
 CMD ["--help"]
