@@ -91,7 +91,7 @@ def run(
     trust: bool = False,
     **overrides: Any,
 ) -> Run:
-    """Run a workflow, as `aigi run` does; see `pipeline.handle.run`.
+    """Run a workflow, as `aigi run` does; what is made already stays, and the same call resumes.
 
     Args:
         workflow: a file, the name of one that came with aigi (`regenerate`), or its sections.
@@ -107,10 +107,11 @@ def run(
         AigiError: what is wrong, and what to do; finished shards are kept.
     """
     from pipeline.handle import run as handle
+    from pipeline.intact import Checks
+    from pipeline.progress import Progress
 
-    return handle(
-        workflow, quiet=quiet, replace=replace, retry_failed=retry_failed, trust=trust, **overrides
-    )
+    checks = Checks(retry=retry_failed, replace=replace)
+    return handle(workflow, overrides, Progress(quiet=quiet), checks, trust)
 
 
 def _own_cache(folder: str) -> dict[str, str]:

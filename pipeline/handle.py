@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from PIL.Image import Image
 
+    from pipeline.intact import Checks
     from pipeline.status import Status
     from pipeline.workflow import Workflow
 
@@ -138,21 +139,16 @@ def workflow_of(workflow: str | Path | Mapping[str, Any], overrides: Mapping[str
 
 def run(
     workflow: str | Path | Mapping[str, Any],
-    /,
-    *,
-    quiet: bool = False,
-    replace: bool = False,
-    retry_failed: bool = False,
-    trust: bool = False,
-    **overrides: Any,
+    overrides: Mapping[str, Any],
+    progress: Progress,
+    checks: Checks,
+    trust: bool,
 ) -> Run:
     """As `pipeline.run`, which says what the arguments are."""
     from pipeline.execute import execute
-    from pipeline.intact import Checks
     from pipeline.release.trust import confirm
 
     found = workflow_of(workflow, overrides)
     confirm(found, trust)
-    checks = Checks(retry=retry_failed, replace=replace)
-    done = execute(found, Progress(quiet=quiet), checks)
+    done = execute(found, progress, checks)
     return Run(found.run, tuple(map(str, done.lacks)), done.benchmark)

@@ -120,23 +120,20 @@ def what_it_takes(workflow: Workflow) -> None:
     Raises:
         typer.Exit: with 1, if something will.
     """
-    from pipeline.dry_run.tables import parts
+    from dataclasses import asdict
+
+    from pipeline.dry_run.tables import Found, parts
     from pipeline.release.trust import asked
 
-    wrong: list[str] = []
-    for part in parts(workflow, wrong):
+    found = Found()
+    for part in parts(workflow, found):
         show(part)
+    note(plan=[asdict(line) for line in found.plan])
     for line in asked(workflow):
         tell(f"--trust would be needed for: {line}")
-    if workflow.plan is not None:
-        from dataclasses import asdict
-
-        from pipeline.build import estimate
-
-        note(plan=[asdict(line) for line in estimate(workflow)])
-    for line in wrong:
+    for line in found.wrong:
         complain(hinted(line))
-    if wrong:
+    if found.wrong:
         raise typer.Exit(1)
 
 

@@ -208,23 +208,13 @@ def _needed(lines: list[Estimate]) -> tuple[dict[str, int], int]:
 
 def _different(sources: tuple[CaptionSource, ...], most: int) -> int | None:
     """How many different captions there are, up to a number; None: nobody knows before."""
-    from pipeline.prompts.captions import BlipCaptions, GrammarCaptions, HubCaptions, read
-    from pipeline.prompts.text import normalise
+    from pipeline.prompts.captions import BlipCaptions, GrammarCaptions, HubCaptions, different
 
     if any(isinstance(source, BlipCaptions | HubCaptions) for source in sources):
         return None
-    seen: set[int] = set()
-    more = 0
-    for source in sources:
-        if isinstance(source, GrammarCaptions):
-            more += source.count
-            continue
-        for _, text, _ in read(source):
-            if text is not None:
-                seen.add(hash(normalise(text)))
-            if len(seen) + more >= most:
-                return most
-    return len(seen) + more
+    drawn = sum(source.count for source in sources if isinstance(source, GrammarCaptions))
+    read = (source for source in sources if not isinstance(source, GrammarCaptions))
+    return drawn + different(read, most - drawn)
 
 
 def _too_few(workflow: Workflow, lines: list[Estimate]) -> Iterator[str]:

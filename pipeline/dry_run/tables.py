@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -21,12 +22,25 @@ if TYPE_CHECKING:
     from pipeline.images.costs import Costs
 
 
-def parts(workflow: Workflow, wrong: list[str] | None = None) -> Iterator[Table | str]:
+@dataclass
+class Found:
+    """What a dry run finds, for programs.
+
+    Attributes:
+        wrong: all that will certainly fail, a line each.
+        plan: the estimate of each source and split; none without a plan.
+    """
+
+    wrong: list[str] = field(default_factory=list)
+    plan: list[Estimate] = field(default_factory=list)
+
+
+def parts(workflow: Workflow, found: Found | None = None) -> Iterator[Table | str]:
     """Tables and lines to print, in order.
 
     Args:
-        wrong: gets a line for all that will certainly fail; None: the first such thing is raised,
-            and inputs are not looked at.
+        found: gets what is found; None: the first thing that will certainly fail is raised, and
+            inputs are not looked at.
 
     Raises:
         AigiError: images that it reads are missing, or it has neither plan nor reader.
@@ -39,15 +53,15 @@ def parts(workflow: Workflow, wrong: list[str] | None = None) -> Iterator[Table 
         try:
             yield from shown
         except AigiError as error:
-            if wrong is None:
+            if found is None:
                 raise
-            wrong.extend(str(error).split("\n"))
+            found.wrong.extend(str(error).split("\n"))
 
     yield from told(_readers(workflow))
     read_only = any(getattr(workflow, name) is not None for name in READERS)
     if workflow.plan is None and read_only:
-        if wrong is not None:
-            wrong.extend(line for line in problems(workflow, []) if line not in wrong)
+        if found is not None:
+            found.wrong.extend(new for new in problems(workflow, []) if new not in found.wrong)
         return
     costs = _costs(workflow)
     lines = estimate(workflow, costs)
@@ -59,8 +73,9 @@ def parts(workflow: Workflow, wrong: list[str] | None = None) -> Iterator[Table 
         yield f"{split}: {open_ended}{images:,} images"
     yield from told(storage(workflow, lines))
     yield from _cost_lines(lines, workflow, costs)
-    if wrong is not None:
-        wrong.extend(line for line in problems(workflow, lines) if line not in wrong)
+    if found is not None:
+        found.plan = lines
+        found.wrong.extend(new for new in problems(workflow, lines) if new not in found.wrong)
 
 
 def _readers(workflow: Workflow) -> Iterator[Table | str]:

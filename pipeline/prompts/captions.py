@@ -6,7 +6,8 @@ ends the run: it comes out with the reason. A file that does not match its `kind
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 
 from pipeline import AigiError
 from pipeline.files import signature
+from pipeline.prompts.text import normalise
 from pipeline.rows import rows, shards
 from pipeline.rows.asked import Asked, texts_of
 from pipeline.rows.lines import blocks, lines
@@ -217,6 +219,22 @@ def read(source: CaptionSource, file: str | None = None) -> Iterator[Row]:
             return _table(file, Asked("caption", setting="column"), source.table, "coco")
         case TableCaptions():
             return _table(file, Asked(source.column, setting="column"), source.table, source.kind)
+
+
+def different(sources: Iterable[CaptionSource], most: float = math.inf) -> int:
+    """How many different prompts sources can give before any filter, counted up to `most`.
+
+    Raises:
+        ValueError, AigiError: as `read`.
+    """
+    seen: set[int] = set()  # there may be millions
+    for source in sources:
+        for _, text, _ in read(source):
+            if len(seen) >= most:
+                return len(seen)
+            if text is not None and (prompt := normalise(text)):
+                seen.add(hash(prompt))
+    return len(seen)
 
 
 def _text(path: str, encoding: str | None) -> Iterator[Row]:

@@ -22,8 +22,7 @@ from pipeline.models.hub import Place
 from pipeline.outside import on_this_machine
 from pipeline.plan import specification
 from pipeline.plan.specification import DiffusersSpec
-from pipeline.prompts.captions import CaptionSource, TableCaptions, TextCaptions, read
-from pipeline.prompts.text import normalise
+from pipeline.prompts.captions import TableCaptions, TextCaptions, different, read
 from pipeline.rows.asked import NoColumn
 from pipeline.rows.rows import ENDINGS, ending_of
 from pipeline.starts.written import Comment, filled, from_file
@@ -108,8 +107,7 @@ def generate(wanted: Wanted, file: Path | None = None) -> Made:
     size = _size(wanted.size)
     file = file or file_of(wanted.out)
     captions = captions_of(wanted.prompts, wanted.column)
-    needed = wanted.count or math.inf
-    prompts = _distinct(captions, needed)
+    prompts = different([captions], wanted.count or math.inf)
     if not prompts:
         raise AigiError(f"--prompts {wanted.prompts}: no prompt in it")
     count = wanted.count or prompts
@@ -204,22 +202,11 @@ def captions_of(place: str, column: str | None) -> TextCaptions | TableCaptions:
             if any(text is not None for _, text, _ in islice(read(found), _LOOKED)):
                 return found
     try:
-        _distinct(tried[0], math.inf)  # says which columns there are
+        different(tried[:1])  # says which columns there are
     except NoColumn as error:
         said = str(error).replace("Set column to one of", "Name it with --column, one of")
         raise AigiError(f"{where}: which column has the prompts? {said}") from None
     return tried[0]
-
-
-def _distinct(captions: CaptionSource, most: float) -> int:
-    """How many different prompts there are, but not more than are needed."""
-    seen: set[int] = set()  # a list may have millions
-    for _, text, _ in read(captions):
-        if text is not None and (prompt := normalise(text)):
-            seen.add(hash(prompt))
-            if len(seen) >= most:
-                break
-    return len(seen)
 
 
 # --- The model -----------------------------------------------------------------------------------
